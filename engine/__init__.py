@@ -1,0 +1,7 @@
+"""PACD Lab's engine: poison, retrain, certify. It imports neither Streamlit nor Plotly (figures alone needs Plotly).
+
+The import line; every module may import only modules to its left (tests/test_line.py):
+
+    streams → config → presets → data → models → smoothing → certification → metrics → training → hypergradient → threat
+            → attacks → records → index → stages → figures → experiment → jobs → __main__
+"""

@@ -1,0 +1,194 @@
+"""The command line: everything that the app can do, on the same run directories."""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from engine import datasets, index, jobs, records
+from engine.config import Config, ConfigError, with_overrides
+from engine.costs import estimate
+from engine.presets import PRESETS
+from engine.records import Run, RunNotFound
+
+OK, FAILED, BAD_INPUT = 0, 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. Returns 0, 1 if a run failed or was cancelled, 2 with one line on standard error for bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except (ConfigError, RunNotFound, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine", description="PACD Lab: poison, retrain, certify.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=function)
+        if name != "presets":
+            added.add_argument("--runs-root", type=Path, default=records.default_root(), help="default: runs/ or PACD_RUNS")
+        return added
+
+    run = command("run", _run, "Run one experiment; its report goes to standard output, progress to standard error.")
+    run.add_argument("--preset", default="quick", metavar="NAME", help=f"one of {', '.join(PRESETS)} (default: quick)")
+    run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field, dotted; repeatable")
+    run.add_argument("--data-root", type=Path, default=None, help="folder with MNIST/raw (default: data/ or PACD_DATA)")
+    run.add_argument("--json", action="store_true", help="print report.json instead of a summary")
+    run.add_argument("--dry-run", action="store_true", help="check, print configuration and estimate, run nothing")
+
+    presets = command("presets", _presets, "List the presets.")
+    presets.add_argument("--json", action="store_true", help="with their configurations, as JSON")
+
+    runs = command("runs", _runs, "List the runs, newest first; or cancel or delete one.")
+    runs.add_argument("--json", action="store_true")
+    runs.add_argument("--cancel", metavar="ID", help="stop a queued or running run; it keeps what it has")
+    runs.add_argument("--delete", metavar="ID", help="remove a run and what only it uses")
+
+    report = command("report", _report, "Print the report of a run.")
+    report.add_argument("id", help="a run id, or its first digits")
+    report.add_argument("--json", action="store_true")
+
+    work = commands.add_parser("work", help="Do the work of a run directory: what `run` and the app start.")
+    work.add_argument("directory", type=Path)
+    work.set_defaults(command=lambda options: jobs.work(options.directory))
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.preset not in PRESETS:
+        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, got {options.preset!r}")
+    config = with_overrides(PRESETS[options.preset].config, options.set)
+    data_root = options.data_root or datasets.default_root()
+    if options.dry_run:
+        print(json.dumps(_dry_run(config), indent=1))
+        return OK
+    datasets.fetch(config.dataset, data_root)
+    run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=options.preset)
+    try:
+        _follow(run)
+    except KeyboardInterrupt:
+        print("\ncancelling; what is finished stays in the run's directory", file=sys.stderr)
+        jobs.stop_now(run)
+    status = run.status()
+    if status.state != "done":
+        reason = f": {status.error}" if status.error else ""
+        print(f"run {run.id} {status.state}{reason}. Its directory: {run.directory}", file=sys.stderr)
+        return FAILED
+    _print_report(run, as_json=options.json)
+    return OK
+
+
+def _dry_run(config: Config) -> dict:
+    expected = estimate(config, device="cpu")
+    return {
+        "run_id": records.run_id(config),
+        "config": config.model_dump(mode="json"),
+        "estimate": {"seconds": round(expected.seconds), "memory_bytes": round(expected.memory_bytes), "device": "cpu"},
+    }
+
+
+def _follow(run: Run) -> None:
+    """Shows a run's progress on standard error until it ends."""
+    live = sys.stderr.isatty()
+    shown = ""
+    while (status := run.status()).active:
+        if status.state == "queued":
+            line = f"queued behind {jobs.queue_position(run)} run(s)"
+        else:
+            eta = "" if status.eta_seconds is None else f", about {status.eta_seconds:.0f} s left"
+            line = f"{status.fraction:4.0%} {status.phase}{eta}   {status.detail}"
+        if live:
+            print(f"\r{line[: shutil.get_terminal_size().columns - 1]:<100}", end="", file=sys.stderr, flush=True)
+        elif line.split("   ")[0] != shown:
+            shown = line.split("   ")[0]
+            print(line, file=sys.stderr, flush=True)
+        time.sleep(0.5 if live else 2)
+    if live:
+        print(file=sys.stderr)
+
+
+def _print_report(run: Run, *, as_json: bool) -> None:
+    report = run.report
+    if report is None:
+        raise RunNotFound(f"run {run.id} has no report yet: it is {run.status().state}")
+    print(json.dumps(report) if as_json else records_summary(report))
+
+
+def records_summary(report: dict) -> str:
+    """A report in a few lines of plain text."""
+    config, settings = report["config"], report["config"]["certification"]
+    lines = [
+        f"run {report['run_id']}  preset {report['preset']}  {report['dataset_note']}",
+        f"digit {config['threat']['target_class']}, epsilon {config['threat']['epsilon']} (L∞), sigma {config['sigma']}, "
+        f"{config['procedure']} training, {config['victim_seeds']} victims an arm, n = {settings['n']}, "
+        f"alpha = {settings['alpha']}",
+        "",
+        f"{'arm':<16}{'ACR target (L2)':>20}{'ACR all':>18}{'accuracy target':>18}{'drop of ACR target':>22}",
+    ]
+
+    def text(value: dict | None, form: str = ".3f") -> str:
+        if not value or value["mean"] is None:
+            return "–"
+        spread = "" if value["sd"] is None else f" ± {value['sd']:{form}}"
+        return f"{value['mean']:{form}}{spread}"
+
+    for arm, values in report["arms"].items():
+        acr, accuracy = values["average_certified_radius"], values["accuracy"]
+        drop = text(report["relative_drop"].get(arm), ".0%")
+        lines.append(f"{arm:<16}{text(acr['target']):>20}{text(acr['all']):>18}{text(accuracy['target']):>18}{drop:>22}")
+    lines += ["", f"± is the standard deviation over victims. Radii are capped at {report['radius_cap']:.3f} by n and alpha."]
+    return "\n".join(lines)
+
+
+def _presets(options: argparse.Namespace) -> int:
+    if options.json:
+        print(json.dumps({name: preset.config.model_dump(mode="json") for name, preset in PRESETS.items()}, indent=1))
+        return OK
+    for preset in PRESETS.values():
+        expected = estimate(preset.config, device="cpu")
+        print(f"{preset.name:<16}{preset.sentence}\n{'':<16}about {_duration(expected.seconds)} on this machine's CPU")
+    return OK
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _runs(options: argparse.Namespace) -> int:
+    if options.cancel:
+        jobs.stop_now(records.find(options.runs_root, options.cancel))
+        return OK
+    if options.delete:
+        jobs.delete(records.find(options.runs_root, options.delete))
+        return OK
+    rows = index.rows(options.runs_root)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return OK
+    for row in rows:
+        drop = "" if row["drop_poisoned"] is None else f"drop {row['drop_poisoned']:.0%}"
+        print(
+            f"{row['id']}  {row['state']:<10}{row['preset'] or '':<16}{row['dataset']:<8}digit {row['target_class']}  "
+            f"epsilon {row['epsilon']:<6}sigma {row['sigma']:<6}seed {row['seed']:<6}{drop}  {row['name']}"
+        )
+    return OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    _print_report(records.find(options.runs_root, options.id), as_json=options.json)
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Attacks, one per file: the bilevel attack and the controls at the same budget."""

@@ -1,0 +1,126 @@
+"""CERTIFY of Cohen et al.: from votes under noise to an L2 radius that holds with a stated probability."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import beta, norm
+from torch import Tensor
+
+from engine.smoothing import Classifier, noisy_class_counts
+
+ABSTAIN = -1
+
+
+def lower_confidence_bound(n_top: np.ndarray | int, *, n: int, alpha: float) -> np.ndarray:
+    """One-sided Clopper–Pearson bound: P[f(x + noise) = selected class] is below it with probability ≤ alpha.
+
+    Args:
+        n_top: of n draws, those that voted for the selected class; any shape.
+    Returns: float64 of n_top's shape, in [0, alpha^(1/n)].
+    """
+    votes = np.asarray(n_top)
+    if n < 1 or ((votes < 0) | (votes > n)).any():
+        raise ValueError(f"n_top must be in [0, n] and n at least 1, got n_top {n_top} and n {n}")
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"alpha must be in (0, 0.5), got {alpha}")
+    # beta.ppf is nan at 0 votes, where the bound is 0
+    return np.where(votes > 0, beta.ppf(alpha, np.maximum(votes, 1), n - votes + 1), 0.0)
+
+
+def certified_radius(n_top: np.ndarray | int, *, n: int, sigma: float, alpha: float) -> np.ndarray:
+    """L2 radius around x inside which g's answer cannot change, or 0 where g must abstain.
+
+    Args:
+        n_top: votes for the selected class among n fresh draws; any shape.
+        sigma: noise level, standard deviation in pixel units of [0, 1].
+        alpha: the radius is too large with probability ≤ alpha, for this one point.
+    Returns: float64 of n_top's shape, pixel units, in [0, radius_cap].
+    Source: Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918, Theorem 1 with p_B = 1 − p_A.
+    """
+    p_lower = lower_confidence_bound(n_top, n=n, alpha=alpha)
+    return np.where(p_lower > 0.5, sigma * norm.ppf(np.maximum(p_lower, 0.5)), 0.0)
+
+
+def radius_cap(*, n: int, sigma: float, alpha: float) -> float:
+    """The largest radius that n draws can certify, reached when all vote alike: sigma·Φ⁻¹(alpha^(1/n)), or 0."""
+    return float(certified_radius(n, n=n, sigma=sigma, alpha=alpha))
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The raw outcome of CERTIFY for one image; radii at any n' ≤ n and alpha follow from it (row by row)."""
+
+    selection: Tensor  # int64 [K], votes of the n0 selection draws
+    estimation: Tensor  # int64 [K], votes of the n estimation draws
+
+    @property
+    def selected_class(self) -> int:
+        return int(self.selection.argmax())
+
+
+def count_votes(
+    base_classifier: Classifier,
+    images: Tensor,
+    *,
+    sigma: float,
+    n0: int,
+    n: int,
+    num_classes: int,
+    batch_size: int,
+    generators: Iterable[torch.Generator],
+) -> Iterator[Votes]:
+    """Yields, image by image, the votes of n0 selection draws and of n fresh estimation draws.
+
+    Args:
+        images: [N, C, H, W] in [0, 1].
+        generators: one per image, so that an image's noise depends neither on the others nor on batch_size.
+    """
+    for image, generator in zip(images, generators, strict=True):
+        selection, estimation = (
+            noisy_class_counts(
+                base_classifier,
+                image,
+                draws,
+                sigma=sigma,
+                num_classes=num_classes,
+                batch_size=batch_size,
+                generator=generator,
+            )
+            for draws in (n0, n)
+        )
+        yield Votes(selection, estimation)
+
+
+def certify(
+    base_classifier: Classifier,
+    image: Tensor,
+    *,
+    sigma: float,
+    n0: int,
+    n: int,
+    alpha: float,
+    num_classes: int,
+    batch_size: int = 100,
+    generator: torch.Generator,
+) -> tuple[int, float]:
+    """(class of the smoothed classifier g at this image [C, H, W], its certified L2 radius), or (ABSTAIN, 0.0).
+
+    With probability ≥ 1 − alpha over the noise: g abstains, or its answer is constant within the radius.
+    Source: Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918, CERTIFY.
+    """
+    (votes,) = count_votes(
+        base_classifier,
+        image.unsqueeze(0),
+        sigma=sigma,
+        n0=n0,
+        n=n,
+        num_classes=num_classes,
+        batch_size=batch_size,
+        generators=[generator],
+    )
+    radius = float(
+        certified_radius(int(votes.estimation[votes.selected_class]), n=n, sigma=sigma, alpha=alpha)
+    )
+    return (votes.selected_class, radius) if radius > 0 else (ABSTAIN, 0.0)

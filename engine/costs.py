@@ -1,0 +1,90 @@
+"""How much work a configuration is, and what that means in seconds and memory before anything has run."""
+
+import os
+from dataclasses import dataclass
+
+from engine.config import AttackConfig, Config
+from engine.records import ARMS
+
+# One unit is the forward pass of one image through the 20-50-500 LeNet. Measured on two CPU cores; see benchmarks.
+RELATIVE_COST = {"lenet": 1.0, "lenet-narrow": 0.4}
+BACKWARD, HESSIAN_VECTOR = 2.0, 8.0  # in forward passes
+UNITS_PER_SECOND = {"cpu": 14_000.0, "cuda": 1_500_000.0}  # per worker
+MOST_WORKERS = 8
+STARTUP_SECONDS = 6.0
+BASE_MEMORY = 0.8e9  # bytes: torch, torchvision and the data set
+BYTES_PER_IMAGE = {"lenet": 0.5e6, "lenet-narrow": 0.25e6}  # of a minibatch whose second derivatives are taken
+
+
+@dataclass
+class Work:
+    """Work of the three kinds of stage, in units."""
+
+    poison: float = 0.0
+    train: float = 0.0
+    certify: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.poison + self.train + self.certify
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take. Rough: within a factor of two on a machine of this kind."""
+
+    seconds: float
+    memory_bytes: float
+
+
+def work_of(config: Config) -> Work:
+    """The whole run's work, nothing reused."""
+    victims = len(ARMS) * config.victim_seeds
+    return Work(work_of_attack(config.attack), victims * work_of_training(config), victims * work_of_votes(config))
+
+
+def work_of_attack(attack: AttackConfig) -> float:
+    images = attack.clean_batch + attack.poison_batch
+    first = 1 + BACKWARD
+    lives = -(-attack.upper_steps // attack.restart_every)
+    upper = attack.upper_batch * attack.upper_noise * first
+    if attack.linear_solver == "adam":  # a new system for each linear step, and two products
+        linear = attack.linear_steps * (upper + images * (first + 2 * HESSIAN_VECTOR)) + images * HESSIAN_VECTOR
+    else:
+        linear = upper + images * (first + (attack.linear_steps + 1) * HESSIAN_VECTOR)
+    step = images * first * attack.lower_steps + linear + images * (first + HESSIAN_VECTOR)
+    warmup = lives * attack.warmup_steps * images * first
+    return RELATIVE_COST[attack.surrogate] * (attack.upper_steps * step + warmup)
+
+
+def work_of_training(config: Config) -> float:
+    """One victim's training."""
+    return RELATIVE_COST[config.architecture] * config.training.epochs * config.data.train_size * (1 + BACKWARD)
+
+
+def work_of_votes(config: Config) -> float:
+    """One victim's votes."""
+    settings = config.certification
+    images = settings.target_images + 9 * settings.other_images
+    return RELATIVE_COST[config.architecture] * images * (settings.n0 + settings.n)
+
+
+def workers_for(device: str) -> int:
+    """Threads that compute: one per CPU that this process may use, one on a GPU."""
+    if device == "cuda":
+        return 1
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, MOST_WORKERS)
+
+
+def estimate(config: Config, *, device: str) -> Estimate:
+    """Wall seconds and peak memory of the whole run, nothing reused."""
+    workers = workers_for(device)
+    work, rate = work_of(config), UNITS_PER_SECOND[device]
+    victims = work.train + work.certify
+    # the attack is one worker's task, and half of the victims have to wait for it
+    wall = max((work.poison + victims) / workers, work.poison + victims / 2 / workers)
+    attack = config.attack
+    images = attack.clean_batch + attack.poison_batch + attack.upper_batch * attack.upper_noise / 2
+    memory = BASE_MEMORY + images * BYTES_PER_IMAGE[attack.surrogate] + workers * 150e6
+    return Estimate(STARTUP_SECONDS + wall / rate, memory)

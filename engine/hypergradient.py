@@ -1,0 +1,179 @@
+"""Gradients through the solution of a lower-level problem: d f(w*(x)) / dx where w*(x) = argmin_w g(w, x).
+
+Implicit differentiation gives  df/dx = f_x − g_xw · p  with  (g_ww + damping·I) p = f_w.  Losses are any callables of
+(weights, x); both arguments are single tensors, weights a vector [W]. This module knows neither images nor networks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (weights [W], x) → scalar
+Operator = Callable[[Tensor], Tensor]  # a symmetric linear map [W] → [W]
+System = Callable[[], tuple[Operator, Tensor]]  # draws (g_ww, f_w); with noisy losses each call may differ
+
+
+class LinearSolution(NamedTuple):
+    solution: Tensor  # p [W]
+    relative_residual: float  # |(H + damping·I) p − b| / |b|, of the last system drawn
+
+
+class Adam:
+    """Adam in TensorFlow's form, whose epsilon is not bias-corrected; it updates a whole tensor or chosen rows of it.
+
+    With per_row, moments and step counts belong to the rows: one that is not in a batch keeps its own.
+    Source: Kingma and Ba 2015, arXiv:1412.6980, end of Section 2 ("epsilon hat").
+    """
+
+    def __init__(self, like: Tensor, *, learning_rate: float, per_row: bool = False) -> None:
+        self.first = torch.zeros_like(like)
+        self.second = torch.zeros_like(like)
+        self.steps = torch.zeros(like.shape[0] if per_row else 1, dtype=like.dtype, device=like.device)
+        self.learning_rate = learning_rate
+
+    def step(self, gradient: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The change to add to x[rows] for this gradient of x[rows]."""
+        steps = self.steps[rows] + 1
+        first = torch.lerp(self.first[rows], gradient, 0.1)
+        second = torch.lerp(self.second[rows], gradient.square(), 0.001)
+        self.steps[rows], self.first[rows], self.second[rows] = steps, first, second
+        rate = self.learning_rate * (1 - 0.999**steps).sqrt() / (1 - 0.9**steps)
+        return -rate.view(-1, *[1] * (gradient.ndim - 1)) * first / (second.sqrt() + 1e-8)
+
+
+def gradient(loss: Loss, weights: Tensor, x: Tensor) -> tuple[float, Tensor]:
+    """(loss, d loss / d weights [W])."""
+    weights = weights.detach().requires_grad_()
+    value = loss(weights, x.detach())
+    return float(value.detach()), grad(value, weights)[0]
+
+
+def hessian(loss: Loss, weights: Tensor, x: Tensor) -> Operator:
+    """v → g_ww v at these weights, by one backward pass each through one kept graph (Pearlmutter 1994)."""
+    weights = weights.detach().requires_grad_()
+    (first,) = grad(loss(weights, x.detach()), weights, create_graph=True)
+    return lambda vector: grad(first, weights, vector, retain_graph=True)[0]
+
+
+def cross_term(loss: Loss, weights: Tensor, x: Tensor, vector: Tensor) -> Tensor:
+    """g_xw · vector, of x's shape."""
+    weights, x = weights.detach().requires_grad_(), x.detach().requires_grad_()
+    (first,) = grad(loss(weights, x), weights, create_graph=True)
+    return grad(first, x, vector)[0]
+
+
+def adam_on_residual(
+    system: System, start: Tensor, *, steps: int, damping: float, adam: Adam
+) -> LinearSolution:
+    """Adam on ‖H p + damping·p − b‖², with a system drawn afresh for every step, as PACD's code solves it.
+
+    Two Hessian-vector products a step (the gradient is 2 (H + damping·I) r, r the residual) and one for the last residual.
+    """
+    solution = start
+    for _ in range(steps):
+        operator, target = system()
+        residual = operator(solution) + damping * solution - target
+        solution = solution + adam.step(2 * (operator(residual) + damping * residual))
+    residual = operator(solution) + damping * solution - target
+    return LinearSolution(solution, float(residual.norm() / target.norm()))
+
+
+def conjugate_gradient(system: System, start: Tensor, *, steps: int, damping: float) -> LinearSolution:
+    """At most `steps` steps of conjugate gradients on one system drawn once; one Hessian-vector product a step, and one.
+
+    The damped Hessian must be positive definite along the search; where it is not, the search stops there
+    (Steihaug 1983) and what was reached is returned with its residual.
+    """
+    operator, target = system()
+    solution = start
+    residual = target - operator(solution) - damping * solution
+    direction, size = residual, residual.dot(residual)
+    for _ in range(steps):
+        if size == 0:
+            break
+        image = operator(direction) + damping * direction
+        curvature = direction.dot(image)
+        if curvature <= 0:
+            break
+        length = size / curvature
+        solution = solution + length * direction
+        residual = residual - length * image
+        previous, size = size, residual.dot(residual)
+        direction = residual + size / previous * direction
+    return LinearSolution(solution, float(residual.norm() / target.norm()))
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """d upper / d x at the current approximate lower-level solution, with what is known about its quality."""
+
+    gradient: Tensor  # of x's shape
+    upper_loss: float
+    relative_residual: float
+
+
+class ApproxGrad:
+    """The alternating bilevel method of PACD: weights and p are carried from one upper step to the next.
+
+    An upper step is `descend` (lower_steps of Adam on the lower loss) and then `hypergradient` (linear_steps on the
+    linear system, warm-started, and one cross term); what to do with the gradient is the caller's.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        *,
+        linear_solver: str,
+        linear_steps: int,
+        damping: float,
+        weights_learning_rate: float,
+        linear_learning_rate: float,
+    ) -> None:
+        self.weights = weights
+        self.p = torch.zeros_like(weights)
+        self._adam_weights = Adam(weights, learning_rate=weights_learning_rate)
+        self._adam_linear = Adam(weights, learning_rate=linear_learning_rate)
+        self._solver, self._steps, self._damping = linear_solver, linear_steps, damping
+
+    def descend(self, lower_loss: Loss, x: Tensor, *, steps: int) -> float:
+        """Adam steps of the weights on the lower loss; returns its value before the last of them."""
+        value = float("nan")
+        for _ in range(steps):
+            value, first = gradient(lower_loss, self.weights, x)
+            self.weights = self.weights + self._adam_weights.step(first)
+        return value
+
+    def hypergradient(self, lower_loss: Loss, upper_loss: Loss, x: Tensor) -> Hypergradient:
+        """Improves p on the linear system at the current weights and returns −g_xw · p (PACD's f_x is zero)."""
+        value = float("nan")
+
+        def system() -> tuple[Operator, Tensor]:
+            nonlocal value
+            value, target = gradient(upper_loss, self.weights, x)
+            return hessian(lower_loss, self.weights, x), target
+
+        if self._solver == "adam":
+            solved = adam_on_residual(
+                system, self.p, steps=self._steps, damping=self._damping, adam=self._adam_linear
+            )
+        else:
+            solved = conjugate_gradient(system, self.p, steps=self._steps, damping=self._damping)
+        self.p = solved.solution
+        indirect = cross_term(lower_loss, self.weights, x, self.p)
+        return Hypergradient(-indirect, value, solved.relative_residual)
+
+
+def exact(lower_loss: Loss, upper_loss: Loss, weights: Tensor, x: Tensor, *, damping: float = 0.0) -> Tensor:
+    """The hypergradient of x's shape with the damped Hessian built and solved densely: for small problems and tests."""
+    dense = torch.autograd.functional.hessian(lambda w: lower_loss(w, x), weights)
+    assert isinstance(dense, Tensor)
+    identity = torch.eye(weights.numel(), dtype=weights.dtype, device=weights.device)
+    p = torch.linalg.solve(dense + damping * identity, gradient(upper_loss, weights, x)[1])
+    x = x.detach().requires_grad_()
+    direct = grad(upper_loss(weights.detach(), x), x, allow_unused=True)[0]
+    indirect = cross_term(lower_loss, weights, x, p)
+    return -indirect if direct is None else direct - indirect

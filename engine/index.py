@@ -1,0 +1,86 @@
+"""An SQLite index over the run directories, for lists and searches. It can be deleted at any time: it is rebuilt."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine.records import Run, all_runs
+
+_TABLE = """CREATE TABLE IF NOT EXISTS runs (
+    id TEXT PRIMARY KEY, stamp TEXT, state TEXT, submitted REAL, preset TEXT, dataset TEXT, name TEXT, starred INTEGER,
+    target_class INTEGER, epsilon REAL, sigma REAL, procedure TEXT, seed INTEGER, victim_seeds INTEGER,
+    drop_poisoned REAL, drop_random_noise REAL, drop_shuffled_signs REAL, bytes INTEGER
+)"""
+_STAMPED = ("status.json", "report.json", "notes.json")
+
+
+def rows(root: Path) -> list[dict[str, Any]]:
+    """One row per run, newest first, after bringing the index up to date with the directories."""
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        return _refresh(root)
+    except sqlite3.DatabaseError:  # damaged, of an older layout, or the disk is full: the directories are the truth
+        for path in root.glob("index.sqlite*"):
+            path.unlink(missing_ok=True)
+        return _refresh(root, ":memory:")
+
+
+def _refresh(root: Path, name: str | None = None) -> list[dict[str, Any]]:
+    with _database(name or str(root / "index.sqlite")) as database:
+        database.execute(_TABLE)
+        known = dict(database.execute("SELECT id, stamp FROM runs"))
+        present = set()
+        for run in all_runs(root):
+            present.add(run.id)
+            stamp = _stamp(run)
+            active = known.get(run.id, "").startswith("active")
+            if known.get(run.id) != stamp or active:
+                row = _row(run)
+                row["stamp"] = f"active {stamp}" if row["state"] in ("queued", "running") else stamp
+                marks = ", ".join(f":{column}" for column in row)
+                database.execute(f"INSERT OR REPLACE INTO runs ({', '.join(row)}) VALUES ({marks})", row)
+        for gone in known.keys() - present:
+            database.execute("DELETE FROM runs WHERE id = ?", (gone,))
+        database.commit()
+        return [dict(row) for row in database.execute("SELECT * FROM runs ORDER BY submitted DESC")]
+
+
+@contextmanager
+def _database(name: str) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(name, timeout=10)) as database:
+        database.row_factory = sqlite3.Row
+        database.execute("PRAGMA journal_mode=WAL")
+        yield database
+
+
+def _stamp(run: Run) -> str:
+    """Changes whenever one of the files does that the row is made from."""
+    stats = [(run.directory / name) for name in _STAMPED]
+    return json.dumps([path.stat().st_mtime_ns if path.exists() else 0 for path in stats])
+
+
+def _row(run: Run) -> dict[str, Any]:
+    config = run.read_json("config.json") or {}
+    threat = config.get("threat", {})
+    status, notes, report = run.status(), run.notes, run.report
+    drops = (report or {}).get("relative_drop", {})
+    return {
+        "id": run.id,
+        "state": status.state,
+        "submitted": status.submitted,
+        "preset": run.request.get("preset"),
+        "dataset": config.get("dataset"),
+        "name": notes["name"],
+        "starred": int(notes["starred"]),
+        "target_class": threat.get("target_class"),
+        "epsilon": threat.get("epsilon"),
+        "sigma": config.get("sigma"),
+        "procedure": config.get("procedure"),
+        "seed": config.get("seed"),
+        "victim_seeds": config.get("victim_seeds"),
+        **{f"drop_{arm}": drops.get(arm, {}).get("mean") for arm in ("poisoned", "random_noise", "shuffled_signs")},
+        "bytes": run.disk_bytes(),
+    }

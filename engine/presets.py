@@ -1,0 +1,141 @@
+"""Named starting points: each a configuration with a sentence, and how it differs from the authors' setting."""
+
+from dataclasses import dataclass
+
+from engine.config import (
+    AttackConfig,
+    CertificationConfig,
+    Config,
+    DataConfig,
+    ThreatConfig,
+    TrainingConfig,
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    name: str
+    sentence: str
+    config: Config
+    departs: tuple[str, ...] = ()  # differences from the authors' setting, in words
+
+
+# Mehra et al. 2021, GA on MNIST, as their released code has it: 49 epochs of 55 minibatches in five network lives.
+_AUTHORS_ATTACK = AttackConfig(
+    surrogate="lenet",
+    upper_steps=2695,
+    restart_every=539,
+    lower_steps=10,
+    linear_steps=10,
+    linear_solver="adam",
+    damping=1e-3,
+    clean_batch=900,
+    poison_batch=100,
+    upper_batch=100,
+    upper_noise=20,
+    weights_learning_rate=1e-3,
+    linear_learning_rate=1e-2,
+    poison_learning_rate=0.1,
+)
+
+_QUICK_ATTACK = AttackConfig(
+    surrogate="lenet-narrow",
+    upper_steps=80,
+    restart_every=40,
+    warmup_steps=60,
+    lower_steps=3,
+    linear_steps=1,
+    linear_solver="cg",
+    damping=1e-3,
+    clean_batch=200,
+    poison_batch=100,
+    upper_batch=50,
+    upper_noise=10,
+    weights_learning_rate=1e-3,
+    linear_learning_rate=1e-2,
+    poison_learning_rate=0.1,
+)
+
+_FASTER = (
+    "the attacker differentiates through a narrow LeNet (8-16-100 instead of the victims' 20-50-500): the poison "
+    "has to carry over to the victims' architecture",
+    "one conjugate-gradient step on the linear system per upper step instead of ten Adam steps, so the hypergradient "
+    "is little more than the alignment of the two levels' gradients",
+    "fewer upper steps, lower steps, images and noise draws, and a new surrogate is trained a little before its first "
+    "upper step",
+    "victims see fewer images, train for fewer epochs with a learning rate that falls to zero, and are certified with "
+    "fewer draws, so their radii are smaller and capped lower",
+)
+
+_THREAT = ThreatConfig(target_class=8, epsilon=0.1, poison_fraction=1.0)
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "smoke",
+            "A few seconds on embedded 8×8 digits: does everything work? Its numbers mean little.",
+            Config(
+                dataset="digits",
+                architecture="lenet-narrow",
+                sigma=0.25,
+                threat=_THREAT,
+                data=DataConfig(train_size=800, validation_size=400),
+                attack=_QUICK_ATTACK.model_copy(
+                    update=dict(upper_steps=12, restart_every=12, warmup_steps=60, clean_batch=60, poison_batch=40)
+                ),
+                training=TrainingConfig(epochs=4, batch_size=40, learning_rate=3e-3, decay=True),
+                certification=CertificationConfig(target_images=20, other_images=2, n0=20, n=100, alpha=0.001),
+                victim_seeds=2,
+            ),
+            _FASTER,
+        ),
+        Preset(
+            "quick",
+            "A what-if on MNIST in a minute or two on two CPU cores: three victims for each arm.",
+            Config(
+                dataset="mnist",
+                sigma=0.5,
+                threat=_THREAT,
+                data=DataConfig(train_size=3000, validation_size=5000),
+                attack=_QUICK_ATTACK,
+                training=TrainingConfig(epochs=8, batch_size=50, learning_rate=2e-3, decay=True),
+                certification=CertificationConfig(target_images=100, other_images=4, n0=20, n=400, alpha=0.001),
+                victim_seeds=3,
+            ),
+            _FASTER,
+        ),
+        Preset(
+            "class",
+            "About ten minutes on two cores: more data, better trained victims, more draws, five victims for each arm.",
+            Config(
+                dataset="mnist",
+                sigma=0.5,
+                threat=_THREAT,
+                data=DataConfig(train_size=10_000, validation_size=5000),
+                attack=_QUICK_ATTACK.model_copy(update=dict(upper_steps=300, restart_every=60, linear_steps=3)),
+                training=TrainingConfig(epochs=10, batch_size=100, learning_rate=2e-3, decay=True),
+                certification=CertificationConfig(target_images=200, other_images=10, n0=50, n=1000, alpha=0.001),
+                victim_seeds=5,
+            ),
+            _FASTER,
+        ),
+        Preset(
+            "paper-ga-mnist",
+            "The authors' setting for Gaussian augmentation on MNIST. Meant for a GPU; on a CPU it takes days.",
+            Config(
+                dataset="mnist",
+                sigma=0.5,
+                threat=_THREAT,
+                data=DataConfig(train_size=55_000, validation_size=5000),
+                attack=_AUTHORS_ATTACK,
+                training=TrainingConfig(epochs=101, batch_size=200, learning_rate=1e-3, decay=False),
+                certification=CertificationConfig(
+                    target_images=500, other_images=20, n0=10_000, n=100_000, alpha=0.001
+                ),
+                victim_seeds=5,
+            ),
+            ("images of other classes are certified too, so that damage beside the target class shows",),
+        ),
+    )
+}

@@ -1,0 +1,229 @@
+"""The run directory: the one thing that app, command line and worker share. No torch here, and no pickle anywhere.
+
+    runs/<id>/config.json            canonical JSON; the first 16 hex digits of its SHA-256 are the id
+              request.json           the preset's name, where the data is, when it was asked for
+              env.json               versions, device, commit, time
+              status.json            state, phase, progress, ETA, process, heartbeat, events; replaced atomically
+              metrics.jsonl          what live charts read: one line per upper step or epoch
+              poison.safetensors     delta [P, C, H, W] float32, indices [P] into the original training set
+              evolution.safetensors  delta of a few images after some upper steps: steps [S], delta [S, E, C, H, W]
+              victims/<arm>-<k>.safetensors   weights of the k-th victim of an arm
+              votes/<arm>-<k>.safetensors     its votes under noise, image by image
+              certificates.parquet   one row per arm, victim and test image, with the votes
+              report.json, log.txt, notes.json (name, star, note), cancel (present once asked for)
+    runs/stages/                     the same safetensors files by the hash of all that they depend on (hard links)
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+from pydantic import ValidationError
+from safetensors.numpy import load_file, save
+
+from engine.config import Config
+
+ARMS = ("clean", "poisoned", "random_noise", "shuffled_signs")
+CONTROLS = ("random_noise", "shuffled_signs")
+ACTIVE = ("queued", "running")
+HEARTBEAT_LIMIT = 60.0  # seconds without a heartbeat after which a process that still exists counts as stuck
+
+
+class Cancelled(Exception):
+    """Somebody asked the run to stop."""
+
+
+class RunNotFound(ValueError):
+    """No run of this id, or its directory is not one."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a run is doing. state: queued, running, done, cancelled, failed or lost."""
+
+    state: str
+    phase: str = ""
+    fraction: float = 0.0  # of the whole run's work, in [0, 1]
+    eta_seconds: float | None = None
+    detail: str = ""
+    pid: int | None = None
+    pid_started: float | None = None  # with the pid it names one process for good: pids are used again
+    heartbeat: float = 0.0
+    submitted: float = 0.0
+    started: float | None = None
+    ended: float | None = None
+    error: str | None = None
+    events: tuple[str, ...] = ()
+
+    @property
+    def active(self) -> bool:
+        return self.state in ACTIVE
+
+
+def default_root() -> Path:
+    """Where runs are kept: the environment variable PACD_RUNS, or runs/ beside the project."""
+    return Path(os.environ.get("PACD_RUNS") or Path(__file__).parents[1] / "runs")
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Replaces a file as a whole: a reader sees the old content or the new, whatever happens in between."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, **tensors: np.ndarray) -> None:
+    write_atomically(path, save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory. Reading never writes; a file that is not there yet reads as None or empty."""
+
+    directory: Path
+
+    @property
+    def id(self) -> str:
+        return self.directory.name
+
+    def exists(self) -> bool:
+        return (self.directory / "config.json").is_file()
+
+    @property
+    def config(self) -> Config:
+        try:
+            return Config.model_validate_json((self.directory / "config.json").read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunNotFound(f"run {self.id} has no readable configuration: {error}") from error
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        try:
+            return json.loads((self.directory / name).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        write_atomically(self.directory / name, json.dumps(value, indent=1, allow_nan=False))
+
+    @property
+    def request(self) -> dict[str, Any]:
+        return self.read_json("request.json") or {}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return self.read_json("env.json") or {}
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        return self.read_json("report.json")
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        return {"name": "", "starred": False, "note": ""} | (self.read_json("notes.json") or {})
+
+    def status(self) -> Status:
+        """The recorded status, except that a run whose process is gone reads as lost."""
+        raw = self.read_json("status.json")
+        if raw is None:
+            return Status("lost", error="the run's status cannot be read")
+        status = Status(**{**raw, "events": tuple(raw.get("events", ()))})
+        if status.active and not _process_lives(status):
+            return replace(status, state="lost", error="its process ended without a word (killed, or out of memory)")
+        return status
+
+    def write_status(self, status: Status) -> None:
+        text = json.dumps(asdict(status), allow_nan=False)
+        path = self.directory / "status.json"
+        try:
+            write_atomically(path, text)
+        except OSError:  # a full disk may still have room where the old status stands
+            path.write_text(text)
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        with (self.directory / "metrics.jsonl").open("a") as file:
+            file.write(canonical_json(record) + "\n")
+
+    def metrics(self, kind: str) -> list[dict[str, Any]]:
+        """Records of one kind (attack, training, certification, evolution …) in order of writing."""
+        path = self.directory / "metrics.jsonl"
+        if not path.exists():
+            return []
+        records = (json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))
+        return [record for record in records if record["kind"] == kind]
+
+    def tensors(self, name: str) -> dict[str, np.ndarray] | None:
+        path = self.directory / f"{name}.safetensors"
+        return load_file(path) if path.exists() else None
+
+    def certificates(self) -> pd.DataFrame | None:
+        path = self.directory / "certificates.parquet"
+        return pd.read_parquet(path) if path.exists() else None
+
+    def log_tail(self, lines: int = 200) -> str:
+        path = self.directory / "log.txt"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+    def disk_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.directory.rglob("*") if file.is_file())
+
+
+def run_id(config: Config) -> str:
+    return hashlib.sha256(config.canonical().encode()).hexdigest()[:16]
+
+
+def find(root: Path, identifier: str) -> Run:
+    """The run of this id, or of the one id that begins so.
+
+    Raises: RunNotFound, naming what is wrong.
+    """
+    if not identifier or not all(character in "0123456789abcdef" for character in identifier):
+        raise RunNotFound(f"a run id is up to 16 hexadecimal digits, got {identifier[:40]!r}")
+    matches = [run for run in all_runs(root) if run.id.startswith(identifier)]
+    if len(matches) != 1:
+        raise RunNotFound(f"{'no' if not matches else 'more than one'} run under {root} has id {identifier}")
+    return matches[0]
+
+
+def all_runs(root: Path) -> Iterator[Run]:
+    """Every run under root, in no particular order."""
+    for directory in root.iterdir() if root.is_dir() else ():
+        if len(directory.name) == 16 and (run := Run(directory)).exists():
+            yield run
+
+
+def process_start(pid: int) -> float | None:
+    """When the process started (seconds since the epoch), or None if there is none of this pid."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def _process_lives(status: Status) -> bool:
+    if status.pid is None or status.pid_started is None:
+        return time.time() - status.submitted < HEARTBEAT_LIMIT  # submitted, its process not yet up
+    started = process_start(status.pid)
+    return (
+        started is not None
+        and abs(started - status.pid_started) < 1
+        and time.time() - status.heartbeat < HEARTBEAT_LIMIT
+    )

@@ -1,0 +1,96 @@
+"""The report of a run, made from its certificate table and poison alone."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from engine import metrics
+from engine.certification import radius_cap
+from engine.config import Config
+from engine.records import ARMS
+
+SCOPES = ("target", "all")
+
+
+def certificate_rows(
+    arm: str, victim: int, votes: dict[str, np.ndarray], *, config: Config
+) -> pd.DataFrame:
+    """The certificate table of one victim from its votes: image [N], label [N], weight [N], selection and estimation [N, K]."""
+    selected = votes["selection"].argmax(axis=1)
+    table = pd.DataFrame(
+        {
+            "arm": arm,
+            "victim": victim,
+            "image": votes["image"],
+            "label": votes["label"],
+            "weight": votes["weight"],
+            "selected_class": selected,
+            "n_top": votes["estimation"][np.arange(len(selected)), selected],
+            "n": votes["estimation"].sum(axis=1),
+            "selection_votes": list(votes["selection"]),
+            "estimation_votes": list(votes["estimation"]),
+        }
+    )
+    return metrics.recertify(table, sigma=config.sigma, alpha=config.certification.alpha)
+
+
+def of_scope(table: pd.DataFrame, scope: str, config: Config) -> pd.DataFrame:
+    """The rows of the target class ("target"), or all."""
+    return table[table["label"] == config.threat.target_class] if scope == "target" else table
+
+
+def per_victim(table: pd.DataFrame, value: Any) -> pd.DataFrame:
+    """value(table of one victim) as a frame: a row per victim, a column per arm, nan where a victim is missing."""
+    series = {key: value(part) for key, part in table.groupby(["arm", "victim"], sort=True)}
+    frame = pd.Series(series, dtype=float).unstack(level=0)
+    return frame.reindex(columns=[arm for arm in ARMS if arm in frame.columns])
+
+
+def summary(values: np.ndarray | pd.Series) -> dict[str, Any]:
+    """mean, sample standard deviation (None for one value) and the values themselves, over victim seeds."""
+    finite = [float(v) for v in values if np.isfinite(v)]
+    return {
+        "mean": float(np.mean(finite)) if finite else None,
+        "sd": float(np.std(finite, ddof=1)) if len(finite) > 1 else None,
+        "seeds": finite,
+    }
+
+
+def drops(table: pd.DataFrame, config: Config) -> dict[str, dict[str, Any]]:
+    """Relative drop of the target class's ACR against the clean victim of the same seed, for each other arm present."""
+    acr = per_victim(of_scope(table, "target", config), metrics.average_certified_radius)
+    if "clean" not in acr:
+        return {}
+    return {
+        arm: summary(metrics.relative_drop(acr["clean"].to_numpy(), acr[arm].to_numpy()))
+        for arm in acr.columns
+        if arm != "clean"
+    }
+
+
+def build_report(table: pd.DataFrame, config: Config, **facts: Any) -> dict[str, Any]:
+    """The content of report.json; facts are what a table does not know (id, device, seconds, perturbation …)."""
+    arms: dict[str, Any] = {}
+    for arm, rows in table.groupby("arm", sort=False):
+        arms[str(arm)] = {
+            name: {
+                scope: summary(per_victim(of_scope(rows, scope, config), value)[arm]) for scope in SCOPES
+            }
+            for name, value in (
+                ("average_certified_radius", metrics.average_certified_radius),
+                ("accuracy", metrics.accuracy),
+                ("abstention_rate", metrics.abstention_rate),
+            )
+        }
+    settings = config.certification
+    return {
+        **facts,
+        "config": config.model_dump(mode="json"),
+        "arms": {arm: arms[arm] for arm in ARMS if arm in arms},
+        "relative_drop": drops(table, config),
+        "radius_cap": radius_cap(n=settings.n, sigma=config.sigma, alpha=settings.alpha),
+        "certified_images": {
+            scope: int(of_scope(table, scope, config)["image"].nunique()) for scope in SCOPES
+        },
+    }

@@ -1,0 +1,68 @@
+"""The threat model: who may be changed and by how much, and checks of both that trust no attack."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from torch import Tensor
+
+from engine.data import LabelledImages
+from engine.streams import stream
+
+
+class ThreatModelViolated(ValueError):
+    """A poison left its budget, its labels or the pixel range."""
+
+
+@dataclass(frozen=True)
+class Poison:
+    """Changes to training images: delta [P, C, H, W] float32 and the positions [P] of those images in the training set."""
+
+    delta: Tensor
+    indices: Tensor
+
+    def digest(self) -> str:
+        """SHA-256 of changes and positions: two poisons of one digest are the same poison of one training set."""
+        content = self.delta.cpu().numpy().tobytes() + self.indices.cpu().numpy().tobytes()
+        return sha256(content).hexdigest()
+
+    def apply(self, training: LabelledImages) -> LabelledImages:
+        """The training set with these images changed and every label as it was."""
+        images = training.images.clone()
+        images[self.indices] += self.delta.to(images.device)
+        return LabelledImages(images, training.labels, training.indices)
+
+
+def choose_poison_indices(labels: Tensor, *, target_class: int, poison_fraction: float, seed: int) -> Tensor:
+    """Positions of a random poison_fraction of the target class's training images, ascending."""
+    candidates = (labels == target_class).nonzero().squeeze(1)
+    if len(candidates) == 0:
+        raise ValueError(f"target_class must occur in the training set, got {target_class}, which has no image there")
+    order = torch.randperm(len(candidates), generator=stream(seed, "poison indices"))
+    return candidates[order[: round(poison_fraction * len(candidates))]].sort().values
+
+
+def project_linf(x_poison: Tensor, x_clean: Tensor, *, epsilon: float) -> Tensor:
+    """The nearest images with every pixel within epsilon of the clean one and within [0, 1]."""
+    return torch.clamp(x_poison, (x_clean - epsilon).clamp(min=0), (x_clean + epsilon).clamp(max=1))
+
+
+def check(poison: Poison, training: LabelledImages, *, target_class: int, epsilon: float) -> None:
+    """Raises ThreatModelViolated unless the poison is clean-label, within epsilon (L∞) and gives pixels in [0, 1].
+
+    The tolerance of 1e-6 covers float32 rounding of clean + delta.
+    """
+    if not bool(poison.delta.isfinite().all()):
+        raise ThreatModelViolated("the poison has values that are not finite")
+    if not bool((training.labels[poison.indices] == target_class).all()):
+        raise ThreatModelViolated(f"the poison touches images outside target class {target_class}")
+    if len(poison.indices.unique()) != len(poison.delta):
+        raise ThreatModelViolated("the poison names an image twice, or has not one delta per image")
+    if len(poison.delta) == 0:
+        return
+    largest = float(poison.delta.abs().max())
+    if largest > epsilon + 1e-6:
+        raise ThreatModelViolated(f"the poison changes a pixel by {largest}, more than epsilon = {epsilon}")
+    images = training.images[poison.indices] + poison.delta
+    if float(images.min()) < -1e-6 or float(images.max()) > 1 + 1e-6:
+        raise ThreatModelViolated("the poison leaves the pixel range [0, 1]")

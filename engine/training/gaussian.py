@@ -1,0 +1,16 @@
+"""Gaussian augmentation (GA): cross-entropy on noisy copies. Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918."""
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from engine.smoothing import Classifier, noisy_copies
+from engine.training.base import Procedure
+
+
+def loss(base_classifier: Classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
+    """Mean cross-entropy of f at image + noise, for noise [N, M, C, H, W]."""
+    logits = base_classifier(noisy_copies(images, noise))
+    return cross_entropy(logits, labels.repeat_interleave(noise.shape[1]))
+
+
+PROCEDURE = Procedure(loss, n_noise=1)
