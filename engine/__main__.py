@@ -17,7 +17,7 @@ OK, FAILED, BAD_INPUT = 0, 1, 2
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Returns 0, 1 if a run failed or was cancelled, 2 with one line on standard error for bad input."""
+    """Runs one command. Returns 0; 1 if a run failed or was cancelled; 2, with one line, for bad input."""
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
@@ -34,7 +34,9 @@ def _parser() -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(command=function)
         if name != "presets":
-            added.add_argument("--runs-root", type=Path, default=records.default_root(), help="default: runs/ or PACD_RUNS")
+            added.add_argument(
+                "--runs-root", type=Path, default=records.default_root(), help="default: runs/ or PACD_RUNS"
+            )
         return added
 
     run = command("run", _run, "Run one experiment; its report goes to standard output, progress to standard error.")
@@ -127,8 +129,9 @@ def records_summary(report: dict) -> str:
     config, settings = report["config"], report["config"]["certification"]
     lines = [
         f"run {report['run_id']}  preset {report['preset']}  {report['dataset_note']}",
-        f"digit {config['threat']['target_class']}, epsilon {config['threat']['epsilon']} (L∞), sigma {config['sigma']}, "
-        f"{config['procedure']} training, {config['victim_seeds']} victims an arm, n = {settings['n']}, "
+        f"digit {config['threat']['target_class']}, epsilon {config['threat']['epsilon']} (L∞), "
+        f"sigma {config['sigma']}, {config['procedure']} training, "
+        f"{config['victim_seeds']} victims an arm, n = {settings['n']}, "
         f"alpha = {settings['alpha']}",
         "",
         f"{'arm':<16}{'ACR target (L2)':>20}{'ACR all':>18}{'accuracy target':>18}{'drop of ACR target':>22}",
@@ -143,8 +146,13 @@ def records_summary(report: dict) -> str:
     for arm, values in report["arms"].items():
         acr, accuracy = values["average_certified_radius"], values["accuracy"]
         drop = text(report["relative_drop"].get(arm), ".0%")
-        lines.append(f"{arm:<16}{text(acr['target']):>20}{text(acr['all']):>18}{text(accuracy['target']):>18}{drop:>22}")
-    lines += ["", f"± is the standard deviation over victims. Radii are capped at {report['radius_cap']:.3f} by n and alpha."]
+        lines.append(
+            f"{arm:<16}{text(acr['target']):>20}{text(acr['all']):>18}{text(accuracy['target']):>18}{drop:>22}"
+        )
+    lines += [
+        "",
+        f"± is the standard deviation over victims. Radii are capped at {report['radius_cap']:.3f} by n and alpha.",
+    ]
     return "\n".join(lines)
 
 

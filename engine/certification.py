@@ -120,7 +120,5 @@ def certify(
         batch_size=batch_size,
         generators=[generator],
     )
-    radius = float(
-        certified_radius(int(votes.estimation[votes.selected_class]), n=n, sigma=sigma, alpha=alpha)
-    )
+    radius = float(certified_radius(int(votes.estimation[votes.selected_class]), n=n, sigma=sigma, alpha=alpha))
     return (votes.selected_class, radius) if radius > 0 else (ABSTAIN, 0.0)

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-PROTOCOL_VERSION: Literal[1] = 1  # raise it when the same configuration no longer gives the same numbers: ids and caches follow
+PROTOCOL_VERSION: Literal[1] = (
+    1  # raise it when the same configuration no longer gives the same numbers: ids and caches follow
+)
 
 Architecture = Literal["lenet", "lenet-narrow"]
 TRAINING_IMAGES = {"mnist": 60_000, "digits": 1_437}  # how many the data sets have to be split
@@ -28,14 +30,16 @@ class DataConfig(Settings):
 class ThreatConfig(Settings):
     target_class: int = Field(ge=0, le=9, description="class whose average certified radius the attacker lowers")
     epsilon: float = Field(ge=0, le=1, description="L∞ budget of each poison pixel's change, pixel units of [0, 1]")
-    poison_fraction: float = Field(1.0, ge=0, le=1, description="share of the class's training images that may change")
+    poison_fraction: float = Field(
+        default=1.0, ge=0, le=1, description="share of the class's training images that may change"
+    )
 
 
 class AttackConfig(Settings):
     surrogate: Architecture = Field(description="architecture that the attacker differentiates through")
     upper_steps: int = Field(ge=1, le=100_000, description="updates of a poison minibatch")
     restart_every: int = Field(ge=1, description="upper steps until the surrogate starts again from new weights")
-    warmup_steps: int = Field(0, ge=0, description="lower steps of a new surrogate before its first upper step")
+    warmup_steps: int = Field(default=0, ge=0, description="lower steps of a new surrogate before its first upper step")
     lower_steps: int = Field(ge=1, description="surrogate training steps per upper step")
     linear_steps: int = Field(ge=1, description="steps of the linear solver per upper step")
     linear_solver: Literal["adam", "cg"] = Field(description="adam: as PACD's code, fresh noise in each step; cg")
@@ -47,8 +51,8 @@ class AttackConfig(Settings):
     weights_learning_rate: float = Field(gt=0, description="Adam, surrogate")
     linear_learning_rate: float = Field(gt=0, description="Adam, linear system (unused by cg)")
     poison_learning_rate: float = Field(gt=0, description="Adam, poison, pixel units of [0, 1]")
-    inverse_temperature: float = Field(16.0, gt=0, description="multiplies logits in the soft radius")
-    squeeze: float = Field(1e-3, gt=0, lt=0.5, description="keeps the soft radius finite")
+    inverse_temperature: float = Field(default=16.0, gt=0, description="multiplies logits in the soft radius")
+    squeeze: float = Field(default=1e-3, gt=0, lt=0.5, description="keeps the soft radius finite")
 
 
 class TrainingConfig(Settings):
@@ -71,8 +75,8 @@ class Config(Settings):
 
     protocol_version: Literal[1] = PROTOCOL_VERSION
     dataset: Literal["mnist", "digits"] = Field(description="mnist, or scikit-learn's embedded digits")
-    architecture: Architecture = Field("lenet", description="architecture of the victims")
-    procedure: Literal["gaussian", "standard"] = Field("gaussian", description="how victims are trained")
+    architecture: Architecture = Field(default="lenet", description="architecture of the victims")
+    procedure: Literal["gaussian", "standard"] = Field(default="gaussian", description="how victims are trained")
     sigma: float = Field(gt=0, le=4, description="noise level in attack, training and certification, pixel units")
     threat: ThreatConfig
     data: DataConfig
@@ -80,7 +84,7 @@ class Config(Settings):
     training: TrainingConfig
     certification: CertificationConfig
     victim_seeds: int = Field(ge=1, le=100, description="victims trained from scratch for each arm")
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="every random draw follows from it")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="every random draw follows from it")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":

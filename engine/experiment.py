@@ -4,7 +4,6 @@ Tasks run in a few threads of one torch thread each (faster than torch's own thr
 other work). Every random draw comes from a named stream, so nothing depends on which thread was faster.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -177,9 +176,7 @@ class Experiment:
         self._done.poison = before + whole
         tensors = load_file(path)
         poison = Poison(torch.from_numpy(tensors["delta"]).to(self.device), data.poison_indices)
-        threat.check(
-            poison, data.training, target_class=config.threat.target_class, epsilon=config.threat.epsilon
-        )
+        threat.check(poison, data.training, target_class=config.threat.target_class, epsilon=config.threat.epsilon)
         if reused:
             self._note_reused("poison")
         else:
@@ -296,14 +293,12 @@ class Experiment:
             self._add_work("train", whole / record.steps)
             if record.loss is not None:
                 self.detail = f"victim {name}: epoch {record.epoch} of {config.training.epochs}"
-                self._metric(
-                    "training", victim=name, epoch=record.epoch, loss=record.loss, accuracy=record.accuracy
-                )
+                self._metric("training", victim=name, epoch=record.epoch, loss=record.loss, accuracy=record.accuracy)
             self._check_stop()
         self._add_seconds("train", started)
 
     def _vote(self, model: nn.Module, data: Data, name: str, k: int) -> dict[str, np.ndarray]:
-        """Votes under noise for every image to certify. All arms' k-th victims see the same noise: paired comparisons."""
+        """Votes under noise for every image to certify. All arms' k-th victims see the same noise, to be paired."""
         config, settings, started = self.config, self.config.certification, time.monotonic()
         whole = work_of_votes(config)
         images = data.test.images

@@ -66,12 +66,10 @@ def cross_term(loss: Loss, weights: Tensor, x: Tensor, vector: Tensor) -> Tensor
     return grad(first, x, vector)[0]
 
 
-def adam_on_residual(
-    system: System, start: Tensor, *, steps: int, damping: float, adam: Adam
-) -> LinearSolution:
+def adam_on_residual(system: System, start: Tensor, *, steps: int, damping: float, adam: Adam) -> LinearSolution:
     """Adam on ‖H p + damping·p − b‖², with a system drawn afresh for every step, as PACD's code solves it.
 
-    Two Hessian-vector products a step (the gradient is 2 (H + damping·I) r, r the residual) and one for the last residual.
+    Two Hessian-vector products a step (the gradient is 2 (H + damping·I) r, r the residual), one for the last residual.
     """
     solution = start
     for _ in range(steps):
@@ -83,7 +81,7 @@ def adam_on_residual(
 
 
 def conjugate_gradient(system: System, start: Tensor, *, steps: int, damping: float) -> LinearSolution:
-    """At most `steps` steps of conjugate gradients on one system drawn once; one Hessian-vector product a step, and one.
+    """At most `steps` conjugate-gradient steps on a system drawn once; one Hessian-vector product each, and one.
 
     The damped Hessian must be positive definite along the search; where it is not, the search stops there
     (Steihaug 1983) and what was reached is returned with its residual.
@@ -157,9 +155,7 @@ class ApproxGrad:
             return hessian(lower_loss, self.weights, x), target
 
         if self._solver == "adam":
-            solved = adam_on_residual(
-                system, self.p, steps=self._steps, damping=self._damping, adam=self._adam_linear
-            )
+            solved = adam_on_residual(system, self.p, steps=self._steps, damping=self._damping, adam=self._adam_linear)
         else:
             solved = conjugate_gradient(system, self.p, steps=self._steps, damping=self._damping)
         self.p = solved.solution

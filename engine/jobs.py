@@ -5,6 +5,7 @@ which comes when no run that was submitted earlier is alive and the device's loc
 frees the lock when its holder dies, however it dies.
 """
 
+import contextlib
 import os
 import platform
 import shutil
@@ -238,7 +239,5 @@ def _commit() -> str | None:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)  # the process leads its own group
-    except (ProcessLookupError, PermissionError):
-        pass

@@ -1,4 +1,4 @@
-"""Summaries of certificate tables: every number on screen comes from one of these and a saved table, never from a model.
+"""Summaries of certificate tables: every number on screen comes from these and a saved table, never from a model.
 
 A certificate table has one row per arm, victim and test image, with at least the columns arm, victim, image, label,
 weight, selected_class (of the n0 draws), n_top (its votes among n), n, p_lower, radius, prediction (ABSTAIN included).

@@ -38,9 +38,7 @@ BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
 ARCHITECTURES = tuple(BUILDERS)
 
 
-def build(
-    architecture: str, *, channels: int = 1, num_classes: int = 10, generator: torch.Generator
-) -> nn.Module:
+def build(architecture: str, *, channels: int = 1, num_classes: int = 10, generator: torch.Generator) -> nn.Module:
     """A base classifier with fresh Glorot-uniform weights and zero biases (Keras's defaults, as in PACD's code)."""
     with torch.device("meta"):
         model = BUILDERS[architecture](channels, num_classes)
@@ -66,7 +64,6 @@ def with_weights(model: nn.Module, weights: Tensor) -> Callable[[Tensor], Tensor
     parameters = dict(model.named_parameters())
     pieces = weights.split([parameter.numel() for parameter in parameters.values()])
     named = {
-        name: piece.view(parameter.shape)
-        for (name, parameter), piece in zip(parameters.items(), pieces, strict=True)
+        name: piece.view(parameter.shape) for (name, parameter), piece in zip(parameters.items(), pieces, strict=True)
     }
     return lambda images: torch.func.functional_call(model, named, (images,))

@@ -1,17 +1,17 @@
 """The run directory: the one thing that app, command line and worker share. No torch here, and no pickle anywhere.
 
-    runs/<id>/config.json            canonical JSON; the first 16 hex digits of its SHA-256 are the id
-              request.json           the preset's name, where the data is, when it was asked for
-              env.json               versions, device, commit, time
-              status.json            state, phase, progress, ETA, process, heartbeat, events; replaced atomically
-              metrics.jsonl          what live charts read: one line per upper step or epoch
-              poison.safetensors     delta [P, C, H, W] float32, indices [P] into the original training set
-              evolution.safetensors  delta of a few images after some upper steps: steps [S], delta [S, E, C, H, W]
-              victims/<arm>-<k>.safetensors   weights of the k-th victim of an arm
-              votes/<arm>-<k>.safetensors     its votes under noise, image by image
-              certificates.parquet   one row per arm, victim and test image, with the votes
-              report.json, log.txt, notes.json (name, star, note), cancel (present once asked for)
-    runs/stages/                     the same safetensors files by the hash of all that they depend on (hard links)
+runs/<id>/config.json            canonical JSON; the first 16 hex digits of its SHA-256 are the id
+          request.json           the preset's name, where the data is, when it was asked for
+          env.json               versions, device, commit, time
+          status.json            state, phase, progress, ETA, process, heartbeat, events; replaced atomically
+          metrics.jsonl          what live charts read: one line per upper step or epoch
+          poison.safetensors     delta [P, C, H, W] float32, indices [P] into the original training set
+          evolution.safetensors  delta of a few images after some upper steps: steps [S], delta [S, E, C, H, W]
+          victims/<arm>-<k>.safetensors   weights of the k-th victim of an arm
+          votes/<arm>-<k>.safetensors     its votes under noise, image by image
+          certificates.parquet   one row per arm, victim and test image, with the votes
+          report.json, log.txt, notes.json (name, star, note), cancel (present once asked for)
+runs/stages/                     the same safetensors files by the hash of all that they depend on (hard links)
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ from safetensors.numpy import load_file, save
 
 from engine.config import Config
 
+GALLERY = Path(__file__).parents[1] / "gallery"  # finished runs that come with the project, without weights and votes
 ARMS = ("clean", "poisoned", "random_noise", "shuffled_signs")
 CONTROLS = ("random_noise", "shuffled_signs")
 ACTIVE = ("queued", "running")
+_WITHOUT_PATHS: dict[str, dict[str, Any]] = {"request": {"data_root": None}, "report": {"directory": None}}
 HEARTBEAT_LIMIT = 60.0  # seconds without a heartbeat after which a process that still exists counts as stuck
 
 
@@ -190,13 +192,14 @@ def run_id(config: Config) -> str:
 
 
 def find(root: Path, identifier: str) -> Run:
-    """The run of this id, or of the one id that begins so.
+    """The run of this id, or of the one id that begins so, under root or in the gallery.
 
     Raises: RunNotFound, naming what is wrong.
     """
     if not identifier or not all(character in "0123456789abcdef" for character in identifier):
         raise RunNotFound(f"a run id is up to 16 hexadecimal digits, got {identifier[:40]!r}")
-    matches = [run for run in all_runs(root) if run.id.startswith(identifier)]
+    known = {run.id: run for folder in (GALLERY, root) for run in all_runs(folder)}
+    matches = [run for run in known.values() if run.id.startswith(identifier)]
     if len(matches) != 1:
         raise RunNotFound(f"{'no' if not matches else 'more than one'} run under {root} has id {identifier}")
     return matches[0]
@@ -207,6 +210,23 @@ def all_runs(root: Path) -> Iterator[Run]:
     for directory in root.iterdir() if root.is_dir() else ():
         if len(directory.name) == 16 and (run := Run(directory)).exists():
             yield run
+
+
+def publish(run: Run, folder: Path) -> Run:
+    """A small copy of a finished run: no weights, no votes, changes to images rounded to float16."""
+    copy = Run(folder / run.id)
+    copy.directory.mkdir(parents=True, exist_ok=True)
+    for name in ("config", "request", "env", "status", "report"):
+        copy.write_json(f"{name}.json", (run.read_json(f"{name}.json") or {}) | _WITHOUT_PATHS.get(name, {}))
+    write_atomically(copy.directory / "config.json", run.config.canonical())
+    for name in ("metrics.jsonl", "certificates.parquet"):
+        shutil.copyfile(run.directory / name, copy.directory / name)
+    for name in ("poison", "evolution"):
+        tensors = run.tensors(name)
+        if tensors is not None:
+            small = tensors | {"delta": tensors["delta"].astype(np.float16)}
+            write_tensors(copy.directory / f"{name}.safetensors", **small)
+    return copy
 
 
 def process_start(pid: int) -> float | None:

@@ -13,10 +13,8 @@ from engine.records import ARMS
 SCOPES = ("target", "all")
 
 
-def certificate_rows(
-    arm: str, victim: int, votes: dict[str, np.ndarray], *, config: Config
-) -> pd.DataFrame:
-    """The certificate table of one victim from its votes: image [N], label [N], weight [N], selection and estimation [N, K]."""
+def certificate_rows(arm: str, victim: int, votes: dict[str, np.ndarray], *, config: Config) -> pd.DataFrame:
+    """A victim's certificate table from its votes: image, label, weight [N], selection and estimation [N, K]."""
     selected = votes["selection"].argmax(axis=1)
     table = pd.DataFrame(
         {
@@ -74,9 +72,7 @@ def build_report(table: pd.DataFrame, config: Config, **facts: Any) -> dict[str,
     arms: dict[str, Any] = {}
     for arm, rows in table.groupby("arm", sort=False):
         arms[str(arm)] = {
-            name: {
-                scope: summary(per_victim(of_scope(rows, scope, config), value)[arm]) for scope in SCOPES
-            }
+            name: {scope: summary(per_victim(of_scope(rows, scope, config), value)[arm]) for scope in SCOPES}
             for name, value in (
                 ("average_certified_radius", metrics.average_certified_radius),
                 ("accuracy", metrics.accuracy),
@@ -90,7 +86,5 @@ def build_report(table: pd.DataFrame, config: Config, **facts: Any) -> dict[str,
         "arms": {arm: arms[arm] for arm in ARMS if arm in arms},
         "relative_drop": drops(table, config),
         "radius_cap": radius_cap(n=settings.n, sigma=config.sigma, alpha=settings.alpha),
-        "certified_images": {
-            scope: int(of_scope(table, scope, config)["image"].nunique()) for scope in SCOPES
-        },
+        "certified_images": {scope: int(of_scope(table, scope, config)["image"].nunique()) for scope in SCOPES},
     }

@@ -6,7 +6,6 @@ sharing costs no space, a run directory stays whole on its own, and a stage that
 
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

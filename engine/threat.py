@@ -16,7 +16,7 @@ class ThreatModelViolated(ValueError):
 
 @dataclass(frozen=True)
 class Poison:
-    """Changes to training images: delta [P, C, H, W] float32 and the positions [P] of those images in the training set."""
+    """Changes to training images: delta [P, C, H, W] float32, and the images' positions [P] in the training set."""
 
     delta: Tensor
     indices: Tensor

@@ -1,8 +1,9 @@
 """PACD: clean-label poison that lowers the certified radius of a class, by bilevel optimisation with ApproxGrad.
 
-    min over x_poison of  upper(w*, x_poison)   such that   w* = argmin_w lower(w, x_poison),   ‖x_poison − x_clean‖∞ ≤ ε
+    min over x_poison of upper(w*, x_poison)   with   w* = argmin_w lower(w, x_poison),   ‖x_poison − x_clean‖∞ ≤ ε
 
-upper: mean soft radius of held-out target-class images. lower: the victim's own training loss on clean and poison images.
+upper: mean soft radius of held-out target-class images.
+lower: the victim's own training loss on clean and poison images.
 Source: Mehra, Kailkhura, Chen, Hamm, CVPR 2021, arXiv:2012.01274, Algorithm 1, with the released code's settings.
 """
 
@@ -27,7 +28,7 @@ MOST_RESTARTS = 3  # surrogates that may diverge before the attack gives up
 
 @dataclass(frozen=True)
 class AttackRecord:
-    """One upper step. Losses are of the minibatch just used; delta [P, C, H, W] is a view that the next step changes."""
+    """One upper step. Losses are of the minibatch just used; delta [P, C, H, W] is the whole poison after the step."""
 
     step: int
     steps: int

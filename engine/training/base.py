@@ -85,9 +85,7 @@ def fit(
         yield TrainingRecord((epoch + 1) * batches, steps, epoch + 1, mean, accuracy)
 
 
-def _noisy_accuracy(
-    model: Classifier, data: LabelledImages, *, sigma: float, generator: torch.Generator
-) -> float:
+def _noisy_accuracy(model: Classifier, data: LabelledImages, *, sigma: float, generator: torch.Generator) -> float:
     images, labels = data.images[:EVALUATED], data.labels[:EVALUATED]
     with torch.inference_mode():
         noisy = images + gaussian_noise(tuple(images.shape), sigma=sigma, generator=generator)
