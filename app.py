@@ -1,0 +1,82 @@
+"""PACD Lab, the frame of every page: navigation, the run picker, notices. Start it with: streamlit run app.py"""
+
+import streamlit as st
+
+from engine import jobs
+from pages import _shared
+from pages._shared import RUN_PARAMETER
+
+st.set_page_config(page_title="PACD Lab", page_icon="🧪", layout="wide")
+
+
+@st.cache_resource(show_spinner=False)
+def adopt(root: str) -> int:
+    """Once per server: writes down runs that died with nobody looking. Returns how many are alive."""
+    try:
+        return len(list(jobs.adopt(_shared.runs_root())))
+    except OSError as error:
+        st.warning(f"The runs under {root} cannot be looked through: {error}.")
+        return 0
+
+
+def choose_listed() -> None:
+    if st.session_state["listed_run"]:
+        _shared.choose(st.session_state["listed_run"])
+
+
+def run_picker() -> None:
+    """The open run: its id in a field that the URL carries, and a list that writes into that field."""
+    labels = {row["id"]: _shared.row_label(row) for row in _shared.run_rows()}
+    example = _shared.example_run()
+    place = st.container()
+    identifier = st.text_input(
+        "Open run, by id",
+        key=RUN_PARAMETER,
+        bind="query-params",
+        max_chars=16,
+        placeholder=f"{example.id} (example)" if example else "none",
+        help="Part of this page's address, so a link opens the same run. The first digits are enough.",
+    )
+    wanted = identifier.strip().lower() or (example.id if example else "none")
+    matches = [known for known in labels if known.startswith(wanted)]
+    st.session_state["listed_run"] = matches[0] if len(matches) == 1 else None
+    place.selectbox(
+        "Open run",
+        options=list(labels),
+        format_func=lambda known: labels.get(known, known),
+        key="listed_run",
+        index=None,
+        placeholder="Choose a run",
+        on_change=choose_listed,
+        help="Examples that come with the project, finished, partial and active runs. ε: L∞; σ: standard deviation; "
+        "both in pixel units of [0, 1].",
+    )
+
+
+def device_badge() -> None:
+    device = _shared.expected_device()
+    names = {"cpu": ":material/memory: CPU", "cuda": ":material/developer_board: GPU (CUDA)"}
+    st.badge(f"New runs compute on: {names[device]}", color="gray")
+
+
+def safety_note() -> None:
+    address = st.get_option("server.address")
+    if address in ("localhost", "127.0.0.1", "::1"):
+        st.caption("This app listens on this machine only (localhost), and sends nothing anywhere.")
+    else:
+        st.warning(f"This app listens on {address or 'all network interfaces'}: whoever reaches it can compute here.")
+    st.caption(
+        "For teaching, and for building better defences. Do not poison data that others train on: changing somebody's "
+        "training set without consent does harm and is illegal in many places."
+    )
+
+
+adopt(str(_shared.runs_root()))
+page = _shared.navigation()
+with st.sidebar:
+    st.title("PACD Lab")
+    run_picker()
+    device_badge()
+    safety_note()
+_shared.mnist_notice()
+page.run()

@@ -2,6 +2,7 @@
 
 The import line; every module may import only modules to its left (tests/test_line.py):
 
-    streams → config → presets → data → models → smoothing → certification → metrics → training → hypergradient → threat
-            → attacks → records → index → stages → figures → experiment → jobs → __main__
+    streams → config → presets → datasets → data → models → smoothing → certification → metrics → training
+            → hypergradient → threat → attacks → perception → records → costs → report → index → stages
+            → figures → pictures → experiment → jobs → __main__
 """

@@ -14,6 +14,7 @@ from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
+PROGRESS_EVERY = 5.0  # seconds between lines of progress that nobody sees live
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options)
     except (ConfigError, RunNotFound, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).split(), file=sys.stderr)  # in one line, whatever it was
         return BAD_INPUT
 
 
@@ -45,6 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--data-root", type=Path, default=None, help="folder with MNIST/raw (default: data/ or PACD_DATA)")
     run.add_argument("--json", action="store_true", help="print report.json instead of a summary")
     run.add_argument("--dry-run", action="store_true", help="check, print configuration and estimate, run nothing")
+
+    fetch = commands.add_parser("fetch", help="Put a data set on this machine, from the network if need be.")
+    fetch.add_argument("dataset", choices=list(datasets.DATASETS))
+    fetch.add_argument(
+        "--data-root", type=Path, default=None, help="folder for MNIST/raw (default: data/ or PACD_DATA)"
+    )
+    fetch.set_defaults(command=_fetch)
 
     presets = command("presets", _presets, "List the presets.")
     presets.add_argument("--json", action="store_true", help="with their configurations, as JSON")
@@ -88,6 +96,13 @@ def _run(options: argparse.Namespace) -> int:
     return OK
 
 
+def _fetch(options: argparse.Namespace) -> int:
+    root = options.data_root or datasets.default_root()
+    datasets.fetch(options.dataset, root)
+    print(f"{datasets.DATASETS[options.dataset]}: on this machine ({root})")
+    return OK
+
+
 def _dry_run(config: Config) -> dict:
     expected = estimate(config, device="cpu")
     return {
@@ -98,21 +113,22 @@ def _dry_run(config: Config) -> dict:
 
 
 def _follow(run: Run) -> None:
-    """Shows a run's progress on standard error until it ends."""
+    """Shows a run's progress on standard error until it ends; off a terminal a line per phase, or every few seconds."""
     live = sys.stderr.isatty()
-    shown = ""
+    shown, at = "", 0.0
     while (status := run.status()).active:
         if status.state == "queued":
-            line = f"queued behind {jobs.queue_position(run)} run(s)"
+            behind = jobs.queue_position(run)
+            line = phase = f"queued behind {behind} run(s)" if behind else "starting"
         else:
             eta = "" if status.eta_seconds is None else f", about {status.eta_seconds:.0f} s left"
-            line = f"{status.fraction:4.0%} {status.phase}{eta}   {status.detail}"
+            line, phase = f"{status.fraction:4.0%} {status.phase}{eta}   {status.detail}", status.phase
         if live:
             print(f"\r{line[: shutil.get_terminal_size().columns - 1]:<100}", end="", file=sys.stderr, flush=True)
-        elif line.split("   ")[0] != shown:
-            shown = line.split("   ")[0]
+        elif phase != shown or time.monotonic() - at >= PROGRESS_EVERY:
+            shown, at = phase, time.monotonic()
             print(line, file=sys.stderr, flush=True)
-        time.sleep(0.5 if live else 2)
+        time.sleep(0.25)
     if live:
         print(file=sys.stderr)
 
@@ -175,10 +191,10 @@ def _duration(seconds: float) -> str:
 
 def _runs(options: argparse.Namespace) -> int:
     if options.cancel:
-        jobs.stop_now(records.find(options.runs_root, options.cancel))
+        jobs.stop_now(records.find(options.runs_root, options.cancel, gallery=False))
         return OK
     if options.delete:
-        jobs.delete(records.find(options.runs_root, options.delete))
+        jobs.delete(records.find(options.runs_root, options.delete, gallery=False))
         return OK
     rows = index.rows(options.runs_root)
     if options.json:
@@ -187,8 +203,9 @@ def _runs(options: argparse.Namespace) -> int:
     for row in rows:
         drop = "" if row["drop_poisoned"] is None else f"drop {row['drop_poisoned']:.0%}"
         print(
-            f"{row['id']}  {row['state']:<10}{row['preset'] or '':<16}{row['dataset']:<8}digit {row['target_class']}  "
-            f"epsilon {row['epsilon']:<6}sigma {row['sigma']:<6}seed {row['seed']:<6}{drop}  {row['name']}"
+            f"{row['id']}  {row['state']:<10}{row['preset'] or '':<16}{row['dataset']!s:<8}"
+            f"digit {row['target_class']}  epsilon {row['epsilon']!s:<6}sigma {row['sigma']!s:<6}"
+            f"seed {row['seed']!s:<6}{drop}  {row['name']}"
         )
     return OK
 

@@ -1,14 +1,22 @@
-"""CERTIFY of Cohen et al.: from votes under noise to an L2 radius that holds with a stated probability."""
+"""CERTIFY of Cohen et al.: from votes under noise to an L2 radius that holds with a stated probability.
+
+Torch is imported only where votes are counted: pages turn recorded votes into radii without it.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from scipy.stats import beta, norm
-from torch import Tensor
 
-from engine.smoothing import Classifier, noisy_class_counts
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from engine.smoothing import Classifier
 
 ABSTAIN = -1
 
@@ -77,6 +85,8 @@ def count_votes(
         images: [N, C, H, W] in [0, 1].
         generators: one per image, so that an image's noise depends neither on the others nor on batch_size.
     """
+    from engine.smoothing import noisy_class_counts
+
     for image, generator in zip(images, generators, strict=True):
         selection, estimation = (
             noisy_class_counts(

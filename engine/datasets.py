@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def _mnist_file(root: Path, name: str) -> Path | None:
 
 def _mnist(root: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
     images, labels = (_read_idx(_mnist_file(root, name), root) for name in _names(train))
-    if images.shape != (len(labels), 28, 28) or labels.max() >= NUM_CLASSES:
+    fits = labels.ndim == 1 and images.shape == (len(labels), 28, 28)
+    if not fits or len(labels) == 0 or labels.max() >= NUM_CLASSES:
         raise DatasetUnavailable(f"the MNIST files under {root} do not belong together: {images.shape}, {labels.shape}")
     return images[:, None].astype(np.float32) / 255, labels.astype(np.int64)
 
@@ -85,11 +87,11 @@ def _read_idx(path: Path | None, root: Path) -> np.ndarray:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
-        if content[:3] != b"\0\0\x08":
+        if content[:3] != b"\0\0\x08" or len(content) < 4:
             raise ValueError("no IDX file of bytes")
         shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DatasetUnavailable(f"{path} is damaged: {error}") from error
 
 

@@ -106,8 +106,9 @@ class Experiment:
 
     @property
     def fraction(self) -> float:
-        """Share of the run's work that is done, in [0, 1]; reused stages count as done."""
-        return min(1.0, self._done.total / self._whole.total)
+        """Share of the run's work that is done, in [0, 1]; work that a reused stage saves is no work."""
+        whole = self._whole.total
+        return min(1.0, self._done.total / whole) if whole > 0 else 1.0
 
     def work(self, *, cancelled: Callable[[], bool], heartbeat: Callable[[], None]) -> None:
         """Does the whole protocol; whatever happens on the way, what was finished is on disk.
@@ -168,17 +169,16 @@ class Experiment:
             },
         )
         started, whole = time.monotonic(), work_of_attack(config.attack)
-        before = self._done.poison
         reused = self._stages.fetch(key, path)
         if not reused:
             delta = self._optimise(data, path, whole)
             _write_poison(path, data, Poison(delta, data.poison_indices))
-        self._done.poison = before + whole
+            self._done.poison = whole
         tensors = load_file(path)
         poison = Poison(torch.from_numpy(tensors["delta"]).to(self.device), data.poison_indices)
         threat.check(poison, data.training, target_class=config.threat.target_class, epsilon=config.threat.epsilon)
         if reused:
-            self._note_reused("poison")
+            self._note_reused("poison", "poison", whole)
         else:
             self._stages.publish(key, path)
             self.seconds["poison"] = time.monotonic() - started
@@ -223,6 +223,7 @@ class Experiment:
                         self.run.directory / "evolution.safetensors",
                         steps=np.array([step for step, _ in shown]),
                         delta=np.stack([part for _, part in shown]),
+                        indices=data.training.indices[data.poison_indices[:EVOLVING]].cpu().numpy(),
                     )
                 self._check_stop()
         except Cancelled:
@@ -259,8 +260,7 @@ class Experiment:
         weights = self.run.directory / "victims" / f"{name}.safetensors"
         key = self._stages.key("victim", victim_key)
         if self._stages.fetch(key, weights):
-            self._add_work("train", work_of_training(config))
-            self._note_reused(f"victim {name}")
+            self._note_reused(f"victim {name}", "train", work_of_training(config))
         else:
             self._train(model, data.training if poison is None else poison.apply(data.training), name, generator)
             write_tensors(weights, **{n: p.detach().cpu().numpy() for n, p in model.state_dict().items()})
@@ -272,8 +272,7 @@ class Experiment:
         path = self.run.directory / "votes" / f"{name}.safetensors"
         key = self._stages.key("votes", victim_key | {"certification": sampling})
         if self._stages.fetch(key, path):
-            self._add_work("certify", work_of_votes(config))
-            self._note_reused(f"votes {name}")
+            self._note_reused(f"votes {name}", "certify", work_of_votes(config))
         else:
             write_tensors(path, **self._vote(model, data, name, k))
             self._stages.publish(key, path)
@@ -295,6 +294,9 @@ class Experiment:
                 self.detail = f"victim {name}: epoch {record.epoch} of {config.training.epochs}"
                 self._metric("training", victim=name, epoch=record.epoch, loss=record.loss, accuracy=record.accuracy)
             self._check_stop()
+        with torch.no_grad():  # the last step comes after the last loss, and a NaN would vote like any class
+            if not bool(model(training.images[:100]).isfinite().all()):
+                raise FloatingPointError(f"the logits of victim {name} are not finite after its training")
         self._add_seconds("train", started)
 
     def _vote(self, model: nn.Module, data: Data, name: str, k: int) -> dict[str, np.ndarray]:
@@ -383,9 +385,10 @@ class Experiment:
         with self._lock:
             self.events.append(event)
 
-    def _note_reused(self, stage: str) -> None:
+    def _note_reused(self, stage: str, kind: str, saved: float) -> None:
         with self._lock:
             self.reused.append(stage)
+            setattr(self._whole, kind, getattr(self._whole, kind) - saved)
 
 
 def _finite(value: float) -> float | None:

@@ -170,6 +170,7 @@ def exact(lower_loss: Loss, upper_loss: Loss, weights: Tensor, x: Tensor, *, dam
     identity = torch.eye(weights.numel(), dtype=weights.dtype, device=weights.device)
     p = torch.linalg.solve(dense + damping * identity, gradient(upper_loss, weights, x)[1])
     x = x.detach().requires_grad_()
-    direct = grad(upper_loss(weights.detach(), x), x, allow_unused=True)[0]
+    value = upper_loss(weights.detach(), x)
+    direct = grad(value, x, allow_unused=True)[0] if value.requires_grad else None
     indirect = cross_term(lower_loss, weights, x, p)
     return -indirect if direct is None else direct - indirect

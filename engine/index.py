@@ -1,13 +1,13 @@
 """An SQLite index over the run directories, for lists and searches. It can be deleted at any time: it is rebuilt."""
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.records import Run, all_runs
+from engine.records import ACTIVE, Run, all_runs
 
 _TABLE = """CREATE TABLE IF NOT EXISTS runs (
     id TEXT PRIMARY KEY, stamp TEXT, state TEXT, submitted REAL, preset TEXT, dataset TEXT, name TEXT, starred INTEGER,
@@ -19,12 +19,15 @@ _STAMPED = ("status.json", "report.json", "notes.json")
 
 def rows(root: Path) -> list[dict[str, Any]]:
     """One row per run, newest first, after bringing the index up to date with the directories."""
-    root.mkdir(parents=True, exist_ok=True)
+    if not root.is_dir():
+        return []
     try:
         return _refresh(root)
-    except sqlite3.DatabaseError:  # damaged, of an older layout, or the disk is full: the directories are the truth
-        for path in root.glob("index.sqlite*"):
-            path.unlink(missing_ok=True)
+    except sqlite3.DatabaseError as error:  # damaged, of an older layout, or the disk is full or not to be written
+        if "locked" not in str(error):
+            with contextlib.suppress(OSError):
+                for path in root.glob("index.sqlite*"):
+                    path.unlink(missing_ok=True)
         return _refresh(root, ":memory:")
 
 
@@ -38,8 +41,8 @@ def _refresh(root: Path, name: str | None = None) -> list[dict[str, Any]]:
             stamp = _stamp(run)
             active = known.get(run.id, "").startswith("active")
             if known.get(run.id) != stamp or active:
-                row = _row(run)
-                row["stamp"] = f"active {stamp}" if row["state"] in ("queued", "running") else stamp
+                row = row_of(run)
+                row["stamp"] = f"active {stamp}" if row["state"] in ACTIVE else stamp
                 marks = ", ".join(f":{column}" for column in row)
                 database.execute(f"INSERT OR REPLACE INTO runs ({', '.join(row)}) VALUES ({marks})", row)
         for gone in known.keys() - present:
@@ -48,9 +51,9 @@ def _refresh(root: Path, name: str | None = None) -> list[dict[str, Any]]:
         return [dict(row) for row in database.execute("SELECT * FROM runs ORDER BY submitted DESC")]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _database(name: str) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(name, timeout=10)) as database:
+    with contextlib.closing(sqlite3.connect(name, timeout=10)) as database:
         database.row_factory = sqlite3.Row
         database.execute("PRAGMA journal_mode=WAL")
         yield database
@@ -58,11 +61,18 @@ def _database(name: str) -> Iterator[sqlite3.Connection]:
 
 def _stamp(run: Run) -> str:
     """Changes whenever one of the files does that the row is made from."""
-    stats = [(run.directory / name) for name in _STAMPED]
-    return json.dumps([path.stat().st_mtime_ns if path.exists() else 0 for path in stats])
+
+    def changed(path: Path) -> int:
+        try:
+            return path.stat().st_mtime_ns
+        except OSError:  # not there, or gone in between
+            return 0
+
+    return json.dumps([changed(run.directory / name) for name in _STAMPED])
 
 
-def _row(run: Run) -> dict[str, Any]:
+def row_of(run: Run) -> dict[str, Any]:
+    """A run's row, made from its directory alone."""
     config = run.read_json("config.json") or {}
     threat = config.get("threat", {})
     status, notes, report = run.status(), run.notes, run.report

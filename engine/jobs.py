@@ -24,7 +24,16 @@ import psutil
 from filelock import FileLock, Timeout
 
 from engine.config import Config
-from engine.records import Cancelled, Run, RunNotFound, Status, all_runs, run_id, write_atomically
+from engine.records import (
+    Cancelled,
+    Run,
+    RunNotFound,
+    Status,
+    all_runs,
+    process_exists,
+    run_id,
+    write_atomically,
+)
 from engine.stages import StageCache
 
 PROJECT = Path(__file__).parents[1]
@@ -37,22 +46,26 @@ WORKER_ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 STATUS_EVERY = 0.5  # seconds
-GRACE = 8.0  # seconds between asking a run to stop, SIGTERM and SIGKILL
+GRACE = 15.0  # seconds between asking a run to stop and killing it
 
 
 def submit(config: Config, *, runs_root: Path, data_root: Path, preset: str | None = None) -> Run:
     """The run of this configuration: the finished or live one if there is one, else a new process for it."""
     run = Run(runs_root / run_id(config))
-    run.directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(runs_root / f".{run.id}.lock"):
-        if run.exists() and run.status().state in ("done", "queued", "running"):
+    runs_root.mkdir(parents=True, exist_ok=True)
+    with _changes(runs_root):
+        status = run.status()
+        if run.exists() and (status.active or (status.state == "done" and run.report)):
             return run
-        for name in ("cancel", "report.json", "metrics.jsonl", "certificates.parquet", "evolution.safetensors"):
+        if status.state == "lost" and process_exists(status):  # stuck: it must not wake up beside its successor
+            _kill_group(status)
+        run.directory.mkdir(exist_ok=True)
+        for name in ("cancel", "report.json", "metrics.jsonl", "certificates.parquet"):
             (run.directory / name).unlink(missing_ok=True)
-        write_atomically(run.directory / "config.json", config.canonical())
         now = time.time()
         run.write_json("request.json", {"preset": preset, "data_root": str(data_root.resolve()), "submitted": now})
         run.write_status(Status("queued", submitted=now, heartbeat=now))
+        write_atomically(run.directory / "config.json", config.canonical())  # from here on it is a run
         with (run.directory / "log.txt").open("w") as log:
             subprocess.Popen(
                 [sys.executable, "-m", "engine", "work", str(run.directory.resolve())],
@@ -74,41 +87,44 @@ def queue_position(run: Run) -> int:
 
 
 def cancel(run: Run) -> None:
-    """Asks a run to stop at its next step; `stop_now` follows if it doesn't."""
+    """Asks a run to stop at its next step, as SIGTERM to its process does; `stop_now` waits for it, and insists."""
     (run.directory / "cancel").touch()
 
 
 def stop_now(run: Run) -> None:
-    """Cancels a live run and waits for its end: the flag, then SIGTERM, then SIGKILL to its process group."""
-    for step in (None, signal.SIGTERM, signal.SIGKILL):
-        status = run.status()
-        if not status.active:
-            return
-        if step is None:
-            cancel(run)
-        elif status.pid is not None:
-            _signal_group(status.pid, step)
-        deadline = time.monotonic() + GRACE
-        while time.monotonic() < deadline and run.status().active:
-            time.sleep(0.1)
+    """Cancels a live run and waits for its end: the flag, then SIGKILL to its process group."""
+    if not run.status().active:
+        return
+    cancel(run)
+    deadline = time.monotonic() + GRACE
+    while (status := run.status()).active:
+        if time.monotonic() > deadline:
+            _kill_group(status)
+            run.write_status(replace(status, state="cancelled", ended=time.time(), error="it had to be killed"))
+        time.sleep(0.1)
 
 
 def delete(run: Run) -> None:
     """Removes a run, stopping it first, and every shared stage that no other run uses."""
     stop_now(run)
-    shutil.rmtree(run.directory, ignore_errors=True)
-    (run.directory.parent / f".{run.id}.lock").unlink(missing_ok=True)
-    StageCache(run.directory.parent).prune()
+    runs_root = run.directory.parent
+    with _changes(runs_root):
+        if run.directory.exists():
+            shutil.rmtree(run.directory)
+        StageCache(runs_root).prune()
 
 
 def adopt(runs_root: Path) -> Iterator[Run]:
     """Yields the live runs under a root, and writes down those that were lost, so that they say so for good."""
     for run in all_runs(runs_root):
-        status, raw = run.status(), run.read_json("status.json") or {}
+        status = run.status()
         if status.active:
             yield run
-        elif raw.get("state") != status.state:
-            run.write_status(replace(status, ended=time.time()))
+        elif status.state == "lost" and status.ended is None:
+            with contextlib.suppress(OSError), _changes(runs_root):  # on a read-only disk it stays as it is
+                status = run.status()  # it may have been submitted anew
+                if status.state == "lost":
+                    run.write_status(replace(status, ended=time.time()))
 
 
 def work(directory: Path) -> int:
@@ -127,27 +143,21 @@ def work(directory: Path) -> int:
     )
     run.write_status(status)
     signal.signal(signal.SIGTERM, lambda *_: cancel(run))
-    lock = FileLock(directory.parent / ".device.lock")
-    while True:
-        if (directory / "cancel").exists():
-            run.write_status(replace(status, state="cancelled", ended=time.time()))
-            return 1
+    device = FileLock(directory.parent / ".device.lock")
+    while run.exists() and not (directory / "cancel").exists():
         if queue_position(run) == 0:
-            try:
-                lock.acquire(timeout=0)
-                break
-            except Timeout:
-                pass
+            with contextlib.suppress(Timeout), device.acquire(timeout=0):
+                return _experiment(run, replace(status, state="running", started=time.time(), phase="starting"))
         status = replace(status, heartbeat=time.time())
         run.write_status(status)
         time.sleep(0.3)
-    with lock:
-        return _experiment(run, replace(status, state="running", started=time.time(), phase="starting"))
+    return _end(run, replace(status, state="cancelled"))
 
 
 def _experiment(run: Run, status: Status) -> int:
-    run.write_status(status)
+    experiment = None
     try:
+        run.write_status(status)
         # torch is imported only here: a waiting run costs next to nothing
         from engine.experiment import Experiment, choose_device
 
@@ -176,19 +186,22 @@ def _experiment(run: Run, status: Status) -> int:
             )
             run.write_status(status)
 
-        experiment.work(cancelled=(run.directory / "cancel").exists, heartbeat=heartbeat)
+        cancelled = (run.directory / "cancel").exists
+        experiment.work(cancelled=lambda: cancelled() or not run.exists(), heartbeat=heartbeat)
         status = replace(status, state="done", phase="done", detail="", fraction=1.0, eta_seconds=0.0)
-        code = 0
     except Cancelled:
         status = replace(status, state="cancelled", eta_seconds=None)
-        code = 1
     except Exception as error:  # whatever it was, the record must say so
         traceback.print_exc()
         status = replace(status, state="failed", error=_in_words(error), eta_seconds=None)
-        code = 1
-    if run.exists():  # it may have been deleted under our feet
+    return _end(run, replace(status, events=tuple(experiment.events) if experiment else ()))
+
+
+def _end(run: Run, status: Status) -> int:
+    """Writes how a run ended, unless it was deleted under our feet; the exit code."""
+    if run.exists():
         run.write_status(replace(status, heartbeat=time.time(), ended=time.time()))
-    return code
+    return 0 if status.state == "done" else 1
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -238,6 +251,12 @@ def _commit() -> str | None:
         return None
 
 
-def _signal_group(pid: int, number: int) -> None:
+def _changes(runs_root: Path) -> FileLock:
+    """Held by whoever creates, revives or removes runs under a root; for milliseconds."""
+    return FileLock(runs_root / ".changes.lock")
+
+
+def _kill_group(status: Status) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)  # the process leads its own group
+        if status.pid is not None:
+            os.killpg(status.pid, signal.SIGKILL)  # the process leads its own group

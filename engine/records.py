@@ -6,7 +6,8 @@ runs/<id>/config.json            canonical JSON; the first 16 hex digits of its 
           status.json            state, phase, progress, ETA, process, heartbeat, events; replaced atomically
           metrics.jsonl          what live charts read: one line per upper step or epoch
           poison.safetensors     delta [P, C, H, W] float32, indices [P] into the original training set
-          evolution.safetensors  delta of a few images after some upper steps: steps [S], delta [S, E, C, H, W]
+          evolution.safetensors  delta of a few images after some upper steps: steps [S], delta [S, E, C, H, W],
+                                 indices [E] into the original training set
           victims/<arm>-<k>.safetensors   weights of the k-th victim of an arm
           votes/<arm>-<k>.safetensors     its votes under noise, image by image
           certificates.parquet   one row per arm, victim and test image, with the votes
@@ -14,6 +15,7 @@ runs/<id>/config.json            canonical JSON; the first 16 hex digits of its 
 runs/stages/                     the same safetensors files by the hash of all that they depend on (hard links)
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,15 +24,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import psutil
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save
 
 from engine.config import Config
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GALLERY = Path(__file__).parents[1] / "gallery"  # finished runs that come with the project, without weights and votes
 ARMS = ("clean", "poisoned", "random_noise", "shuffled_signs")
@@ -38,6 +42,7 @@ CONTROLS = ("random_noise", "shuffled_signs")
 ACTIVE = ("queued", "running")
 _WITHOUT_PATHS: dict[str, dict[str, Any]] = {"request": {"data_root": None}, "report": {"directory": None}}
 HEARTBEAT_LIMIT = 60.0  # seconds without a heartbeat after which a process that still exists counts as stuck
+START_TOLERANCE = 3.0  # seconds: a start time hangs on the boot time, which the kernel rounds to whole seconds
 
 
 class Cancelled(Exception):
@@ -143,13 +148,16 @@ class Run:
 
     def status(self) -> Status:
         """The recorded status, except that a run whose process is gone reads as lost."""
-        raw = self.read_json("status.json")
-        if raw is None:
+        try:
+            raw = self.read_json("status.json") or {}
+            status = Status(**{**raw, "events": tuple(raw.get("events", ()))})
+        except (AttributeError, TypeError):  # not there, not an object, or of other fields
             return Status("lost", error="the run's status cannot be read")
-        status = Status(**{**raw, "events": tuple(raw.get("events", ()))})
-        if status.active and not _process_lives(status):
-            return replace(status, state="lost", error="its process ended without a word (killed, or out of memory)")
-        return status
+        if not status.active or _process_lives(status):
+            return status
+        if (self.read_json("status.json") or {}) != raw:  # it ended, and said so, while we looked
+            return self.status()
+        return replace(status, state="lost", error="its process ended without a word (killed, or out of memory)")
 
     def write_status(self, status: Status) -> None:
         text = json.dumps(asdict(status), allow_nan=False)
@@ -175,7 +183,9 @@ class Run:
         path = self.directory / f"{name}.safetensors"
         return load_file(path) if path.exists() else None
 
-    def certificates(self) -> pd.DataFrame | None:
+    def certificates(self) -> "pd.DataFrame | None":
+        import pandas as pd  # takes longer to import than all the rest
+
         path = self.directory / "certificates.parquet"
         return pd.read_parquet(path) if path.exists() else None
 
@@ -184,21 +194,27 @@ class Run:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
     def disk_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.directory.rglob("*") if file.is_file())
+        total = 0
+        for folder, _, names in os.walk(self.directory):
+            for name in names:
+                with contextlib.suppress(OSError):  # a live run's temporary files come and go
+                    total += os.stat(os.path.join(folder, name)).st_size
+        return total
 
 
 def run_id(config: Config) -> str:
     return hashlib.sha256(config.canonical().encode()).hexdigest()[:16]
 
 
-def find(root: Path, identifier: str) -> Run:
-    """The run of this id, or of the one id that begins so, under root or in the gallery.
+def find(root: Path, identifier: str, *, gallery: bool = True) -> Run:
+    """The run of this id, or of the one id that begins so, under root or (if so wished) in the gallery.
 
     Raises: RunNotFound, naming what is wrong.
     """
     if not identifier or not all(character in "0123456789abcdef" for character in identifier):
         raise RunNotFound(f"a run id is up to 16 hexadecimal digits, got {identifier[:40]!r}")
-    known = {run.id: run for folder in (GALLERY, root) for run in all_runs(folder)}
+    folders = (GALLERY, root) if gallery else (root,)
+    known = {run.id: run for folder in folders for run in all_runs(folder)}
     matches = [run for run in known.values() if run.id.startswith(identifier)]
     if len(matches) != 1:
         raise RunNotFound(f"{'no' if not matches else 'more than one'} run under {root} has id {identifier}")
@@ -220,7 +236,8 @@ def publish(run: Run, folder: Path) -> Run:
         copy.write_json(f"{name}.json", (run.read_json(f"{name}.json") or {}) | _WITHOUT_PATHS.get(name, {}))
     write_atomically(copy.directory / "config.json", run.config.canonical())
     for name in ("metrics.jsonl", "certificates.parquet"):
-        shutil.copyfile(run.directory / name, copy.directory / name)
+        if (run.directory / name).exists():  # a run that reused every stage has no metrics
+            shutil.copyfile(run.directory / name, copy.directory / name)
     for name in ("poison", "evolution"):
         tensors = run.tensors(name)
         if tensors is not None:
@@ -238,12 +255,15 @@ def process_start(pid: int) -> float | None:
         return None
 
 
-def _process_lives(status: Status) -> bool:
+def process_exists(status: Status) -> bool:
+    """Whether the very process that a status names exists, be it busy or stuck."""
     if status.pid is None or status.pid_started is None:
-        return time.time() - status.submitted < HEARTBEAT_LIMIT  # submitted, its process not yet up
+        return False
     started = process_start(status.pid)
-    return (
-        started is not None
-        and abs(started - status.pid_started) < 1
-        and time.time() - status.heartbeat < HEARTBEAT_LIMIT
-    )
+    return started is not None and abs(started - status.pid_started) < START_TOLERANCE
+
+
+def _process_lives(status: Status) -> bool:
+    if status.pid is None:
+        return time.time() - status.submitted < HEARTBEAT_LIMIT  # submitted, its process not yet up
+    return process_exists(status) and time.time() - status.heartbeat < HEARTBEAT_LIMIT

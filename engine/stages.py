@@ -6,6 +6,7 @@ sharing costs no space, a run directory stays whole on its own, and a stage that
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ class StageCache:
 
     def publish(self, key: str, source: Path) -> None:
         """Offers a finished file of a run to other runs. Without hard links nothing is shared, and nothing breaks."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         _link(source, self._path(key))
 
     def prune(self) -> None:
@@ -44,8 +44,8 @@ class StageCache:
 
 def _link(source: Path, destination: Path) -> bool:
     """Hard-links atomically; True if destination has the content afterwards."""
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.{time.monotonic_ns()}")
     destination.parent.mkdir(exist_ok=True)
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
     try:
         os.link(source, temporary)
         temporary.replace(destination)

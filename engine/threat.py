@@ -54,6 +54,8 @@ def check(poison: Poison, training: LabelledImages, *, target_class: int, epsilo
     """
     if not bool(poison.delta.isfinite().all()):
         raise ThreatModelViolated("the poison has values that are not finite")
+    if not bool(((poison.indices >= 0) & (poison.indices < len(training))).all()):
+        raise ThreatModelViolated("the poison names an image that is not in the training set")
     if not bool((training.labels[poison.indices] == target_class).all()):
         raise ThreatModelViolated(f"the poison touches images outside target class {target_class}")
     if len(poison.indices.unique()) != len(poison.delta):

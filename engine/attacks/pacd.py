@@ -67,11 +67,14 @@ def pacd(
     Args:
         validation: held-out target-class images, the attacker's view of the class.
         indices: positions [P] of the images that may change, all of the target class.
-    Raises: FloatingPointError when more than MOST_RESTARTS surrogates in a row diverged.
+    Raises: ValueError without validation images; FloatingPointError when more than MOST_RESTARTS surrogates in a row
+        diverged.
     Departs: Adam's state for the poison belongs to images, where the authors' belongs to minibatch slots, so that
         their momentum leaks between images; all surrogates live equally long, where the authors' first lives one
         epoch less; a diverged surrogate is replaced at once and reported, where theirs is replaced unreported.
     """
+    if len(validation) == 0:
+        raise ValueError("validation must have images of the target class, got none: draw more of them")
     device = training.images.device
     x_clean, poison_labels = training.images[indices], training.labels[indices]
     x_poison = x_clean.clone()

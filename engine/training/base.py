@@ -1,5 +1,6 @@
 """What a training procedure is, and the one loop that trains every victim."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ def fit(
             if batch < batches - 1:
                 yield TrainingRecord(step + 1, steps, epoch + 1)
         mean = float(total) / batches
-        if not mean < float("inf"):
+        if not math.isfinite(mean):
             raise FloatingPointError(f"the training loss became {mean} in epoch {epoch + 1} of {epochs}")
         accuracy = _noisy_accuracy(model, data, sigma=sigma, generator=generator)
         yield TrainingRecord((epoch + 1) * batches, steps, epoch + 1, mean, accuracy)

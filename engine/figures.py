@@ -1,0 +1,659 @@
+"""Plotly charts made from records alone: binning and pivoting, no statistics of their own, no torch, no Streamlit.
+
+Each figure carries its text alternative (`alt`) and says in its subtitle on how many images and victims it rests.
+Backgrounds are transparent and text takes the page's colour, so that figures work on light and dark pages.
+"""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from engine import metrics, report
+from engine.certification import ABSTAIN, radius_cap
+from engine.config import Config
+from engine.records import ARMS
+
+RADIUS = "certified radius (L2, pixel units)"
+SAVE = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "scale": 2}}  # for plotly_chart(config=…)
+GREY_SCALE = [(0.0, "#000000"), (1.0, "#FFFFFF")]
+SIGNED_SCALE = ("#4B2E83", "#9E8CC4", "#F7F7F7", "#F2A65A", "#A84B00")  # darker … unchanged … brighter
+_GREY = "rgba(128,128,128,0.9)"
+_FAINT = "rgba(128,128,128,0.45)"
+_CLEAR = "rgba(0,0,0,0)"
+_MOST_RADII = 400  # points of a curve
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an arm looks, everywhere: never told apart by colour alone."""
+
+    name: str
+    colour: str
+    dash: str
+    symbol: str
+    pattern: str
+
+
+ARM_STYLE = {  # colours: Okabe and Ito 2008
+    "clean": Style("clean", "#0072B2", "solid", "circle", ""),
+    "poisoned": Style("poisoned", "#D55E00", "dash", "diamond", "/"),
+    "random_noise": Style("random noise", "#009E73", "dot", "square", "x"),
+    "shuffled_signs": Style("shuffled signs", "#CC79A7", "dashdot", "triangle-up", "."),
+}
+
+
+def alt(figure: go.Figure) -> str:
+    """The figure's text alternative, for those who cannot see it."""
+    return str((figure.layout.meta or {}).get("alt", ""))
+
+
+def selected_number(points: Sequence[Any]) -> int | None:
+    """The image number (customdata) of the first selected point that has one; Streamlit sends it as {"0": number}."""
+    for point in points:
+        data = point.get("customdata")
+        if data is not None and len(data):
+            return int(data["0"] if isinstance(data, dict) else data[0])
+    return None
+
+
+def acr_by_arm(report: dict[str, Any]) -> go.Figure:
+    """ACR of the target class (left) and of all classes (right): a point per victim, and mean ± sd beside it."""
+    config, cap = report["config"], float(report["radius_cap"])
+    target = config["threat"]["target_class"]
+    arms = [arm for arm in ARMS if arm in report["arms"]]
+    figure = make_subplots(
+        1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=(f"digit {target} (target)", "all classes")
+    )
+    told = []
+    for column, scope in enumerate(("target", "all"), start=1):
+        for position, arm in enumerate(arms):
+            style, found = ARM_STYLE[arm], report["arms"][arm]["average_certified_radius"][scope]
+            if found["mean"] is None:
+                continue
+            seeds = np.array(found["seeds"])
+            figure.add_scatter(
+                x=np.full(len(seeds), position - 0.15),
+                y=seeds,
+                mode="markers",
+                name=f"{style.name}, victims",
+                marker=dict(color=style.colour, symbol=f"{style.symbol}-open", size=9),
+                hovertemplate=f"{style.name}<br>victim's ACR %{{y:.4f}}<extra></extra>",
+                row=1,
+                col=column,
+            )
+            figure.add_scatter(
+                x=[position + 0.15],
+                y=[found["mean"]],
+                error_y=dict(type="data", array=[found["sd"] or 0.0], thickness=2, width=6),
+                mode="markers",
+                name=f"{style.name}, mean",
+                marker=dict(color=style.colour, symbol=style.symbol, size=13),
+                hovertemplate=f"{style.name}<br>mean ± sd {_spread(found)}<extra></extra>",
+                row=1,
+                col=column,
+            )
+            told.append(f"{style.name}, {'target class' if scope == 'target' else 'all classes'}: {_spread(found)}")
+    figure.add_hline(y=cap, line=dict(color=_GREY, dash="dot"), row="all", col="all")
+    figure.add_annotation(
+        x=0, y=cap, xref="x domain", text=f"cap {cap:.3f}", showarrow=False, xanchor="left", yanchor="bottom"
+    )
+    figure.update_annotations(font_size=13)
+    labels = [ARM_STYLE[arm].name.replace(" ", "<br>") for arm in arms]
+    figure.update_xaxes(tickvals=list(range(len(arms))), ticktext=labels, tickangle=0)
+    figure.update_xaxes(range=[-0.5, len(arms) - 0.5])
+    figure.update_yaxes(range=[0, 1.15 * cap or 1.0])
+    figure.update_yaxes(title_text="ACR (L2, pixel units)", col=1)
+    images = report["certified_images"]
+    return _finish(
+        figure,
+        "Average certified radius by arm",
+        f"{images['target']} test images of the digit, {images['all']} in all; open: each of "
+        f"{config['victim_seeds']} victims, filled: mean ± sd",
+        f"Average certified radius by arm. {'; '.join(told)}. The cap is {cap:.3f}.",
+        legend=False,
+        top=136,
+    )
+
+
+def certified_accuracy(
+    table: pd.DataFrame, config: Config, scope: str = "target", arms: Iterable[str] | None = None
+) -> go.Figure:
+    """Certified accuracy at each radius r: share correct with radius ≥ r, abstentions in the denominator.
+
+    Args:
+        table: certificates; config: their settings, with the alpha that the radii were computed at.
+        arms: those to draw, by default all present.
+    """
+    table, cap = report.of_scope(table, scope, config), _cap(table, config)
+    radii = _radii(metrics.correct_radius(table).to_numpy(), cap)
+    figure, told = go.Figure(), []
+    for arm, rows in _by_arm(table, arms):
+        style = ARM_STYLE[arm]
+        curves = np.stack([metrics.certified_accuracy(part, radii) for _, part in rows.groupby("victim")])
+        mean = curves.mean(axis=0)
+        if len(curves) > 1:
+            sd = curves.std(axis=0, ddof=1)
+            edge = dict(mode="lines", line=dict(width=0, shape="vh"), legendgroup=arm, showlegend=False)
+            figure.add_scatter(x=radii, y=(mean - sd).clip(0, 1), hoverinfo="skip", **edge)
+            band = _transparent(style.colour, 0.16)
+            figure.add_scatter(
+                x=radii, y=(mean + sd).clip(0, 1), fill="tonexty", fillcolor=band, hoverinfo="skip", **edge
+            )
+        figure.add_scatter(
+            x=radii,
+            y=mean,
+            mode="lines",
+            name=style.name,
+            legendgroup=arm,
+            line=dict(color=style.colour, dash=style.dash, width=2.5, shape="vh"),
+            hovertemplate="%{y:.1%}",
+        )
+        half = mean[np.searchsorted(radii, cap / 2)]
+        told.append(f"{style.name} starts at {mean[0]:.0%} and is {half:.0%} at half the cap")
+    _cap_line(figure, cap, table, config)
+    figure.update_xaxes(title_text=f"radius r: {RADIUS} at least r", range=[0, 1.04 * cap or 1.0])
+    figure.update_yaxes(title_text="certified accuracy (approximate)", range=[0, 1.02], tickformat=".0%")
+    figure.update_layout(hovermode="x unified")
+    return _finish(
+        figure,
+        "Certified accuracy at radius r",
+        f"{_images_and_victims(table, config, scope)}; band: ± sd over victims; abstentions count as wrong",
+        f"Certified accuracy against radius. {'; '.join(told)}. The cap is {cap:.3f}.",
+    )
+
+
+def radius_histogram(
+    table: pd.DataFrame, config: Config, scope: str = "target", arms: Iterable[str] | None = None, bins: int = 20
+) -> go.Figure:
+    """Share of test images by certified radius, all arms in the same bins; errors and abstentions have their own."""
+    table, cap = report.of_scope(table, scope, config), _cap(table, config)
+    top = cap or config.sigma
+    edges = np.linspace(0, top, bins + 1)
+    width = top / bins
+    middles = np.concatenate([[-7 * width, -3 * width], (edges[:-1] + edges[1:]) / 2])
+    widths = np.concatenate([[2 * width] * 2, np.full(bins, 0.94 * width)])
+    where = ["wrong class", "abstain", *(f"{low:.3f} to {high:.3f}" for low, high in pairwise(edges))]
+    figure, told = go.Figure(), []
+    for arm, rows in _by_arm(table, arms):
+        style, victims = ARM_STYLE[arm], rows["victim"].nunique()
+        correct, abstains = metrics.is_correct(rows), rows["prediction"] == ABSTAIN
+        weights = rows["weight"] / rows["weight"].sum()
+        shares, counts = (
+            np.concatenate([[w[~correct & ~abstains].sum(), w[abstains].sum()], _histogram(rows[correct], w, edges)])
+            for w in (weights, pd.Series(1 / victims, index=rows.index))
+        )
+        figure.add_bar(
+            x=middles,
+            y=shares,
+            width=widths,
+            name=style.name,
+            customdata=np.stack([np.array(where, dtype=object), counts], axis=1),
+            marker=dict(
+                color=_transparent(style.colour, 0.45),
+                line=dict(color=style.colour, width=1.5),
+                pattern=dict(shape=style.pattern, fgcolor=style.colour, solidity=0.25, size=7, fillmode="overlay"),
+            ),
+            hovertemplate=f"{style.name}, %{{customdata[0]}}<br>%{{y:.1%}} of images (%{{customdata[1]:.1f}} on average"
+            " over victims)<extra></extra>",
+        )
+        told.append(f"{style.name}: {shares[0]:.0%} wrong, {shares[1]:.0%} abstain, {shares[-1]:.0%} in the last bin")
+    _cap_line(figure, cap, table, config)
+    figure.add_vline(x=-width, line=dict(color=_FAINT, width=1))
+    ticks = np.linspace(0, top, 3)
+    figure.update_xaxes(
+        title_text=RADIUS,
+        tickvals=[*middles[:2], *ticks],
+        ticktext=["wrong", "abstain", *(f"{tick:.3g}" for tick in ticks)],
+        tickangle=0,
+        range=[-9 * width, top + width],
+        zeroline=False,
+    )
+    figure.update_yaxes(title_text="share of test images", tickformat=".0%", rangemode="tozero")
+    figure.update_layout(barmode="overlay")
+    return _finish(
+        figure,
+        "Certified radii of the test images",
+        f"{_images_and_victims(table, config, scope)}; mean over victims",
+        f"Histogram of certified radii. {'; '.join(told)}.",
+    )
+
+
+def radius_before_after(table: pd.DataFrame, config: Config, arm: str = "poisoned") -> go.Figure:
+    """For each target-class test image its mean radius over victims: clean (x) and of an arm (y). customdata: image."""
+    rows, cap, style = report.of_scope(table, "target", config), _cap(table, config), ARM_STYLE[arm]
+    means = radii_by_image(rows, config)
+    top = 1.05 * (cap or config.sigma)
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, top], y=[0, top], mode="lines", line=dict(color=_GREY, dash="dot"), name="no change", hoverinfo="skip"
+    )
+    lost = 0
+    if {"clean", arm} <= set(means.columns):
+        both = means.dropna(subset=["clean", arm])
+        lost = int((both[arm] < both["clean"]).sum())
+        figure.add_scatter(
+            x=both["clean"],
+            y=both[arm],
+            mode="markers",
+            name="test image",
+            customdata=both.index.to_numpy()[:, None],
+            marker=dict(
+                color=style.colour, symbol=style.symbol, size=9, opacity=0.7, line=dict(width=1, color="white")
+            ),
+            hovertemplate="test image %{customdata[0]}<br>clean %{x:.3f}<br>" + style.name + " %{y:.3f}<extra></extra>",
+        )
+    shared = dict(range=[-0.02 * top, top], constrain="domain")
+    figure.update_xaxes(title_text="mean radius, clean victims (L2, pixel units)", **shared)
+    figure.update_yaxes(title_text=f"mean radius, {style.name} victims (L2, pixel units)", scaleanchor="x", **shared)
+    figure.update_layout(clickmode="event+select", dragmode="pan")
+    return _finish(
+        figure,
+        f"Each test image: clean against {style.name}",
+        f"{_images_and_victims(rows, config, 'target')}; below the diagonal: radius lost; wrong or abstain: 0",
+        f"Scatter of mean certified radius, clean against {style.name}: {lost} of {len(means)} images lost radius.",
+        legend=False,
+        height=460,
+    )
+
+
+def radii_by_image(table: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Mean over victims of each target-class test image's radius (0 where wrong or abstaining): a column per arm."""
+    rows = report.of_scope(table, "target", config)
+    values = rows.assign(value=metrics.correct_radius(rows))
+    return values.pivot_table(index="image", columns="arm", values="value", aggfunc="mean")
+
+
+def vote_histogram(rows: pd.DataFrame) -> go.Figure:
+    """Votes per class of one test image under noise, by arm; several victims of an arm are averaged.
+
+    Args:
+        rows: certificate rows of one image, with label, selected_class and estimation_votes [K].
+    """
+    label, figure, told = int(rows["label"].iloc[0]), go.Figure(), []
+    for arm, part in _by_arm(rows, None):
+        style, votes = ARM_STYLE[arm], np.stack(list(part["estimation_votes"]))
+        draws = votes.sum(axis=1, keepdims=True)
+        share = (votes / draws).mean(axis=0)
+        picked = part["selected_class"].value_counts()
+        marks = ["" if k not in picked else "★" if len(part) == 1 else f"★{picked[k]}" for k in range(len(share))]
+        figure.add_bar(
+            x=np.arange(len(share)),
+            y=share,
+            name=style.name,
+            text=marks,
+            textposition="outside",
+            textangle=0,
+            textfont_size=13,
+            constraintext="none",
+            cliponaxis=False,
+            customdata=votes.mean(axis=0),
+            marker=dict(
+                color=style.colour, pattern=dict(shape=style.pattern, fgcolor="white", solidity=0.3, fillmode="overlay")
+            ),
+            hovertemplate=f"{style.name}, class %{{x}}<br>%{{customdata:,.0f}} votes (%{{y:.1%}})<extra></extra>",
+        )
+        told.append(f"{style.name}: {share[label]:.0%} for the right class {label}")
+    figure.add_hline(y=0.5, line=dict(color=_GREY, dash="dot"))
+    classes = range(len(np.asarray(rows["estimation_votes"].iloc[0])))
+    ticks = [f"<b>{k}<br>true</b>" if k == label else str(k) for k in classes]
+    figure.update_xaxes(title_text="class the base classifier voted for", tickvals=list(classes), ticktext=ticks)
+    figure.update_yaxes(title_text="share of the noise draws", range=[0, 1.12], tickformat=".0%")
+    victims = rows.groupby("arm")["victim"].nunique().max()
+    return _finish(
+        figure,
+        f"Votes under noise, test image {int(rows['image'].iloc[0])}",
+        f"{int(rows['n'].iloc[0]):,} draws, {'one victim' if victims == 1 else f'mean of {victims} victims'} an arm; "
+        "★ selected class; a certificate needs more than half",
+        f"Votes under noise for one image. {'; '.join(told)}.",
+    )
+
+
+def attack_losses(records: Sequence[dict[str, Any]], restart_every: int | None = None) -> go.Figure:
+    """Upper loss, lower loss and the linear system's relative residual over upper steps, one above the other.
+
+    Args:
+        records: as run.metrics("attack") gives them; a value that was not finite is None, and a gap.
+        restart_every: upper steps until the surrogate starts again; marked by vertical lines.
+    """
+    names = (
+        "upper loss: soft radius (pixel units)",
+        "lower loss: surrogate's training",
+        "relative residual (log scale)",
+    )
+    figure = make_subplots(3, 1, shared_xaxes=True, vertical_spacing=0.09, row_heights=[3, 3, 2], subplot_titles=names)
+    frame = pd.DataFrame(list(records), columns=["step", "upper_loss", "lower_loss", "relative_residual"]).astype(float)
+    looks = (("upper_loss", "#D55E00", "solid"), ("lower_loss", "#0072B2", "dash"), ("relative_residual", _GREY, "dot"))
+    for row, ((column, colour, dash), name) in enumerate(zip(looks, names, strict=True), start=1):
+        figure.add_scatter(
+            x=frame["step"],
+            y=frame[column],
+            mode="lines+markers" if len(frame) < 60 else "lines",
+            name=name,
+            line=dict(color=colour, dash=dash, width=2),
+            marker=dict(size=4),
+            hovertemplate="upper step %{x}<br>%{y:.4g}<extra></extra>",
+            row=row,
+            col=1,
+        )
+    last = 0 if frame.empty else int(frame["step"].max())
+    restarts = range(restart_every, last, restart_every) if restart_every else range(0)
+    for step in restarts:
+        figure.add_vline(x=step + 0.5, line=dict(color=_FAINT, dash="dash", width=1))
+    figure.update_yaxes(type="log", **_log_ticks(frame["relative_residual"]), row=3, col=1)
+    figure.update_xaxes(title_text="upper step", row=3, col=1)
+    figure.update_annotations(x=0, xanchor="left", font_size=12)
+    marks = f"; dashed lines: the surrogate starts again ({len(restarts)}×)" if restarts else ""
+    ends = "" if frame.empty else f" from {frame['upper_loss'].iloc[0]:.3g} to {frame['upper_loss'].iloc[-1]:.3g}"
+    return _finish(
+        figure,
+        "The attack, step by step",
+        f"{last} upper steps{marks}",
+        f"Attack losses over {last} upper steps: the upper loss goes{ends}.",
+        legend=False,
+        height=470,
+        top=104,
+    )
+
+
+def perturbation_histogram(delta: np.ndarray, epsilon: float, bins: int = 41) -> go.Figure:
+    """Share of pixels by their change δ, all poison images together, with the budget ±ε marked.
+
+    Args:
+        delta: [P, C, H, W]; the middle bin holds δ = 0.
+    """
+    limit = (epsilon or 1e-3) * (1 + 1 / bins)
+    values = np.asarray(delta, dtype=np.float32).ravel()
+    counts, edges = np.histogram(values.clip(-limit, limit), bins=bins, range=(-limit, limit))
+    middles, total = (edges[:-1] + edges[1:]) / 2, max(1, values.size)
+    at_limit = float((np.abs(values) > 0.999 * epsilon).sum() / total) if epsilon else 0.0
+    unchanged = float((values == 0).sum() / total)
+    figure = go.Figure()
+    figure.add_bar(
+        x=middles,
+        y=counts / total,
+        customdata=counts,
+        width=(edges[1] - edges[0]) * 0.94,
+        name="pixels",
+        marker=dict(color=[_signed_colour(middle / limit) for middle in middles], line=dict(color=_GREY, width=1)),
+        hovertemplate="change about %{x:.4f}<br>%{customdata:,} pixels (%{y:.1%})<extra></extra>",
+    )
+    for sign, name in ((-1, "−ε"), (1, "+ε")):
+        figure.add_vline(x=sign * epsilon, line=dict(color=_GREY, dash="dash"))
+        figure.add_annotation(x=sign * epsilon, y=1, yref="paper", text=name, showarrow=False, yanchor="bottom")
+    figure.update_xaxes(title_text="change of a pixel δ (pixel units of [0, 1])", range=[-1.12 * limit, 1.12 * limit])
+    figure.update_yaxes(title_text="share of pixels", tickformat=".0%")
+    images = len(delta)
+    text = f"{unchanged:.0%} of pixels unchanged, {at_limit:.0%} at the budget ε = {epsilon:g} (L∞)"
+    return _finish(
+        figure,
+        "How much the pixels change",
+        f"{images} poison images; {text}" if images else "no image was changed",
+        f"Histogram of pixel changes over {images} images: {text}.",
+        legend=False,
+    )
+
+
+def image_triple(
+    clean: np.ndarray, other: np.ndarray, *, limit: float, names: Sequence[str] = ("clean", "poisoned")
+) -> go.Figure:
+    """Two images [H, W] on one grey scale 0…1 and their difference on a signed scale ±limit; hover reads all three."""
+    clean, other = np.asarray(clean, dtype=np.float32), np.asarray(other, dtype=np.float32)
+    delta = other - clean
+    figure = make_subplots(
+        1, 3, horizontal_spacing=0.02, subplot_titles=(names[0], names[1], f"δ = {names[1]} − {names[0]}")
+    )
+    values = np.stack([clean, other, delta], axis=-1)
+    read_out = (
+        f"row %{{y}}, column %{{x}}<br>{names[0]} %{{customdata[0]:.4f}}<br>{names[1]} %{{customdata[1]:.4f}}"
+        "<br>δ %{customdata[2]:+.4f}<extra></extra>"
+    )
+    for column, (shown, axis) in enumerate(
+        ((clean, "coloraxis"), (other, "coloraxis"), (delta, "coloraxis2")), start=1
+    ):
+        figure.add_heatmap(z=shown, coloraxis=axis, customdata=values, hovertemplate=read_out, row=1, col=column)
+        _square(figure, column)
+    bar = dict(thickness=12, len=0.9, outlinewidth=0)
+    figure.update_layout(
+        coloraxis=dict(colorscale=GREY_SCALE, cmin=0, cmax=1, colorbar=dict(x=1.01, title_text="pixel", **bar)),
+        coloraxis2=dict(
+            colorscale=_signed_scale(), cmin=-limit, cmax=limit, colorbar=dict(x=1.09, title_text="δ", **bar)
+        ),
+    )
+    return _finish(
+        figure,
+        "",
+        "",
+        f"{names[0]} image, {names[1]} image and their signed difference; the largest change is "
+        f"{np.abs(delta).max(initial=0):.3f}.",
+        legend=False,
+        height=310,
+        top=30,
+    )
+
+
+def blink(clean: np.ndarray, other: np.ndarray, *, names: Sequence[str] = ("clean", "poisoned")) -> go.Figure:
+    """One heat map that its own button switches between two images [H, W] in the browser, one second each."""
+    figure = go.Figure()
+    shades = dict(colorscale=GREY_SCALE, zmin=0, zmax=1, showscale=False, hovertemplate="%{z:.4f}<extra></extra>")
+    pictures = [np.asarray(image, dtype=np.float32) for image in (clean, other)]
+    figure.add_heatmap(z=pictures[0], **shades)
+    figure.frames = [
+        go.Frame(name=name, data=[go.Heatmap(z=z, **shades)], layout=dict(annotations=[_caption_in(name)]))
+        for name, z in zip(names, pictures, strict=True)
+    ]
+    timing = dict(frame=dict(duration=1000, redraw=True), transition=dict(duration=0), fromcurrent=False)
+    button = dict(method="animate")
+    figure.update_layout(
+        annotations=[_caption_in(names[0])],
+        updatemenus=[
+            dict(
+                type="buttons",
+                direction="right",
+                x=0.5,
+                xanchor="center",
+                y=-0.02,
+                yanchor="top",
+                font_color="#333333",
+                bgcolor="#F0F0F0",
+                buttons=[
+                    dict(label="Blink", args=[[names[1], names[0]] * 15, timing], **button),
+                    dict(label="Stop", args=[[None], timing | dict(mode="immediate")], **button),
+                    *(dict(label=name, args=[[name], timing | dict(mode="immediate")], **button) for name in names),
+                ],
+            )
+        ],
+    )
+    _square(figure)
+    return _finish(
+        figure, "", "", f"{names[0]} and {names[1]} image in the same place, in turn.", legend=False, height=420, top=30
+    )
+
+
+def picture_wall(
+    png: bytes, *, columns: int, rows: int, numbers: Sequence[int], hover: Sequence[str], chosen: int | None = None
+) -> go.Figure:
+    """A mosaic picture with an invisible mark on each tile, to hover over and to select. customdata: the number."""
+    places = np.arange(len(numbers))
+    x, y = places % columns + 0.5, places // columns + 0.5
+    figure = go.Figure()
+    figure.add_layout_image(
+        source="data:image/png;base64," + base64.b64encode(png).decode(),
+        x=0,
+        y=0,
+        sizex=columns,
+        sizey=rows,
+        xref="x",
+        yref="y",
+        sizing="stretch",
+        layer="below",
+    )
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="markers",
+        name="image",
+        customdata=np.array(numbers)[:, None],
+        text=list(hover),
+        hovertemplate="%{text}<extra></extra>",
+        marker=dict(symbol="square", size=30, color="rgba(128,128,128,0.01)"),
+        selected=dict(marker=dict(color="rgba(213,94,0,0.35)")),
+        unselected=dict(marker=dict(opacity=0.01)),
+    )
+    if chosen in list(numbers):
+        place = list(numbers).index(chosen)
+        corner = (place % columns, place // columns)
+        figure.add_shape(
+            type="rect",
+            x0=corner[0],
+            y0=corner[1],
+            x1=corner[0] + 1,
+            y1=corner[1] + 1,
+            line=dict(color="#D55E00", width=3),
+        )
+    figure.update_xaxes(visible=False, range=[0, columns], constrain="domain", fixedrange=True)
+    figure.update_yaxes(visible=False, range=[rows, 0], scaleanchor="x", constrain="domain", fixedrange=True)
+    figure.update_layout(clickmode="event+select", dragmode=False)
+    return _finish(
+        figure,
+        "",
+        "",
+        f"Mosaic of {len(numbers)} images, {columns} in a row.",
+        legend=False,
+        height=int(76 * rows) + 20,
+        top=4,
+        bottom=4,
+    )
+
+
+def _finish(
+    figure: go.Figure,
+    title: str,
+    subtitle: str,
+    text: str,
+    *,
+    legend: bool = True,
+    height: int = 420,
+    top: int = 104,
+    bottom: int | None = None,
+) -> go.Figure:
+    """What all figures share: title, transparent ground, legend below, the text alternative."""
+    figure.update_layout(
+        title=dict(text=title, subtitle=dict(text=_wrapped(subtitle), font_size=12)) if title else None,
+        paper_bgcolor=_CLEAR,
+        plot_bgcolor=_CLEAR,
+        showlegend=legend,
+        legend=dict(orientation="h", yref="container", yanchor="bottom", y=0, x=0),
+        margin=dict(l=10, r=16, t=top, b=bottom if bottom is not None else 96 if legend else 10),
+        height=height,
+        meta=dict(alt=text),
+    )
+    return figure
+
+
+def _wrapped(text: str, width: int = 78) -> str:
+    """Two lines where one is too long: Plotly does not wrap."""
+    if len(text) <= width:
+        return text
+    middle = text.rfind(" ", 0, width)
+    return f"{text[:middle]}<br>{text[middle + 1 :]}"
+
+
+def _by_arm(table: pd.DataFrame, arms: Iterable[str] | None) -> list[tuple[str, pd.DataFrame]]:
+    """(arm, its rows) in the order of ARMS, for those wanted and present."""
+    wanted = set(ARMS if arms is None else arms)
+    parts = ((arm, table[table["arm"] == arm]) for arm in ARMS if arm in wanted)
+    return [(arm, rows) for arm, rows in parts if len(rows)]
+
+
+def _cap(table: pd.DataFrame, config: Config) -> float:
+    return radius_cap(n=int(table["n"].iloc[0]), sigma=config.sigma, alpha=config.certification.alpha)
+
+
+def _cap_line(figure: go.Figure, cap: float, table: pd.DataFrame, config: Config) -> None:
+    """The largest radius that n draws can show, with its formula."""
+    n, alpha = int(table["n"].iloc[0]), config.certification.alpha
+    figure.add_vline(x=cap, line=dict(color=_GREY, dash="dot", width=2))
+    text = f"cap σ·Φ⁻¹(α<sup>1/n</sup>) = {cap:.3f}" if cap else f"n = {n} is too small for α = {alpha:g}: all abstain"
+    side = "right" if cap else "left"
+    figure.add_annotation(x=cap, y=1, yref="paper", text=text, showarrow=False, xanchor=side, yanchor="bottom")
+
+
+def _images_and_victims(table: pd.DataFrame, config: Config, scope: str) -> str:
+    images = table["image"].nunique()
+    victims = sorted(set(table.groupby("arm")["victim"].nunique()))
+    number = "–".join(str(v) for v in dict.fromkeys((victims[0], victims[-1]))) if victims else "0"
+    of = f"of digit {config.threat.target_class}" if scope == "target" else "of all classes, weighted as the test set"
+    return f"{images} test images {of}, {number} victim{'s' * (number != '1')} an arm, n = {int(table['n'].iloc[0]):,}"
+
+
+def _radii(found: np.ndarray, cap: float) -> np.ndarray:
+    """Where certified accuracy changes: 0, every radius that occurs, and just beyond the cap."""
+    radii = np.unique(np.concatenate([[0.0], found]))
+    if len(radii) > _MOST_RADII:
+        radii = np.linspace(0, radii[-1], _MOST_RADII)
+    return np.append(radii, max(cap, radii[-1]) * 1.0001 + 1e-9)
+
+
+def _histogram(rows: pd.DataFrame, weights: pd.Series, edges: np.ndarray) -> np.ndarray:
+    inside = rows["radius"].to_numpy().clip(edges[0], edges[-1])
+    return np.histogram(inside, bins=edges, weights=weights.loc[rows.index].to_numpy())[0]
+
+
+def _log_ticks(values: pd.Series) -> dict[str, Any]:
+    """Ticks with whole numbers written out: 1, 2, 5 in a short range, powers of ten in a long one."""
+    positive = values[values > 0]
+    if positive.empty:
+        return {}
+    low, high = np.log10(positive.min()), np.log10(positive.max())
+    factors = (1, 2, 5) if high - low < 1.3 else (1,)
+    ticks = [factor * 10.0**power for power in range(int(np.floor(low)), int(np.ceil(high)) + 1) for factor in factors]
+    return dict(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+
+
+def _spread(found: dict[str, Any]) -> str:
+    """mean ± sd of n victims, as a reader expects it."""
+    if found["sd"] is None:
+        return f"{found['mean']:.3f} (one victim)"
+    return f"{found['mean']:.3f} ± {found['sd']:.3f} ({len(found['seeds'])} victims)"
+
+
+def _square(figure: go.Figure, column: int | None = None) -> None:
+    """Square pixels, row 0 on top, no ticks."""
+    where = {} if column is None else dict(row=1, col=column)
+    anchor = "x" if column in (None, 1) else f"x{column}"
+    figure.update_xaxes(visible=False, constrain="domain", **where)
+    figure.update_yaxes(visible=False, autorange="reversed", scaleanchor=anchor, constrain="domain", **where)
+
+
+def _caption_in(text: str) -> dict[str, Any]:
+    return dict(
+        text=f"<b>{text}</b>",
+        x=0.5,
+        y=1,
+        xref="paper",
+        yref="paper",
+        xanchor="center",
+        yanchor="bottom",
+        showarrow=False,
+    )
+
+
+def _transparent(colour: str, opacity: float) -> str:
+    red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def _signed_scale() -> list[tuple[float, str]]:
+    return [(k / (len(SIGNED_SCALE) - 1), colour) for k, colour in enumerate(SIGNED_SCALE)]
+
+
+def _signed_colour(value: float) -> str:
+    """The colour of a value in [−1, 1] on the signed scale, to the nearest of its five."""
+    return SIGNED_SCALE[round((min(max(value, -1.0), 1.0) + 1) / 2 * (len(SIGNED_SCALE) - 1))]

@@ -1,0 +1,56 @@
+"""Pictures as PNG bytes: grey mosaics, signed maps, a wipe. Enlarged by whole pixels, never smoothed, never JPEG.
+
+A picture has 256 shades, so changes below 1/510 vanish in it: numbers are read from the float arrays, not from here.
+"""
+
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from engine.figures import SIGNED_SCALE
+
+
+def shades(values: np.ndarray) -> np.ndarray:
+    """uint8 of pixels in [0, 1], to the nearest of 256 shades: always the same scale, whatever the image holds."""
+    return np.rint(np.asarray(values, dtype=np.float32).clip(0, 1) * 255).astype(np.uint8)
+
+
+def signed_colours(delta: np.ndarray, *, limit: float) -> np.ndarray:
+    """RGB uint8 [..., 3] of signed values: the scale's middle at 0, its ends at ±limit, clipped beyond."""
+    scale = np.array([ImageColor.getrgb(colour) for colour in SIGNED_SCALE], dtype=np.float64)
+    position = (np.asarray(delta, dtype=np.float64) / limit).clip(-1, 1)
+    places = np.linspace(-1, 1, len(scale))
+    channels = [np.interp(position, places, scale[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def mosaic(tiles: np.ndarray, *, columns: int, gap: int = 1, ground: int = 128) -> np.ndarray:
+    """uint8 tiles [N, H, W] or [N, H, W, 3] row by row in one picture, each with `gap` pixels of ground around it.
+
+    Every tile takes (H + 2·gap) × (W + 2·gap) pixels, so that tile k lies at row k // columns, column k % columns.
+    """
+    count, height, width, *colours = tiles.shape
+    rows = max(1, -(-count // columns))
+    cell = (height + 2 * gap, width + 2 * gap)
+    picture = np.full((rows * cell[0], columns * cell[1], *colours), ground, dtype=np.uint8)
+    for k, tile in enumerate(tiles):
+        top, left = (k // columns) * cell[0] + gap, (k % columns) * cell[1] + gap
+        picture[top : top + height, left : left + width] = tile
+    return picture
+
+
+def wipe(left: np.ndarray, right: np.ndarray, *, position: int) -> np.ndarray:
+    """uint8 [H, W]: the first `position` columns of one image, the rest of the other."""
+    width = left.shape[1]
+    if not 0 <= position <= width:
+        raise ValueError(f"position must be in [0, {width}], got {position}")
+    return np.concatenate([left[:, :position], right[:, position:]], axis=1)
+
+
+def png(picture: np.ndarray, *, scale: int = 1) -> bytes:
+    """PNG of a uint8 picture [H, W] or [H, W, 3], each pixel enlarged to scale × scale of the same shade."""
+    large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    buffer = BytesIO()
+    Image.fromarray(large).save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()

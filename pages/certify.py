@@ -1,0 +1,389 @@
+"""Certify: how far the guarantee shrank, over all test images and for a single one, from votes to radius."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from scipy.stats import norm
+
+from engine import figures, metrics, pictures, report
+from engine.certification import ABSTAIN, radius_cap
+from engine.config import Config, smallest_useful_n
+from engine.figures import ARM_STYLE
+from engine.records import ARMS
+from pages import _shared
+
+VOTES = ["selection_votes", "estimation_votes"]
+SCOPES = {"target": "target class", "all": "all classes"}
+ALPHAS = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)
+NOISY = 6  # noisy copies shown
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def what_if(directory: str, stamp: int, values: str, n: int, alpha: float) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """(certificate table without votes, report), both at n of the recorded draws and this alpha."""
+    config = with_settings(Config.model_validate_json(values), n, alpha)
+    table = _shared.certificates(directory, stamp).drop(columns=VOTES, errors="ignore")
+    table = metrics.recertify(table, sigma=config.sigma, alpha=alpha, n=n)
+    return table, report.build_report(table, config)
+
+
+def with_settings(config: Config, n: int, alpha: float) -> Config:
+    """The configuration with other certification settings, unvalidated: too few draws may be looked at too."""
+    settings = config.certification.model_copy(update={"n": n, "alpha": alpha})
+    return config.model_copy(update={"certification": settings})
+
+
+def chart(figure: Any, key: str, **options: Any) -> Any:
+    return st.plotly_chart(figure, key=key, config=figures.SAVE, alt=figures.alt(figure), **options)
+
+
+def draws_to_offer(recorded: int) -> list[int]:
+    steps = [factor * 10**power for power in range(1, 7) for factor in (1, 2, 5)]
+    return [n for n in [5, *steps] if n < recorded] + [recorded]
+
+
+def forget(key: str, options: list[Any]) -> None:
+    """Another run may not offer the value that the session remembers."""
+    if key in st.session_state and st.session_state[key] not in options:
+        del st.session_state[key]
+
+
+def reset_what_if() -> None:
+    st.session_state["what_if_n"] = run.config.certification.n
+    st.session_state["what_if_alpha"] = run.config.certification.alpha
+
+
+def choose_settings(recorded: pd.DataFrame) -> tuple[int, float]:
+    """n and alpha to certify with, as recorded unless the reader moves a slider."""
+    most, alpha_then = int(recorded["n"].iloc[0]), run.config.certification.alpha
+    draws, alphas = draws_to_offer(most), sorted({*ALPHAS, alpha_then}, reverse=True)
+    forget("what_if_n", draws)
+    forget("what_if_alpha", alphas)
+    with st.container(border=True):
+        first, second, third = st.columns([3, 3, 2], vertical_alignment="bottom", gap="large")
+        with first:
+            n = int(
+                st.select_slider(
+                    "Estimation draws n",
+                    draws,
+                    value=most,
+                    format_func=lambda value: f"{value:,}",
+                    key="what_if_n",
+                    bind="query-params",
+                    help="Radii at fewer draws come from a random subset of the recorded draws: exactly as valid as if "
+                    "only so many had been drawn. More than were recorded cannot be had without sampling again.",
+                )
+            )
+        with second:
+            alpha = float(
+                st.select_slider(
+                    "Failure probability α of one certificate",
+                    alphas,
+                    value=alpha_then,
+                    format_func=lambda value: f"{value:g}",
+                    key="what_if_alpha",
+                    bind="query-params",
+                    help="A certificate's radius is too large with at most this probability. The noise level σ cannot "
+                    "be moved: the votes were recorded at one σ, and another needs new votes.",
+                )
+            )
+        with third:
+            st.button(
+                "Back to recorded",
+                on_click=reset_what_if,
+                disabled=(n, alpha) == (most, alpha_then),
+                icon=":material/undo:",
+            )
+        cap = radius_cap(n=n, sigma=run.config.sigma, alpha=alpha)
+        if not cap:
+            st.warning(
+                f"n = {n} is too small for α = {alpha:g}: even a unanimous vote certifies nothing, so every image "
+                f"abstains. At least {smallest_useful_n(alpha)} draws are needed."
+            )
+        changed = (
+            ""
+            if (n, alpha) == (most, alpha_then)
+            else f"**What if**, not as recorded (n = {most:,}, α = {alpha_then:g}). "
+        )
+        st.caption(
+            f"{changed}Everything on this page is at n = {n:,} and α = {alpha:g}, from the stored votes. No radius can "
+            f"exceed the cap σ·Φ⁻¹(α^(1/n)) = {cap:.3f} (L2, pixel units): radii at other n or α do not compare."
+        )
+    return n, alpha
+
+
+def headline(now: dict[str, Any]) -> None:
+    """The relative drop of the target class's ACR, arm by arm."""
+    drops = now["relative_drop"]
+    if not drops:
+        st.info("The drop needs clean victims and others; this partial run has certificates of one arm only.")
+        return
+    st.markdown(_shared.headline(now))
+    shown = [arm for arm in ARMS if arm in drops]
+    for place, arm in zip(st.columns(len(shown)), shown, strict=True):
+        found = drops[arm]
+        with place:
+            if found["mean"] is None:
+                st.metric(f"ACR drop, {ARM_STYLE[arm].name}", "–", help="Clean victims have ACR 0: nothing to lose.")
+                continue
+            spread = "" if found["sd"] is None else f" ± {100 * found['sd']:.0f}"
+            st.metric(
+                f"ACR drop, {ARM_STYLE[arm].name}",
+                f"{100 * found['mean']:.0f}{spread} %",
+                border=True,
+                help="1 − ACR / ACR of the clean victim of the same seed, target class; mean ± standard deviation over "
+                f"{len(found['seeds'])} victim seeds. Seed by seed: {', '.join(f'{v:.1%}' for v in found['seeds'])}.",
+            )
+    st.caption(
+        "Relative drop of the target class's average certified radius (ACR; L2, pixel units) against the clean victim "
+        "of the same seed, mean ± standard deviation over "
+        f"{max(len(drops[arm]['seeds']) for arm in shown)} victim seeds. The controls tell how much of it any "
+        "change of this size would do: random noise, and the poison with its signs shuffled."
+    )
+
+
+def missing_arms(table: pd.DataFrame) -> None:
+    """Says what a run that was stopped early lacks."""
+    counts = table.groupby("arm")["victim"].nunique()
+    lacking = [
+        f"{ARM_STYLE[arm].name} ({counts.get(arm, 0)} of {run.config.victim_seeds})"
+        for arm in ARMS
+        if counts.get(arm, 0) < run.config.victim_seeds
+    ]
+    if lacking:
+        st.warning(f"This run is {run.status().state}, and victims are missing: {', '.join(lacking)}.")
+
+
+def estimates(table: pd.DataFrame, scope: str) -> pd.DataFrame:
+    """ACR and accuracies of each arm with their intervals, one row per arm."""
+    part, lines = report.of_scope(table, scope, run.config), []
+    part = part.assign(
+        value=metrics.correct_radius(part),
+        correct=metrics.is_correct(part).astype(float),
+        abstained=(part["prediction"] == ABSTAIN).astype(float),
+    )
+    for arm in ARMS:
+        rows = part[part["arm"] == arm]
+        if rows.empty:
+            continue
+        images = rows.groupby("image")[["value", "correct", "abstained", "weight"]].mean()
+        acr = metrics.interval_of_mean(images["value"], images["weight"])
+        share = float(np.average(images["correct"], weights=images["weight"]))
+        accuracy = metrics.interval_of_share(share, metrics.effective_count(images["weight"]))
+        lines.append(
+            {
+                "arm": ARM_STYLE[arm].name,
+                "ACR (95 % interval)": f"{acr.value:.3f} ({acr.low:.3f}–{acr.high:.3f})",
+                "accuracy": f"{100 * share:.0f} % ({100 * accuracy.low:.0f}–{100 * accuracy.high:.0f})",
+                "abstain": f"{np.average(images['abstained'], weights=images['weight']):.0%}",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> None:
+    """ACR by arm; certified accuracy and radii of the chosen scope and arms."""
+    st.subheader("Average certified radius")
+    left, right = st.columns([6, 5], gap="medium")
+    with left:
+        chart(figures.acr_by_arm(now), "acr")
+    with right:
+        for scope, name in SCOPES.items():
+            st.markdown(f"**{name.capitalize()}** (accuracy: of the smoothed classifier)")
+            st.dataframe(estimates(table, scope), hide_index=True, alt=f"ACR and accuracy by arm, {name}")
+        st.caption(
+            "Means over victims; approximate 95 % intervals over test images, taken as independent (normal for ACR, "
+            "Wilson for the share). The chart's ± is another thing: the standard deviation over victim seeds."
+        )
+    st.subheader("Over all radii")
+    left, right = st.columns(2)
+    with left:
+        scope = str(
+            st.segmented_control(
+                "Test images",
+                list(SCOPES),
+                default="target",
+                required=True,
+                format_func=lambda key: SCOPES[key],
+                key="scope",
+                bind="query-params",
+            )
+        )
+    with right:
+        present = [arm for arm in ARMS if arm in set(table["arm"])]
+        forget_arms(present)
+        arms = st.pills(
+            "Arms",
+            present,
+            selection_mode="multi",
+            default=present,
+            format_func=lambda arm: ARM_STYLE[arm].name,
+            key="arms",
+        )
+    left, right = st.columns(2, gap="medium")
+    with left:
+        chart(figures.certified_accuracy(table, settings, scope, arms), "accuracy")
+        st.caption(
+            "Height at r: the share of images whose answer is right and provably stays the same under any change of L2 "
+            "size below r. Approximate: each certificate alone holds with probability ≥ 1 − α, not all at once."
+        )
+    with right:
+        two = [arm for arm in arms if arm in ("clean", "poisoned")] or arms
+        chart(figures.radius_histogram(table, settings, scope, two), "radii")
+        st.caption(
+            "Left of the line: answers that are wrong and answers that are refused, whose radius counts as 0. The last "
+            "bin before the cap holds unanimous votes, whose true radius may be larger. "
+            + ("Controls are left out of this chart while clean or poisoned is chosen." if len(two) < len(arms) else "")
+        )
+
+
+def forget_arms(present: list[str]) -> None:
+    chosen = st.session_state.get("arms")
+    if chosen is not None and not set(chosen) <= set(present):
+        st.session_state["arms"] = [arm for arm in chosen if arm in present]
+
+
+def take_point() -> None:
+    """Chooses the test image whose point was clicked."""
+    number = figures.selected_number(st.session_state["before_after"].selection.points)
+    if number is not None:
+        st.session_state["test_image"] = number
+
+
+def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) -> None:
+    """The scatter of all target images, and one of them: picture, noisy copies, votes, and the way to its radius."""
+    st.subheader("One test image")
+    means = figures.radii_by_image(table, settings)
+    others = [arm for arm in ARMS if arm in means.columns and arm != "clean"]
+    order = [int(image) for image in means.index]
+    if "clean" in means.columns and others:
+        lost = means["clean"] - means[others[0]]
+        order = [int(image) for image in lost.sort_values(ascending=False, kind="stable").index]
+    forget("test_image", order)
+    left, right = st.columns([3, 2], gap="medium")
+    with right:
+        image = int(
+            st.selectbox(
+                "Test image of the target class, most radius lost first",
+                order,
+                format_func=str,
+                key="test_image",
+                bind="query-params",
+                help="Click a point of the chart, or choose or type a number here.",
+            )
+        )
+        victims = sorted(int(k) for k in recorded["victim"].unique())
+        forget("victim", victims)
+        victim = int(
+            st.segmented_control(
+                "Victim seed", victims, default=victims[0], required=True, key="victim", bind="query-params"
+            )
+            or 0
+        )
+        place = st.container()
+    with left:
+        if "clean" in means.columns and others:
+            forget("scatter_arm", others)
+            arm = str(
+                st.segmented_control(
+                    "Against clean",
+                    others,
+                    default=others[0],
+                    required=True,
+                    format_func=lambda key: ARM_STYLE[key].name,
+                    key="scatter_arm",
+                )
+            )
+            figure = figures.radius_before_after(table, settings, arm)
+            chart(figure, "before_after", on_select=take_point, selection_mode="points")
+            st.caption("A point is a test image: click it to choose it. Points on the upper edge are at the cap.")
+        else:
+            st.info("The scatter needs clean victims and others; this partial run lacks one of them.")
+    one = recorded["image"].eq(image) & recorded["victim"].eq(victim)
+    if not one.any():
+        st.info(f"Victim seed {victim} has no certificate of image {image} yet.")
+        return
+    votes, chain = st.columns(2, gap="medium")
+    with votes:
+        chart(figures.vote_histogram(recorded[one]), "votes")
+        st.caption(
+            "As recorded: each arm's victim saw the same noisy copies. ★: the class selected by "
+            f"{settings.certification.n0} earlier draws; only its share counts for the certificate."
+        )
+    with chain:
+        from_votes_to_radius(table[one.to_numpy()], settings)
+    with place:
+        noisy_pictures(image)
+
+
+def from_votes_to_radius(rows: pd.DataFrame, settings: Config) -> None:
+    """The chain of CERTIFY with this image's numbers."""
+    n, alpha, sigma = int(rows["n"].iloc[0]), settings.certification.alpha, settings.sigma
+    st.markdown("**From votes to radius**")
+    lines = []
+    for row in rows.itertuples():
+        right = row.prediction == row.label
+        verdict = "abstains" if row.prediction == ABSTAIN else "correct" if right else "wrong"
+        lines.append(
+            {
+                "arm": ARM_STYLE[row.arm].name,
+                "selected": row.selected_class,
+                "votes": f"{row.n_top:,} of {n:,}",
+                "p_lower": f"{row.p_lower:.4f}",
+                "radius": f"{row.radius:.3f}",
+                "answer": verdict,
+            }
+        )
+    st.dataframe(pd.DataFrame(lines), hide_index=True, alt="Votes, lower confidence bound and radius by arm")
+    for row in rows[rows["arm"].isin(["clean", "poisoned"])].itertuples():
+        name, k = ARM_STYLE[row.arm].name, int(row.n_top)
+        bound = rf"p_{{\text{{lower}}}} = \mathrm{{Beta}}^{{-1}}({alpha:g};\ {k},\ {n - k + 1}) = {row.p_lower:.4f}"
+        if row.p_lower > 0.5:
+            quantile = norm.ppf(row.p_lower)
+            value = (
+                rf"R = \sigma\,\Phi^{{-1}}(p_{{\text{{lower}}}}) = {sigma:g} \cdot {quantile:.3f} = {row.radius:.3f}"
+            )
+        else:
+            value = r"p_{\text{lower}} \le \tfrac12:\ \text{abstain},\ R = 0"
+        st.latex(rf"\text{{{name}: }}\ {bound} \\ {value}")
+    st.caption(
+        "p_lower: one-sided Clopper–Pearson bound, below the true share of votes with probability ≥ 1 − α. Radius: L2, "
+        "pixel units; within it the smoothed classifier's answer cannot change. Around a wrong answer it counts as 0."
+    )
+
+
+def noisy_pictures(image: int) -> None:
+    """The image and a few noisy copies as a victim sees them; fresh noise, the same at each visit."""
+    images, labels = _shared.images_of(run, train=False)
+    rng = np.random.default_rng([run.config.seed % 2**32, image])
+    noisy = images[image, 0] + run.config.sigma * rng.standard_normal((NOISY - 1, *images[image, 0].shape))
+    tiles = pictures.shades(np.concatenate([images[image], noisy]))
+    st.image(
+        pictures.png(pictures.mosaic(tiles, columns=3), scale=4),
+        caption=f"Test image {image}, digit {labels[image]}, and {NOISY - 1} noisy copies, σ = {run.config.sigma:g}",
+        output_format="PNG",
+        width="stretch",
+        alt=f"Test image {image} and noisy copies of it",
+    )
+    st.caption(
+        "Nobody changed this image. The base classifier votes on noisy copies such as these (drawn for this picture, "
+        "not the recorded ones, and cut to [0, 1] to be shown; classifiers see them uncut)."
+    )
+
+
+run = _shared.open_run()
+st.title("Certify")
+st.caption(_shared.limits_line(run))
+recorded = _shared.open_certificates(run)
+stamp = (run.directory / "certificates.parquet").stat().st_mtime_ns
+missing_arms(recorded)
+top = st.container()
+n, alpha = choose_settings(recorded)
+settings = with_settings(run.config, n, alpha)
+table, now = what_if(str(run.directory), stamp, run.config.canonical(), n, alpha)
+with top:
+    headline(now)
+whole_set(table, now, settings)
+single_image(recorded, table, settings)

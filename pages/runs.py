@@ -1,0 +1,410 @@
+"""Runs: the queue, the history, comparison, export."""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from engine import figures, jobs, metrics, records
+from engine.config import Config, field_names
+from engine.presets import PRESETS
+from engine.records import GALLERY, Run, RunNotFound
+from engine.report import of_scope
+from pages import _shared
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#888888")
+MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", "hexagon")
+VOTES = ("selection_votes", "estimation_votes")
+
+
+def run_of(row: dict[str, Any]) -> Run:
+    return Run((GALLERY if row["example"] else _shared.runs_root()) / row["id"])
+
+
+# --- queue ---
+
+
+def queue() -> None:
+    """Active runs in the order in which they compute."""
+    active = [row for row in _shared.run_rows() if row["state"] in records.ACTIVE]
+    if st.session_state.get("seen queue", 0) and not active:
+        st.session_state["seen queue"] = 0
+        st.rerun()
+    st.session_state["seen queue"] = len(active)
+    if not active:
+        st.caption("Nothing is computing or waiting.")
+        return
+    for place, row in enumerate(sorted(active, key=lambda row: row["submitted"])):
+        status = run_of(row).status()
+        words = "computing" if status.state == "running" else f"position {place} in the queue"
+        left = "" if status.eta_seconds is None else f", about {_shared.duration(status.eta_seconds)} left"
+        st.progress(status.fraction, f"{_shared.row_label(row)}: {words}{left}")
+        if st.button("Watch it", key=f"open {row['id']}", on_click=_shared.choose, args=(row["id"],)):
+            st.switch_page("pages/poison.py")
+
+
+# --- history ---
+
+
+def open_selected() -> None:
+    """Callback of the table: a ticked row is the open run."""
+    for place in st.session_state["history"]["selection"]["rows"]:
+        _shared.choose(st.session_state["history ids"][place])
+
+
+def history(rows: list[dict[str, Any]]) -> None:
+    table = pd.DataFrame(
+        {
+            "name": [
+                ("★ " if row["starred"] else "") + (row["name"] or row["preset"] or "own settings") for row in rows
+            ],
+            "state": [f"{row['state']}, example" if row["example"] else row["state"] for row in rows],
+            "digit": [row["target_class"] for row in rows],
+            "ε (L∞)": [row["epsilon"] for row in rows],
+            "σ": [row["sigma"] for row in rows],
+            "drop": [row["drop_poisoned"] for row in rows],
+            "noise": [row["drop_random_noise"] for row in rows],
+            "data set": [row["dataset"] for row in rows],
+            "seed": [row["seed"] for row in rows],
+            "victims": [row["victim_seeds"] for row in rows],
+            "started": [_shared.moment(row["submitted"]) for row in rows],
+            "MB": [row["bytes"] / 1e6 for row in rows],
+            "id": [row["id"] for row in rows],
+        }
+    )
+    number = st.column_config.NumberColumn
+    st.session_state["history ids"] = [row["id"] for row in rows]
+    st.dataframe(
+        table,
+        hide_index=True,
+        key="history",
+        on_select=open_selected,
+        selection_mode="single-row",
+        alt=f"Table of {len(rows)} runs with their settings and the drop in ACR.",
+        column_config={
+            "ε (L∞)": number(format="%g"),
+            "σ": number(format="%g"),
+            "drop": number(
+                "drop, poisoned", format="percent", help="Of the target digit's ACR, mean over victim seeds."
+            ),
+            "noise": number("drop, random noise", format="percent", help="Of the control at the same ε (L∞)."),
+            "victims": number("victims an arm"),
+            "MB": number(format="%.1f", help="On disk."),
+        },
+    )
+    own = sum(row["bytes"] for row in rows if not row["example"])
+    st.caption(
+        f"Tick a row to open its run. {len(rows)} runs; yours use {own / 1e6:.1f} MB in {_shared.runs_root()} (stages "
+        "that runs share are "
+        "counted for each of them). Drop: 1 − ACR(arm)/ACR(clean) of the target digit, L2 radii, victims of the same "
+        "seed."
+    )
+
+
+# --- the open run ---
+
+
+def save_notes(run: Run) -> None:
+    notes = {
+        "name": str(st.session_state[f"name {run.id}"])[:80],
+        "starred": bool(st.session_state[f"star {run.id}"]),
+        "note": str(st.session_state[f"note {run.id}"])[:2000],
+    }
+    try:
+        run.write_json("notes.json", notes)
+    except OSError as error:
+        st.session_state["runs problem"] = f"The note could not be saved: {error}."
+
+
+def delete(run: Run) -> None:
+    try:
+        jobs.delete(run)
+        _shared.choose("")
+        st.session_state["runs news"] = f"Run {run.id} is deleted."
+    except OSError as error:
+        st.session_state["runs problem"] = f"Run {run.id} could not be deleted: {error}."
+
+
+def open_run_section(run: Run) -> None:
+    status = run.status()
+    st.caption(_shared.settings_line(run.config))
+    st.markdown(f"State: **{status.state}**" + (f" ({status.error})" if status.error else ""))
+    links = st.container(horizontal=True)
+    with links:
+        if run.report:
+            _shared.page_link("pages/certify.py", "What it did: Certify", ":material/verified:")
+            _shared.page_link("pages/inspect.py", "The changes: Inspect", ":material/search:")
+        if not _shared.is_example(run):
+            _shared.page_link("pages/poison.py", "Progress and log: Poison", ":material/science:")
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        if _shared.is_example(run):
+            st.caption("An example that comes with the project: it cannot be renamed or deleted.")
+        else:
+            notes_form(run)
+            deletion(run, active=status.active)
+    with right:
+        exports(run)
+        environment(run)
+
+
+def notes_form(run: Run) -> None:
+    notes = run.notes
+    with st.form(f"notes {run.id}"):
+        st.text_input("Name", value=notes["name"], max_chars=80, key=f"name {run.id}")
+        st.checkbox("Starred", value=bool(notes["starred"]), key=f"star {run.id}")
+        st.text_area("Note", value=notes["note"], max_chars=2000, key=f"note {run.id}")
+        st.form_submit_button("Save", on_click=save_notes, args=(run,), icon=":material/save:")
+
+
+def deletion(run: Run, *, active: bool) -> None:
+    if active:
+        st.caption("An active run cannot be deleted: cancel it first, on the Poison page.")
+        return
+    with st.popover("Delete this run", icon=":material/delete:"):
+        st.markdown(f"Delete run {run.id} with all its files? This cannot be undone.")
+        st.button("Yes, delete it", key=f"delete {run.id}", on_click=delete, args=(run,), type="primary")
+
+
+def exports(run: Run) -> None:
+    st.markdown("**Export**")
+    report, has_certificates = run.report, (run.directory / "certificates.parquet").is_file()
+    buttons = st.container(horizontal=True)
+    buttons.download_button(
+        "report.json", json.dumps(report, indent=1), f"{run.id}-report.json", "application/json",
+        disabled=report is None, help="Every number of the run.",
+    )  # fmt: skip
+    buttons.download_button(
+        "Certificates (CSV)", lambda: certificates_csv(run), f"{run.id}-certificates.csv", "text/csv",
+        disabled=not has_certificates, help="A row per arm, victim and test image, with its votes.",
+    )  # fmt: skip
+    buttons.download_button(
+        "Figures (HTML)", lambda: figures_html(run), f"{run.id}.html", "text/html",
+        disabled=not has_certificates or report is None, help="One file that works offline.",
+    )  # fmt: skip
+    buttons.download_button(
+        "Whole run (zip)", lambda: zipped(run.directory), f"{run.id}.zip", "application/zip",
+        help="All files: settings, poison, weights, votes, certificates, log.",
+    )  # fmt: skip
+    st.caption("Single figures: the camera in a figure's corner saves it as SVG.")
+    st.markdown("**The same from the command line**")
+    st.code(command_of(run), language="bash", wrap_lines=True)
+
+
+def command_of(run: Run) -> str:
+    preset = run.request.get("preset")
+    if preset in PRESETS and PRESETS[preset].config == run.config:
+        return f"python -m engine run --preset {preset}"
+    base = preset if preset in PRESETS else "quick" if run.config.dataset == "mnist" else "smoke"
+    mine, theirs = flat(run.config), flat(PRESETS[base].config)
+    changed = [f"--set {k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in mine.items() if v != theirs[k]]
+    return " ".join([f"python -m engine run --preset {base}", *changed])
+
+
+def certificates_csv(run: Run) -> bytes:
+    table = run.certificates()
+    assert table is not None
+    for name in VOTES:
+        table[name] = [" ".join(map(str, votes)) for votes in table[name]]
+    return table.to_csv(index=False).encode()
+
+
+def figures_html(run: Run) -> bytes:
+    """The run's main figures and settings as one page that needs nothing else."""
+    report, table, config = run.report, run.certificates(), run.config
+    assert report is not None
+    assert table is not None
+    made = [
+        figures.acr_by_arm(report),
+        figures.certified_accuracy(table, config, "target"),
+        figures.radius_histogram(table, config, "target"),
+    ]
+    parts = [figure.to_html(full_html=False, include_plotlyjs=position == 0) for position, figure in enumerate(made)]
+    text = f"<p>{_shared.headline(report).replace('**', '')} {_shared.numbers_line(report)}</p>"
+    text += f"<p>{_shared.limits_line(run)}</p><pre>{json.dumps(config.model_dump(), indent=1)}</pre>"
+    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>PACD Lab, run {run.id}</title>"
+    style = "<style>body{font-family:sans-serif;max-width:60em;margin:2em auto;padding:0 1em}</style>"
+    return (head + style + f"<h1>Run {run.id}</h1>" + text + "".join(parts) + "</html>").encode()
+
+
+def zipped(directory: Path) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(directory.rglob("*")):
+            if path.is_file():
+                archive.write(path, Path(directory.name) / path.relative_to(directory))
+    return buffer.getvalue()
+
+
+def environment(run: Run) -> None:
+    found = run.environment
+    with st.expander("Where these numbers come from (environment)"):
+        if not found:
+            st.caption("The run has not started, so nothing is recorded yet.")
+            return
+        table = pd.DataFrame({"what": list(found), "value": [str(value) for value in found.values()]})
+        st.dataframe(table, hide_index=True, alt="Versions, device, commit and time of the run.")
+
+
+# --- comparison ---
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every field by its dotted name."""
+    values: dict[str, Any] = {}
+    for name in field_names():
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        values[name] = value
+    return values
+
+
+def begin_comparison(known: list[str]) -> None:
+    """Once per session: the runs that the link asks for (?compare=id,id)."""
+    if "compare" in st.session_state:
+        st.session_state["compare"] = [identifier for identifier in st.session_state["compare"] if identifier in known]
+        return
+    asked = [part for part in st.query_params.get("compare", "").split(",") if part]
+    missing = [part[:40] for part in asked if part not in known]
+    if missing:
+        st.warning(f"The link compares runs that are not here: {', '.join(missing)}.")
+    st.session_state["compare"] = list(dict.fromkeys(part for part in asked if part in known))
+
+
+def comparison(rows: list[dict[str, Any]]) -> None:
+    with_result = [row for row in rows if (run_of(row).directory / "certificates.parquet").is_file()]
+    by_id = {row["id"]: row for row in with_result}
+    begin_comparison(list(by_id))
+    chosen = st.multiselect(
+        "Runs to compare (two or more)",
+        list(by_id),
+        format_func=lambda known: _shared.row_label(by_id[known]) if known in by_id else known,
+        key="compare",
+        max_selections=len(COLOURS),
+        persist_state="session",
+    )
+    if len(chosen) < 2:
+        st.caption("Choose two runs, and their curves appear on the same axes, with what differs between them.")
+        return
+    runs = [run_of(by_id[identifier]) for identifier in chosen]
+    labels = [f"{run.id[:6]} {_shared.row_label(by_id[run.id])}" for run in runs]
+    configs = [run.config for run in runs]
+    reasons = _shared.incomparable(configs)
+    if reasons:
+        st.warning(
+            "**Not comparable.** The curves below are drawn all the same, but a difference between them need not come "
+            "from the attack:\n" + "\n".join(f"- {reason}" for reason in reasons),
+            icon=":material/warning:",
+        )
+    else:
+        st.success(
+            "Comparable: same data set, target class, σ, n0, n, α, test images, seed and number of victim seeds.",
+            icon=":material/check_circle:",
+        )
+    figure = overlaid(runs, labels)
+    st.plotly_chart(figure, alt=figures.alt(figure), config=figures.SAVE, key="comparison")
+    st.caption(
+        "Target digit, mean over victim seeds. Colour and marker: the run. Solid: clean victims, dashed: poisoned. "
+        "Dotted vertical lines: each run's cap σ·Φ⁻¹(α^(1/n)). Radii: L2, pixel units of [0, 1]."
+    )
+    only_different = st.toggle("Show only settings that differ", value=True, key="diff_only")
+    differences(runs, labels, configs, only_different=only_different)
+    st.markdown("**A link to this comparison** (append it to this app's address)")
+    st.code("/runs?compare=" + ",".join(chosen), language=None)
+
+
+def overlaid(runs: Sequence[Run], labels: Sequence[str]) -> go.Figure:
+    """Certified accuracy of the target digit, clean and poisoned arm of each run, on the same axes."""
+    figure = go.Figure()
+    caps = [float((run.report or {}).get("radius_cap", 0)) for run in runs]
+    radii = np.linspace(0, max(caps) * 1.02, 301)
+    told = []
+    for run, label, cap, colour, marker in zip(runs, labels, caps, COLOURS, MARKERS, strict=False):
+        table = of_scope(_shared.open_certificates(run), "target", run.config)
+        for arm, dash in (("clean", "solid"), ("poisoned", "dash")):
+            rows = table[table["arm"] == arm]
+            if rows.empty:
+                continue
+            curves = [metrics.certified_accuracy(part, radii) for _, part in rows.groupby("victim")]
+            mean = np.mean(curves, axis=0)
+            figure.add_scatter(
+                x=radii, y=mean, mode="lines+markers", name=f"{label}: {arm} ({len(curves)} victims)",
+                line=dict(color=colour, dash=dash, shape="vh", width=2.5),
+                marker=dict(symbol=marker, size=9, maxdisplayed=8), hovertemplate="%{y:.1%}",
+            )  # fmt: skip
+            told.append(f"{label}, {arm}: {mean[0]:.0%} at 0")
+        figure.add_vline(x=cap, line=dict(color=colour, dash="dot", width=1.5))
+    figure.update_xaxes(title_text=f"radius r: {figures.RADIUS} at least r", range=[0, radii[-1] or 1])
+    figure.update_yaxes(title_text="certified accuracy (approximate)", range=[0, 1.02], tickformat=".0%")
+    figure.update_layout(
+        title="Certified accuracy at radius r, several runs",
+        height=430 + 24 * len(runs),
+        hovermode="x unified",
+        legend=dict(orientation="h", yanchor="top", y=-0.18, x=0),
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        meta=dict(alt=f"Certified accuracy against radius of several runs. {'; '.join(told)}."),
+    )
+    return figure
+
+
+def differences(runs: Sequence[Run], labels: Sequence[str], configs: Sequence[Config], *, only_different: bool) -> None:
+    """Settings, environment and headline numbers, a column per run."""
+    columns = [flat(config) for config in configs]
+    facts: list[tuple[str, Callable[[Run], Any]]] = [
+        ("device", lambda run: run.environment.get("device")),
+        ("torch", lambda run: run.environment.get("torch")),
+        ("commit", lambda run: run.environment.get("commit")),
+        ("state", lambda run: run.status().state),
+    ]
+    rows = [(name, [column[name] for column in columns]) for name in columns[0]]
+    rows += [(name, [fact(run) for run in runs]) for name, fact in facts]
+    if only_different:
+        rows = [(name, values) for name, values in rows if len({str(value) for value in values}) > 1]
+    for arm in ("clean", "poisoned"):
+        rows.append((f"ACR of the target digit, {arm} (L2, mean ± sd)", [acr_of(run, arm) for run in runs]))
+    drops = [((run.report or {}).get("relative_drop") or {}).get("poisoned") for run in runs]
+    rows.append(("drop of ACR, poisoned (mean ± sd)", [_shared.with_spread(drop, ".1%") for drop in drops]))
+    table = pd.DataFrame([[name, *map(str, values)] for name, values in rows], columns=["field", *labels])
+    st.dataframe(table, hide_index=True, height="content", alt="Settings and headline numbers of the compared runs.")
+
+
+def acr_of(run: Run, arm: str) -> str:
+    values = (run.report or {}).get("arms", {}).get(arm)
+    return _shared.with_spread(values["average_certified_radius"]["target"]) if values else "–"
+
+
+_shared.need_frame()
+st.title("Runs")
+for key, show in (("runs problem", st.error), ("runs news", st.success)):
+    if text := st.session_state.pop(key, None):
+        show(text)
+all_rows = _shared.run_rows()
+is_busy = any(row["state"] in records.ACTIVE for row in all_rows)
+st.subheader("Queue")
+st.fragment(queue, run_every="2s" if is_busy else None)()
+st.subheader("History")
+history(all_rows)
+st.subheader("The open run")
+opened = _shared.chosen_run()
+if opened is None:
+    st.caption("None. Choose one in the sidebar.")
+else:
+    st.markdown(f"Run `{opened.id}`")
+    try:
+        open_run_section(opened)
+    except (OSError, RunNotFound) as problem:
+        st.warning(f"Run {opened.id} went away or cannot be read ({problem}). Choose another in the sidebar.")
+st.subheader("Compare")
+try:
+    comparison(all_rows)
+except (OSError, RunNotFound) as problem:
+    st.warning(f"One of these runs went away or cannot be read ({problem}). Choose others.")

@@ -1,0 +1,141 @@
+"""Start: what poisoning did to certified radii, told from a finished run, with nothing to click."""
+
+import numpy as np
+import streamlit as st
+
+from engine import figures
+from engine.records import Run
+from pages import _shared
+
+SHOWN_IMAGES = 8
+
+
+def story_of() -> Run | None:
+    """The open run if it is finished, else the example that comes with the project."""
+    run = _shared.chosen_run()
+    if run is not None and run.status().state == "done" and run.report:
+        return run
+    if run is not None:
+        st.info(
+            f"Run {run.id} is {run.status().state} and has no finished result yet, so the example is shown here.",
+            icon=":material/info:",
+        )
+    return _shared.example_run()
+
+
+def what_happened(run: Run) -> None:
+    config, report = run.config, run.report or {}
+    threat, poison = config.threat, run.tensors("poison")
+    count = "the" if poison is None else f"{len(poison['indices'])}"
+    share = "all" if threat.poison_fraction == 1 else f"{threat.poison_fraction:.0%} of"
+    st.markdown(
+        f"Somebody changed **{count} training images of digit {threat.target_class}** ({share} that the victims see), "
+        f"no pixel by more than **ε = {threat.epsilon:g}** (L∞, pixel units of [0, 1]), and no label at all. "
+        f"{_shared.headline(report)} The certificates are still valid, and worth less."
+    )
+    st.caption(_shared.numbers_line(report))
+
+
+def images(run: Run) -> None:
+    st.subheader("Can you see it?")
+    poison = run.tensors("poison")
+    if poison is None or not len(poison["indices"]):
+        st.caption("This run changed no image.")
+        return
+    delta = poison["delta"][:SHOWN_IMAGES].astype(np.float32)
+    x_clean = _shared.training_images(run, poison["indices"][:SHOWN_IMAGES])
+    if x_clean is None:
+        return
+    _shared.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=len(delta))
+    st.caption(
+        f"The first {len(delta)} poisoned training images. Each column is one image; the bottom row is what was added, "
+        "magnified so that you can see it."
+    )
+
+
+def charts(run: Run) -> None:
+    left, right = st.columns(2)
+    report, table = run.report, _shared.open_certificates(run)
+    assert report is not None
+    for column, figure, explanation in (
+        (
+            left,
+            figures.acr_by_arm(report),
+            "How far, on average, a test image can be moved (L2) before a certificate ends: lower is worse for the "
+            "defender. The target digit loses, the other digits hardly do. Two controls change the same images by as "
+            "much, but without the attack's direction.",
+        ),
+        (
+            right,
+            figures.certified_accuracy(table, run.config, scope="target"),
+            "The share of the digit's test images that is classified correctly with a certificate of at least this "
+            'radius. The lower the dashed curve, the more the attack took. "Approximate": each certificate may be '
+            "wrong with probability α.",
+        ),
+    ):
+        with column:
+            st.plotly_chart(figure, alt=figures.alt(figure), config=figures.SAVE)
+            st.caption(explanation)
+
+
+def colours() -> None:
+    with st.expander("What do the colours mean?"):
+        names = {
+            "clean": "victims trained on unchanged images.",
+            "poisoned": "victims trained on the attacker's images.",
+            "random_noise": "control: victims trained on images with random noise of the same ε (L∞).",
+            "shuffled_signs": "control: the poison's own sizes, each pixel's sign drawn at random.",
+        }
+        lines = [
+            f"- **{style.name}** ({LOOKS[arm]}): {names[arm]}"
+            for arm, style in figures.ARM_STYLE.items()
+            if arm in names
+        ]
+        st.markdown(
+            "\n".join(lines)
+            + "\n- In pictures of changes, **orange** is brighter and **violet** is darker than the original, white is "
+            "unchanged, and the scale always ends at ±ε, so that strong and weak poison can be told apart.\n"
+            "- The dotted grey line is the **cap**: with n draws no certificate can be larger. Colours never carry "
+            "meaning alone: dashes, markers and patterns repeat it."
+        )
+
+
+def next_steps() -> None:
+    st.subheader("Three things to do next")
+    columns = st.columns(3)
+    steps = (
+        ("pages/inspect.py", "Look for the changes", ":material/search:",
+         "Every poisoned image beside its original, magnified, measured, and a test of your own eyes."),
+        ("pages/certify.py", "Understand a certificate", ":material/verified:",
+         "From votes under noise to a radius, image by image; change α and n and see radii move."),
+        ("pages/poison.py", "Poison something yourself", ":material/science:",
+         "Another digit, a smaller ε, fewer poisoned images: what is left of the effect?"),
+    )  # fmt: skip
+    for column, (page, label, icon, text) in zip(columns, steps, strict=True):
+        with column.container(border=True):
+            _shared.page_link(page, f"**{label}**", icon)
+            st.caption(text)
+
+
+LOOKS = {
+    "clean": "blue, solid line, circle",
+    "poisoned": "vermillion, dashed line, diamond, stripes",
+    "random_noise": "green, dotted line, square, crosses",
+    "shuffled_signs": "pink, dash-dotted line, triangle, dots",
+}
+
+_shared.need_frame()
+st.title("Imperceptible poison, smaller certificates")
+shown = story_of()
+if shown is None:
+    st.warning(
+        "No finished run is here, not even the project's examples (folder gallery/). Start one on the Poison page."
+    )
+    _shared.page_link("pages/poison.py", "Go to Poison", ":material/science:")
+    st.stop()
+what_happened(shown)
+images(shown)
+charts(shown)
+st.caption(f"Run {shown.id}. {_shared.limits_line(shown)}")
+colours()
+next_steps()

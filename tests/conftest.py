@@ -1,0 +1,113 @@
+"""One computing thread, as the engine's own workers have; tiny configurations; one finished smoke run for all tests."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from engine import jobs
+from engine.config import Config, with_overrides
+from engine.presets import PRESETS
+from engine.records import Run
+
+settings.register_profile("shared machine", deadline=None)  # other work may slow any example down
+settings.load_profile("shared machine")
+PROJECT = Path(__file__).parents[1]
+TINY = (
+    *("data.train_size=200", "data.validation_size=200", "victim_seeds=1", "training.epochs=1"),
+    *("attack.upper_steps=3", "attack.restart_every=3", "attack.warmup_steps=2", "attack.lower_steps=1"),
+    *("attack.clean_batch=20", "attack.poison_batch=10", "attack.upper_batch=10", "attack.upper_noise=2"),
+    *("certification.target_images=3", "certification.other_images=1", "certification.n0=10", "certification.n=20"),
+)
+
+
+@pytest.fixture
+def runs_root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Config]:
+    """The smallest sensible configuration, with overrides "field=value"."""
+    return lambda *overrides: with_overrides(PRESETS["smoke"].config, [*TINY, *overrides])
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments() -> list[str]:
+    """The same for the command line."""
+    return ["--preset", "smoke", *(part for field in TINY for part in ("--set", field))]
+
+
+@pytest.fixture(scope="session")
+def command_line() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python -m engine …` and returns what it printed and its exit code."""
+
+    def command_line(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "engine", *map(str, arguments)],
+            cwd=PROJECT,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    return command_line
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory, command_line: Callable[..., Any]) -> SimpleNamespace:
+    """The smoke preset, run once through the command line: root, run, report and the finished process. Read only."""
+    root = tmp_path_factory.mktemp("smoke") / "runs"
+    process = command_line("run", "--preset", "smoke", "--json", "--runs-root", root)
+    assert process.returncode == 0, process.stderr
+    report = json.loads(process.stdout)
+    return SimpleNamespace(root=root, run=Run(root / report["run_id"]), report=report, process=process)
+
+
+@pytest.fixture(scope="session")
+def prepare() -> Callable[[Config, Path], Run]:
+    """A run as `submit` leaves it, but without its process."""
+
+    def prepare(config: Config, root: Path) -> Run:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jobs.subprocess, "Popen", lambda *_, **__: None)
+            return jobs.submit(config, runs_root=root, data_root=root / "no data", preset="smoke")
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def work_here(prepare: Callable[[Config, Path], Run]) -> Callable[[Config, Path], Run]:
+    """A run whose worker is this very process: quick, since torch is imported once."""
+
+    def work_here(config: Config, root: Path) -> Run:
+        run = prepare(config, root)
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            jobs.work(run.directory)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return run
+
+    return work_here
+
+
+@pytest.fixture
+def busy() -> Iterator[None]:
+    """Another process that keeps a core busy meanwhile."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    yield
+    process.kill()
+    process.wait()

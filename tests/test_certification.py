@@ -1,0 +1,236 @@
+"""Certificates: exact answers on half-spaces, the exact coverage of the bound, and which draws are used for what."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest, norm
+from torch import Tensor
+
+from engine.certification import ABSTAIN, Votes, certified_radius, certify, count_votes, lower_confidence_bound
+from engine.certification import radius_cap as cap
+from engine.models import build
+from engine.streams import stream
+
+quickly = settings(deadline=None, derandomize=True, database=None, max_examples=100)
+alphas = st.floats(1e-6, 0.49)
+
+
+def half_space(weights: Tensor, offset: float):
+    """f = 1[w.x + offset > 0] as logits of two classes."""
+
+    def classifier(images: Tensor) -> Tensor:
+        side = images.flatten(1) @ weights + offset
+        return torch.stack([-side, side], dim=1)
+
+    return classifier
+
+
+@pytest.mark.parametrize(("sigma", "pixels"), [(0.25, 16), (0.5, 64), (1.0, 16)])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_certificates_of_a_half_space_hold_and_are_not_uselessly_small(sigma, pixels, side):
+    """The exact radius is |w.x + b| / |w|, whatever sigma."""
+    shape = (1, 4, pixels // 4)
+    weights = torch.randn(pixels, generator=stream(0, "weights", pixels))
+    image = torch.rand(shape, generator=stream(0, "image", pixels))
+    exact = 0.8 * sigma
+    offset = float(side * exact * weights.norm() - image.flatten() @ weights)
+    found = [
+        certify(
+            half_space(weights, offset),
+            image,
+            sigma=sigma,
+            n0=50,
+            n=500,
+            alpha=0.01,
+            num_classes=2,
+            batch_size=500,
+            generator=stream(0, f"half-space {side} {sigma}", index),
+        )
+        for index in range(400)
+    ]
+    radii = np.array([radius for _, radius in found])
+    assert {answer for answer, _ in found} <= {int(side > 0), ABSTAIN}
+    # Binomial(400, 0.01) exceeds 12 with probability 2.5e-4, in each of the six cases
+    assert (radii > exact).sum() <= 12
+    assert 0.75 * exact < radii.mean() < exact
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0])
+def test_with_endless_draws_the_radius_of_a_half_space_becomes_exact(sigma):
+    for distance in (0.01, 0.3, 1.5):
+        n = 10**10
+        n_top = round(n * norm.cdf(distance / sigma))
+        if n_top < n:
+            radius = float(certified_radius(n_top, n=n, sigma=sigma, alpha=0.001))
+            assert distance - 2e-3 * sigma * (1 + math.exp(0.5 * (distance / sigma) ** 2)) < radius < distance
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.01, 0.05, 0.4])
+@pytest.mark.parametrize("n", [1, 2, 7, 50, 400])
+def test_the_bound_is_too_large_with_probability_at_most_alpha_computed_over_the_whole_binomial(n, alpha):
+    bounds = lower_confidence_bound(np.arange(n + 1), n=n, alpha=alpha)
+    # just below each bound is where coverage is worst
+    grid = np.concatenate([np.linspace(0.0005, 0.9995, 501), np.nextafter(bounds[1:], 0), bounds[1:] * (1 - 1e-9)])
+    outcomes = binom.pmf(np.arange(n + 1)[:, None], n, grid[None, :])
+    too_large = (outcomes * (bounds[:, None] > grid[None, :])).sum(axis=0)
+    assert too_large.max() <= alpha * (1 + 1e-9)
+    # and no larger bound would do: at the bound itself, that many votes or more have probability alpha
+    assert binom.sf(np.arange(n), n, bounds[1:]) == pytest.approx(alpha, rel=1e-7)
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(1, 0.01), (100, 0.001), (100, 0.2), (1000, 0.05)])
+def test_the_bound_is_scipys_exact_interval(n, alpha):
+    votes = np.unique(np.linspace(0, n, 60).astype(int))
+    expected = [binomtest(int(k), n).proportion_ci(1 - 2 * alpha, "exact").low for k in votes]
+    assert lower_confidence_bound(votes, n=n, alpha=alpha) == pytest.approx(expected, rel=1e-10, abs=1e-300)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(100, 1.5004750), (1000, 2.4632626), (100_000, 3.8114566)])
+def test_the_largest_radius_that_draws_can_certify_is_as_published(n, expected):
+    assert cap(n=n, sigma=1.0, alpha=0.001) == pytest.approx(expected, abs=5e-8)
+    assert cap(n=n, sigma=0.5, alpha=0.001) == pytest.approx(0.5 * norm.ppf(0.001 ** (1 / n)), rel=1e-9)
+
+
+def test_the_cap_is_zero_where_even_unanimity_certifies_nothing():
+    assert cap(n=9, sigma=0.5, alpha=0.001) == 0
+    assert cap(n=10, sigma=0.5, alpha=0.001) > 0
+
+
+@quickly
+@given(st.integers(1, 3000), st.data(), alphas, alphas, st.floats(0.01, 4))
+def test_radii_are_proportional_to_sigma_and_grow_with_votes_and_with_alpha(n, data, alpha, other, sigma):
+    votes = data.draw(st.integers(0, n))
+    small, large = sorted((alpha, other))
+    assume(small < large)
+
+    def radius(k: int, alpha: float, sigma: float) -> float:
+        return float(certified_radius(k, n=n, sigma=sigma, alpha=alpha))
+
+    assert radius(votes, alpha, sigma) == pytest.approx(sigma * radius(votes, alpha, 1.0), rel=1e-12)
+    assert radius(votes, small, sigma) <= radius(votes, large, sigma)
+    assert radius(votes, alpha, sigma) <= radius(min(votes + 1, n), alpha, sigma) <= cap(n=n, sigma=sigma, alpha=alpha)
+    if 2 * votes <= n:
+        assert radius(votes, alpha, sigma) == 0  # no majority
+
+
+def test_more_votes_and_a_larger_alpha_give_strictly_larger_radii_where_there_is_a_radius():
+    by_votes = certified_radius(np.arange(80, 101), n=100, sigma=0.5, alpha=0.001)
+    assert (np.diff(by_votes) > 0).all()
+    by_alpha = [float(certified_radius(90, n=100, sigma=0.5, alpha=alpha)) for alpha in (1e-5, 1e-3, 0.1)]
+    assert by_alpha == sorted(set(by_alpha))
+
+
+def test_bounds_and_radii_keep_the_shape_of_the_votes_and_are_float64():
+    votes = np.array([[0, 50, 100], [70, 80, 90]])
+    for found in (
+        lower_confidence_bound(votes, n=100, alpha=0.01),
+        certified_radius(votes, n=100, sigma=1, alpha=0.01),
+    ):
+        assert found.shape == votes.shape
+        assert found.dtype == np.float64
+    assert (
+        float(certified_radius(80, n=100, sigma=1, alpha=0.01))
+        == certified_radius(votes, n=100, sigma=1, alpha=0.01)[1, 1]
+    )
+
+
+@pytest.mark.parametrize(("n_top", "n"), [(-1, 10), (11, 10), (0, 0), (np.array([3, 11]), 10)])
+def test_impossible_votes_are_rejected(n_top, n):
+    with pytest.raises(ValueError, match=r"n_top must be in \[0, n\] and n at least 1"):
+        certified_radius(n_top, n=n, sigma=0.5, alpha=0.01)
+
+
+@pytest.mark.parametrize("alpha", [0, -0.1, 0.5, 1, math.nan])
+def test_an_alpha_outside_its_range_is_rejected(alpha):
+    with pytest.raises(ValueError, match=r"alpha must be in \(0, 0.5\)"):
+        lower_confidence_bound(5, n=10, alpha=alpha)
+
+
+SETTINGS = dict(sigma=0.5, n0=20, n=200, alpha=0.01)
+
+
+def constant(winner: int, num_classes: int = 3):
+    return lambda images: torch.eye(num_classes)[winner].expand(len(images), num_classes)
+
+
+def test_a_constant_classifier_is_certified_up_to_the_cap():
+    found = certify(constant(2), torch.zeros(1, 4, 4), **SETTINGS, num_classes=3, generator=stream(0, "test"))
+    assert found == (2, cap(n=200, sigma=0.5, alpha=0.01))
+
+
+def test_a_classifier_that_is_pure_chance_abstains():
+    # p = 1/2 exactly: each certifies with probability at most alpha = 0.01, more than 7 of 100 with probability 2e-5
+    classifier = half_space(torch.full((16,), 0.25), 0.0)
+    found = [
+        certify(classifier, torch.zeros(1, 4, 4), **SETTINGS, num_classes=2, generator=stream(0, "chance", index))
+        for index in range(100)
+    ]
+    assert found.count((ABSTAIN, 0.0)) >= 93
+    assert all(radius > 0 for answer, radius in found if answer != ABSTAIN)
+
+
+def test_the_estimation_draws_do_not_choose_the_class():
+    """Selection says 1, estimation 0 throughout: no certificate for either."""
+    calls = []
+
+    def turncoat(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return constant(1 if len(calls) == 1 else 0)(images)
+
+    found = certify(
+        turncoat, torch.zeros(1, 4, 4), **SETTINGS, num_classes=3, batch_size=500, generator=stream(0, "test")
+    )
+    assert calls == [20, 200]
+    assert found == (ABSTAIN, 0.0)
+
+
+def test_selection_and_estimation_see_different_draws():
+    seen = []
+
+    def classifier(images: Tensor) -> Tensor:
+        seen.append(images.clone())
+        return constant(0)(images)
+
+    generators = [stream(0, "test", index) for index in range(2)]
+    images = torch.zeros(2, 1, 4, 4)
+    votes = list(
+        count_votes(classifier, images, sigma=1, n0=30, n=30, num_classes=3, batch_size=7, generators=generators)
+    )
+    copies = torch.cat(seen).flatten(1)
+    assert len(copies) == 120
+    assert len(copies.unique(dim=0)) == 120
+    assert [int(found.selection.sum()) for found in votes] == [30, 30]
+    assert [int(found.estimation.sum()) for found in votes] == [30, 30]
+
+
+def test_the_selected_class_is_that_of_the_selection_votes():
+    assert Votes(torch.tensor([1, 5, 4]), torch.tensor([100, 0, 0])).selected_class == 1
+
+
+def votes_of(images: Tensor, names: list[int], batch_size: int) -> list[tuple[list[int], list[int]]]:
+    model = build("lenet-narrow", generator=stream(0, "model"))
+    generators = (stream(0, "votes", name) for name in names)
+    found = count_votes(
+        model, images, sigma=0.5, n0=10, n=60, num_classes=10, batch_size=batch_size, generators=generators
+    )
+    return [(one.selection.tolist(), one.estimation.tolist()) for one in found]
+
+
+def test_votes_depend_neither_on_the_batch_size_nor_on_the_order_of_the_images():
+    images = torch.rand(4, 1, 28, 28, generator=stream(0, "images"))
+    expected = votes_of(images, [0, 1, 2, 3], 100)
+    assert len({str(one) for one in expected}) > 1
+    assert votes_of(images, [0, 1, 2, 3], 7) == expected
+    assert votes_of(images, [0, 1, 2, 3], 1) == expected
+    order = [2, 0, 3, 1]
+    assert votes_of(images[order], order, 100) == [expected[index] for index in order]
+    assert votes_of(images[1:2], [1], 100) == expected[1:2]
+
+
+def test_each_image_needs_its_own_generator():
+    with pytest.raises(ValueError, match="shorter"):
+        votes_of(torch.zeros(2, 1, 28, 28), [0], 100)

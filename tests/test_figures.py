@@ -1,0 +1,306 @@
+"""Figures say what the tables say, and the two pages that show them survive whole, partial and empty runs."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from engine import figures, metrics, records, report
+from engine.certification import ABSTAIN, radius_cap
+from engine.records import ARMS, GALLERY, Run, Status
+
+RUN = Run(GALLERY / "2698f2080f180771")  # of the embedded digits, which every machine has
+PROJECT = Path(__file__).parents[1]
+VIEWS = ["One image", "All poisoned images", "Over the attack's steps", "Test images by radius lost"]
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    found = RUN.certificates()
+    assert found is not None
+    return found
+
+
+def curve(figure: go.Figure, name: str) -> go.Scatter:
+    (trace,) = (trace for trace in figure.data if trace.name == name)
+    return trace
+
+
+def all_figures(table: pd.DataFrame) -> list[go.Figure]:
+    config, facts = RUN.config, RUN.report
+    assert facts is not None
+    image = table["image"].iloc[0]
+    square = np.linspace(0, 1, 784, dtype=np.float32).reshape(28, 28)
+    return [
+        figures.acr_by_arm(facts),
+        figures.certified_accuracy(table, config),
+        figures.radius_histogram(table, config, "all"),
+        figures.radius_before_after(table, config),
+        figures.vote_histogram(table[table["image"] == image]),
+        figures.attack_losses(RUN.metrics("attack"), 6),
+        figures.perturbation_histogram(np.zeros((2, 1, 28, 28)), 0.1),
+        figures.image_triple(square, square * 0.9, limit=0.1),
+        figures.blink(square, square * 0.9),
+        figures.picture_wall(b"", columns=2, rows=1, numbers=[4, 7], hover=["a", "b"], chosen=7),
+    ]
+
+
+def test_every_figure_has_a_text_alternative_and_a_clear_ground(table):
+    for figure in all_figures(table):
+        assert len(figures.alt(figure)) > 20
+        assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
+        json.loads(figure.to_json())
+
+
+def test_arms_differ_in_more_than_colour():
+    assert set(figures.ARM_STYLE) == set(ARMS)
+    for part in ("name", "colour", "dash", "symbol", "pattern"):
+        assert len({getattr(style, part) for style in figures.ARM_STYLE.values()}) == len(ARMS)
+
+
+def test_acr_is_the_reports(table):
+    facts = RUN.report
+    assert facts is not None
+    figure = figures.acr_by_arm(facts)
+    for arm, style in figures.ARM_STYLE.items():
+        for scope, (points, mean) in zip(
+            report.SCOPES,
+            zip(
+                [trace for trace in figure.data if trace.name == f"{style.name}, victims"],
+                [trace for trace in figure.data if trace.name == f"{style.name}, mean"],
+                strict=True,
+            ),
+            strict=True,
+        ):
+            found = facts["arms"][arm]["average_certified_radius"][scope]
+            assert list(points.y) == found["seeds"]
+            assert list(mean.y) == [found["mean"]]
+            assert mean.error_y.array[0] == found["sd"]
+
+
+@pytest.mark.parametrize("scope", report.SCOPES)
+def test_certified_accuracy_starts_at_accuracy_never_rises_and_ends_at_zero(table, scope):
+    figure = figures.certified_accuracy(table, RUN.config, scope)
+    rows = report.of_scope(table, scope, RUN.config)
+    for arm, style in figures.ARM_STYLE.items():
+        trace = curve(figure, style.name)
+        expected = report.per_victim(rows[rows["arm"] == arm], metrics.accuracy)[arm].mean()
+        assert trace.y[0] == pytest.approx(expected)
+        assert trace.x[0] == 0
+        assert (np.diff(trace.y) <= 1e-12).all()
+        assert trace.y[-1] == 0
+        assert trace.line.shape == "vh"  # y of the right end holds on (left, right]: share with radius ≥ r
+
+
+def test_certified_accuracy_between_points_is_exact(table):
+    trace = curve(figures.certified_accuracy(table, RUN.config), "poisoned")
+    rows = report.of_scope(table[table["arm"] == "poisoned"], "target", RUN.config)
+    for r in np.linspace(0.001, 0.37, 40):
+        share = np.mean([metrics.certified_accuracy(part, np.array([r]))[0] for _, part in rows.groupby("victim")])
+        assert trace.y[np.searchsorted(trace.x, r)] == pytest.approx(share)
+
+
+@pytest.mark.parametrize("scope", report.SCOPES)
+def test_histogram_accounts_for_every_image(table, scope):
+    figure = figures.radius_histogram(table, RUN.config, scope)
+    rows = report.of_scope(table, scope, RUN.config)
+    for arm, style in figures.ARM_STYLE.items():
+        trace, part = curve(figure, style.name), rows[rows["arm"] == arm]
+        assert sum(trace.y) == pytest.approx(1)
+        assert sum(float(count) for _, count in trace.customdata) == pytest.approx(part["image"].nunique())
+        abstained = (part["prediction"] == ABSTAIN).sum() / part["victim"].nunique()
+        assert float(trace.customdata[1][1]) == pytest.approx(abstained)
+        assert trace.x[0] < trace.x[1] < 0 < trace.x[2]
+    assert len({tuple(trace.x) for trace in figure.data}) == 1
+
+
+def test_the_cap_is_drawn_where_it_is(table):
+    cap = radius_cap(n=100, sigma=RUN.config.sigma, alpha=0.001)
+    for figure in (figures.certified_accuracy(table, RUN.config), figures.radius_histogram(table, RUN.config)):
+        assert cap in [shape.x0 for shape in figure.layout.shapes]
+        assert any(f"{cap:.3f}" in (note.text or "") for note in figure.layout.annotations)
+
+
+def test_too_few_draws_give_a_chart_that_says_so(table):
+    less = metrics.recertify(table, sigma=RUN.config.sigma, alpha=0.001, n=5)
+    for figure in (figures.certified_accuracy(less, RUN.config), figures.radius_histogram(less, RUN.config)):
+        assert any("too small" in (note.text or "") for note in figure.layout.annotations)
+    assert figures.radius_histogram(less, RUN.config).data[0].y[1] == pytest.approx(1)
+
+
+def test_before_after_holds_means_and_image_numbers(table):
+    trace = curve(figures.radius_before_after(table, RUN.config), "test image")
+    image = int(trace.customdata[3][0])
+    rows = table[(table["image"] == image) & (table["label"] == RUN.config.threat.target_class)]
+    for arm, value in (("clean", trace.x[3]), ("poisoned", trace.y[3])):
+        assert metrics.correct_radius(rows[rows["arm"] == arm]).mean() == pytest.approx(value)
+    assert len(trace.x) == RUN.config.certification.target_images
+
+
+def test_votes_are_shares_of_the_draws_with_the_selected_class_marked(table):
+    rows = table[(table["image"] == table["image"].iloc[0]) & (table["victim"] == 0)]
+    for arm, style in figures.ARM_STYLE.items():
+        trace, row = curve(figures.vote_histogram(rows), style.name), rows[rows["arm"] == arm].iloc[0]
+        assert sum(trace.y) == pytest.approx(1)
+        assert list(trace.customdata) == list(row["estimation_votes"])
+        assert [k for k, mark in enumerate(trace.text) if mark] == [row["selected_class"]]
+
+
+def test_losses_keep_gaps_and_mark_restarts():
+    steps = [dict(step=k, steps=9, upper_loss=None if k == 4 else 1.0, lower_loss=0.5) for k in range(1, 10)]
+    figure = figures.attack_losses(steps, restart_every=3)
+    assert np.isnan(figure.data[0].y[3])
+    assert np.isnan(np.asarray(figure.data[2].y, dtype=float)).all()
+    assert {shape.x0 for shape in figure.layout.shapes} == {3.5, 6.5}
+    assert figures.attack_losses([]).data[0].x.size == 0
+
+
+def test_perturbation_histogram_counts_every_pixel():
+    rng = np.random.default_rng(0)
+    delta = rng.uniform(-0.1, 0.1, (3, 1, 28, 28)).astype(np.float32)
+    trace = figures.perturbation_histogram(delta, 0.1).data[0]
+    assert sum(trace.customdata) == delta.size
+    assert list(trace.x) == pytest.approx([-x for x in reversed(trace.x)])
+    for empty, epsilon in ((np.zeros((0, 1, 28, 28)), 0.1), (np.zeros((2, 1, 28, 28)), 0.0)):
+        figures.perturbation_histogram(empty, epsilon)
+
+
+def test_triple_has_fixed_scales_and_reads_the_arrays_exactly():
+    clean = np.full((28, 28), 0.2, dtype=np.float32)
+    other = clean.copy()
+    other[3, 5] += 0.05
+    figure = figures.image_triple(clean, other, limit=0.1)
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
+    assert (figure.layout.coloraxis2.cmin, figure.layout.coloraxis2.cmax) == (-0.1, 0.1)
+    np.testing.assert_array_equal(
+        figure.data[2].customdata[3, 5], [clean[3, 5], other[3, 5], other[3, 5] - clean[3, 5]]
+    )
+
+
+def test_selected_number_reads_what_the_browser_sends():
+    assert figures.selected_number([{"customdata": {"0": 41}}]) == 41
+    assert figures.selected_number([{"x": 1}, {"customdata": [7]}]) == 7
+    assert figures.selected_number([]) is None
+
+
+def page(name: str, run: Run, **state: object) -> AppTest:
+    app = AppTest.from_file(str(PROJECT / "pages" / f"{name}.py"), default_timeout=30)
+    app.query_params["run"] = run.id
+    for key, value in state.items():
+        app.session_state[key] = value
+    return app.run()
+
+
+def told(app: AppTest) -> str:
+    return " ".join(element.value for element in [*app.info, *app.warning, *app.caption, *app.markdown])
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch) -> Run:
+    """A run of its own that a test may damage; the gallery is out of sight."""
+    monkeypatch.setenv("PACD_RUNS", str(tmp_path))
+    monkeypatch.setattr(records, "GALLERY", tmp_path / "none")
+    return Run(Path(shutil.copytree(RUN.directory, tmp_path / RUN.id)))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_inspect_shows_each_view_of_a_published_run(view):
+    app = page("inspect", RUN, view=view)
+    assert not app.exception
+    assert not app.warning
+    assert "pixel units" in told(app)
+
+
+def test_inspect_reacts_to_its_widgets():
+    app = page("inspect", RUN)
+    app.number_input(key="poison_image").set_value(7).run()
+    assert "Poison image 7 is training image" in told(app)
+    app.button_group(key="magnify").set_value("×1").run()
+    assert "not magnified" in told(app)
+    app.slider(key="wipe").set_value(28).run()
+    assert not app.exception
+
+
+def test_certify_shows_a_published_run_and_recertifies():
+    app = page("certify", RUN)
+    assert not app.exception
+    assert len(app.metric) == 3
+    assert "What if" not in told(app)
+    before = [metric.value for metric in app.metric]
+    app.select_slider(key="what_if_n").set_value(50).run()
+    assert not app.exception
+    assert "What if" in told(app)
+    app.select_slider(key="what_if_n").set_value(5).run()
+    assert "too small" in told(app)
+    assert not app.exception
+    (back,) = (button for button in app.button if button.label == "Back to recorded")
+    back.click().run()
+    assert [metric.value for metric in app.metric] == before
+
+
+def test_certify_names_the_numbers_of_the_chosen_image(table):
+    image = int(table.loc[table["label"] == RUN.config.threat.target_class, "image"].iloc[2])
+    app = page("certify", RUN, test_image=image, victim=1)
+    row = table[(table["image"] == image) & (table["victim"] == 1) & (table["arm"] == "clean")].iloc[0]
+    assert not app.exception
+    assert any(f"{row['p_lower']:.4f}" in formula.value for formula in app.latex)
+
+
+@pytest.mark.parametrize("arms", [["clean"], ["poisoned"], ["clean", "random_noise"], ["clean", "poisoned"]])
+def test_partial_runs_are_shown_and_labelled(copied, table, arms):
+    part = table[table["arm"].isin(arms) & ~((table["arm"] == arms[-1]) & (table["victim"] == 1))]
+    part.reset_index(drop=True).to_parquet(copied.directory / "certificates.parquet")
+    copied.write_status(Status(**(asdict(copied.status()) | dict(state="cancelled"))))
+    for app in (page("certify", copied), page("inspect", copied, view=VIEWS[3])):
+        assert not app.exception
+        assert "PARTIAL RESULT (cancelled)" in told(app)
+
+
+def test_runs_without_poison_or_certificates_end_in_a_sentence(copied):
+    for name in ("poison.safetensors", "evolution.safetensors", "certificates.parquet"):
+        (copied.directory / name).unlink()
+    for app in [page("certify", copied), *(page("inspect", copied, view=view) for view in VIEWS)]:
+        assert not app.exception
+        assert app.info
+
+
+def test_an_empty_poison_is_no_accident(copied):
+    empty = np.zeros((0, 1, 28, 28), dtype=np.float32)
+    records.write_tensors(copied.directory / "poison.safetensors", delta=empty, indices=np.zeros(0, dtype=np.int64))
+    records.write_tensors(copied.directory / "evolution.safetensors", delta=empty[None], steps=np.array([1]))
+    for view in VIEWS[:3]:
+        app = page("inspect", copied, view=view)
+        assert not app.exception
+        assert "changed no image" in told(app)
+
+
+def test_without_the_data_set_what_needs_no_images_is_shown(copied, monkeypatch, tmp_path):
+    monkeypatch.setenv("PACD_DATA", str(tmp_path / "nowhere"))
+    text = copied.config.canonical().replace('"dataset":"digits"', '"dataset":"mnist"')
+    (copied.directory / "config.json").write_text(text)
+    for app in [page("certify", copied), *(page("inspect", copied, view=view) for view in VIEWS)]:
+        assert not app.exception
+        assert any("is needed to rebuild its images" in warning.value for warning in app.warning)
+    app = page("certify", copied)
+    assert len(app.metric) == 3
+    assert app.latex
+
+
+def test_pages_and_figures_need_no_torch():
+    code = (
+        "import sys; from streamlit.testing.v1 import AppTest\n"
+        "for name in ('inspect', 'certify'):\n"
+        "    app = AppTest.from_file(f'pages/{name}.py', default_timeout=60)\n"
+        f"    app.query_params['run'] = '{RUN.id}'\n"
+        "    assert not app.run().exception\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True, capture_output=True, timeout=120)

@@ -1,0 +1,147 @@
+"""The index over runs: it follows the directories, and can be damaged or deleted at any time."""
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import index, records
+from engine.presets import PRESETS
+from engine.records import Run, Status
+
+SMOKE = PRESETS["smoke"].config
+
+
+def add_run(root: Path, seed: int) -> Run:
+    config = SMOKE.model_copy(update={"seed": seed})
+    run = Run(root / records.run_id(config))
+    run.directory.mkdir(parents=True)
+    records.write_atomically(run.directory / "config.json", config.canonical())
+    run.write_json("request.json", {"preset": "smoke"})
+    run.write_status(Status("done", submitted=1000.0 + seed))
+    return run
+
+
+@pytest.fixture
+def runs(runs_root: Path) -> list[Run]:
+    return [add_run(runs_root, seed) for seed in range(3)]
+
+
+def test_an_index_of_nothing_is_empty_and_creates_nothing(runs_root: Path) -> None:
+    assert index.rows(runs_root) == []
+    assert not runs_root.exists()
+
+
+def test_runs_are_listed_newest_first_with_what_matters(runs: list[Run], runs_root: Path) -> None:
+    runs[0].write_json("report.json", {"relative_drop": {"poisoned": {"mean": 0.25}, "random_noise": {"mean": None}}})
+    rows = index.rows(runs_root)
+    assert [row["seed"] for row in rows] == [2, 1, 0]
+    assert rows[2]["drop_poisoned"] == 0.25
+    assert rows[2]["drop_random_noise"] is None
+    assert rows[0] | {"state": "done", "preset": "smoke", "dataset": "digits", "epsilon": 0.1, "sigma": 0.25} == rows[0]
+
+
+def test_the_index_follows_names_stars_states_and_deletions(runs: list[Run], runs_root: Path) -> None:
+    index.rows(runs_root)
+    runs[0].write_json("notes.json", {"name": "first", "starred": True})
+    runs[1].write_status(Status("failed", submitted=1001.0))
+    shutil.rmtree(runs[2].directory)
+    add_run(runs_root, 7)
+    found = {row["seed"]: row for row in index.rows(runs_root)}
+    assert sorted(found) == [0, 1, 7]
+    assert (found[0]["name"], found[0]["starred"]) == ("first", 1)
+    assert found[1]["state"] == "failed"
+
+
+def test_a_run_whose_process_died_turns_up_as_lost_although_no_file_changed(runs: list[Run], runs_root: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started, now = records.process_start(process.pid), time.time()
+    runs[0].write_status(Status("running", pid=process.pid, pid_started=started, heartbeat=now, submitted=now))
+    assert index.rows(runs_root)[0]["state"] == "running"
+    process.communicate()
+    assert index.rows(runs_root)[0]["state"] == "lost"
+
+
+@pytest.mark.parametrize("damage", ["deleted", "garbage", "empty", "another layout"])
+def test_a_damaged_index_is_rebuilt(damage: str, runs: list[Run], runs_root: Path) -> None:
+    before = index.rows(runs_root)
+    for path in runs_root.glob("index.sqlite*"):
+        path.unlink()
+    path = runs_root / "index.sqlite"
+    if damage == "garbage":
+        path.write_bytes(b"garbage " * 1000)
+    elif damage == "empty":
+        path.touch()
+    elif damage == "another layout":
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE runs (id TEXT PRIMARY KEY, stamp TEXT, colour TEXT)")
+        database.close()
+    assert index.rows(runs_root) == before
+    assert index.rows(runs_root) == before
+    assert path.read_bytes().startswith(b"SQLite format 3")
+
+
+def test_where_no_file_can_be_written_the_index_lives_in_memory(
+    runs: list[Run], runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def read_only(name: str, **settings: Any) -> sqlite3.Connection:
+        if name != ":memory:":
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(name, **settings)
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(30, "Read-only file system")
+
+    before = index.rows(runs_root)
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert index.rows(runs_root) == before
+
+
+def test_a_full_disk_does_not_stop_the_list(runs: list[Run], runs_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite itself says "database or disk is full" once its file may not grow."""
+    connect = sqlite3.connect
+
+    def small(name: str, **settings: Any) -> sqlite3.Connection:
+        database = connect(name, **settings)
+        if name != ":memory:":
+            database.execute("PRAGMA max_page_count = 1")
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    assert [row["seed"] for row in index.rows(runs_root)] == [2, 1, 0]
+
+
+def test_a_damaged_run_directory_does_not_hide_the_others(runs: list[Run], runs_root: Path) -> None:
+    (runs[0].directory / "config.json").write_text("{")
+    (runs[1].directory / "status.json").write_text("[]")
+    (runs_root / "stray file").touch()
+    found = {row["id"]: row["state"] for row in index.rows(runs_root)}
+    assert found == {runs[0].id: "done", runs[1].id: "lost", runs[2].id: "done"}
+
+
+def test_two_processes_refresh_the_index_at_once(runs: list[Run], runs_root: Path) -> None:
+    code = (
+        "import sys, json; from pathlib import Path; from engine import index; root = Path(sys.argv[1])\n"
+        "for _ in range(30): rows = index.rows(root)\n"
+        "print(json.dumps(rows))"
+    )
+    command = [sys.executable, "-c", code, str(runs_root)]
+    project = Path(__file__).parents[1]
+    processes = [subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE) for _ in range(2)]
+    for seed in range(10, 30):
+        add_run(runs_root, seed)
+        time.sleep(0.01)
+    for process in processes:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert {row["seed"] for row in json.loads(output)} <= {0, 1, 2, *range(10, 30)}
+    assert len(index.rows(runs_root)) == 23

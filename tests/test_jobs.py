@@ -1,0 +1,292 @@
+"""The queue: order, cancelling, and what is left when processes, parents, directories or disks go."""
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine import experiment, jobs, records
+from engine.config import Config
+from engine.records import Run, Status
+
+Tiny = Callable[..., Config]
+WorkHere = Callable[[Config, Path], Run]
+LONG = ("attack.upper_steps=20000", "attack.restart_every=20000")  # minutes, unless it is stopped
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def runs_root(tmp_path: Path) -> Iterator[Path]:
+    """A root whose workers are gone when the test is over, however it ended."""
+    root = tmp_path / "runs"
+    yield root
+    for run in records.all_runs(root):
+        if run.status().pid is not None:
+            jobs.stop_now(run)
+
+
+def submit(config: Config, root: Path) -> Run:
+    return jobs.submit(config, runs_root=root, data_root=root / "no data")
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def process_of(run: Run) -> int:
+    wait_for(lambda: run.status().pid is not None)
+    pid = run.status().pid
+    assert pid is not None
+    return pid
+
+
+def gone(pid: int) -> bool:
+    return records.process_start(pid) is None
+
+
+def test_runs_wait_their_turn_and_can_be_cancelled_both_waiting_and_running(tiny: Tiny, runs_root: Path) -> None:
+    first, second, third = (submit(tiny(*LONG, f"seed={seed}"), runs_root) for seed in range(3))
+    fourth = submit(tiny("seed=3", "attack.upper_steps=1"), runs_root)
+    assert [jobs.queue_position(run) for run in (first, second, third, fourth)] == [0, 1, 2, 3]
+    wait_for(lambda: process_of(fourth) and first.status().state == "running")
+    assert {run.status().state for run in (second, third, fourth)} == {"queued"}
+    assert set(jobs.adopt(runs_root)) == {first, second, third, fourth}
+
+    began = time.monotonic()
+    jobs.stop_now(second)
+    jobs.stop_now(third)
+    assert time.monotonic() - began < 5
+    assert {run.status().state for run in (second, third)} == {"cancelled"}
+    assert jobs.queue_position(fourth) == 1
+
+    wait_for(lambda: (report := first.report) and len(report["arms"]) == 2)  # clean and random_noise are certified
+    pid, began = process_of(first), time.monotonic()
+    jobs.stop_now(first)
+    assert time.monotonic() - began < 8
+    status, report, certificates = first.status(), first.report, first.certificates()
+    assert status.state == "cancelled"
+    assert status.error is None
+    assert report is not None
+    assert report["complete"] is False
+    assert certificates is not None
+    assert set(certificates["arm"]) == {"clean", "random_noise"}
+    poison = first.tensors("poison")
+    assert poison is not None
+    assert poison["delta"].any()
+
+    wait_for(lambda: fourth.status().state == "done")
+    started, ended = fourth.status().started, status.ended
+    assert started is not None
+    assert ended is not None
+    assert started >= ended
+    wait_for(lambda: gone(pid), seconds=10)
+
+
+def test_a_killed_worker_is_lost_and_its_configuration_can_be_run_again(tiny: Tiny, runs_root: Path) -> None:
+    """Killed after the clean victim; started by a process that is gone by then; asked for again with less to do."""
+    code = (
+        "import sys; from pathlib import Path; from engine import config, jobs\n"
+        "root = Path(sys.argv[1]); asked = config.Config.model_validate_json(sys.argv[2])\n"
+        "print(jobs.submit(asked, runs_root=root, data_root=root).id)"
+    )
+    config = tiny(*LONG)
+    command = [sys.executable, "-c", code, str(runs_root), config.canonical()]
+    parent = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    run = Run(runs_root / parent.stdout.strip())
+    pid = process_of(run)
+    assert os.getsid(pid) == pid  # the leader of its own session
+    wait_for(lambda: (run.directory / "votes" / "clean-0.safetensors").exists())
+    assert run.status().state == "running"
+
+    waiting = submit(tiny("seed=1"), runs_root)
+    process_of(waiting)
+    began = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: run.status().state == "lost", seconds=5)
+    assert time.monotonic() - began < 5
+    assert "killed" in str(run.status().error)
+    assert list(jobs.adopt(runs_root)) == [waiting]
+    recorded = run.read_json("status.json")
+    assert recorded is not None
+    assert recorded["state"] == "lost"  # for good
+    wait_for(lambda: waiting.status().state == "done")
+
+    again = submit(config, runs_root)
+    assert again == run
+    wait_for(lambda: (report := again.report) and "clean" in report["arms"])
+    report = again.report
+    assert report is not None
+    assert {"victim clean-0", "votes clean-0"} <= set(report["reused"])
+
+    pid = process_of(again)
+    while again.directory.exists():
+        shutil.rmtree(again.directory, ignore_errors=True)  # by hand, under its feet
+    wait_for(lambda: gone(pid), seconds=30)
+    assert not again.directory.exists()
+    assert {path.name for path in runs_root.iterdir() if path.is_dir()} == {waiting.id, "stages"}
+
+
+def test_asking_twice_at_once_gives_one_worker(tiny: Tiny, runs_root: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from engine import config, jobs\n"
+        "asked = config.Config.model_validate_json(sys.argv[2]); started = []; popen = jobs.subprocess.Popen\n"
+        "jobs.subprocess.Popen = lambda *a, **k: started.append(popen(*a, **k))\n"
+        "time.sleep(max(0, float(sys.argv[3]) - time.time()))\n"
+        "jobs.submit(asked, runs_root=Path(sys.argv[1]), data_root=Path(sys.argv[1])); print(len(started))"
+    )
+    command = [sys.executable, "-c", code, str(runs_root), tiny(*LONG).canonical(), str(time.time() + 1.5)]
+    askers = [subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert sorted(asker.communicate(timeout=60)[0].strip() for asker in askers) == ["0", "0", "0", "1"]
+    assert submit(tiny(*LONG), runs_root).status().active
+
+
+def test_a_finished_run_is_not_run_again(tiny: Tiny, work_here: WorkHere, runs_root: Path) -> None:
+    run = work_here(tiny(), runs_root)
+    before = run.status()
+    assert submit(tiny(), runs_root) == run
+    assert run.status() == before
+
+
+def test_a_finished_run_whose_report_is_gone_is_run_again(
+    tiny: Tiny, work_here: WorkHere, prepare: WorkHere, runs_root: Path
+) -> None:
+    run = work_here(tiny(), runs_root)
+    (run.directory / "report.json").unlink()
+    assert prepare(tiny(), runs_root).status().state == "queued"
+
+
+def test_a_stuck_worker_is_killed_before_its_successor_starts(tiny: Tiny, prepare: WorkHere, runs_root: Path) -> None:
+    run = prepare(tiny(), runs_root)
+    stuck = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    status = Status("running", pid=stuck.pid, pid_started=records.process_start(stuck.pid), heartbeat=0.0)
+    run.write_status(status)
+    assert run.status().state == "lost"
+    prepare(tiny(), runs_root)
+    assert stuck.wait(timeout=5) == -signal.SIGKILL
+
+
+def test_a_worker_that_does_not_listen_is_killed_and_counts_as_cancelled(
+    tiny: Tiny, prepare: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "GRACE", 0.3)
+    run = prepare(tiny(), runs_root)
+    deaf = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    now = time.time()
+    run.write_status(
+        Status("running", pid=deaf.pid, pid_started=records.process_start(deaf.pid), heartbeat=now, submitted=now)
+    )
+    jobs.stop_now(run)
+    assert deaf.wait(timeout=5) == -signal.SIGKILL
+    assert run.status().state == "cancelled"
+
+
+def test_a_run_that_was_submitted_anew_is_not_written_off_as_lost(
+    tiny: Tiny, prepare: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody looks while the old process is gone, and writes when the new one is already asked for."""
+    run = prepare(tiny(), runs_root)
+    queued = run.status()
+    run.write_status(replace(queued, submitted=0.0))
+    changes = jobs._changes
+
+    def submitted_in_between(root: Path) -> Any:
+        run.write_status(queued)
+        return changes(root)
+
+    monkeypatch.setattr(jobs, "_changes", submitted_in_between)
+    assert list(jobs.adopt(runs_root)) == []
+    assert run.status() == queued
+
+
+def test_sigterm_to_a_waiting_worker_cancels_it(tiny: Tiny, runs_root: Path) -> None:
+    from filelock import FileLock
+
+    runs_root.mkdir()
+    with FileLock(runs_root / ".device.lock"):
+        run = submit(tiny(), runs_root)
+        pid = process_of(run)
+        wait_for(lambda: run.status().heartbeat > run.status().submitted + 1)
+        os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: run.status().state == "cancelled", seconds=5)
+
+
+def test_a_run_deleted_while_it_waits_ends_without_a_trace(tiny: Tiny, prepare: WorkHere, runs_root: Path) -> None:
+    from filelock import FileLock
+
+    run = prepare(tiny(), runs_root)
+    with FileLock(runs_root / ".device.lock"):
+        worker = subprocess.Popen([sys.executable, "-m", "engine", "work", run.directory], cwd=PROJECT)
+        process_of(run)
+        shutil.rmtree(run.directory)
+        assert worker.wait(timeout=10) == 1
+    assert not run.directory.exists()
+
+
+def test_a_disk_that_fills_up_fails_the_run_with_a_plain_reason(
+    tiny: Tiny, prepare: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "poison.safetensors")
+
+    monkeypatch.setattr(experiment, "write_tensors", full)
+    run = prepare(tiny(), runs_root)
+    assert jobs._experiment(run, run.status()) == 1
+    assert run.status().state == "failed"
+    assert run.status().error == "No space left on device: poison.safetensors"
+
+
+def test_a_worker_that_may_write_no_large_file_fails_with_a_plain_reason(
+    tiny: Tiny, prepare: WorkHere, runs_root: Path
+) -> None:
+    """As on a disk that is nearly full: the status still fits, weights do not."""
+    run = prepare(tiny(), runs_root)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        assert jobs._experiment(run, run.status()) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    status = run.status()
+    assert status.state == "failed"
+    assert str(status.error).startswith("File too large")
+    assert not [path for path in run.directory.rglob(".*") if path.is_file()]  # no half-written files
+
+
+def test_a_really_full_disk_leaves_a_readable_status(tiny: Tiny, prepare: WorkHere, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)]
+    if os.geteuid() or shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        run = prepare(tiny(), disk / "runs")
+        assert jobs._experiment(run, run.status()) == 1
+        assert run.status().state == "failed"
+        assert str(run.status().error).startswith("No space left on device")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_only_run_directories_are_worked_on(tmp_path: Path) -> None:
+    with pytest.raises(records.RunNotFound, match="is not a run directory"):
+        jobs.work(tmp_path)
+
+
+def test_the_record_names_versions_and_device(smoke: SimpleNamespace) -> None:
+    environment = smoke.run.environment
+    assert set(environment) >= {"device", "device_name", "python", "torch", "numpy", "platform", "commit", "time"}
+    assert all(environment[name] for name in ("device", "device_name", "python", "torch", "numpy", "time"))

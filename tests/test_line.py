@@ -1,0 +1,126 @@
+"""The import line: engine/__init__.py says who may import whom, and this reads it from there."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import engine
+
+ROOT = Path(engine.__file__).parents[1]
+LINE = [name for row in str(engine.__doc__).splitlines() if "→" in row for name in re.findall(r"\w+", row)]
+ENGINE = sorted((ROOT / "engine").rglob("*.py"))
+APP = [ROOT / "app.py", *sorted((ROOT / "pages").rglob("*.py"))]
+WITHOUT_TORCH = ["config", "presets", "datasets", "records", "costs", "index", "stages", "jobs", "__main__"]
+
+
+def imports(source: str) -> set[str]:
+    """Dotted names of all that a module imports, wherever in it; `from engine import x` is engine.x."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            package = str(node.module)
+            found |= (
+                {f"{package}.{alias.name}" for alias in node.names} if package in ("engine", "pages") else {package}
+            )
+    return found
+
+
+def name_in_line(path: Path) -> str:
+    """engine/attacks/pacd.py belongs to attacks."""
+    return path.relative_to(ROOT / "engine").with_suffix("").parts[0]
+
+
+def engine_imports(source: str) -> set[str]:
+    """Which names of the line a module imports."""
+    return {dotted.split(".")[1] for dotted in imports(source) if dotted.startswith("engine.")}
+
+
+def pointing_right(name: str, source: str) -> list[str]:
+    allowed = LINE[: LINE.index(name) + 1]
+    return sorted(engine_imports(source) - set(allowed))
+
+
+def users_of(library: str) -> list[str]:
+    """Files that import a library, relative to the project."""
+    return [
+        str(path.relative_to(ROOT))
+        for path in [*ENGINE, *APP]
+        if any(dotted.split(".")[0] == library for dotted in imports(path.read_text()))
+    ]
+
+
+def test_every_module_stands_in_the_line_once_and_every_name_is_a_module():
+    modules = {name_in_line(path) for path in ENGINE} - {"__init__"}
+    assert sorted(LINE) == sorted(modules)
+
+
+@pytest.mark.parametrize("path", [path for path in ENGINE if path.parent.name != "engine" or path.stem != "__init__"])
+def test_no_import_points_right(path):
+    assert pointing_right(name_in_line(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import engine.attacks",
+        "from engine import attacks",
+        "from engine.attacks import pacd",
+        "from engine.attacks.pacd import pacd",
+        "def late():\n    from engine.attacks.pacd import pacd",
+    ],
+)
+def test_an_import_that_points_right_is_found_in_every_form(source):
+    assert pointing_right("metrics", source) == ["attacks"]
+    assert pointing_right("experiment", source) == []
+
+
+def test_the_package_itself_imports_nothing():
+    assert imports((ROOT / "engine" / "__init__.py").read_text()) == set()
+
+
+def test_the_engine_knows_neither_the_app_nor_its_pages():
+    assert [path for path in users_of("pages") + users_of("app") if path.startswith("engine")] == []
+
+
+def test_the_app_imports_modules_of_the_line_only():
+    for path in APP:
+        assert engine_imports(path.read_text()) <= set(LINE), path
+
+
+def test_streamlit_is_for_the_app_and_its_pages_alone():
+    assert [path for path in users_of("streamlit") if path != "app.py" and not path.startswith("pages/")] == []
+
+
+def test_plotly_is_for_figures_and_pages_alone():
+    assert [p for p in users_of("plotly") if p != "engine/figures.py" and not p.startswith("pages/")] == []
+
+
+def test_nothing_under_the_engine_prints_but_the_command_line():
+    printing = [
+        path.name
+        for path in ENGINE
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert set(printing) <= {"__main__.py"}
+
+
+def test_what_opens_at_once_does_not_import_torch():
+    """Configuration, records, jobs and the command line, and all that the pages import."""
+    of_pages = set().union(*(engine_imports(path.read_text()) for path in APP))
+    names = sorted({*WITHOUT_TORCH, *of_pages}, key=LINE.index)
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(f'engine.{name}')\n"
+        "    assert not {'torch', 'torchvision', 'streamlit'} & sys.modules.keys(), name\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

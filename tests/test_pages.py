@@ -1,0 +1,381 @@
+"""Start, Poison, Runs and the frame around all pages, in Streamlit's own test harness: no browser, no network.
+
+Pages are tested as files of their own, too, since Streamlit 1.67 forgets what app.py drew from the second run on.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from engine import jobs, records
+from engine.config import field_names, with_overrides
+from engine.presets import PRESETS
+from engine.records import GALLERY, Run, Status
+from pages import _shared
+
+PROJECT = Path(__file__).parents[1]
+PAGES = [file for file, _, _ in _shared.PAGES]
+MINE = ["pages/start.py", "pages/poison.py", "pages/runs.py"]
+EXAMPLE = "2698f2080f180771"  # of the embedded digits, which need no file
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty runs root and no MNIST."""
+    monkeypatch.setenv("PACD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PACD_DATA", str(tmp_path / "data"))
+    st.cache_data.clear()
+    st.cache_resource.clear()
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Configurations handed to `jobs.submit`; no process starts."""
+    seen: list[Any] = []
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda *_, **__: None)
+    submit = jobs.submit
+    monkeypatch.setattr(jobs, "submit", lambda config, **rest: (seen.append(config), submit(config, **rest))[1])
+    return seen
+
+
+def opened(file: str, **query: str) -> AppTest:
+    test = AppTest.from_file(str(PROJECT / file), default_timeout=60)
+    for name, value in query.items():
+        test.query_params[name] = value
+    return test.run()
+
+
+def words(test: AppTest) -> str:
+    kinds = ("title", "subheader", "markdown", "caption", "error", "warning", "info", "success", "code")
+    return "\n".join(str(element.value) for kind in kinds for element in getattr(test, kind))
+
+
+def own_copy(root: Path, name: str = EXAMPLE, state: str = "done") -> Run:
+    """A finished run of the user's own."""
+    run = Run(Path(shutil.copytree(GALLERY / name, root / name)))
+    run.write_json("status.json", (run.read_json("status.json") or {}) | {"state": state})
+    return run
+
+
+def button(test: AppTest, label: str) -> Any:
+    return next(found for found in test.button if found.label == label)
+
+
+# --- the frame, and all pages ---
+
+
+@pytest.mark.parametrize("page", [None, *PAGES])
+def test_every_page_opens_without_an_exception(page: str | None) -> None:
+    test = AppTest.from_file(str(PROJECT / "app.py"), default_timeout=60).run()
+    assert [choice.label for choice in test.sidebar.selectbox] == ["Open run"]
+    assert "localhost" in words(test)
+    if page:
+        test.switch_page(page).run()
+    assert not test.exception
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "identifier", [EXAMPLE, "2698", "zzz", "0123456789abcdef", "../../etc/passwd", "'\"><script>", "A" * 5000]
+)
+def test_every_page_alone_takes_any_run_id_of_a_link(page: str, identifier: str) -> None:
+    test = opened(page, run=identifier)
+    assert not test.exception
+    assert bool(test.warning) == (not EXAMPLE.startswith(identifier))  # never silently another run
+
+
+def test_a_missing_run_is_said_in_the_frame_too() -> None:
+    test = opened("app.py", run="0123456789abcdef")
+    assert not test.exception
+    assert any("0123456789abcdef" in warning.value and "sidebar" in warning.value for warning in test.warning)
+    assert test.sidebar.selectbox[0].value is None
+
+
+def test_without_mnist_every_page_says_so_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    test = opened("app.py")
+    assert any("python -m engine fetch mnist" in info.value for info in test.info)
+    monkeypatch.setattr(_shared, "default_dataset", lambda: "mnist")
+    assert not any("fetch mnist" in info.value for info in opened("app.py").info)
+
+
+def test_the_picker_lists_examples_and_own_runs_and_names_states(place: Path) -> None:
+    own_copy(place, state="cancelled")
+    options = opened("app.py").sidebar.selectbox[0].options
+    assert len(options) == len(list(records.all_runs(GALLERY)))
+    assert sum("cancelled" in option for option in options) == 1
+    assert sum("example" in option for option in options) == len(options) - 1
+
+
+def test_the_app_imports_no_torch() -> None:
+    script = (
+        "import sys; from streamlit.testing.v1 import AppTest; test = AppTest.from_file('app.py', default_timeout=60)."
+        "run(); assert not test.exception; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "False", done.stderr[-2000:]
+
+
+# --- Start ---
+
+
+def test_start_tells_the_examples_result_with_the_reports_numbers() -> None:
+    test, report = opened("pages/start.py"), json.loads((GALLERY / EXAMPLE / "report.json").read_text())
+    text = words(test)
+    for arm in ("clean", "poisoned"):
+        assert f"{report['arms'][arm]['average_certified_radius']['target']['mean']:.3f}" in text
+    assert f"{report['relative_drop']['poisoned']['mean']:.0%} less" in text
+    assert len(test.get("plotly_chart")) == 2
+    assert len(test.get("imgs")) == 3
+
+
+def test_start_shows_the_example_while_the_open_run_has_no_result(place: Path) -> None:
+    run = own_copy(place, state="failed")
+    test = opened("pages/start.py", run=run.id)
+    assert any("is failed" in info.value for info in test.info)
+    assert not test.exception
+
+
+def test_start_says_what_to_do_where_there_is_no_finished_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in (records, _shared):
+        monkeypatch.setattr(module, "GALLERY", tmp_path / "empty")
+    test = opened("pages/start.py")
+    assert not test.exception
+    assert any("No finished run" in warning.value for warning in test.warning)
+
+
+# --- Poison ---
+
+
+def test_poison_offers_every_field_of_the_configuration() -> None:
+    test = opened("pages/poison.py")
+    keys = {key.removeprefix("field ") for key in test.session_state.filtered_state if key.startswith("field ")}
+    assert keys == set(field_names()) - {"protocol_version"}
+
+
+def test_poison_submits_what_the_form_says_and_prints_the_same_command(submitted: list[Any]) -> None:
+    test = opened("pages/poison.py")
+    test.radio(key="preset").set_value("smoke").run()
+    test.number_input(key="field threat.epsilon").set_value(0.05).run()
+    test.number_input(key="field attack.upper_steps").set_value(7).run()
+    assert "python -m engine run --preset smoke --set threat.epsilon=0.05 --set attack.upper_steps=7" in words(test)
+    button(test, "Start poisoning").click().run()
+    wanted = with_overrides(PRESETS["smoke"].config, ["threat.epsilon=0.05", "attack.upper_steps=7"])
+    assert submitted == [wanted]
+    assert test.session_state["run"] == records.run_id(wanted)
+    assert not test.exception
+
+
+def test_a_preset_fills_the_whole_form() -> None:
+    test = opened("pages/poison.py")
+    for name in PRESETS:
+        test.radio(key="preset").set_value(name).run()
+        assert f"--preset {name}\n" in words(test) + "\n"
+        assert test.session_state["field certification.n"] == PRESETS[name].config.certification.n
+        assert not test.exception
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ({"threat.epsilon": "99"}, "threat.epsilon"),
+        ({"threat.epsilon": "NaN"}, "threat.epsilon"),
+        ({"seed": "-1"}, "seed"),
+        ({"sigma": "1e999"}, "sigma"),
+        ({"preset": "<b>nope</b>"}, "preset"),
+        ({"certification.n": "3"}, "certification.n"),
+        ({"dataset": "imagenet"}, "dataset"),
+    ],
+)
+def test_a_link_with_values_out_of_range_gives_the_preset_and_a_sentence(query: dict[str, str], said: str) -> None:
+    test = opened("pages/poison.py", **query)
+    assert not test.exception
+    assert any(said in warning.value for warning in test.warning)
+    assert test.session_state["preset"] == "smoke"
+    assert test.session_state["field threat.epsilon"] == PRESETS["smoke"].config.threat.epsilon
+
+
+def test_a_link_restores_every_field() -> None:
+    test = opened("pages/poison.py", **{"preset": "smoke", "threat.target_class": "3", "attack.linear_solver": "adam"})
+    assert not test.warning
+    assert test.session_state["field threat.target_class"] == 3
+    assert "/poison?preset=smoke&threat.target_class=3&attack.linear_solver=adam" in words(test)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("sigma", 99.0), ("threat.epsilon", -1.0), ("seed", 2**70), ("victim_seeds", 0)]
+)
+def test_numbers_that_no_widget_allows_start_nothing(field: str, value: Any, submitted: list[Any]) -> None:
+    """The browser's bounds are no boundary: whoever writes to the wire gets a sentence."""
+    test = opened("pages/poison.py")
+    test.session_state[f"field {field}"] = value
+    button(test, "Start poisoning").click()
+    test.run()
+    assert submitted == []
+
+
+def test_a_configuration_that_cannot_be_run_is_explained(submitted: list[Any]) -> None:
+    test = opened("pages/poison.py")
+    test.radio(key="preset").set_value("smoke").run()
+    test.number_input(key="field certification.n").set_value(5).run()
+    assert any("certification.n must be at least 10" in error.value for error in test.error)
+    assert "Start poisoning" not in [found.label for found in test.button]
+    assert submitted == []
+
+
+def test_mnist_runs_do_not_start_where_there_is_no_mnist(submitted: list[Any]) -> None:
+    test = opened("pages/poison.py")
+    test.radio(key="preset").set_value("quick").run()
+    assert button(test, "Start poisoning").disabled
+    assert any("not on this machine" in warning.value for warning in test.warning)
+
+
+def test_an_existing_result_is_offered() -> None:
+    test = opened("pages/poison.py", preset="smoke")
+    assert any("already has a result" in info.value for info in test.info)
+    button(test, "Open it")
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_the_live_view_shows_a_run_that_another_session_started(
+    place: Path, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = own_copy(place)
+    alive = Status(
+        state, phase="attack and first victims", fraction=0.4, eta_seconds=65.0, events=("step 3: not finite",)
+    )
+    monkeypatch.setattr(Run, "status", lambda self: alive)
+    test = opened("pages/poison.py", run=run.id)
+    assert not test.exception
+    assert any("step 3: not finite" in warning.value for warning in test.warning)
+    assert len(test.get("plotly_chart")) == 1
+    assert len(test.get("progress")) == 1
+    button(test, "Cancel").click().run()
+    assert (run.directory / "cancel").exists()
+    button(test, "Stop now")
+
+
+@pytest.mark.parametrize("state", ["cancelled", "failed", "lost", "done"])
+def test_how_a_run_ended_is_said(place: Path, state: str) -> None:
+    test = opened("pages/poison.py", run=own_copy(place, state=state).id)
+    assert state in words(test).lower()
+    assert ("PARTIAL RESULT" in words(test)) == (state != "done")
+    assert not test.exception
+
+
+# --- damage ---
+
+
+@pytest.mark.parametrize("page", MINE)
+@pytest.mark.parametrize(
+    "damage", ["status.json", "config.json", "evolution.safetensors", "metrics.jsonl", "report.json"]
+)
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": 5}'])
+def test_pages_live_with_damaged_files(place: Path, page: str, damage: str, content: str) -> None:
+    run = own_copy(place)
+    (run.directory / damage).write_text(content)
+    assert not opened(page, run=run.id).exception
+
+
+@pytest.mark.parametrize("page", MINE)
+def test_a_run_that_vanishes_leaves_the_page_alive(place: Path, page: str) -> None:
+    run = own_copy(place)
+    test = opened(page, run=run.id)
+    shutil.rmtree(run.directory)
+    (place / run.id).mkdir()  # as somebody's half-finished deletion leaves it
+    test.run()
+    assert not test.exception
+
+
+@pytest.mark.parametrize("page", MINE)
+def test_a_damaged_index_is_no_trouble(place: Path, page: str) -> None:
+    own_copy(place)
+    (place / "index.sqlite").write_bytes(b"no database" * 100)
+    assert not opened(page).exception
+
+
+def test_a_runs_root_that_cannot_be_made_is_said(place: Path) -> None:
+    place.write_text("a file where the folder should be")
+    test = opened("app.py")
+    assert not test.exception
+    assert any("cannot be" in warning.value for warning in test.warning)
+
+
+# --- Runs ---
+
+
+def test_renaming_starring_and_deleting(place: Path) -> None:
+    run = own_copy(place)
+    test = opened("pages/runs.py", run=run.id)
+    test.text_input(key=f"name {run.id}").set_value("mine")
+    test.checkbox(key=f"star {run.id}").set_value(True)
+    button(test, "Save").click().run()
+    assert run.notes["name"] == "mine"
+    assert run.notes["starred"] is True
+    button(test, "Yes, delete it").click().run()
+    assert not run.directory.exists()
+    assert not test.exception
+    assert any("is deleted" in news.value for news in test.success)
+
+
+def test_examples_cannot_be_deleted() -> None:
+    labels = [found.label for found in opened("pages/runs.py", run=EXAMPLE).button]
+    assert "Yes, delete it" not in labels
+    assert "Save" not in labels
+
+
+def test_runs_that_differ_in_what_they_measure_are_flagged() -> None:
+    others = sorted(run.id for run in records.all_runs(GALLERY))
+    test = opened("pages/runs.py", compare=",".join([*others, "gone"]))
+    assert not test.exception
+    assert any("Not comparable" in warning.value and "estimation draws" in warning.value for warning in test.warning)
+    assert any("gone" in warning.value for warning in test.warning)
+    assert len(test.get("plotly_chart")) == 1
+
+
+def test_runs_that_differ_only_in_the_attack_are_comparable(place: Path) -> None:
+    config = with_overrides(PRESETS["smoke"].config, ["threat.epsilon=0.05"])
+    other = own_copy(place)
+    target = place / records.run_id(config)
+    other.directory.rename(target)
+    (target / "config.json").write_text(config.canonical())
+    test = opened("pages/runs.py", compare=f"{EXAMPLE},{target.name}")
+    assert not test.exception
+    assert any(success.value.startswith("Comparable") for success in test.success)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["sigma=0.3", "seed=1", "victim_seeds=3", "threat.target_class=1", "certification.n=99", "certification.n0=9"]
+    + ["certification.alpha=0.01", "certification.target_images=9", "certification.other_images=3"],
+)
+def test_each_of_these_makes_two_runs_incomparable(change: str) -> None:
+    config = PRESETS["smoke"].config
+    assert len(_shared.incomparable([config, with_overrides(config, [change])])) == 1
+    assert _shared.incomparable([config, with_overrides(config, ["threat.epsilon=0.2", "attack.upper_steps=9"])]) == []
+
+
+def test_exports_are_whole(smoke: SimpleNamespace) -> None:
+    """Loads the page's own functions, as its download buttons call them."""
+    import io
+    import zipfile
+
+    import pandas as pd
+
+    import pages.runs as page
+
+    table = pd.read_csv(io.BytesIO(page.certificates_csv(smoke.run)))
+    assert len(table) == len(smoke.run.certificates())
+    names = zipfile.ZipFile(io.BytesIO(page.zipped(smoke.run.directory))).namelist()
+    assert {f"{smoke.run.id}/config.json", f"{smoke.run.id}/report.json"} <= set(names)
+    html = page.figures_html(smoke.run)
+    assert b"Plotly.newPlot" in html
+    assert b"cdn.plot.ly" not in html.split(b"</script>")[-1]
