@@ -52,7 +52,7 @@ class AttackConfig(Settings):
     linear_learning_rate: float = Field(gt=0, description="Adam, linear system (unused by cg)")
     poison_learning_rate: float = Field(gt=0, description="Adam, poison, pixel units of [0, 1]")
     inverse_temperature: float = Field(default=16.0, gt=0, description="multiplies logits in the soft radius")
-    squeeze: float = Field(default=1e-3, gt=0, lt=0.5, description="keeps the soft radius finite")
+    squeeze: float = Field(default=1e-3, ge=1e-6, lt=0.5, description="keeps the soft radius finite")
 
 
 class TrainingConfig(Settings):

@@ -173,16 +173,16 @@ def _experiment(run: Run, status: Status) -> int:
             now = time.time()
             if now - written < STATUS_EVERY:
                 return
-            written, fraction = now, experiment.fraction
+            written, fraction = now, experiment.book.fraction
             eta = (now - began) * (1 - fraction) / fraction if fraction > 0.01 else None
             status = replace(
                 status,
-                phase=experiment.phase,
-                detail=experiment.detail,
+                phase=experiment.book.phase,
+                detail=experiment.book.detail,
                 fraction=fraction,
                 eta_seconds=eta,
                 heartbeat=now,
-                events=tuple(experiment.events),
+                events=tuple(experiment.book.events),
             )
             run.write_status(status)
 
@@ -194,7 +194,7 @@ def _experiment(run: Run, status: Status) -> int:
     except Exception as error:  # whatever it was, the record must say so
         traceback.print_exc()
         status = replace(status, state="failed", error=_in_words(error), eta_seconds=None)
-    return _end(run, replace(status, events=tuple(experiment.events) if experiment else ()))
+    return _end(run, replace(status, events=tuple(experiment.book.events) if experiment else ()))
 
 
 def _end(run: Run, status: Status) -> int:

@@ -40,6 +40,7 @@ GALLERY = Path(__file__).parents[1] / "gallery"  # finished runs that come with 
 ARMS = ("clean", "poisoned", "random_noise", "shuffled_signs")
 CONTROLS = ("random_noise", "shuffled_signs")
 ACTIVE = ("queued", "running")
+STATES = (*ACTIVE, "done", "cancelled", "failed", "lost")
 _WITHOUT_PATHS: dict[str, dict[str, Any]] = {"request": {"data_root": None}, "report": {"directory": None}}
 HEARTBEAT_LIMIT = 60.0  # seconds without a heartbeat after which a process that still exists counts as stuck
 START_TOLERANCE = 3.0  # seconds: a start time hangs on the boot time, which the kernel rounds to whole seconds
@@ -152,6 +153,8 @@ class Run:
             raw = self.read_json("status.json") or {}
             status = Status(**{**raw, "events": tuple(raw.get("events", ()))})
         except (AttributeError, TypeError):  # not there, not an object, or of other fields
+            status = Status("")
+        if status.state not in STATES:
             return Status("lost", error="the run's status cannot be read")
         if not status.active or _process_lives(status):
             return status

@@ -21,6 +21,7 @@ from engine.presets import PRESETS
 from engine.records import GALLERY, Run
 
 RUN_PARAMETER = "run"  # of the URL, and the key of the run picker in app.py
+_OF_A_REPORT = ("config", "arms", "relative_drop", "certified_images", "radius_cap")
 PAGES = (  # file, title, icon
     ("pages/start.py", "Start", ":material/flag:"),
     ("pages/poison.py", "Poison", ":material/science:"),
@@ -77,6 +78,8 @@ def chosen_run() -> Run | None:
     try:
         run = records.find(runs_root(), identifier.strip().lower())
         run.config  # noqa: B018 - reading it now tells a damaged run from a sound one
+        if (report := run.report) is not None and not set(_OF_A_REPORT) <= set(report):
+            raise records.RunNotFound(f"the report of run {run.id} is damaged")
         return run
     except records.RunNotFound as error:
         text = " ".join(str(error).split())[:300]

@@ -69,7 +69,6 @@ def choose_settings(recorded: pd.DataFrame) -> tuple[int, float]:
                     "Estimation draws n",
                     draws,
                     value=most,
-                    format_func=lambda value: f"{value:,}",
                     key="what_if_n",
                     bind="query-params",
                     help="Radii at fewer draws come from a random subset of the recorded draws: exactly as valid as if "
@@ -252,6 +251,7 @@ def take_point() -> None:
         st.session_state["test_image"] = number
 
 
+@st.fragment
 def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) -> None:
     """The scatter of all target images, and one of them: picture, noisy copies, votes, and the way to its radius."""
     st.subheader("One test image")

@@ -9,7 +9,7 @@ import streamlit as st
 
 from engine import datasets, figures, metrics, perception, pictures
 from engine.figures import ARM_STYLE
-from engine.records import CONTROLS, Run
+from engine.records import CONTROLS, GALLERY, Run
 from pages import _shared
 
 COLUMNS, ROWS = 12, 5
@@ -210,8 +210,8 @@ def _perturbation(table: pd.DataFrame) -> perception.Perturbation:
 
 def rounding() -> str:
     """Published copies hold δ as 16-bit floats, which a reader of the numbers should know."""
-    tensors = run.directory.parent.name == "gallery"
-    return " In this published copy, changes are rounded to 16-bit floats (to 0.00003 at most)." if tensors else ""
+    published = run.directory.parent == GALLERY
+    return " In this published copy, changes are rounded to 16-bit floats (to 0.00003 at most)." if published else ""
 
 
 def all_images() -> None:

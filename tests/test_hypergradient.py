@@ -239,15 +239,24 @@ def test_a_target_of_zero_moves_nothing_from_zero():
 
 @pytest.mark.parametrize(
     ("target", "length"),
-    [([0.0, 1.0], 0), ([1.0, 1.0], 0), ([2.0, 0.5], 4.25 / 3.5)],
+    [([0.0, 1.0], 1), ([1.0, 1.0], 1), ([2.0, 0.5], 4.25 / 3.5)],
 )
-def test_conjugate_gradients_stop_at_negative_curvature_with_what_they_have(target, length):
+def test_conjugate_gradients_stop_at_negative_curvature_with_what_they_have_or_with_b_itself(target, length):
     """H = diag(1, −2): v.Hv is −2 along (0, 1), −1 along (1, 1), 3.5 along (2, 1/2), and negative along the next."""
     diagonal, target = torch.tensor([1.0, -2.0]).double(), torch.tensor(target).double()
     found = conjugate_gradient(lambda: (lambda v: diagonal * v, target), torch.zeros(2).double(), steps=9, damping=0.0)
     expected = length * target
     assert torch.allclose(found.solution, expected, rtol=1e-12)
     assert found.relative_residual == pytest.approx(true_relative_residual(diagonal.diag(), expected, target, 0.0))
+
+
+@pytest.mark.parametrize(("size", "kept"), [(1.5, True), (10.0, False)])
+def test_a_warm_start_far_worse_than_zero_is_dropped_for_zero(size, kept):
+    """H = 1: a start of (1 + size)·b has residual size·|b|, and one step from there or from zero is exact; none, tells."""
+    target = torch.tensor([3.0, 4.0]).double()
+    found = conjugate_gradient(lambda: (lambda v: v, target), (1 + size) * target, steps=0, damping=0.0)
+    assert torch.allclose(found.solution, (1 + size) * target if kept else torch.zeros(2).double())
+    assert found.relative_residual == pytest.approx(size if kept else 1.0)
 
 
 def test_damping_makes_negative_curvature_solvable():

@@ -83,7 +83,7 @@ def pacd(
     clean = training.select(untouched)
     draw = stream(seed, "attack", device=device)
     clean_batches = _shuffled_batches(len(clean), config.clean_batch, generator=draw)
-    lives, diverged = 0, 0
+    lives, diverged, blind = 0, 0, False
     age = config.restart_every  # so that the first step begins a life
     if len(indices) == 0:
         return
@@ -109,6 +109,9 @@ def pacd(
         found = bilevel.hypergradient(lower, upper, x_poison[rows])
 
         event = None
+        if found.upper_loss == 0 and not blind:
+            event = f"step {step + 1}: the surrogate gets no held-out image right, so there is nothing to differentiate"
+        blind = found.upper_loss == 0
         if bool(found.gradient.isfinite().all()) and math.isfinite(lower_value):
             moved = x_poison[rows] + adam.step(found.gradient, rows)
             x_poison[rows] = project_linf(moved, x_clean[rows], epsilon=epsilon)

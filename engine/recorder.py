@@ -1,0 +1,92 @@
+"""The book that a running experiment keeps: progress, events, seconds, metrics, and the report so far. Thread-safe."""
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from engine import perception
+from engine.costs import Work, work_of
+from engine.datasets import DATASETS
+from engine.records import ARMS, CONTROLS, Run, write_atomically
+from engine.report import build_report
+
+
+class Recorder:
+    """Writes a run's metrics, certificates and report as they come in; phase, detail and fraction say how far it is."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config = run, run.config
+        self.phase, self.detail = "reading data", ""
+        self.events: list[str] = []
+        self._seconds = {"poison": 0.0, "train": 0.0, "certify": 0.0}  # of computing, summed over workers
+        self._reused: list[str] = []
+        self._whole, self._done = work_of(self.config), Work()
+        self._tables: dict[tuple[int, int], pd.DataFrame] = {}
+        self._perturbations: dict[str, dict[str, float | None]] = {}
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run's work that is done, in [0, 1]; work that a reused stage saves is no work."""
+        whole = self._whole.total
+        return min(1.0, self._done.total / whole) if whole > 0 else 1.0
+
+    def add_work(self, kind: str, units: float, detail: str | None = None) -> None:
+        """Counts finished work of a kind ("poison", "train", "certify"); see costs."""
+        with self._lock:
+            setattr(self._done, kind, getattr(self._done, kind) + units)
+            self.detail = detail or self.detail
+
+    def add_seconds(self, kind: str, started: float) -> None:
+        """Counts computing time since time.monotonic() was `started`."""
+        with self._lock:
+            self._seconds[kind] += time.monotonic() - started
+
+    def add_reused(self, stage: str, kind: str, saved: float) -> None:
+        """Notes a stage that came from an earlier run, and the work that this saves."""
+        with self._lock:
+            self._reused.append(stage)
+            setattr(self._whole, kind, getattr(self._whole, kind) - saved)
+
+    def add_event(self, event: str) -> None:
+        """Something went wrong that does not end the run, in words."""
+        with self._lock:
+            self.events.append(event)
+
+    def add_metrics(self, kind: str, **values: Any) -> None:
+        """A line of metrics.jsonl; numbers that are not finite become None."""
+        finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
+        with self._lock:
+            self.run.append_metrics({"kind": kind, **finite})
+
+    def add_perturbation(self, arm: str, x_clean: np.ndarray, delta: np.ndarray) -> None:
+        """Measures how visible an arm's changes [P, C, H, W] are."""
+        self._perturbations[arm] = perception.summarise(perception.measure(x_clean, delta))
+
+    def add_certificates(self, arm: str, victim: int, table: pd.DataFrame) -> None:
+        """Adds a victim's certificates to the record and brings the report up to date. From one thread only."""
+        self._tables[ARMS.index(arm), victim] = table
+        whole = pd.concat([self._tables[key] for key in sorted(self._tables)], ignore_index=True)
+        write_atomically(self.run.directory / "certificates.parquet", whole.to_parquet())
+        seconds = self._seconds | {"total": time.monotonic() - self._started}
+        report = build_report(
+            whole,
+            self.config,
+            run_id=self.run.id,
+            directory=str(self.run.directory.resolve()),
+            preset=self.run.request.get("preset"),
+            dataset=self.config.dataset,
+            dataset_note=DATASETS[self.config.dataset],
+            device=self.run.environment.get("device"),
+            complete=len(self._tables) == len(ARMS) * self.config.victim_seeds,
+            seconds={name: round(value, 2) for name, value in seconds.items()},
+            reused=sorted(self._reused),
+            events=self.events,
+            perturbation=self._perturbations.get("poisoned"),
+            perturbation_controls={arm: self._perturbations.get(arm) for arm in CONTROLS},
+        )
+        self.run.write_json("report.json", report)
