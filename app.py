@@ -6,8 +6,6 @@ from engine import jobs
 from pages import _shared
 from pages._shared import RUN_PARAMETER
 
-st.set_page_config(page_title="PACD Lab", page_icon="🧪", layout="wide")
-
 
 @st.cache_resource(show_spinner=False)
 def adopt(root: str) -> int:
@@ -71,8 +69,8 @@ def safety_note() -> None:
     )
 
 
-adopt(str(_shared.runs_root()))
 page = _shared.navigation()
+adopt(str(_shared.runs_root()))
 with st.sidebar:
     st.title("PACD Lab")
     run_picker()

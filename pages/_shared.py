@@ -32,7 +32,8 @@ PAGES = (  # file, title, icon
 
 
 def navigation() -> Any:
-    """The page to run, and the bar above it."""
+    """The page to run, and the bar above it. The tab shows an emoji: a Material icon would come from the network."""
+    st.set_page_config(page_title="PACD Lab", page_icon="🧪", layout="wide")
     st.session_state["in frame"] = True
     pages = [st.Page(file, title=title, icon=icon, default=file == PAGES[0][0]) for file, title, icon in PAGES]
     return st.navigation(pages, position="top")
@@ -142,6 +143,7 @@ def row_label(row: dict[str, Any]) -> str:
         f"σ {row['sigma']}",
         f"seed {row['seed']}",
         "example" if row["example"] else moment(row["submitted"]),
+        row["id"][:4],  # a select box tells options apart by these words
     ]
     state = [] if row["state"] == "done" else [row["state"]]
     return ("★ " if row["starred"] else "") + " · ".join(words + state)

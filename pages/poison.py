@@ -97,6 +97,13 @@ def begin_form() -> None:
     fill_form(config)
 
 
+def fill_form_from_run(run: Run) -> None:
+    """Callback: the run's settings, as the start of a what-if."""
+    preset = run.request.get("preset")
+    st.session_state["preset"] = preset if preset in PRESETS else default_preset()
+    fill_form(run.config)
+
+
 def default_preset() -> str:
     return "quick" if _shared.default_dataset() == "mnist" else "smoke"
 
@@ -164,12 +171,11 @@ def start() -> None:
                 "MNIST is not on this machine: run `python -m engine fetch mnist`, or choose the data set digits "
                 "(the preset smoke does)"
             )
-        preset = st.session_state["preset"]
         run = jobs.submit(
             config,
             runs_root=_shared.runs_root(),
             data_root=_shared.data_root(),
-            preset=preset if config == PRESETS[preset].config else None,
+            preset=st.session_state["preset"],
         )
     except (ConfigError, OSError) as error:
         st.session_state["start problem"] = str(error)
@@ -426,6 +432,9 @@ def run_section(run: Run) -> None:
         )
     else:
         ended(run, status)
+    st.button(
+        "Copy its settings into the form", on_click=fill_form_from_run, args=(run,), icon=":material/content_copy:"
+    )
     st.fragment(live_view, run_every="1s" if status.active else None)(run)
 
 

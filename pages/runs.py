@@ -85,6 +85,7 @@ def history(rows: list[dict[str, Any]]) -> None:
         table,
         hide_index=True,
         key="history",
+        placeholder="–",
         on_select=open_selected,
         selection_mode="single-row",
         alt=f"Table of {len(rows)} runs with their settings and the drop in ACR.",

@@ -105,7 +105,7 @@ def next_steps() -> None:
     columns = st.columns(3)
     steps = (
         ("pages/inspect.py", "Look for the changes", ":material/search:",
-         "Every poisoned image beside its original, magnified, measured, and a test of your own eyes."),
+         "Every poisoned image beside its original, magnified, measured, wiped over it or blinking."),
         ("pages/certify.py", "Understand a certificate", ":material/verified:",
          "From votes under noise to a radius, image by image; change α and n and see radii move."),
         ("pages/poison.py", "Poison something yourself", ":material/science:",

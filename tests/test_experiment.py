@@ -225,7 +225,7 @@ def test_deleting_a_run_keeps_what_others_share_and_removes_the_rest(
     jobs.delete(first)
     assert not first.directory.exists()
     assert content(second) == before
-    assert len(list((runs_root / "stages").iterdir())) == 9
+    assert len(list((runs_root / "stages").iterdir())) == 10
     jobs.delete(second)
     jobs.delete(second)
     assert list((runs_root / "stages").iterdir()) == []
