@@ -221,7 +221,9 @@ def test_deleting_a_run_keeps_what_others_share_and_removes_the_rest(
     first, second = work_here(tiny(), runs_root), work_here(tiny("threat.epsilon=0.05"), runs_root)
     before = content(second)
     stages = len(list((runs_root / "stages").iterdir()))
-    assert stages == 2 * 10 - 2  # a poison, its evolution, four victims and their votes each, of which the clean arm is shared
+    assert (
+        stages == 2 * 10 - 2
+    )  # a poison, its evolution, four victims and their votes each, of which the clean arm is shared
     jobs.delete(first)
     assert not first.directory.exists()
     assert content(second) == before

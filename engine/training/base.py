@@ -61,7 +61,7 @@ def fit(
     """
     batches = max(1, len(data) // batch_size)
     steps = epochs * batches
-    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     for epoch in range(epochs):
         order = torch.randperm(len(data), generator=generator, device=generator.device)
         total = torch.zeros((), device=generator.device)
