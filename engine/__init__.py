@@ -3,6 +3,6 @@
 The import line; every module may import only modules to its left (tests/test_line.py):
 
     streams → config → presets → datasets → data → models → smoothing → certification → metrics → training
-            → hypergradient → threat → attacks → perception → records → costs → report → index → stages
+            → hypergradient → threat → attacks → perception → records → tables → costs → report → index → stages
             → figures → pictures → problem → recorder → experiment → jobs → __main__
 """

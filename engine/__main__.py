@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from engine import datasets, index, jobs, records
+from engine import datasets, index, jobs, records, tables
 from engine.config import Config, ConfigError, with_overrides
 from engine.costs import estimate
 from engine.presets import PRESETS
@@ -56,9 +56,12 @@ def _parser() -> argparse.ArgumentParser:
 
     presets = command("presets", _presets, "List the presets.")
     presets.add_argument("--json", action="store_true", help="with their configurations, as JSON")
+    presets.add_argument("--departs", action="store_true", help="and how each differs from the authors' setting")
 
     runs = command("runs", _runs, "List the runs, newest first; or cancel or delete one.")
     runs.add_argument("--json", action="store_true")
+    runs.add_argument("--markdown", action="store_true", help="a table of the results of the finished ones")
+    runs.add_argument("--publish", metavar="ID", help="copy a finished run into gallery/, small, for everyone to see")
     runs.add_argument("--cancel", metavar="ID", help="stop a queued or running run; it keeps what it has")
     runs.add_argument("--delete", metavar="ID", help="remove a run and what only it uses")
 
@@ -137,39 +140,7 @@ def _print_report(run: Run, *, as_json: bool) -> None:
     report = run.report
     if report is None:
         raise RunNotFound(f"run {run.id} has no report yet: it is {run.status().state}")
-    print(json.dumps(report) if as_json else records_summary(report))
-
-
-def records_summary(report: dict) -> str:
-    """A report in a few lines of plain text."""
-    config, settings = report["config"], report["config"]["certification"]
-    lines = [
-        f"run {report['run_id']}  preset {report['preset']}  {report['dataset_note']}",
-        f"digit {config['threat']['target_class']}, epsilon {config['threat']['epsilon']} (L∞), "
-        f"sigma {config['sigma']}, {config['procedure']} training, "
-        f"{config['victim_seeds']} victims an arm, n = {settings['n']}, "
-        f"alpha = {settings['alpha']}",
-        "",
-        f"{'arm':<16}{'ACR target (L2)':>20}{'ACR all':>18}{'accuracy target':>18}{'drop of ACR target':>22}",
-    ]
-
-    def text(value: dict | None, form: str = ".3f") -> str:
-        if not value or value["mean"] is None:
-            return "–"
-        spread = "" if value["sd"] is None else f" ± {value['sd']:{form}}"
-        return f"{value['mean']:{form}}{spread}"
-
-    for arm, values in report["arms"].items():
-        acr, accuracy = values["average_certified_radius"], values["accuracy"]
-        drop = text(report["relative_drop"].get(arm), ".0%")
-        lines.append(
-            f"{arm:<16}{text(acr['target']):>20}{text(acr['all']):>18}{text(accuracy['target']):>18}{drop:>22}"
-        )
-    lines += [
-        "",
-        f"± is the standard deviation over victims. Radii are capped at {report['radius_cap']:.3f} by n and alpha.",
-    ]
-    return "\n".join(lines)
+    print(json.dumps(report) if as_json else tables.summary(report))
 
 
 def _presets(options: argparse.Namespace) -> int:
@@ -179,6 +150,8 @@ def _presets(options: argparse.Namespace) -> int:
     for preset in PRESETS.values():
         expected = estimate(preset.config, device="cpu")
         print(f"{preset.name:<16}{preset.sentence}\n{'':<16}about {_duration(expected.seconds)} on this machine's CPU")
+        if options.departs:
+            print(*(f"{'':<16}departs from the authors: {text}" for text in preset.departs), sep="\n")
     return OK
 
 
@@ -196,9 +169,16 @@ def _runs(options: argparse.Namespace) -> int:
     if options.delete:
         jobs.delete(records.find(options.runs_root, options.delete, gallery=False))
         return OK
+    if options.publish:
+        print(records.publish(records.find(options.runs_root, options.publish), records.GALLERY).directory)
+        return OK
     rows = index.rows(options.runs_root)
     if options.json:
         print(json.dumps(rows, indent=1))
+        return OK
+    if options.markdown:
+        order = sorted(rows, key=lambda row: (row["target_class"], row["epsilon"], row["sigma"], row["seed"]))
+        print(tables.markdown([Run(options.runs_root / row["id"]) for row in order]))
         return OK
     for row in rows:
         drop = "" if row["drop_poisoned"] is None else f"drop {row['drop_poisoned']:.0%}"

@@ -61,7 +61,7 @@ _FASTER = (
     "has to carry over to the victims' architecture",
     "three conjugate-gradient steps on one noise draw of the linear system per upper step, instead of ten Adam steps "
     "with fresh noise in each: fewer Hessian-vector products, and a residual that stays near 1",
-    "fewer upper steps, lower steps, images and noise draws, a surrogate that learns twice as fast, and that is trained "
+    "fewer upper steps, lower steps, images and noise draws, and a surrogate that learns twice as fast and has trained "
     "a little before its first upper step",
     "victims see fewer images, train for fewer epochs with a learning rate that falls to zero, and are certified with "
     "fewer draws, so their radii are smaller and capped lower",
@@ -100,7 +100,7 @@ PRESETS = {
                 data=DataConfig(train_size=3000, validation_size=5000),
                 attack=_QUICK_ATTACK,
                 training=TrainingConfig(epochs=8, batch_size=50, learning_rate=2e-3, decay=True),
-                certification=CertificationConfig(target_images=100, other_images=2, n0=20, n=500, alpha=0.001),
+                certification=CertificationConfig(target_images=100, other_images=2, n0=20, n=400, alpha=0.001),
                 victim_seeds=3,
             ),
             _FASTER,

@@ -252,7 +252,7 @@ def test_conjugate_gradients_stop_at_negative_curvature_with_what_they_have_or_w
 
 @pytest.mark.parametrize(("size", "kept"), [(1.5, True), (10.0, False)])
 def test_a_warm_start_far_worse_than_zero_is_dropped_for_zero(size, kept):
-    """H = 1: a start of (1 + size)·b has residual size·|b|, and one step from there or from zero is exact; none, tells."""
+    """H = 1: a start of (1 + size)·b has residual size·|b|; no step is taken, so the start comes back."""
     target = torch.tensor([3.0, 4.0]).double()
     found = conjugate_gradient(lambda: (lambda v: v, target), (1 + size) * target, steps=0, damping=0.0)
     assert torch.allclose(found.solution, (1 + size) * target if kept else torch.zeros(2).double())

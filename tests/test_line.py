@@ -124,3 +124,8 @@ def test_what_opens_at_once_does_not_import_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_shows_the_same_line():
+    readme = (ROOT / "README.md").read_text()
+    assert " → ".join(LINE) in " ".join(readme.split())

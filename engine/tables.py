@@ -1,0 +1,73 @@
+"""Reports as plain text and as Markdown, for terminals and for documents."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from engine.records import CONTROLS, Run
+
+
+def summary(report: dict[str, Any]) -> str:
+    """A report in a few lines of plain text."""
+    config, settings = report["config"], report["config"]["certification"]
+    lines = [
+        f"run {report['run_id']}  preset {report['preset']}  {report['dataset_note']}",
+        f"digit {config['threat']['target_class']}, epsilon {config['threat']['epsilon']} (L∞), "
+        f"sigma {config['sigma']}, {config['procedure']} training, "
+        f"{config['victim_seeds']} victims an arm, n = {settings['n']}, "
+        f"alpha = {settings['alpha']}",
+        "",
+        f"{'arm':<16}{'ACR target (L2)':>20}{'ACR all':>18}{'accuracy target':>18}{'drop of ACR target':>22}",
+    ]
+
+    for arm, values in report["arms"].items():
+        acr, accuracy = values["average_certified_radius"], values["accuracy"]
+        drop = _spread(report["relative_drop"].get(arm), ".0%")
+        lines.append(
+            f"{arm:<16}{_spread(acr['target']):>20}{_spread(acr['all']):>18}{_spread(accuracy['target']):>18}{drop:>22}"
+        )
+    lines += [
+        "",
+        f"± is the standard deviation over victims. Radii are capped at {report['radius_cap']:.3f} by n and alpha.",
+    ]
+    return "\n".join(lines)
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """A Markdown table of finished runs, a row each, and below it what they ran on; unfinished ones are left out."""
+    finished = [run for run in runs if (run.report or {}).get("complete")]
+    lines = [
+        "| digit | ε (L∞) | σ | seed | victims | ACR clean | drop poisoned | random noise | shuffled signs | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    grounds = set()
+    for run in finished:
+        report, environment = run.report or {}, run.environment
+        config, arms, drops = report["config"], report["arms"], report["relative_drop"]
+        settings = config["certification"]
+        cells = [
+            config["threat"]["target_class"],
+            config["threat"]["epsilon"],
+            config["sigma"],
+            config["seed"],
+            config["victim_seeds"],
+            _spread(arms["clean"]["average_certified_radius"]["target"]),
+            *(_spread(drops.get(arm), ".0%") for arm in ("poisoned", *CONTROLS)),
+            f"{report['seconds']['total']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+        grounds.add(
+            f"{report['dataset_note']}; {report['certified_images']['target']} test images of the digit, "
+            f"n = {settings['n']}, alpha = {settings['alpha']}; {environment.get('device_name')}, "
+            f"{environment.get('cpus')} CPUs, torch {environment.get('torch')}, commit {environment.get('commit')}."
+        )
+    return "\n".join(
+        [*lines, "", "Mean ± standard deviation over victims, paired by seed. " + " ".join(sorted(grounds))]
+    )
+
+
+def _spread(value: dict[str, Any] | None, form: str = ".3f") -> str:
+    """mean ± sd of a report's summary."""
+    if not value or value["mean"] is None:
+        return "–"
+    spread = "" if value["sd"] is None else f" ± {value['sd']:{form}}"
+    return f"{value['mean']:{form}}{spread}"

@@ -1,0 +1,33 @@
+"""Reports as text: the numbers of the report, and nothing from an unfinished run."""
+
+import re
+from types import SimpleNamespace
+
+from engine import tables
+from engine.records import Run
+
+
+def test_a_summary_has_a_line_for_each_arm_with_the_reports_numbers(smoke: SimpleNamespace) -> None:
+    report = smoke.report
+    text = tables.summary(report)
+    for arm, values in report["arms"].items():
+        (line,) = [line for line in text.splitlines() if line.startswith(arm)]
+        assert f"{values['average_certified_radius']['target']['mean']:.3f}" in line
+        if arm != "clean":
+            assert f"{report['relative_drop'][arm]['mean']:.0%}" in line
+    assert f"{report['radius_cap']:.3f}" in text
+
+
+def test_a_markdown_table_has_a_row_for_each_finished_run_and_says_what_it_ran_on(
+    smoke: SimpleNamespace, tmp_path
+) -> None:
+    unfinished = Run(tmp_path / "0123456789abcdef")
+    unfinished.directory.mkdir()
+    unfinished.write_json("report.json", smoke.report | {"complete": False})
+    text = tables.markdown([smoke.run, unfinished])
+    rows = [line for line in text.splitlines() if re.match(r"\| \d", line)]
+    assert len(rows) == 1
+    assert f"{smoke.report['relative_drop']['poisoned']['mean']:.0%}" in rows[0]
+    assert all(len(line.split("|")) == 12 for line in text.splitlines() if line.startswith("|"))
+    assert str(smoke.run.environment["commit"]) in text
+    assert "n = 100" in text
