@@ -114,6 +114,10 @@ def is_example(run: Run) -> bool:
     return run.directory.parent == GALLERY
 
 
+def run_of(row: dict[str, Any]) -> Run:
+    return Run((GALLERY if row["example"] else runs_root()) / row["id"])
+
+
 def run_rows() -> list[dict[str, Any]]:
     """One row per run that can be opened, newest first, the project's examples last (example: True)."""
     root = runs_root()

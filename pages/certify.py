@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 from scipy.stats import norm
 
-from engine import figures, metrics, pictures, report
+from engine import figures, image_figures, metrics, pictures, report
 from engine.certification import ABSTAIN, radius_cap
 from engine.config import Config, smallest_useful_n
 from engine.figures import ARM_STYLE
@@ -246,7 +246,7 @@ def forget_arms(present: list[str]) -> None:
 
 def take_point() -> None:
     """Chooses the test image whose point was clicked."""
-    number = figures.selected_number(st.session_state["before_after"].selection.points)
+    number = image_figures.selected_number(st.session_state["before_after"].selection.points)
     if number is not None:
         st.session_state["test_image"] = number
 

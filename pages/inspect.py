@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import datasets, figures, metrics, perception, pictures
+from engine import datasets, figures, image_figures, metrics, perception, pictures
 from engine.figures import ARM_STYLE
 from engine.records import CONTROLS, GALLERY, Run
 from pages import _shared
@@ -75,7 +75,7 @@ def picture(content: np.ndarray, *, scale: int, caption: str, text: str, **optio
 
 def take(chart_key: str, key: str) -> None:
     """Writes the number of the tile or point just clicked into a widget's state."""
-    number = figures.selected_number(st.session_state[chart_key].selection.points)
+    number = image_figures.selected_number(st.session_state[chart_key].selection.points)
     if number is not None:
         st.session_state[key] = number
 
@@ -130,7 +130,7 @@ def one_image() -> None:
     images, _ = _shared.images_of(run, train=True)
     clean = images[indices[k], 0]
     poisoned = clean + delta[k, 0]
-    chart(figures.image_triple(clean, poisoned, limit=limit), "triple")
+    chart(image_figures.image_triple(clean, poisoned, limit=limit), "triple")
     st.caption(
         f"Poison image {k} is training image {indices[k]} of digit {config.threat.target_class}, its label unchanged. "
         f"Both pictures are on one grey scale from 0 to 1. {words}. Point at a pixel to read its exact values."
@@ -155,7 +155,7 @@ def comparator(clean: np.ndarray, poisoned: np.ndarray, k: int) -> None:
         "Compare by", ["Wipe", "Blink"], default="Wipe", required=True, key="compare", bind="query-params"
     )
     if way == "Blink":
-        chart(figures.blink(clean, poisoned), "blink")
+        chart(image_figures.blink(clean, poisoned), "blink")
         st.caption("Blink switches once a second between the two images, in the same place. Stop ends it.")
         return
     position = st.slider(
@@ -256,7 +256,7 @@ def all_images() -> None:
         f"**Poison image {k}**: L2 {table['l2'][k]:.3f}, L∞ {table['linf'][k]:.4f}, SSIM {table['ssim'][k]:.3f}"
     )
     one = images[poison["indices"][k], 0]
-    chart(figures.image_triple(one, one + poison["delta"][k, 0], limit=epsilon or 1e-3), "chosen_triple")
+    chart(image_figures.image_triple(one, one + poison["delta"][k, 0], limit=epsilon or 1e-3), "chosen_triple")
     colours()
 
 
@@ -269,7 +269,7 @@ def page_number(key: str, count: int) -> int:
 def wall(tiles: np.ndarray, numbers: np.ndarray, hover: list[str], key: str, chooses: str) -> None:
     rows = max(1, -(-len(tiles) // COLUMNS))
     content = pictures.png(pictures.mosaic(tiles, columns=COLUMNS), scale=3)
-    figure = figures.picture_wall(
+    figure = image_figures.picture_wall(
         content,
         columns=COLUMNS,
         rows=rows,

@@ -8,18 +8,16 @@ from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlencode
 
-import numpy as np
 import streamlit as st
-from safetensors import SafetensorError
 
-from engine import datasets, figures, jobs, records
+from engine import datasets, jobs, records
 from engine.certification import radius_cap
 from engine.config import Config, ConfigError, Settings, field_names, smallest_useful_n, with_overrides
 from engine.costs import estimate
 from engine.datasets import DATASETS
 from engine.presets import PRESETS
-from engine.records import Run, Status
-from pages import _shared
+from engine.records import Run
+from pages import _live, _shared
 
 SECTIONS = {
     "": "Whole experiment",
@@ -40,16 +38,6 @@ LABELS = {
     "victim_seeds": "Victims for each arm (victim seeds)",
     "dataset": "Data set",
 }
-STATES = {
-    "queued": ":material/hourglass_empty: Queued",
-    "running": ":material/play_arrow: Running",
-    "done": ":material/check_circle: Done",
-    "cancelled": ":material/cancel: Cancelled",
-    "failed": ":material/error: Failed",
-    "lost": ":material/help: Lost",
-}
-
-
 # --- the form: every field of the configuration is a widget, and a query parameter of the same name ---
 
 
@@ -298,122 +286,6 @@ def link_of(preset: str, changed: list[str]) -> str:
     return "/poison?" + urlencode([("preset", preset), *fields])
 
 
-# --- the live view: everything from the run directory, so any browser at any time sees the same ---
-
-
-def live_view(run: Run) -> None:
-    """State, progress and what there is so far. Runs once a second while the run is active."""
-    status = run.status()
-    was_active = st.session_state.get("seen active") == run.id
-    if was_active and not status.active:
-        st.session_state.pop("seen active")
-        st.rerun()
-    if status.active:
-        st.session_state["seen active"] = run.id
-    progress(run, status)
-    try:
-        left, right = st.columns([3, 2])
-        with left:
-            losses(run)
-        with right:
-            evolving_poison(run)
-    except (OSError, ValueError, KeyError, IndexError, SafetensorError) as error:
-        st.caption(f"Some of the run's files cannot be read just now ({error}).")
-    log = run.log_tail()
-    with st.expander(f"Log ({len(log.splitlines())} lines)"):
-        st.code(log or "nothing was logged", language=None)
-        st.download_button("Download log.txt", log, f"{run.id}-log.txt", "text/plain", key=f"log {run.id}")
-
-
-def progress(run: Run, status: Status) -> None:
-    if status.state == "queued":
-        ahead = jobs.queue_position(run)
-        st.progress(
-            0.0, f"{STATES['queued']}: {ahead} run{'s' * (ahead != 1)} before this one; one run computes at a time"
-        )
-    elif status.state == "running":
-        eta = "" if status.eta_seconds is None else f", about {_shared.duration(status.eta_seconds)} left"
-        stopping = ", stopping at its next step" if (run.directory / "cancel").exists() else ""
-        st.progress(status.fraction, f"{STATES['running']}: {status.fraction:.0%}, {status.phase}{eta}{stopping}")
-        if status.detail:
-            st.caption(status.detail[0].upper() + status.detail[1:])
-    for event in status.events:
-        st.warning(event)
-
-
-def losses(run: Run) -> None:
-    found = run.metrics("attack")
-    if found:
-        figure = figures.attack_losses(found, run.config.attack.restart_every)
-        st.plotly_chart(figure, alt=figures.alt(figure), config=figures.SAVE, key=f"losses {run.id}")
-        st.caption(
-            "Upper loss: the soft radius of the target class, which the attacker drives down. Lower loss: the "
-            "surrogate's training loss, which it drives down for itself."
-        )
-    elif run.status().active:
-        st.caption("The attack has made no step yet.")
-
-
-def evolving_poison(run: Run) -> None:
-    """A few images as they are now: clean, poisoned, magnified change."""
-    evolution = run.tensors("evolution")
-    if evolution is None:
-        return
-    indices = evolution.get("indices")
-    if indices is None:
-        poison = run.tensors("poison")
-        indices = None if poison is None else poison["indices"][: evolution["delta"].shape[1]]
-    if indices is None:
-        return
-    step, delta = int(evolution["steps"][-1]), evolution["delta"][-1].astype(np.float32)
-    x_clean = _shared.training_images(run, indices)
-    if x_clean is None:
-        return
-    _shared.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=6)
-    st.caption(f"Poison at upper step {step} of {run.config.attack.upper_steps}.")
-
-
-def ended(run: Run, status: Status) -> None:
-    """How it ended, and the way on."""
-    report = run.report
-    if status.state == "done" and report:
-        st.success(f"Done: run {run.id}.", icon=":material/check_circle:")
-        st.markdown(_shared.headline(report))
-        st.caption(_shared.numbers_line(report))
-    elif status.state == "cancelled":
-        st.warning("Cancelled. What was finished is kept, and labelled as partial.", icon=":material/cancel:")
-    else:
-        st.error(
-            f"{status.state.capitalize()}: {status.error or 'no reason was recorded'}. What was finished is kept; the "
-            "log below may say more. Starting it again reuses finished stages.",
-            icon=":material/error:",
-        )
-    if report:
-        columns = st.columns(3)
-        with columns[0]:
-            _shared.page_link("pages/certify.py", "See what it did: Certify", ":material/verified:")
-        with columns[1]:
-            _shared.page_link("pages/inspect.py", "Look for the changes: Inspect", ":material/search:")
-        with columns[2]:
-            _shared.page_link("pages/runs.py", "Compare and export: Runs", ":material/list:")
-        st.caption(_shared.limits_line(run))
-
-
-def cancel(run: Run) -> None:
-    """Callback: the first press asks, the second insists (in a process of its own, so that the page goes on)."""
-    if not (run.directory / "cancel").exists():
-        jobs.cancel(run)
-        return
-    subprocess.Popen(
-        [sys.executable, "-m", "engine", "runs", "--runs-root", str(_shared.runs_root()), "--cancel", run.id],
-        cwd=jobs.PROJECT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
 def run_section(run: Run) -> None:
     status = run.status()
     st.subheader(f"Run {run.id}")
@@ -423,7 +295,7 @@ def run_section(run: Run) -> None:
         st.button(
             "Stop now" if asked else "Cancel",
             key="cancel",
-            on_click=cancel,
+            on_click=_live.cancel,
             args=(run,),
             icon=":material/stop:",
             help="Ends its process."
@@ -431,11 +303,11 @@ def run_section(run: Run) -> None:
             else "It stops at its next step and keeps what it has; press again to insist.",
         )
     else:
-        ended(run, status)
+        _live.ended(run, status)
     st.button(
         "Copy its settings into the form", on_click=fill_form_from_run, args=(run,), icon=":material/content_copy:"
     )
-    st.fragment(live_view, run_every="1s" if status.active else None)(run)
+    st.fragment(_live.live_view, run_every="1s" if status.active else None)(run)
 
 
 def fetch_mnist() -> None:

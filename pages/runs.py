@@ -3,29 +3,18 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
-from engine import figures, jobs, metrics, records
-from engine.config import Config, field_names
+from engine import figures, jobs, records
 from engine.presets import PRESETS
-from engine.records import GALLERY, Run, RunNotFound
-from engine.report import of_scope
-from pages import _shared
+from engine.records import Run, RunNotFound
+from pages import _comparison, _shared
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#888888")
-MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", "hexagon")
 VOTES = ("selection_votes", "estimation_votes")
-
-
-def run_of(row: dict[str, Any]) -> Run:
-    return Run((GALLERY if row["example"] else _shared.runs_root()) / row["id"])
 
 
 # --- queue ---
@@ -42,7 +31,7 @@ def queue() -> None:
         st.caption("Nothing is computing or waiting.")
         return
     for place, row in enumerate(sorted(active, key=lambda row: row["submitted"])):
-        status = run_of(row).status()
+        status = _shared.run_of(row).status()
         words = "computing" if status.state == "running" else f"position {place} in the queue"
         left = "" if status.eta_seconds is None else f", about {_shared.duration(status.eta_seconds)} left"
         st.progress(status.fraction, f"{_shared.row_label(row)}: {words}{left}")
@@ -204,7 +193,7 @@ def command_of(run: Run) -> str:
     if preset in PRESETS and PRESETS[preset].config == run.config:
         return f"python -m engine run --preset {preset}"
     base = preset if preset in PRESETS else "quick" if run.config.dataset == "mnist" else "smoke"
-    mine, theirs = flat(run.config), flat(PRESETS[base].config)
+    mine, theirs = _comparison.flat(run.config), _comparison.flat(PRESETS[base].config)
     changed = [f"--set {k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in mine.items() if v != theirs[k]]
     return " ".join([f"python -m engine run --preset {base}", *changed])
 
@@ -254,135 +243,6 @@ def environment(run: Run) -> None:
         st.dataframe(table, hide_index=True, alt="Versions, device, commit and time of the run.")
 
 
-# --- comparison ---
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """Every field by its dotted name."""
-    values: dict[str, Any] = {}
-    for name in field_names():
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        values[name] = value
-    return values
-
-
-def begin_comparison(known: list[str]) -> None:
-    """Once per session: the runs that the link asks for (?compare=id,id)."""
-    if "compare" in st.session_state:
-        st.session_state["compare"] = [identifier for identifier in st.session_state["compare"] if identifier in known]
-        return
-    asked = [part for part in st.query_params.get("compare", "").split(",") if part]
-    missing = [part[:40] for part in asked if part not in known]
-    if missing:
-        st.warning(f"The link compares runs that are not here: {', '.join(missing)}.")
-    st.session_state["compare"] = list(dict.fromkeys(part for part in asked if part in known))
-
-
-def comparison(rows: list[dict[str, Any]]) -> None:
-    with_result = [row for row in rows if (run_of(row).directory / "certificates.parquet").is_file()]
-    by_id = {row["id"]: row for row in with_result}
-    begin_comparison(list(by_id))
-    chosen = st.multiselect(
-        "Runs to compare (two or more)",
-        list(by_id),
-        format_func=lambda known: _shared.row_label(by_id[known]) if known in by_id else known,
-        key="compare",
-        max_selections=len(COLOURS),
-        persist_state="session",
-    )
-    if len(chosen) < 2:
-        st.caption("Choose two runs, and their curves appear on the same axes, with what differs between them.")
-        return
-    runs = [run_of(by_id[identifier]) for identifier in chosen]
-    labels = [f"{run.id[:6]} {_shared.row_label(by_id[run.id])}" for run in runs]
-    configs = [run.config for run in runs]
-    reasons = _shared.incomparable(configs)
-    if reasons:
-        st.warning(
-            "**Not comparable.** The curves below are drawn all the same, but a difference between them need not come "
-            "from the attack:\n" + "\n".join(f"- {reason}" for reason in reasons),
-            icon=":material/warning:",
-        )
-    else:
-        st.success(
-            "Comparable: same data set, target class, σ, n0, n, α, test images, seed and number of victim seeds.",
-            icon=":material/check_circle:",
-        )
-    figure = overlaid(runs, labels)
-    st.plotly_chart(figure, alt=figures.alt(figure), config=figures.SAVE, key="comparison")
-    st.caption(
-        "Target digit, mean over victim seeds. Colour and marker: the run. Solid: clean victims, dashed: poisoned. "
-        "Dotted vertical lines: each run's cap σ·Φ⁻¹(α^(1/n)). Radii: L2, pixel units of [0, 1]."
-    )
-    only_different = st.toggle("Show only settings that differ", value=True, key="diff_only")
-    differences(runs, labels, configs, only_different=only_different)
-    st.markdown("**A link to this comparison** (append it to this app's address)")
-    st.code("/runs?compare=" + ",".join(chosen), language=None)
-
-
-def overlaid(runs: Sequence[Run], labels: Sequence[str]) -> go.Figure:
-    """Certified accuracy of the target digit, clean and poisoned arm of each run, on the same axes."""
-    figure = go.Figure()
-    caps = [float((run.report or {}).get("radius_cap", 0)) for run in runs]
-    radii = np.linspace(0, max(caps) * 1.02, 301)
-    told = []
-    for run, label, cap, colour, marker in zip(runs, labels, caps, COLOURS, MARKERS, strict=False):
-        table = of_scope(_shared.open_certificates(run), "target", run.config)
-        for arm, dash in (("clean", "solid"), ("poisoned", "dash")):
-            rows = table[table["arm"] == arm]
-            if rows.empty:
-                continue
-            curves = [metrics.certified_accuracy(part, radii) for _, part in rows.groupby("victim")]
-            mean = np.mean(curves, axis=0)
-            figure.add_scatter(
-                x=radii, y=mean, mode="lines+markers", name=f"{label}: {arm} ({len(curves)} victims)",
-                line=dict(color=colour, dash=dash, shape="vh", width=2.5),
-                marker=dict(symbol=marker, size=9, maxdisplayed=8), hovertemplate="%{y:.1%}",
-            )  # fmt: skip
-            told.append(f"{label}, {arm}: {mean[0]:.0%} at 0")
-        figure.add_vline(x=cap, line=dict(color=colour, dash="dot", width=1.5))
-    figure.update_xaxes(title_text=f"radius r: {figures.RADIUS} at least r", range=[0, radii[-1] or 1])
-    figure.update_yaxes(title_text="certified accuracy (approximate)", range=[0, 1.02], tickformat=".0%")
-    figure.update_layout(
-        title="Certified accuracy at radius r, several runs",
-        height=430 + 24 * len(runs),
-        hovermode="x unified",
-        legend=dict(orientation="h", yanchor="top", y=-0.18, x=0),
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        meta=dict(alt=f"Certified accuracy against radius of several runs. {'; '.join(told)}."),
-    )
-    return figure
-
-
-def differences(runs: Sequence[Run], labels: Sequence[str], configs: Sequence[Config], *, only_different: bool) -> None:
-    """Settings, environment and headline numbers, a column per run."""
-    columns = [flat(config) for config in configs]
-    facts: list[tuple[str, Callable[[Run], Any]]] = [
-        ("device", lambda run: run.environment.get("device")),
-        ("torch", lambda run: run.environment.get("torch")),
-        ("commit", lambda run: run.environment.get("commit")),
-        ("state", lambda run: run.status().state),
-    ]
-    rows = [(name, [column[name] for column in columns]) for name in columns[0]]
-    rows += [(name, [fact(run) for run in runs]) for name, fact in facts]
-    if only_different:
-        rows = [(name, values) for name, values in rows if len({str(value) for value in values}) > 1]
-    for arm in ("clean", "poisoned"):
-        rows.append((f"ACR of the target digit, {arm} (L2, mean ± sd)", [acr_of(run, arm) for run in runs]))
-    drops = [((run.report or {}).get("relative_drop") or {}).get("poisoned") for run in runs]
-    rows.append(("drop of ACR, poisoned (mean ± sd)", [_shared.with_spread(drop, ".1%") for drop in drops]))
-    table = pd.DataFrame([[name, *map(str, values)] for name, values in rows], columns=["field", *labels])
-    st.dataframe(table, hide_index=True, height="content", alt="Settings and headline numbers of the compared runs.")
-
-
-def acr_of(run: Run, arm: str) -> str:
-    values = (run.report or {}).get("arms", {}).get(arm)
-    return _shared.with_spread(values["average_certified_radius"]["target"]) if values else "–"
-
-
 _shared.need_frame()
 st.title("Runs")
 for key, show in (("runs problem", st.error), ("runs news", st.success)):
@@ -406,6 +266,6 @@ else:
         st.warning(f"Run {opened.id} went away or cannot be read ({problem}). Choose another in the sidebar.")
 st.subheader("Compare")
 try:
-    comparison(all_rows)
+    _comparison.comparison(all_rows)
 except (OSError, RunNotFound) as problem:
     st.warning(f"One of these runs went away or cannot be read ({problem}). Choose others.")

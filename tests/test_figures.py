@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine import figures, metrics, records, report
+from engine import figures, image_figures, metrics, records, report
 from engine.certification import ABSTAIN, radius_cap
 from engine.records import ARMS, GALLERY, Run, Status
 
@@ -47,9 +47,9 @@ def all_figures(table: pd.DataFrame) -> list[go.Figure]:
         figures.vote_histogram(table[table["image"] == image]),
         figures.attack_losses(RUN.metrics("attack"), 6),
         figures.perturbation_histogram(np.zeros((2, 1, 28, 28)), 0.1),
-        figures.image_triple(square, square * 0.9, limit=0.1),
-        figures.blink(square, square * 0.9),
-        figures.picture_wall(b"", columns=2, rows=1, numbers=[4, 7], hover=["a", "b"], chosen=7),
+        image_figures.image_triple(square, square * 0.9, limit=0.1),
+        image_figures.blink(square, square * 0.9),
+        image_figures.picture_wall(b"", columns=2, rows=1, numbers=[4, 7], hover=["a", "b"], chosen=7),
     ]
 
 
@@ -177,7 +177,7 @@ def test_triple_has_fixed_scales_and_reads_the_arrays_exactly():
     clean = np.full((28, 28), 0.2, dtype=np.float32)
     other = clean.copy()
     other[3, 5] += 0.05
-    figure = figures.image_triple(clean, other, limit=0.1)
+    figure = image_figures.image_triple(clean, other, limit=0.1)
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
     assert (figure.layout.coloraxis2.cmin, figure.layout.coloraxis2.cmax) == (-0.1, 0.1)
     np.testing.assert_array_equal(
@@ -186,9 +186,9 @@ def test_triple_has_fixed_scales_and_reads_the_arrays_exactly():
 
 
 def test_selected_number_reads_what_the_browser_sends():
-    assert figures.selected_number([{"customdata": {"0": 41}}]) == 41
-    assert figures.selected_number([{"x": 1}, {"customdata": [7]}]) == 7
-    assert figures.selected_number([]) is None
+    assert image_figures.selected_number([{"customdata": {"0": 41}}]) == 41
+    assert image_figures.selected_number([{"x": 1}, {"customdata": [7]}]) == 7
+    assert image_figures.selected_number([]) is None
 
 
 def page(name: str, run: Run, **state: object) -> AppTest:
