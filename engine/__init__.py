@@ -1,4 +1,4 @@
-"""PACD Lab's engine: poison, retrain, certify. It imports neither Streamlit nor Plotly (figures alone needs Plotly).
+"""PACD Lab's engine: poison, retrain, certify. It imports neither Streamlit nor Plotly (but for its figures).
 
 The import line; every module may import only modules to its left (tests/test_line.py):
 
