@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from engine.certification import ABSTAIN, certified_radius, lower_confidence_bound
 
@@ -84,13 +84,13 @@ def interval_of_mean(values: pd.Series | np.ndarray, weights: pd.Series | np.nda
     x, w = np.asarray(values, dtype=float), np.asarray(weights, dtype=float)
     w = w / w.sum()
     mean = float(x @ w)
-    half = float(norm.ppf(0.975) * np.sqrt((w**2 * (x - mean) ** 2).sum()))
+    half = float(ndtri(0.975) * np.sqrt((w**2 * (x - mean) ** 2).sum()))
     return Estimate(mean, max(mean - half, float(x.min())), min(mean + half, float(x.max())))
 
 
 def interval_of_share(share: float, count: float) -> Estimate:
     """Wilson's 95 % interval of a share seen in `count` independent points; it never leaves [0, 1]."""
-    z = float(norm.ppf(0.975))
+    z = float(ndtri(0.975))
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import streamlit as st
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from engine import figures, image_figures, metrics, pictures, report
 from engine.certification import ABSTAIN, radius_cap
@@ -341,7 +341,7 @@ def from_votes_to_radius(rows: pd.DataFrame, settings: Config) -> None:
         name, k = ARM_STYLE[row.arm].name, int(row.n_top)
         bound = rf"p_{{\text{{lower}}}} = \mathrm{{Beta}}^{{-1}}({alpha:g};\ {k},\ {n - k + 1}) = {row.p_lower:.4f}"
         if row.p_lower > 0.5:
-            quantile = norm.ppf(row.p_lower)
+            quantile = ndtri(row.p_lower)
             value = (
                 rf"R = \sigma\,\Phi^{{-1}}(p_{{\text{{lower}}}}) = {sigma:g} \cdot {quantile:.3f} = {row.radius:.3f}"
             )

@@ -32,7 +32,7 @@ def runs_root(tmp_path: Path) -> Iterator[Path]:
     root = tmp_path / "runs"
     yield root
     for run in records.all_runs(root):
-        if run.status().pid is not None:
+        if run.status().active:
             jobs.stop_now(run)
 
 
