@@ -61,6 +61,19 @@ def read(dataset: str, root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarr
     return images, labels
 
 
+def read_training_images(dataset: str, root: Path, indices: np.ndarray) -> np.ndarray:
+    """Only these training images, float32 [N, 1, 28, 28]: a few early ones of a packed file come without the rest.
+
+    Raises: DatasetUnavailable if they are not there or damaged.
+    """
+    if dataset == "digits" or not len(indices):
+        return read(dataset, root, train=True)[0][indices]
+    images = _read_idx(_mnist_file(root, _names(True)[0]), root, most=int(indices.max()) + 1)
+    if images.shape[1:] != (28, 28) or len(images) <= indices.max():
+        raise DatasetUnavailable(f"the MNIST files under {root} have no image {indices.max()} of 28×28 pixels")
+    return images[indices, None].astype(np.float32) / 255
+
+
 def _names(train: bool) -> tuple[str, str]:
     prefix = "train" if train else "t10k"
     return f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
@@ -80,17 +93,20 @@ def _mnist(root: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
     return images[:, None].astype(np.float32) / 255, labels.astype(np.int64)
 
 
-def _read_idx(path: Path | None, root: Path) -> np.ndarray:
-    """An IDX file of unsigned bytes, packed with gzip or not. Format: yann.lecun.com/exdb/mnist."""
+def _read_idx(path: Path | None, root: Path, *, most: int | None = None) -> np.ndarray:
+    """An IDX file of unsigned bytes, packed with gzip or not, or its first `most` items: no more is unpacked then."""
     if path is None:
         raise DatasetUnavailable(f"MNIST is not under {root}")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
-        if content[:3] != b"\0\0\x08" or len(content) < 4:
-            raise ValueError("no IDX file of bytes")
-        shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+            head = file.read(4)
+            if head[:3] != b"\0\0\x08" or len(head) < 4:
+                raise ValueError("no IDX file of bytes")
+            shape = np.frombuffer(file.read(4 * head[3]), ">i4", count=head[3]).astype(int)
+            if most is not None:
+                shape[0] = min(shape[0], most)
+            content = file.read() if most is None else file.read(int(shape.prod()))
+        return np.frombuffer(content, np.uint8).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DatasetUnavailable(f"{path} is damaged: {error}") from error
 

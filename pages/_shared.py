@@ -337,7 +337,7 @@ def training_images(run: Run, indices: np.ndarray) -> np.ndarray | None:
     """The original training images [N, 1, H, W] at these positions; None, with a warning, where they aren't here."""
     dataset = run.config.dataset
     try:
-        return dataset_images(dataset, str(data_root()), True)[0][indices]
+        return datasets.read_training_images(dataset, data_root(), indices)
     except datasets.DatasetUnavailable as error:
         st.warning(f"This run used {DATASETS[dataset]}, which is needed to rebuild its images: {error}.")
         return None

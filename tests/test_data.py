@@ -228,3 +228,13 @@ def test_images_are_selected_by_position_by_mask_and_by_class():
     assert data.of_class(3).indices.tolist() == [3, 13, 23]
     assert len(data.of_class(11)) == 0
     assert torch.equal(data.to("cpu").images, data.images)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_few_training_images_are_those_of_the_whole_set(tmp_path, packed):
+    expected = fake_mnist(tmp_path, packed=packed)[NAMES[0]]
+    for indices in ([3, 0, 5], [6], [0, 0], []):
+        some = datasets.read_training_images("mnist", tmp_path, np.array(indices, dtype=int))
+        assert np.array_equal(some[:, 0], expected[indices].astype(np.float32) / 255)
+    with pytest.raises(DatasetUnavailable, match="no image 7"):
+        datasets.read_training_images("mnist", tmp_path, np.array([7]))
