@@ -62,8 +62,8 @@ def charts(run: Run) -> None:
             left,
             figures.acr_by_arm(report),
             "How far, on average, a test image can be moved (L2) before a certificate ends: lower is worse for the "
-            "defender. The target digit loses, the other digits hardly do. Two controls change the same images by as "
-            "much, but without the attack's direction.",
+            "defender. The target digit loses, the other digits hardly do. Two controls change the same images within "
+            "the same budget, but without the attack's direction.",
         ),
         (
             right,
