@@ -199,7 +199,8 @@ def numbers_of(k: int, table: pd.DataFrame) -> None:
     st.caption(
         "L∞ of a set is its maximum, the rest are means over its images. The controls are a random perturbation of the "
         "same L∞ budget and the poison with its signs shuffled. Both are cut where a pixel would leave [0, 1], half of "
-        f"the time on black ground, so their L2 is smaller. Their images are not recorded, only these numbers.{rounding()}"
+        "the time on black ground, so their L2 is smaller. Their images are not recorded, only these numbers."
+        f"{rounding()}"
     )
 
 
