@@ -4,5 +4,5 @@ The import line; every module may import only modules to its left (tests/test_li
 
     streams → config → presets → datasets → data → models → smoothing → certification → metrics → training
             → hypergradient → threat → attacks → perception → records → tables → costs → report → index → stages
-            → figures → image_figures → pictures → problem → recorder → experiment → jobs → __main__
+            → figures → attack_figures → image_figures → pictures → problem → recorder → experiment → jobs → __main__
 """

@@ -4,7 +4,7 @@ Each figure carries its text alternative (`alt`) and says in its subtitle on how
 Backgrounds are transparent and text takes the page's colour, so that figures work on light and dark pages.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,8 +22,8 @@ from engine.records import ARMS
 RADIUS = "certified radius (L2, pixel units)"
 SAVE = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "scale": 2}}  # for plotly_chart(config=…)
 SIGNED_SCALE = ("#4B2E83", "#9E8CC4", "#F7F7F7", "#F2A65A", "#A84B00")  # darker … unchanged … brighter
-_GREY = "rgba(128,128,128,0.9)"
-_FAINT = "rgba(128,128,128,0.45)"
+GREY = "rgba(128,128,128,0.9)"
+FAINT = "rgba(128,128,128,0.45)"
 _CLEAR = "rgba(0,0,0,0)"
 _MOST_RADII = 400  # points of a curve
 
@@ -89,7 +89,7 @@ def acr_by_arm(report: dict[str, Any]) -> go.Figure:
                 col=column,
             )
             told.append(f"{style.name}, {'target class' if scope == 'target' else 'all classes'}: {_spread(found)}")
-    figure.add_hline(y=cap, line=dict(color=_GREY, dash="dot"), row="all", col="all")
+    figure.add_hline(y=cap, line=dict(color=GREY, dash="dot"), row="all", col="all")
     figure.add_annotation(
         x=0, y=cap, xref="x domain", text=f"cap {cap:.3f}", showarrow=False, xanchor="left", yanchor="bottom"
     )
@@ -194,7 +194,7 @@ def radius_histogram(
         )
         told.append(f"{style.name}: {shares[0]:.0%} wrong, {shares[1]:.0%} abstain, {shares[-1]:.0%} in the last bin")
     _cap_line(figure, cap, table, config)
-    figure.add_vline(x=-width, line=dict(color=_FAINT, width=1))
+    figure.add_vline(x=-width, line=dict(color=FAINT, width=1))
     ticks = np.linspace(0, top, 3)
     figure.update_xaxes(
         title_text=RADIUS,
@@ -221,7 +221,7 @@ def radius_before_after(table: pd.DataFrame, config: Config, arm: str = "poisone
     top = 1.05 * (cap or config.sigma)
     figure = go.Figure()
     figure.add_scatter(
-        x=[0, top], y=[0, top], mode="lines", line=dict(color=_GREY, dash="dot"), name="no change", hoverinfo="skip"
+        x=[0, top], y=[0, top], mode="lines", line=dict(color=GREY, dash="dot"), name="no change", hoverinfo="skip"
     )
     lost = 0
     if {"clean", arm} <= set(means.columns):
@@ -289,7 +289,7 @@ def vote_histogram(rows: pd.DataFrame) -> go.Figure:
             hovertemplate=f"{style.name}, class %{{x}}<br>%{{customdata:,.0f}} votes (%{{y:.1%}})<extra></extra>",
         )
         told.append(f"{style.name}: {share[label]:.0%} for the right class {label}")
-    figure.add_hline(y=0.5, line=dict(color=_GREY, dash="dot"))
+    figure.add_hline(y=0.5, line=dict(color=GREY, dash="dot"))
     classes = range(len(np.asarray(rows["estimation_votes"].iloc[0])))
     ticks = [f"<b>{k}<br>true</b>" if k == label else str(k) for k in classes]
     figure.update_xaxes(title_text="class the base classifier voted for", tickvals=list(classes), ticktext=ticks)
@@ -301,91 +301,6 @@ def vote_histogram(rows: pd.DataFrame) -> go.Figure:
         f"{int(rows['n'].iloc[0]):,} draws, {'one victim' if victims == 1 else f'mean of {victims} victims'} an arm; "
         "★ selected class; a certificate needs more than half",
         f"Votes under noise for one image. {'; '.join(told)}.",
-    )
-
-
-def attack_losses(records: Sequence[dict[str, Any]], restart_every: int | None = None) -> go.Figure:
-    """Upper loss, lower loss and the linear system's relative residual over upper steps, one above the other.
-
-    Args:
-        records: as run.metrics("attack") gives them; a value that was not finite is None, and a gap.
-        restart_every: upper steps until the surrogate starts again; marked by vertical lines.
-    """
-    names = (
-        "upper loss: soft radius (pixel units)",
-        "lower loss: surrogate's training",
-        "relative residual (log scale)",
-    )
-    figure = make_subplots(3, 1, shared_xaxes=True, vertical_spacing=0.09, row_heights=[3, 3, 2], subplot_titles=names)
-    frame = pd.DataFrame(list(records), columns=["step", "upper_loss", "lower_loss", "relative_residual"]).astype(float)
-    looks = (("upper_loss", "#D55E00", "solid"), ("lower_loss", "#0072B2", "dash"), ("relative_residual", _GREY, "dot"))
-    for row, ((column, colour, dash), name) in enumerate(zip(looks, names, strict=True), start=1):
-        figure.add_scatter(
-            x=frame["step"],
-            y=frame[column],
-            mode="lines+markers" if len(frame) < 60 else "lines",
-            name=name,
-            line=dict(color=colour, dash=dash, width=2),
-            marker=dict(size=4),
-            hovertemplate="upper step %{x}<br>%{y:.4g}<extra></extra>",
-            row=row,
-            col=1,
-        )
-    last = 0 if frame.empty else int(frame["step"].max())
-    restarts = range(restart_every, last, restart_every) if restart_every else range(0)
-    for step in restarts:
-        figure.add_vline(x=step + 0.5, line=dict(color=_FAINT, dash="dash", width=1))
-    figure.update_yaxes(type="log", **_log_ticks(frame["relative_residual"]), row=3, col=1)
-    figure.update_xaxes(title_text="upper step", row=3, col=1)
-    figure.update_annotations(x=0, xanchor="left", font_size=12)
-    marks = f"; dashed lines: the surrogate starts again ({len(restarts)}×)" if restarts else ""
-    ends = "" if frame.empty else f" from {frame['upper_loss'].iloc[0]:.3g} to {frame['upper_loss'].iloc[-1]:.3g}"
-    return finish(
-        figure,
-        "The attack, step by step",
-        f"{last} upper steps{marks}",
-        f"Attack losses over {last} upper steps: the upper loss goes{ends}.",
-        legend=False,
-        height=470,
-        top=104,
-    )
-
-
-def perturbation_histogram(delta: np.ndarray, epsilon: float, bins: int = 41) -> go.Figure:
-    """Share of pixels by their change δ, all poison images together, with the budget ±ε marked.
-
-    Args:
-        delta: [P, C, H, W]; the middle bin holds δ = 0.
-    """
-    limit = (epsilon or 1e-3) * (1 + 1 / bins)
-    values = np.asarray(delta, dtype=np.float32).ravel()
-    counts, edges = np.histogram(values.clip(-limit, limit), bins=bins, range=(-limit, limit))
-    middles, total = (edges[:-1] + edges[1:]) / 2, max(1, values.size)
-    at_limit = float((np.abs(values) > 0.999 * epsilon).sum() / total) if epsilon else 0.0
-    unchanged = float((values == 0).sum() / total)
-    figure = go.Figure()
-    figure.add_bar(
-        x=middles,
-        y=counts / total,
-        customdata=counts,
-        width=(edges[1] - edges[0]) * 0.94,
-        name="pixels",
-        marker=dict(color=[_signed_colour(middle / limit) for middle in middles], line=dict(color=_GREY, width=1)),
-        hovertemplate="change about %{x:.4f}<br>%{customdata:,} pixels (%{y:.1%})<extra></extra>",
-    )
-    for sign, name in ((-1, "−ε"), (1, "+ε")):
-        figure.add_vline(x=sign * epsilon, line=dict(color=_GREY, dash="dash"))
-        figure.add_annotation(x=sign * epsilon, y=1, yref="paper", text=name, showarrow=False, yanchor="bottom")
-    figure.update_xaxes(title_text="change of a pixel δ (pixel units of [0, 1])", range=[-1.12 * limit, 1.12 * limit])
-    figure.update_yaxes(title_text="share of pixels", tickformat=".0%")
-    images = len(delta)
-    text = f"{unchanged:.0%} of pixels unchanged, {at_limit:.0%} at the budget ε = {epsilon:g} (L∞)"
-    return finish(
-        figure,
-        "How much the pixels change",
-        f"{images} poison images; {text}" if images else "no image was changed",
-        f"Histogram of pixel changes over {images} images: {text}.",
-        legend=False,
     )
 
 
@@ -436,7 +351,7 @@ def _cap(table: pd.DataFrame, config: Config) -> float:
 def _cap_line(figure: go.Figure, cap: float, table: pd.DataFrame, config: Config) -> None:
     """The largest radius that n draws can show, with its formula."""
     n, alpha = int(table["n"].iloc[0]), config.certification.alpha
-    figure.add_vline(x=cap, line=dict(color=_GREY, dash="dot", width=2))
+    figure.add_vline(x=cap, line=dict(color=GREY, dash="dot", width=2))
     text = f"cap σ·Φ⁻¹(α<sup>1/n</sup>) = {cap:.3f}" if cap else f"n = {n} is too small for α = {alpha:g}: all abstain"
     side = "right" if cap else "left"
     figure.add_annotation(x=cap, y=1, yref="paper", text=text, showarrow=False, xanchor=side, yanchor="bottom")
@@ -463,17 +378,6 @@ def _histogram(rows: pd.DataFrame, weights: pd.Series, edges: np.ndarray) -> np.
     return np.histogram(inside, bins=edges, weights=weights.loc[rows.index].to_numpy())[0]
 
 
-def _log_ticks(values: pd.Series) -> dict[str, Any]:
-    """Ticks with whole numbers written out: 1, 2, 5 in a short range, powers of ten in a long one."""
-    positive = values[values > 0]
-    if positive.empty:
-        return {}
-    low, high = np.log10(positive.min()), np.log10(positive.max())
-    factors = (1, 2, 5) if high - low < 1.3 else (1,)
-    ticks = [factor * 10.0**power for power in range(int(np.floor(low)), int(np.ceil(high)) + 1) for factor in factors]
-    return dict(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
-
-
 def _spread(found: dict[str, Any]) -> str:
     """mean ± sd of n victims, as a reader expects it."""
     if found["sd"] is None:
@@ -484,8 +388,3 @@ def _spread(found: dict[str, Any]) -> str:
 def _transparent(colour: str, opacity: float) -> str:
     red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
-
-
-def _signed_colour(value: float) -> str:
-    """The colour of a value in [−1, 1] on the signed scale, to the nearest of its five."""
-    return SIGNED_SCALE[round((min(max(value, -1.0), 1.0) + 1) / 2 * (len(SIGNED_SCALE) - 1))]

@@ -7,7 +7,7 @@ import numpy as np
 import streamlit as st
 from safetensors import SafetensorError
 
-from engine import figures, jobs
+from engine import attack_figures, figures, jobs
 from engine.records import Run, Status
 from pages import _shared
 
@@ -64,7 +64,7 @@ def progress(run: Run, status: Status) -> None:
 def losses(run: Run) -> None:
     found = run.metrics("attack")
     if found:
-        figure = figures.attack_losses(found, run.config.attack.restart_every)
+        figure = attack_figures.attack_losses(found, run.config.attack.restart_every)
         st.plotly_chart(figure, alt=figures.alt(figure), config=figures.SAVE, key=f"losses {run.id}")
         st.caption(
             "Upper loss: the soft radius of the target class, which the attacker drives down. Lower loss: the "

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import datasets, figures, image_figures, metrics, perception, pictures
+from engine import attack_figures, datasets, figures, image_figures, metrics, perception, pictures
 from engine.figures import ARM_STYLE
 from engine.records import CONTROLS, GALLERY, Run
 from pages import _shared
@@ -52,7 +52,7 @@ def measured(directory: str, stamp: int, dataset: str, root: str) -> pd.DataFram
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def perturbation_chart(directory: str, stamp: int, epsilon: float) -> Any:
-    return figures.perturbation_histogram(read_tensors(directory, "poison", stamp)["delta"], epsilon)
+    return attack_figures.perturbation_histogram(read_tensors(directory, "poison", stamp)["delta"], epsilon)
 
 
 def open_tensors(name: str, missing: str) -> tuple[dict[str, np.ndarray], int]:
@@ -284,7 +284,7 @@ def wall(tiles: np.ndarray, numbers: np.ndarray, hover: list[str], key: str, cho
 def evolution() -> None:
     records = run.metrics("attack")
     if records:
-        chart(figures.attack_losses(records, config.attack.restart_every), "losses")
+        chart(attack_figures.attack_losses(records, config.attack.restart_every), "losses")
         st.caption(
             "Upper loss: the attacker's, the soft radius of the target class on held-out images, to go down. It is a "
             "loss, not a certificate. Lower loss: the surrogate's training loss. Relative residual: how far the linear "

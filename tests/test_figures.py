@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine import figures, image_figures, metrics, records, report
+from engine import attack_figures, figures, image_figures, metrics, records, report
 from engine.certification import ABSTAIN, radius_cap
 from engine.records import ARMS, GALLERY, Run, Status
 
@@ -45,8 +45,8 @@ def all_figures(table: pd.DataFrame) -> list[go.Figure]:
         figures.radius_histogram(table, config, "all"),
         figures.radius_before_after(table, config),
         figures.vote_histogram(table[table["image"] == image]),
-        figures.attack_losses(RUN.metrics("attack"), 6),
-        figures.perturbation_histogram(np.zeros((2, 1, 28, 28)), 0.1),
+        attack_figures.attack_losses(RUN.metrics("attack"), 6),
+        attack_figures.perturbation_histogram(np.zeros((2, 1, 28, 28)), 0.1),
         image_figures.image_triple(square, square * 0.9, limit=0.1),
         image_figures.blink(square, square * 0.9),
         image_figures.picture_wall(b"", columns=2, rows=1, numbers=[4, 7], hover=["a", "b"], chosen=7),
@@ -156,21 +156,21 @@ def test_votes_are_shares_of_the_draws_with_the_selected_class_marked(table):
 
 def test_losses_keep_gaps_and_mark_restarts():
     steps = [dict(step=k, steps=9, upper_loss=None if k == 4 else 1.0, lower_loss=0.5) for k in range(1, 10)]
-    figure = figures.attack_losses(steps, restart_every=3)
+    figure = attack_figures.attack_losses(steps, restart_every=3)
     assert np.isnan(figure.data[0].y[3])
     assert np.isnan(np.asarray(figure.data[2].y, dtype=float)).all()
     assert {shape.x0 for shape in figure.layout.shapes} == {3.5, 6.5}
-    assert figures.attack_losses([]).data[0].x.size == 0
+    assert attack_figures.attack_losses([]).data[0].x.size == 0
 
 
 def test_perturbation_histogram_counts_every_pixel():
     rng = np.random.default_rng(0)
     delta = rng.uniform(-0.1, 0.1, (3, 1, 28, 28)).astype(np.float32)
-    trace = figures.perturbation_histogram(delta, 0.1).data[0]
+    trace = attack_figures.perturbation_histogram(delta, 0.1).data[0]
     assert sum(trace.customdata) == delta.size
     assert list(trace.x) == pytest.approx([-x for x in reversed(trace.x)])
     for empty, epsilon in ((np.zeros((0, 1, 28, 28)), 0.1), (np.zeros((2, 1, 28, 28)), 0.0)):
-        figures.perturbation_histogram(empty, epsilon)
+        attack_figures.perturbation_histogram(empty, epsilon)
 
 
 def test_triple_has_fixed_scales_and_reads_the_arrays_exactly():
