@@ -4,6 +4,7 @@ import gzip
 import os
 import zlib
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -113,15 +114,17 @@ def _read_idx(path: Path | None, root: Path, *, most: int | None = None) -> np.n
 
 def _embedded_digits(train: bool) -> tuple[np.ndarray, np.ndarray]:
     """Every fifth image is for testing; 8×8 pixels become 24×24 bicubically, with a border of 2 as MNIST has one."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    chosen = (np.arange(len(digits.target)) % 5 == 0) != train
+    package = find_spec("sklearn")  # only located: importing it would cost the first screen a second or two
+    if package is None or package.origin is None:
+        raise DatasetUnavailable("the embedded digits come with scikit-learn, which is not installed")
+    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    pixels, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+    chosen = (np.arange(len(labels)) % 5 == 0) != train
     large = np.stack(
         [
             np.asarray(Image.fromarray(small.astype(np.float32) / 16).resize((24, 24), Image.Resampling.BICUBIC))
-            for small in digits.images[chosen]
+            for small in pixels[chosen]
         ]
     )
     images = np.pad(large.clip(0, 1), ((0, 0), (2, 2), (2, 2)))[:, None]
-    return images, digits.target[chosen].astype(np.int64)
+    return images, labels[chosen].astype(np.int64)

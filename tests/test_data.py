@@ -238,3 +238,16 @@ def test_a_few_training_images_are_those_of_the_whole_set(tmp_path, packed):
         assert np.array_equal(some[:, 0], expected[indices].astype(np.float32) / 255)
     with pytest.raises(DatasetUnavailable, match="no image 7"):
         datasets.read_training_images("mnist", tmp_path, np.array([7]))
+
+
+def test_the_embedded_digits_are_scikit_learns(tmp_path):
+    from sklearn.datasets import load_digits
+
+    labels = {train: datasets.read("digits", tmp_path, train=train)[1] for train in (True, False)}
+    images = datasets.read("digits", tmp_path, train=False)[0]
+    theirs = load_digits()
+    test = np.arange(len(theirs.target)) % 5 == 0
+    assert labels[True].tolist() == theirs.target[~test].tolist()
+    assert labels[False].tolist() == theirs.target[test].tolist()
+    means = images.mean(axis=(1, 2, 3)) * 28**2 / 24**2  # resampling keeps an image's mean, but for clipping
+    assert np.abs(means - theirs.images[test].mean(axis=(1, 2)) / 16).max() < 0.05
