@@ -2,16 +2,55 @@
 
 import json
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-PROTOCOL_VERSION: Literal[1] = (
-    1  # raise it when the same configuration no longer gives the same numbers: ids and caches follow
+PROTOCOL_VERSION: Literal[2] = (
+    2  # raise it when the same configuration no longer gives the same numbers: ids and caches follow
 )
 
-Architecture = Literal["lenet", "lenet-narrow"]
-TRAINING_IMAGES = {"mnist": 60_000, "digits": 1_437}  # how many the data sets have to be split
+Architecture = Literal[
+    "mlp",
+    "lenet-narrow",
+    "lenet",
+    "convnet",
+    "resnet8",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet20-pacd",
+    "resnet18",
+]
+AttackName = Literal[
+    "pacd",
+    "universal",
+    "watermark",
+    "white-pattern",
+    "low-frequency-pattern",
+    "error-minimising",
+    "error-maximising",
+    "gradient-matching",
+    "label-flip",
+]
+Control = Literal["random_noise", "shuffled_signs"]
+
+# Training procedures and the settings that each takes, with their values where nothing else is said.
+PROCEDURES: dict[str, dict[str, float]] = {
+    "standard": {},
+    "gaussian": {"draws": 1},
+    "smoothadv": {"draws": 4, "adversary_steps": 10, "adversary_size": 255 / 256, "warmup": 0.11},
+    "smoothadv-pacd": {"draws": 1, "adversary_steps": 2, "adversary_size": 1.0, "warmup": 0.1},
+    "macer": {"draws": 16, "weight": 16.0, "warmup": 1 / 3},
+    "macer-pacd": {"draws": 16, "weight": 16.0},
+    "consistency": {"draws": 2, "weight": 5.0},
+    "smoothmix": {"draws": 4, "weight": 1.0, "adversary_steps": 4, "adversary_size": 1.0, "warmup": 0.11},
+}
+
+FOLDER = "folder:"  # a data set of this prefix is the folder of that name under the data root
+TRAINING_IMAGES = {"mnist": 60_000, "digits": 1_437, "cifar10": 50_000}  # how many there are to be split
+CLASSES = {"mnist": 10, "digits": 10, "cifar10": 10}
 
 
 class ConfigError(ValueError):
@@ -22,20 +61,64 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class ProcedureConfig(Settings):
+    """How a classifier is trained. A setting that the procedure does not take is 0, and may not be anything else."""
+
+    name: str
+    draws: int = Field(default=0, ge=0, le=64, description="noise draws per image and step")
+    weight: float = Field(default=0.0, ge=0, description="of the robustness term beside the cross-entropy")
+    adversary_steps: int = Field(default=0, ge=0, le=100, description="ascent steps of the inner adversary")
+    adversary_size: float = Field(default=0.0, ge=0, description="L2 radius, or length of each step for smoothmix")
+    warmup: float = Field(
+        default=0.0, ge=0, le=1, description="share of the epochs until the adversary or the robustness term is whole"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        """A name stands for the procedure as it is by default."""
+        values = {"name": values} if isinstance(values, str) else values
+        if not isinstance(values, dict) or "name" not in values:
+            return values
+        if values["name"] not in PROCEDURES:
+            raise ValueError(f"a procedure is one of {', '.join(PROCEDURES)}, got {values['name']!r}")
+        return PROCEDURES[values["name"]] | values
+
+    @model_validator(mode="after")
+    def _takes_only_its_own(self) -> "ProcedureConfig":
+        takes = PROCEDURES[self.name]
+        for field in ProcedureConfig.model_fields:
+            if field != "name" and field not in takes and getattr(self, field):
+                raise ValueError(f"procedure {self.name} takes no {field}; it takes {', '.join(takes) or 'nothing'}")
+        if "draws" in takes and self.draws == 0:
+            raise ValueError(f"procedure {self.name} needs draws of at least 1, got 0")
+        return self
+
+
 class DataConfig(Settings):
     train_size: int = Field(ge=100, le=60_000, description="training images, drawn at random by the seed")
     validation_size: int = Field(ge=50, le=20_000, description="held-out images; the attacker uses the target class's")
 
 
 class ThreatConfig(Settings):
-    target_class: int = Field(ge=0, le=9, description="class whose average certified radius the attacker lowers")
+    target_class: int = Field(ge=0, le=999, description="class whose average certified radius the attacker lowers")
     epsilon: float = Field(ge=0, le=1, description="L∞ budget of each poison pixel's change, pixel units of [0, 1]")
     poison_fraction: float = Field(
-        default=1.0, ge=0, le=1, description="share of the class's training images that may change"
+        default=1.0, ge=0, le=1, description="share of the class's images in the attacker's hands that may change"
+    )
+    attacker_share: float = Field(
+        default=1.0, gt=0, le=1, description="share of the training images in the attacker's hands"
     )
 
 
 class AttackConfig(Settings):
+    name: AttackName = Field(default="pacd", description="how the poison is made")
+    procedure: ProcedureConfig | None = Field(
+        default=None, description="how the attacker's surrogates are trained; the victims' procedure if null"
+    )
+    sigma: float | None = Field(
+        default=None, gt=0, le=4, description="the attacker's noise level; the victims' if null"
+    )
     surrogate: Architecture = Field(description="architecture that the attacker differentiates through")
     upper_steps: int = Field(ge=1, le=100_000, description="updates of a poison minibatch")
     restart_every: int = Field(ge=1, description="upper steps until the surrogate starts again from new weights")
@@ -53,13 +136,28 @@ class AttackConfig(Settings):
     poison_learning_rate: float = Field(gt=0, description="Adam, poison, pixel units of [0, 1]")
     inverse_temperature: float = Field(default=16.0, gt=0, description="multiplies logits in the soft radius")
     squeeze: float = Field(default=1e-3, ge=1e-6, lt=0.5, description="keeps the soft radius finite")
+    fixed_lower_noise: bool = Field(default=False, description="one noise draw for ever per image in the lower level")
+    fixed_upper_noise: bool = Field(default=False, description="one noise draw for ever per image in the upper level")
 
 
 class TrainingConfig(Settings):
     epochs: int = Field(ge=1, le=1000)
     batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0, description="Adam")
-    decay: bool = Field(description="lower the learning rate linearly to 0; constant otherwise")
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "linear", "step"] = Field(
+        description="of the learning rate: linearly to 0, or a tenth after each third of the epochs"
+    )
+    optimiser: Literal["adam", "sgd"] = Field(default="adam", description="sgd: momentum 0.9")
+    weight_decay: float = Field(default=0.0, ge=0)
+    augmentation: Literal["none", "crop-flip", "crop-flip-batch"] = Field(
+        default="none", description="crop out of 4 pixels of padding and flip, per image, or one crop for a whole batch"
+    )
+    fine_tune_epochs: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="more epochs on the arm's data after training on clean data; 0: from scratch",
+    )
 
 
 class CertificationConfig(Settings):
@@ -73,23 +171,36 @@ class CertificationConfig(Settings):
 class Config(Settings):
     """Everything that an experiment's numbers depend on, and nothing else."""
 
-    protocol_version: Literal[1] = PROTOCOL_VERSION
-    dataset: Literal["mnist", "digits"] = Field(description="mnist, or scikit-learn's embedded digits")
+    protocol_version: Literal[2] = PROTOCOL_VERSION
+    dataset: str = Field(
+        pattern=r"^(mnist|digits|cifar10|folder:[A-Za-z0-9_-][A-Za-z0-9_.-]*)$",
+        description="mnist, cifar10, digits (embedded), or folder:NAME for your own images",
+    )
     architecture: Architecture = Field(default="lenet", description="architecture of the victims")
-    procedure: Literal["gaussian", "standard"] = Field(default="gaussian", description="how victims are trained")
+    procedure: ProcedureConfig = Field(description="how victims are trained")
     sigma: float = Field(gt=0, le=4, description="noise level in attack, training and certification, pixel units")
     threat: ThreatConfig
     data: DataConfig
     attack: AttackConfig
     training: TrainingConfig
     certification: CertificationConfig
+    controls: tuple[Control, ...] = Field(
+        default=("random_noise", "shuffled_signs"), description="arms beside clean and poisoned"
+    )
     victim_seeds: int = Field(ge=1, le=100, description="victims trained from scratch for each arm")
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="every random draw follows from it")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        images, wanted = TRAINING_IMAGES[self.dataset], self.data.train_size + self.data.validation_size
-        if wanted > images:
+        images, wanted = TRAINING_IMAGES.get(self.dataset), self.data.train_size + self.data.validation_size
+        classes = CLASSES.get(self.dataset)
+        if classes is not None and self.threat.target_class >= classes:
+            raise ValueError(
+                f"threat.target_class must be less than {classes} for {self.dataset}, got {self.threat.target_class}"
+            )
+        if len(set(self.controls)) < len(self.controls):
+            raise ValueError(f"controls must differ, got {', '.join(self.controls)}")
+        if images is not None and wanted > images:
             raise ValueError(
                 f"data.train_size + data.validation_size must be at most {images} for {self.dataset}, got {wanted}"
             )
@@ -136,13 +247,16 @@ def _in_words(problem: Any) -> str:
 
 
 def field_names(settings: type[Settings] = Config, prefix: str = "") -> list[str]:
-    """All fields, dotted, as --set takes them."""
+    """All fields, dotted, as --set takes them. A procedure is set by its name; its settings follow from that."""
     names = []
     for name, field in settings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
-            names += field_names(field.annotation, f"{prefix}{name}.")
-        else:
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+        nested = next((kind for kind in kinds if issubclass(kind, Settings)), None)
+        if nested is None or nested is ProcedureConfig:
             names.append(prefix + name)
+        if nested is not None:
+            inner = field_names(nested, f"{prefix}{name}.")
+            names += [each for each in inner if not each.endswith("procedure.name")]
     return names
 
 
@@ -161,9 +275,24 @@ def with_overrides(config: Config, overrides: list[str]) -> Config:
         *path, last = name.split(".")
         part = values
         for key in path:
+            if part[key] is None:
+                raise ConfigError(f"{name} cannot be set before {key}, which is null: set {key} first")
+            if isinstance(part[key], str):
+                part[key] = {"name": part[key]}
             part = part[key]
         try:
             part[last] = json.loads(text)
         except ValueError:
             part[last] = text
     return parse(values)
+
+
+def arms_of(config: Config) -> tuple[str, ...]:
+    """The arms that an experiment trains victims for, in their order everywhere."""
+    return ("clean", "poisoned", *config.controls)
+
+
+def lower_level(config: Config) -> tuple[ProcedureConfig, float]:
+    """(procedure, sigma) that the attacker assumes: the victims' own unless the attack says otherwise."""
+    attack = config.attack
+    return attack.procedure or config.procedure, config.sigma if attack.sigma is None else attack.sigma

@@ -3,17 +3,30 @@
 import os
 from dataclasses import dataclass
 
-from engine.config import AttackConfig, Config
-from engine.records import ARMS
+from engine.config import Config, ProcedureConfig, arms_of, lower_level
 
-# One unit is the forward pass of one image through the 20-50-500 LeNet. Measured on two CPU cores; see benchmarks.
-RELATIVE_COST = {"lenet": 1.0, "lenet-narrow": 0.4}
+# One unit is the forward pass of one 28×28 image through the 20-50-500 LeNet. Measured on two CPU cores.
+RELATIVE_COST = {
+    "mlp": 0.3,
+    "lenet-narrow": 0.4,
+    "lenet": 1.0,
+    "convnet": 6.0,
+    "resnet8": 6.0,
+    "resnet20": 18.0,
+    "resnet32": 30.0,
+    "resnet44": 42.0,
+    "resnet56": 54.0,
+    "resnet20-pacd": 16.0,
+    "resnet18": 15.0,
+}
+IMAGE_COST = {"cifar10": 1.4}  # of an image, where it is not one of 28×28 in one channel
 BACKWARD, HESSIAN_VECTOR = 2.0, 8.0  # in forward passes
 UNITS_PER_SECOND = {"cpu": 14_000.0, "cuda": 1_500_000.0}  # per worker
 MOST_WORKERS = 8
 STARTUP_SECONDS = 6.0
 BASE_MEMORY = 0.8e9  # bytes: torch, torchvision and the data set
-BYTES_PER_IMAGE = {"lenet": 0.5e6, "lenet-narrow": 0.25e6}  # of a minibatch whose second derivatives are taken
+BYTES_PER_UNIT = 0.5e6  # and unit of cost, of a minibatch whose second derivatives are taken
+SECOND_ORDER = ("pacd", "universal")  # attacks that differentiate through training
 
 
 @dataclass
@@ -39,34 +52,44 @@ class Estimate:
 
 def work_of(config: Config) -> Work:
     """The whole run's work, nothing reused."""
-    victims = len(ARMS) * config.victim_seeds
-    return Work(work_of_attack(config.attack), victims * work_of_training(config), victims * work_of_votes(config))
+    victims = len(arms_of(config)) * config.victim_seeds
+    return Work(work_of_attack(config), victims * work_of_training(config), victims * work_of_votes(config))
 
 
-def work_of_attack(attack: AttackConfig) -> float:
-    images = attack.clean_batch + attack.poison_batch
+def work_of_attack(config: Config) -> float:
+    attack, (procedure, _) = config.attack, lower_level(config)
+    if attack.name not in SECOND_ORDER:
+        return (
+            0.0
+            if attack.name in ("watermark", "white-pattern", "low-frequency-pattern", "label-flip")
+            else (attack.upper_steps * (attack.clean_batch + attack.poison_batch) * 3 * _unit(config, attack.surrogate))
+        )
+    images = (attack.clean_batch + attack.poison_batch) * max(1, procedure.draws)
     first = 1 + BACKWARD
     lives = -(-attack.upper_steps // attack.restart_every)
     upper = attack.upper_batch * attack.upper_noise * first
+    adversary = images * first * procedure.adversary_steps
     if attack.linear_solver == "adam":  # a new system for each linear step, and two products
         linear = attack.linear_steps * (upper + images * (first + 2 * HESSIAN_VECTOR)) + images * HESSIAN_VECTOR
     else:
         linear = upper + images * (first + (attack.linear_steps + 1) * HESSIAN_VECTOR)
-    step = images * first * attack.lower_steps + linear + images * (first + HESSIAN_VECTOR)
-    warmup = lives * attack.warmup_steps * images * first
-    return RELATIVE_COST[attack.surrogate] * (attack.upper_steps * step + warmup)
+    step = adversary + images * first * attack.lower_steps + linear + images * (first + HESSIAN_VECTOR)
+    warmup = lives * attack.warmup_steps * (adversary + images * first)
+    return _unit(config, attack.surrogate) * (attack.upper_steps * step + warmup)
 
 
-def work_of_training(config: Config) -> float:
-    """One victim's training."""
-    return RELATIVE_COST[config.architecture] * config.training.epochs * config.data.train_size * (1 + BACKWARD)
+def work_of_training(config: Config, *, epochs: int | None = None) -> float:
+    """One victim's training, or these epochs of it."""
+    epochs = config.training.epochs + config.training.fine_tune_epochs if epochs is None else epochs
+    step = (1 + BACKWARD) * max(1, config.procedure.draws) * (1 + config.procedure.adversary_steps)
+    return _unit(config, config.architecture) * epochs * config.data.train_size * step
 
 
 def work_of_votes(config: Config) -> float:
     """One victim's votes."""
     settings = config.certification
     images = settings.target_images + 9 * settings.other_images
-    return RELATIVE_COST[config.architecture] * images * (settings.n0 + settings.n)
+    return _unit(config, config.architecture) * images * (settings.n0 + settings.n)
 
 
 def workers_for(device: str) -> int:
@@ -84,7 +107,12 @@ def estimate(config: Config, *, device: str) -> Estimate:
     victims = work.train + work.certify
     # the attack is one worker's task, and half of the victims have to wait for it
     wall = max((work.poison + victims) / workers, work.poison + victims / 2 / workers)
-    attack = config.attack
-    images = attack.clean_batch + attack.poison_batch + attack.upper_batch * attack.upper_noise / 2
-    memory = BASE_MEMORY + images * BYTES_PER_IMAGE[attack.surrogate] + workers * 150e6
+    attack, (procedure, _) = config.attack, lower_level(config)
+    images = (attack.clean_batch + attack.poison_batch) * max(1, procedure.draws)
+    images += attack.upper_batch * attack.upper_noise // 2
+    memory = BASE_MEMORY + images * BYTES_PER_UNIT * _unit(config, attack.surrogate) + workers * 150e6
     return Estimate(STARTUP_SECONDS + wall / rate, memory)
+
+
+def _unit(config: Config, architecture: str) -> float:
+    return RELATIVE_COST[architecture] * IMAGE_COST.get(config.dataset, 1.0)

@@ -51,6 +51,11 @@ def fetch(dataset: str, root: Path) -> None:
         ) from error
 
 
+def class_names(dataset: str, root: Path) -> tuple[str, ...]:
+    """The classes' names in the order of their labels."""
+    return tuple(map(str, range(10)))
+
+
 @lru_cache(maxsize=4)
 def read(dataset: str, root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
     """(images float32 [N, 1, 28, 28] in [0, 1], labels int64 [N]) in their original order; read-only arrays.

@@ -18,14 +18,14 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from engine import threat
-from engine.attacks.pacd import pacd
+from engine.attacks import ATTACKS
+from engine.attacks.base import AttackProblem
 from engine.attacks.random_noise import random_noise
 from engine.attacks.shuffled_signs import shuffled_signs
 from engine.certification import count_votes
-from engine.config import PROTOCOL_VERSION
+from engine.config import PROTOCOL_VERSION, lower_level
 from engine.costs import work_of_attack, work_of_training, work_of_votes, workers_for
 from engine.data import LabelledImages
-from engine.datasets import NUM_CLASSES
 from engine.models import build
 from engine.problem import Problem, pose
 from engine.recorder import Recorder
@@ -34,7 +34,7 @@ from engine.report import certificate_rows
 from engine.stages import StageCache
 from engine.streams import stream
 from engine.threat import Poison
-from engine.training import PROCEDURES
+from engine.training import make
 from engine.training.base import fit
 
 EVOLVING = 12  # poison images whose evolution is recorded
@@ -55,6 +55,7 @@ class Experiment:
         self.book = Recorder(run)
         self._stages = StageCache(runs_root)
         self._stop = threading.Event()
+        self._clean_victims = [threading.Lock() for _ in range(self.config.victim_seeds)]
 
     def work(self, *, cancelled: Callable[[], bool], heartbeat: Callable[[], None]) -> None:
         """Does the whole protocol; whatever happens on the way, what was finished is on disk.
@@ -78,19 +79,23 @@ class Experiment:
         pool = ThreadPoolExecutor(workers_for(self.device.type), initializer=torch.set_num_threads, initargs=(1,))
         try:
             attack: Future[Poison] = pool.submit(self._poison, problem)
-            noise = self._control(problem, "random_noise")
             pending: set[Future[Any]] = {attack}
             pending |= {pool.submit(self._victim, problem, "clean", k, None) for k in seeds}
-            pending |= {pool.submit(self._victim, problem, "random_noise", k, noise) for k in seeds}
+            if "random_noise" in self.config.controls:
+                noise = self._control(problem, "random_noise")
+                pending |= {pool.submit(self._victim, problem, "random_noise", k, noise) for k in seeds}
             while pending:
                 finished, pending = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
                 for future in finished:
                     if future is attack:
                         poison = attack.result()
-                        shuffled = self._control(problem, "shuffled_signs", poison.delta)
                         self.book.phase = "victims and certificates"
                         pending |= {pool.submit(self._victim, problem, "poisoned", k, poison) for k in seeds}
-                        pending |= {pool.submit(self._victim, problem, "shuffled_signs", k, shuffled) for k in seeds}
+                        if "shuffled_signs" in self.config.controls:
+                            shuffled = self._control(problem, "shuffled_signs", poison.delta)
+                            pending |= {
+                                pool.submit(self._victim, problem, "shuffled_signs", k, shuffled) for k in seeds
+                            }
                     else:
                         self.book.add_certificates(*future.result())
                 heartbeat()
@@ -104,22 +109,24 @@ class Experiment:
         """The attack, or its result from an earlier run that asked for the same."""
         config, path = self.config, self.run.directory / "poison.safetensors"
         evolution = path.with_name("evolution.safetensors")
+        procedure, sigma = lower_level(config)
         depends_on = self._problem_key | {
             "threat": config.threat.model_dump(),
-            "attack": config.attack.model_dump(),
-            "procedure": config.procedure,
-            "sigma": config.sigma,
+            "attack": config.attack.model_dump(exclude={"procedure", "sigma"}),
+            "procedure": procedure.model_dump(),
+            "sigma": sigma,
+            "augmentation": config.training.augmentation,
         }
         keys = {evolution: self._stages.key("evolution", depends_on), path: self._stages.key("poison", depends_on)}
-        started, whole = time.monotonic(), work_of_attack(config.attack)
+        started, whole = time.monotonic(), work_of_attack(config)
         if all(self._stages.fetch(key, file) for file, key in keys.items()):
             self.book.add_reused("poison", "poison", whole)
             _replay(self.book, load_file(evolution))
         else:
             self._optimise(problem, path, evolution, whole)
             self.book.add_seconds("poison", started)
-        delta = torch.from_numpy(load_file(path)["delta"]).to(self.device)
-        poison = Poison(delta, problem.poison_indices)
+        found = {name: torch.from_numpy(array).to(self.device) for name, array in load_file(path).items()}
+        poison = Poison(found["delta"], problem.poison_indices, found.get("labels"))
         threat.check(poison, problem.training, target_class=config.threat.target_class, epsilon=config.threat.epsilon)
         for file, key in keys.items():
             self._stages.publish(key, file)
@@ -128,8 +135,7 @@ class Experiment:
 
     def _optimise(self, problem: Problem, path: Path, evolution: Path, whole: float) -> None:
         """Runs the attack; some steps' poison, and what is there when it is stopped, are on disk."""
-        config, steps = self.config, self.config.attack.upper_steps
-        every = max(1, -(-steps // SNAPSHOTS))
+        config, (procedure, sigma) = self.config, lower_level(self.config)
         poison = Poison(torch.zeros_like(problem.training.images[problem.poison_indices]), problem.poison_indices)
         shown: list[tuple[int, np.ndarray]] = []
         curves: dict[str, list[float]] = {name: [] for name in CURVES}
@@ -144,19 +150,20 @@ class Experiment:
                 **{name: np.array(values, dtype=np.float64) for name, values in curves.items()},
             )
 
+        training, indices = problem.attackers_training()
+        given = AttackProblem(
+            training,
+            problem.validation,
+            indices,
+            epsilon=config.threat.epsilon,
+            target_class=config.threat.target_class,
+            num_classes=len(problem.class_names),
+            procedure=make(procedure, sigma=sigma),
+            augmentation=config.training.augmentation,
+        )
         try:
-            for record in pacd(
-                problem.training,
-                problem.validation,
-                indices=problem.poison_indices,
-                epsilon=config.threat.epsilon,
-                procedure=PROCEDURES[config.procedure],
-                architecture=config.attack.surrogate,
-                sigma=config.sigma,
-                config=config.attack,
-                seed=config.seed,
-            ):
-                poison = Poison(record.delta, problem.poison_indices)
+            for record in ATTACKS[config.attack.name](given, config.attack, config.seed):
+                poison = Poison(record.delta, problem.poison_indices, record.labels)
                 sizes = record.delta.abs()
                 point = {
                     "upper_loss": record.upper_loss,
@@ -167,11 +174,11 @@ class Experiment:
                 }
                 for name, value in point.items():
                     curves[name].append(value)
-                self.book.add_metrics("attack", step=record.step, steps=steps, **point)
-                self.book.add_work("poison", whole / steps, f"attack: upper step {record.step} of {steps}")
+                self.book.add_metrics("attack", step=record.step, steps=record.steps, **point)
+                self.book.add_work("poison", whole / record.steps, f"attack: step {record.step} of {record.steps}")
                 if record.event:
                     self.book.add_event(f"attack, {record.event}")
-                if record.step % every == 0:
+                if record.step % max(1, -(-record.steps // SNAPSHOTS)) == 0:
                     shown.append((record.step, record.delta[:EVOLVING].cpu().numpy()))
                     save()
                 self._check_stop()
@@ -196,26 +203,7 @@ class Experiment:
     def _victim(self, problem: Problem, arm: str, k: int, poison: Poison | None) -> tuple[str, int, pd.DataFrame]:
         """Trains the arm's k-th victim from scratch and certifies it: (arm, k, its certificate table)."""
         config, name = self.config, f"{arm}-{k}"
-        victim_key = self._problem_key | {
-            "procedure": config.procedure,
-            "architecture": config.architecture,
-            "sigma": config.sigma,
-            "training": config.training.model_dump(),
-            "victim": k,
-            "poison": None if poison is None else poison.digest(),
-        }
-        generator = stream(config.seed, "victim", k, device=self.device)
-        model = build(config.architecture, channels=problem.training.images.shape[1], generator=generator)
-        weights = self.run.directory / "victims" / f"{name}.safetensors"
-        key = self._stages.key("victim", victim_key)
-        if self._stages.fetch(key, weights):
-            self.book.add_reused(f"victim {name}", "train", work_of_training(config))
-        else:
-            self._train(model, problem.training if poison is None else poison.apply(problem.training), name, generator)
-            write_tensors(weights, **{n: p.detach().cpu().numpy() for n, p in model.state_dict().items()})
-            self._stages.publish(key, weights)
-        model.load_state_dict({n: torch.from_numpy(p) for n, p in load_file(weights).items()})
-
+        model, victim_key = self._trained(problem, name, k, poison)
         settings = config.certification
         sampling = settings.model_dump(exclude={"alpha"}) | {"target_class": config.threat.target_class}
         path = self.run.directory / "votes" / f"{name}.safetensors"
@@ -227,19 +215,71 @@ class Experiment:
             self._stages.publish(key, path)
         return arm, k, certificate_rows(arm, k, load_file(path), config=config)
 
-    def _train(self, model: nn.Module, training: LabelledImages, name: str, generator: torch.Generator) -> None:
+    def _trained(self, problem: Problem, name: str, k: int, poison: Poison | None) -> tuple[nn.Module, dict[str, Any]]:
+        """A victim and what it depends on: trained here from scratch, or fine-tuned from a clean one, or reused."""
+        config = self.config
+        epochs, more = config.training.epochs, config.training.fine_tune_epochs
+        depends_on = self._problem_key | {
+            "procedure": config.procedure.model_dump(),
+            "architecture": config.architecture,
+            "sigma": config.sigma,
+            "training": config.training.model_dump(exclude={"fine_tune_epochs"}),
+            "victim": k,
+        }
+        data = problem.training if poison is None else poison.apply(problem.training)
+        poisoned = {"poison": None if poison is None else poison.digest()}
+        generator = stream(config.seed, "victim", k, device=self.device)
+        shape, classes = tuple(data.images.shape[1:]), len(problem.class_names)
+        model = build(config.architecture, shape=shape, num_classes=classes, generator=generator)
+        if not more:
+            depends_on |= poisoned
+            self._train_or_load(model, data, name, depends_on, epochs=epochs, generator=generator)
+            return model, depends_on
+        with self._clean_victims[k]:  # the arms wait for the one that trains it
+            clean = depends_on | {"poison": None}
+            self._train_or_load(model, problem.training, f"before-{k}", clean, epochs=epochs, generator=generator)
+        depends_on |= poisoned | {"fine_tune_epochs": more}
+        generator = stream(config.seed, "fine-tuning", k, device=self.device)
+        self._train_or_load(model, data, name, depends_on, epochs=more, generator=generator)
+        return model, depends_on
+
+    def _train_or_load(
+        self,
+        model: nn.Module,
+        training: LabelledImages,
+        name: str,
+        depends_on: dict[str, Any],
+        *,
+        epochs: int,
+        generator: torch.Generator,
+    ) -> None:
+        """Leaves the model trained from where it stands, in evaluation mode, its weights on disk."""
+        weights = self.run.directory / "victims" / f"{name}.safetensors"
+        key, whole = self._stages.key("victim", depends_on), work_of_training(self.config, epochs=epochs)
+        if self._stages.fetch(key, weights):
+            self.book.add_reused(f"victim {name}", "train", whole)
+        else:
+            self._train(model, training, name, epochs, whole, generator)
+            write_tensors(weights, **{n: p.detach().cpu().numpy() for n, p in model.state_dict().items()})
+            self._stages.publish(key, weights)
+        model.load_state_dict({n: torch.from_numpy(p) for n, p in load_file(weights).items()})
+        model.eval()
+
+    def _train(
+        self,
+        model: nn.Module,
+        training: LabelledImages,
+        name: str,
+        epochs: int,
+        whole: float,
+        generator: torch.Generator,
+    ) -> None:
         config, started = self.config, time.monotonic()
-        whole = work_of_training(config)
+        procedure = make(config.procedure, sigma=config.sigma)
         for record in fit(
-            model,
-            training,
-            procedure=PROCEDURES[config.procedure],
-            sigma=config.sigma,
-            **config.training.model_dump(),
-            generator=generator,
+            model, training, procedure=procedure, config=config.training, epochs=epochs, generator=generator
         ):
-            epoch = f"victim {name}: epoch {record.epoch} of {config.training.epochs}"
-            self.book.add_work("train", whole / record.steps, epoch)
+            self.book.add_work("train", whole / record.steps, f"victim {name}: epoch {record.epoch} of {epochs}")
             if record.loss is not None:
                 self.book.add_metrics(
                     "training", victim=name, epoch=record.epoch, loss=record.loss, accuracy=record.accuracy
@@ -265,7 +305,7 @@ class Experiment:
             sigma=config.sigma,
             n0=settings.n0,
             n=settings.n,
-            num_classes=NUM_CLASSES,
+            num_classes=len(problem.class_names),
             batch_size=CERTIFICATION_BATCH[self.device.type],
             generators=generators,
         ):
@@ -301,8 +341,10 @@ def _replay(book: Recorder, evolution: dict[str, np.ndarray]) -> None:
 
 def _write_poison(path: Path, problem: Problem, poison: Poison) -> None:
     """The poison with positions in the original training set, from which anyone can rebuild the images."""
+    labels = {} if poison.labels is None else {"labels": poison.labels.cpu().numpy()}
     write_tensors(
         path,
         delta=poison.delta.cpu().numpy(),
         indices=problem.training.indices[poison.indices].cpu().numpy(),
+        **labels,
     )

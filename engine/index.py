@@ -88,7 +88,7 @@ def row_of(run: Run) -> dict[str, Any]:
         "target_class": threat.get("target_class"),
         "epsilon": threat.get("epsilon"),
         "sigma": config.get("sigma"),
-        "procedure": config.get("procedure"),
+        "procedure": (config.get("procedure") or {}).get("name"),
         "seed": config.get("seed"),
         "victim_seeds": config.get("victim_seeds"),
         **{f"drop_{arm}": drops.get(arm, {}).get("mean") for arm in ("poisoned", "random_noise", "shuffled_signs")},

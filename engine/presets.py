@@ -7,6 +7,7 @@ from engine.config import (
     CertificationConfig,
     Config,
     DataConfig,
+    ProcedureConfig,
     ThreatConfig,
     TrainingConfig,
 )
@@ -78,13 +79,14 @@ PRESETS = {
             Config(
                 dataset="digits",
                 architecture="lenet-narrow",
+                procedure=ProcedureConfig(name="gaussian"),
                 sigma=0.25,
                 threat=_THREAT,
                 data=DataConfig(train_size=800, validation_size=400),
                 attack=_QUICK_ATTACK.model_copy(
                     update=dict(upper_steps=12, restart_every=12, warmup_steps=60, clean_batch=60, poison_batch=40)
                 ),
-                training=TrainingConfig(epochs=4, batch_size=40, learning_rate=3e-3, decay=True),
+                training=TrainingConfig(epochs=4, batch_size=40, learning_rate=3e-3, schedule="linear"),
                 certification=CertificationConfig(target_images=20, other_images=2, n0=20, n=100, alpha=0.001),
                 victim_seeds=2,
             ),
@@ -95,11 +97,12 @@ PRESETS = {
             "A what-if on MNIST in a minute or two on two CPU cores: three victims for each arm.",
             Config(
                 dataset="mnist",
+                procedure=ProcedureConfig(name="gaussian"),
                 sigma=0.5,
                 threat=_THREAT,
                 data=DataConfig(train_size=3000, validation_size=5000),
                 attack=_QUICK_ATTACK,
-                training=TrainingConfig(epochs=8, batch_size=50, learning_rate=2e-3, decay=True),
+                training=TrainingConfig(epochs=8, batch_size=50, learning_rate=2e-3, schedule="linear"),
                 certification=CertificationConfig(target_images=100, other_images=2, n0=20, n=400, alpha=0.001),
                 victim_seeds=3,
             ),
@@ -110,11 +113,12 @@ PRESETS = {
             "About ten minutes on two cores: more data, better trained victims, more draws, five victims for each arm.",
             Config(
                 dataset="mnist",
+                procedure=ProcedureConfig(name="gaussian"),
                 sigma=0.5,
                 threat=_THREAT,
                 data=DataConfig(train_size=10_000, validation_size=5000),
                 attack=_QUICK_ATTACK.model_copy(update=dict(upper_steps=300, restart_every=60)),
-                training=TrainingConfig(epochs=10, batch_size=100, learning_rate=2e-3, decay=True),
+                training=TrainingConfig(epochs=10, batch_size=100, learning_rate=2e-3, schedule="linear"),
                 certification=CertificationConfig(target_images=200, other_images=10, n0=50, n=1000, alpha=0.001),
                 victim_seeds=5,
             ),
@@ -125,11 +129,12 @@ PRESETS = {
             "The authors' setting for Gaussian augmentation on MNIST. Meant for a GPU; on a CPU it takes days.",
             Config(
                 dataset="mnist",
+                procedure=ProcedureConfig(name="gaussian"),
                 sigma=0.5,
                 threat=_THREAT,
                 data=DataConfig(train_size=55_000, validation_size=5000),
                 attack=_AUTHORS_ATTACK,
-                training=TrainingConfig(epochs=101, batch_size=200, learning_rate=1e-3, decay=False),
+                training=TrainingConfig(epochs=101, batch_size=200, learning_rate=1e-3, schedule="constant"),
                 certification=CertificationConfig(
                     target_images=500, other_images=20, n0=10_000, n=100_000, alpha=0.001
                 ),

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine import datasets
 from engine.config import Config
 from engine.data import LabelledImages, load, split
-from engine.datasets import NUM_CLASSES
 from engine.streams import stream
-from engine.threat import choose_poison_indices
+from engine.threat import choose_attacker_indices, choose_poison_indices
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,14 @@ class Problem:
     test: LabelledImages  # the images to certify
     test_weights: Tensor  # [N] so that the stratified sample stands for the whole test set
     poison_indices: Tensor
+    attacker_indices: Tensor  # ascending: the training images in the attacker's hands
+    class_names: tuple[str, ...]
+
+    def attackers_training(self) -> tuple[LabelledImages, Tensor]:
+        """(The training images in the attacker's hands, the positions among them that may change)."""
+        return self.training.select(self.attacker_indices), torch.searchsorted(
+            self.attacker_indices, self.poison_indices
+        )
 
 
 def pose(config: Config, data_root: Path, device: torch.device) -> Problem:
@@ -37,14 +45,18 @@ def pose(config: Config, data_root: Path, device: torch.device) -> Problem:
         seed=config.seed,
     )
     target = config.threat.target_class
-    indices = choose_poison_indices(
-        training.labels,
-        target_class=target,
-        poison_fraction=config.threat.poison_fraction,
-        seed=config.seed,
-    )
+    class_names = datasets.class_names(config.dataset, data_root)
+    known = choose_attacker_indices(training.labels, attacker_share=config.threat.attacker_share, seed=config.seed)
+    indices = known[
+        choose_poison_indices(
+            training.labels[known],
+            target_class=target,
+            poison_fraction=config.threat.poison_fraction,
+            seed=config.seed,
+        )
+    ]
     chosen, weights = [], []
-    for label in range(NUM_CLASSES):
+    for label in range(len(class_names)):
         of_class = (test.labels == label).nonzero().squeeze(1)
         order = torch.randperm(len(of_class), generator=stream(config.seed, "test images", label))
         wanted = config.certification.target_images if label == target else config.certification.other_images
@@ -57,4 +69,6 @@ def pose(config: Config, data_root: Path, device: torch.device) -> Problem:
         test.select(torch.cat(chosen)).to(device),
         torch.cat(weights),
         indices.to(device),
+        known.to(device),
+        class_names,
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from engine import perception
+from engine.config import arms_of
 from engine.costs import Work, work_of
 from engine.datasets import DATASETS
 from engine.records import ARMS, CONTROLS, Run, write_atomically
@@ -82,7 +83,7 @@ class Recorder:
             dataset=self.config.dataset,
             dataset_note=DATASETS[self.config.dataset],
             device=self.run.environment.get("device"),
-            complete=len(self._tables) == len(ARMS) * self.config.victim_seeds,
+            complete=len(self._tables) == len(arms_of(self.config)) * self.config.victim_seeds,
             seconds={name: round(value, 2) for name, value in seconds.items()},
             reused=sorted(self._reused),
             events=self.events,

@@ -12,7 +12,7 @@ def summary(report: dict[str, Any]) -> str:
     lines = [
         f"run {report['run_id']}  preset {report['preset']}  {report['dataset_note']}",
         f"digit {config['threat']['target_class']}, epsilon {config['threat']['epsilon']} (L∞), "
-        f"sigma {config['sigma']}, {config['procedure']} training, "
+        f"sigma {config['sigma']}, {config['procedure']['name']} training, "
         f"{config['victim_seeds']} victims an arm, n = {settings['n']}, "
         f"alpha = {settings['alpha']}",
         "",

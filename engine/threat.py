@@ -16,21 +16,34 @@ class ThreatModelViolated(ValueError):
 
 @dataclass(frozen=True)
 class Poison:
-    """Changes to training images: delta [P, C, H, W] float32, and the images' positions [P] in the training set."""
+    """Changes to training images: delta [P, C, H, W] float32, and the images' positions [P] in the training set.
+
+    labels [P] int64, if given, replace the images' own: such a poison is not clean-label.
+    """
 
     delta: Tensor
     indices: Tensor
+    labels: Tensor | None = None
 
     def digest(self) -> str:
         """SHA-256 of changes and positions: two poisons of one digest are the same poison of one training set."""
-        content = self.delta.cpu().numpy().tobytes() + self.indices.cpu().numpy().tobytes()
-        return sha256(content).hexdigest()
+        parts = (self.delta, self.indices) if self.labels is None else (self.delta, self.indices, self.labels)
+        return sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
 
     def apply(self, training: LabelledImages) -> LabelledImages:
-        """The training set with these images changed and every label as it was."""
-        images = training.images.clone()
+        """The training set with these images (and labels, if the poison has any) changed."""
+        images, labels = training.images.clone(), training.labels
         images[self.indices] += self.delta.to(images.device)
-        return LabelledImages(images, training.labels, training.indices)
+        if self.labels is not None:
+            labels = labels.clone()
+            labels[self.indices] = self.labels.to(labels.device)
+        return LabelledImages(images, labels, training.indices)
+
+
+def choose_attacker_indices(labels: Tensor, *, attacker_share: float, seed: int) -> Tensor:
+    """Positions of a random attacker_share of the training images, ascending."""
+    order = torch.randperm(len(labels), generator=stream(seed, "attacker indices"))
+    return order[: round(attacker_share * len(labels))].sort().values
 
 
 def choose_poison_indices(labels: Tensor, *, target_class: int, poison_fraction: float, seed: int) -> Tensor:

@@ -213,7 +213,7 @@ def settings_line(config: Config) -> str:
     threat = config.threat
     return (
         f"{dataset_words(config)}; digit {threat.target_class}, ε = {threat.epsilon:g} (L∞, pixel units of [0, 1]), "
-        f"poison fraction {threat.poison_fraction:.0%}, {config.procedure} training, σ = {config.sigma:g}, "
+        f"poison fraction {threat.poison_fraction:.0%}, {config.procedure.name} training, σ = {config.sigma:g}, "
         f"seed {config.seed}."
     )
 

@@ -12,7 +12,7 @@ import streamlit as st
 
 from engine import datasets, jobs, records
 from engine.certification import radius_cap
-from engine.config import Config, ConfigError, Settings, field_names, smallest_useful_n, with_overrides
+from engine.config import Config, ConfigError, Settings, arms_of, field_names, smallest_useful_n, with_overrides
 from engine.costs import estimate
 from engine.datasets import DATASETS
 from engine.presets import PRESETS
@@ -207,8 +207,8 @@ def threat_card(config: Config) -> None:
     with st.container(border=True):
         st.markdown("**Threat model**")
         st.markdown(
-            f"- **Knowledge**: the training data and how victims train ({config.procedure}, σ = {config.sigma:g}); not "
-            f"their weights, and no test image. Works on a surrogate (`{config.attack.surrogate}`).\n"
+            f"- **Knowledge**: the training data and how victims train ({config.procedure.name}, "
+            f"σ = {config.sigma:g}); not their weights, and no test image. Works on a surrogate (`{config.attack.surrogate}`).\n"
             f"- **Capability**: changes {threat.poison_fraction:.0%} of the training images of digit "
             f"{threat.target_class}, each pixel by at most ε = {threat.epsilon:g} (L∞, pixel units of [0, 1]).\n"
             "- **Clean-label**: no label changes, no image is added or removed; checked before any victim trains.\n"
@@ -241,7 +241,7 @@ def before_the_start(config: Config) -> None:
         f"Computes on the {'GPU' if device == 'cuda' else 'CPU'}. Radii cannot exceed σ·Φ⁻¹(α^(1/n)) = {cap:.3f} (L2, "
         f"pixel units of [0, 1]). n = {settings.n} draws for each of "
         f"{settings.target_images} images of digit {config.threat.target_class} and {settings.other_images} of each "
-        f"other digit, α = {settings.alpha:g}, {config.victim_seeds} victims in each of {len(records.ARMS)} arms."
+        f"other digit, α = {settings.alpha:g}, {config.victim_seeds} victims in each of {len(arms_of(config))} arms."
     )
     least = smallest_useful_n(settings.alpha)
     if settings.n < 2 * least:

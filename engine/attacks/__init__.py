@@ -1,1 +1,6 @@
-"""Attacks, one per file: the bilevel attack and the controls at the same budget."""
+"""Attacks, one per file: a line here for each. The two controls are no attacks: they are functions of the images."""
+
+from engine.attacks.base import Attack
+from engine.attacks.pacd import pacd
+
+ATTACKS: dict[str, Attack] = {"pacd": pacd}

@@ -1,6 +1,15 @@
-"""Robust training procedures, one per file. Adding one is a file and a line here."""
+"""Robust training procedures, one per file. Adding one is a file and a line here, with its settings in config."""
 
+from engine.config import ProcedureConfig
 from engine.training import gaussian, standard
 from engine.training.base import Procedure
 
-PROCEDURES: dict[str, Procedure] = {"gaussian": gaussian.PROCEDURE, "standard": standard.PROCEDURE}
+PROCEDURES: dict[str, type[Procedure]] = {
+    "standard": standard.Standard,
+    "gaussian": gaussian.Gaussian,
+}
+
+
+def make(settings: ProcedureConfig, *, sigma: float) -> Procedure:
+    """The procedure of these settings at this noise level."""
+    return PROCEDURES[settings.name](settings, sigma)

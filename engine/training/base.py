@@ -1,32 +1,73 @@
 """What a training procedure is, and the one loop that trains every victim."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from engine.augmentation import augment
+from engine.config import ProcedureConfig, TrainingConfig
 from engine.data import LabelledImages
 from engine.smoothing import Classifier, gaussian_noise
 
 EVALUATED = 1000  # training images on which an epoch's accuracy is read
+MOMENTUM = 0.9  # of SGD
 
 
 @dataclass(frozen=True)
 class Procedure:
-    """How a victim is trained; the attacker's lower level minimises the very same loss.
+    """How a classifier is trained; victims and the attacker's lower level minimise the very same loss.
 
-    loss(base_classifier, images [N, C, H, W], labels [N], noise [N, n_noise, C, H, W]) → mean loss, a scalar.
+    A subclass gives `loss`, and `prepare` if there is something to find first that the gradient treats as constant.
+    All randomness comes in as an argument: noise [N, draws, C, H, W] from `draw_noise`, the rest in `constants`.
     """
 
-    loss: Callable[[Classifier, Tensor, Tensor, Tensor], Tensor]
-    n_noise: int  # noise draws per image and step
+    settings: ProcedureConfig
+    sigma: float
+    fixed_noise: ClassVar[bool] = False  # one noise draw per training image for all epochs
 
-    def draw_noise(self, images: Tensor, *, sigma: float, generator: torch.Generator) -> Tensor:
-        """Fresh noise for a batch: [N, n_noise, C, H, W]."""
-        shape = (images.shape[0], self.n_noise, *images.shape[1:])
-        return gaussian_noise(shape, sigma=sigma, generator=generator)
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepare` finds anything."""
+        return type(self).prepare is not Procedure.prepare
+
+    def draw_noise(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Fresh noise for a batch: [N, draws, C, H, W]."""
+        shape = (images.shape[0], self.settings.draws, *images.shape[1:])
+        return gaussian_noise(shape, sigma=self.sigma, generator=generator)
+
+    def prepare(
+        self,
+        base_classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        noise: Tensor,
+        *,
+        strength: float,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, ...]:
+        """Constants of this batch for `loss`, such as the adversary's changes: nothing, unless a procedure says so."""
+        return ()
+
+    def loss(
+        self,
+        base_classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        noise: Tensor,
+        constants: tuple[Tensor, ...] = (),
+        *,
+        strength: float = 1.0,
+    ) -> Tensor:
+        """The mean loss of a batch: images [N, C, H, W], labels [N], noise [N, draws, C, H, W] → scalar."""
+        raise NotImplementedError
+
+    def strength(self, progress: float) -> float:
+        """How far the warm-up is, in [0, 1], after this share of the training (or of a surrogate's life)."""
+        return min(1.0, progress / self.settings.warmup) if self.settings.warmup > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -45,34 +86,36 @@ def fit(
     data: LabelledImages,
     *,
     procedure: Procedure,
-    sigma: float,
+    config: TrainingConfig,
     epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    decay: bool,
     generator: torch.Generator,
 ) -> Iterator[TrainingRecord]:
-    """Trains the model in place with Adam, yielding after every step; the last partial batch is dropped.
+    """Trains the model in place, yielding after every step; the last partial batch is dropped.
 
     Args:
-        decay: lower the learning rate linearly to zero over the training; constant (as in PACD's code) if False.
-        generator: orders the images and draws the noise; on the device of data and model.
+        config: all but its numbers of epochs, of which `epochs` is the one that is meant.
+        generator: orders the images and draws noise and augmentation; on the device of data and model.
     Raises: FloatingPointError at the end of an epoch whose loss is not finite.
     """
-    batches = max(1, len(data) // batch_size)
+    batches = max(1, len(data) // config.batch_size)
     steps = epochs * batches
-    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+    optimiser = _optimiser(model, config)
+    fixed = procedure.draw_noise(data.images, generator=generator) if procedure.fixed_noise else None
+    model.train()
     for epoch in range(epochs):
         order = torch.randperm(len(data), generator=generator, device=generator.device)
         total = torch.zeros((), device=generator.device)
+        strength = procedure.strength(epoch / epochs)
         for batch in range(batches):
             step = epoch * batches + batch
-            if decay:
-                optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
-            chosen = order[batch * batch_size : (batch + 1) * batch_size]
-            images = data.images[chosen]
-            noise = procedure.draw_noise(images, sigma=sigma, generator=generator)
-            loss = procedure.loss(model, images, data.labels[chosen], noise)
+            optimiser.param_groups[0]["lr"] = config.learning_rate * rate_at(config.schedule, step / steps)
+            chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
+            images, labels = augment(data.images[chosen], config.augmentation, generator=generator), data.labels[chosen]
+            noise = procedure.draw_noise(images, generator=generator) if fixed is None else fixed[chosen]
+            model.eval()  # an adversary attacks the classifier as it will be used (Salman et al. 2019)
+            constants = procedure.prepare(model, images, labels, noise, strength=strength, generator=generator)
+            model.train()
+            loss = procedure.loss(model, images, labels, noise, constants, strength=strength)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -82,8 +125,25 @@ def fit(
         mean = float(total) / batches
         if not math.isfinite(mean):
             raise FloatingPointError(f"the training loss became {mean} in epoch {epoch + 1} of {epochs}")
-        accuracy = _noisy_accuracy(model, data, sigma=sigma, generator=generator)
+        model.eval()
+        accuracy = _noisy_accuracy(model, data, sigma=procedure.sigma, generator=generator)
+        model.train()
         yield TrainingRecord((epoch + 1) * batches, steps, epoch + 1, mean, accuracy)
+    model.eval()
+
+
+def rate_at(schedule: str, progress: float) -> float:
+    """The learning rate as a share of the first one, after this share of the training."""
+    if schedule == "linear":
+        return 1 - progress
+    return 0.1 ** int(3 * progress + 1e-9) if schedule == "step" else 1.0
+
+
+def _optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    weights, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(weights, lr=rate, momentum=MOMENTUM, weight_decay=decay, fused=True)
+    return torch.optim.Adam(weights, lr=rate, weight_decay=decay, fused=True)
 
 
 def _noisy_accuracy(model: Classifier, data: LabelledImages, *, sigma: float, generator: torch.Generator) -> float:

@@ -7,10 +7,17 @@ from engine.smoothing import Classifier, noisy_copies
 from engine.training.base import Procedure
 
 
-def loss(base_classifier: Classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
-    """Mean cross-entropy of f at image + noise, for noise [N, M, C, H, W]."""
-    logits = base_classifier(noisy_copies(images, noise))
-    return cross_entropy(logits, labels.repeat_interleave(noise.shape[1]))
-
-
-PROCEDURE = Procedure(loss, n_noise=1)
+class Gaussian(Procedure):
+    def loss(
+        self,
+        base_classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        noise: Tensor,
+        constants: tuple[Tensor, ...] = (),
+        *,
+        strength: float = 1.0,
+    ) -> Tensor:
+        """Mean cross-entropy of f at image + noise."""
+        logits = base_classifier(noisy_copies(images, noise))
+        return cross_entropy(logits, labels.repeat_interleave(noise.shape[1]))

@@ -7,9 +7,16 @@ from engine.smoothing import Classifier
 from engine.training.base import Procedure
 
 
-def loss(base_classifier: Classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
-    """Mean cross-entropy of f at the clean images; the noise [N, 0, C, H, W] is empty."""
-    return cross_entropy(base_classifier(images), labels)
-
-
-PROCEDURE = Procedure(loss, n_noise=0)
+class Standard(Procedure):
+    def loss(
+        self,
+        base_classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        noise: Tensor,
+        constants: tuple[Tensor, ...] = (),
+        *,
+        strength: float = 1.0,
+    ) -> Tensor:
+        """Mean cross-entropy of f at the clean images; the noise [N, 0, C, H, W] is empty."""
+        return cross_entropy(base_classifier(images), labels)

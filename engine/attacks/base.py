@@ -1,0 +1,56 @@
+"""What an attack is: a generator of step records that makes poison for one problem."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.config import AttackConfig
+from engine.data import LabelledImages
+from engine.training.base import Procedure
+
+
+@dataclass(frozen=True)
+class AttackProblem:
+    """What the attacker has, knows and may do. All tensors are on one device."""
+
+    training: LabelledImages  # the images in the attacker's hands
+    validation: LabelledImages  # held-out images of the target class
+    indices: Tensor  # [P] positions in `training` of the images that may change, all of the target class
+    epsilon: float  # L∞, pixel units
+    target_class: int
+    num_classes: int
+    procedure: Procedure  # how the attacker believes that victims are trained, at which sigma
+    augmentation: str = "none"
+
+    @property
+    def x_clean(self) -> Tensor:
+        """[P, C, H, W]: the images that may change, as they are."""
+        return self.training.images[self.indices]
+
+    def untouched(self) -> LabelledImages:
+        """The attacker's other training images, of all classes."""
+        kept = torch.ones(len(self.training), dtype=torch.bool, device=self.training.images.device)
+        kept[self.indices] = False
+        return self.training.select(kept)
+
+
+@dataclass(frozen=True)
+class AttackRecord:
+    """One step. Losses are of the minibatch just used; delta [P, C, H, W] is the whole poison after the step.
+
+    An attack without one of these numbers leaves it at nan.
+    """
+
+    step: int
+    steps: int
+    delta: Tensor
+    upper_loss: float = float("nan")  # soft radius of the target class at the surrogate, pixel units
+    lower_loss: float = float("nan")
+    relative_residual: float = float("nan")
+    event: str | None = None  # what went wrong, in words
+    labels: Tensor | None = None  # [P] int64, of an attack that is not clean-label
+
+
+Attack = Callable[[AttackProblem, AttackConfig, int], Iterator[AttackRecord]]  # (problem, settings, seed)
