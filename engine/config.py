@@ -24,6 +24,7 @@ Architecture = Literal[
     "resnet18",
 ]
 AttackName = Literal[
+    "none",
     "pacd",
     "universal",
     "watermark",
@@ -289,6 +290,8 @@ def with_overrides(config: Config, overrides: list[str]) -> Config:
 
 def arms_of(config: Config) -> tuple[str, ...]:
     """The arms that an experiment trains victims for, in their order everywhere."""
+    if config.attack.name == "none":
+        return ("clean",)
     return ("clean", "poisoned", *config.controls)
 
 

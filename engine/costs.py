@@ -61,7 +61,7 @@ def work_of_attack(config: Config) -> float:
     if attack.name not in SECOND_ORDER:
         return (
             0.0
-            if attack.name in ("watermark", "white-pattern", "low-frequency-pattern", "label-flip")
+            if attack.name in ("none", "watermark", "white-pattern", "low-frequency-pattern", "label-flip")
             else (attack.upper_steps * (attack.clean_batch + attack.poison_batch) * 3 * _unit(config, attack.surrogate))
         )
     images = (attack.clean_batch + attack.poison_batch) * max(1, procedure.draws)

@@ -23,7 +23,7 @@ from engine.attacks.base import AttackProblem
 from engine.attacks.random_noise import random_noise
 from engine.attacks.shuffled_signs import shuffled_signs
 from engine.certification import count_votes
-from engine.config import PROTOCOL_VERSION, lower_level
+from engine.config import PROTOCOL_VERSION, arms_of, lower_level
 from engine.costs import work_of_attack, work_of_training, work_of_votes, workers_for
 from engine.data import LabelledImages
 from engine.models import build
@@ -78,20 +78,21 @@ class Experiment:
         seeds = range(self.config.victim_seeds)
         pool = ThreadPoolExecutor(workers_for(self.device.type), initializer=torch.set_num_threads, initargs=(1,))
         try:
-            attack: Future[Poison] = pool.submit(self._poison, problem)
-            pending: set[Future[Any]] = {attack}
+            arms = arms_of(self.config)
+            attack = pool.submit(self._poison, problem) if "poisoned" in arms else None
+            pending: set[Future[Any]] = {attack} if attack else set()
             pending |= {pool.submit(self._victim, problem, "clean", k, None) for k in seeds}
-            if "random_noise" in self.config.controls:
+            if "random_noise" in arms:
                 noise = self._control(problem, "random_noise")
                 pending |= {pool.submit(self._victim, problem, "random_noise", k, noise) for k in seeds}
             while pending:
                 finished, pending = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
                 for future in finished:
                     if future is attack:
-                        poison = attack.result()
+                        poison = future.result()
                         self.book.phase = "victims and certificates"
                         pending |= {pool.submit(self._victim, problem, "poisoned", k, poison) for k in seeds}
-                        if "shuffled_signs" in self.config.controls:
+                        if "shuffled_signs" in arms:
                             shuffled = self._control(problem, "shuffled_signs", poison.delta)
                             pending |= {
                                 pool.submit(self._victim, problem, "shuffled_signs", k, shuffled) for k in seeds
