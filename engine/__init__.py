@@ -3,7 +3,7 @@
 The import line; every module may import only modules to its left (tests/test_line.py):
 
     streams → config → presets → datasets → data → augmentation → models → smoothing → certification
-            → metrics → training → hypergradient → threat → attacks → perception → records → tables → costs → report
-            → index → stages → figures → attack_figures → image_figures → pictures → problem → recorder → experiment
+            → metrics → hypergradient → training → threat → attacks → perception → records → tables → costs → report
+            → index → stages → figures → attack_figures → pictures → image_figures → problem → recorder → experiment
             → jobs → __main__
 """
