@@ -1,0 +1,51 @@
+"""MACER: cross-entropy of the smoothed classifier, and a hinge that rewards its soft radius.
+
+Source: Zhai et al. 2020, arXiv:2001.02378; the second form is the one that Mehra et al. 2021 ran (their code).
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from engine.smoothing import Classifier, noisy_logits, soft_margin
+from engine.training.base import Procedure
+
+HINGE = 8.0  # γ: margins beyond it are not rewarded any more
+
+
+class Macer(Procedure):
+    """The robustness term is deferred: it has no weight until the warm-up is over."""
+
+    squeeze: ClassVar[float] = 0.0
+
+    def loss(
+        self,
+        base_classifier: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        noise: Tensor,
+        constants: tuple[Tensor, ...] = (),
+        *,
+        strength: float = 1.0,
+    ) -> Tensor:
+        """(Σ −log(mean softmax[label] + 1e-10) + weight · sigma/2 · Σ (γ − margin)) / N.
+
+        The second sum is over images that are classified right, with a margin of at most γ; an infinite one, where
+        P_top rounds to 1, is dropped with its gradient.
+        """
+        logits = noisy_logits(base_classifier, images, noise)
+        probability = logits.softmax(dim=2).mean(dim=1).gather(1, labels[:, None])
+        total = -(probability + 1e-10).log().sum()
+        if strength == 1:
+            margin, top_class = soft_margin(logits, squeeze=self.squeeze, most=HINGE)
+            counted = (top_class == labels) & (margin <= HINGE)
+            hinge = torch.where(counted, HINGE - margin, 0.0).sum()
+            total = total + self.settings.weight * 0.5 * self.sigma * hinge
+        return total / len(images)
+
+
+class MacerPacd(Macer):
+    """MACER as the authors of PACD ran it: squeezed, so that no margin reaches γ, and with its full weight at once."""
+
+    squeeze = 1e-3
