@@ -2,6 +2,21 @@
 
     min over x_poison of upper(w*)   with   w* = argmin_w lower(w, x_poison),   ‖x_poison − x_clean‖∞ ≤ ε
 
+To retrace an upper step by hand, say with another implementation's weights, minibatches and noise, compose
+
+    f = with_weights(model, weights)                                     # weights [W] in flat_weights' order
+    upper_loss(f, held_out, labels, noise, sigma=…)                      # noise [N, M, C, H, W]; a scalar
+    procedure.loss(f, cat([clean, x_poison]), labels, noise, constants)  # of make(settings, sigma=…); a scalar
+    procedure.prepare(f, images, labels, noise, strength=…, generator=…) # those constants, if procedure.prepares
+    hypergradient.gradient(loss, weights, x_poison)                      # of any loss(weights, x_poison)
+    hypergradient.hessian(loss, weights, x_poison)(vector)
+    hypergradient.adam_on_residual(system, p, steps=…, damping=…, adam=Adam(p, learning_rate=…))
+                                       # system() → (hessian of lower, gradient of upper), asked anew for each step
+    hypergradient.cross_term(lower, weights, x_poison, p)                # minus the hypergradient
+    updated_poison(x_poison, x_clean, change, epsilon=…)                 # change = Adam.step(hypergradient)
+
+tests/test_levels.py does so for Gaussian augmentation and MACER.
+
 Source: Mehra, Kailkhura, Chen, Hamm, CVPR 2021, arXiv:2012.01274, Section 3, with the released code's settings.
 """
 
@@ -15,8 +30,9 @@ from engine.augmentation import augment
 from engine.config import AttackConfig
 from engine.hypergradient import Loss
 from engine.models import with_weights
-from engine.smoothing import Classifier, gaussian_noise, noisy_copies, soft_radius
+from engine.smoothing import Classifier, gaussian_noise, noisy_logits, soft_radius
 from engine.streams import stream
+from engine.threat import project_linf
 
 
 def upper_loss(
@@ -30,8 +46,13 @@ def upper_loss(
     squeeze: float = 1e-3,
 ) -> Tensor:
     """f: mean soft radius of images [N, C, H, W] under noise [N, M, C, H, W]; wrong ones count as 0. A scalar."""
-    logits = base_classifier(noisy_copies(images, noise)).view(*noise.shape[:2], -1)
+    logits = noisy_logits(base_classifier, images, noise)
     return soft_radius(logits, labels, sigma=sigma, inverse_temperature=inverse_temperature, squeeze=squeeze).mean()
+
+
+def updated_poison(x_poison: Tensor, x_clean: Tensor, change: Tensor, *, epsilon: float) -> Tensor:
+    """x_poison + change, brought back within epsilon (L∞) of x_clean and within [0, 1]; all [B, C, H, W]."""
+    return project_linf(x_poison + change, x_clean, epsilon=epsilon)
 
 
 class Levels:
@@ -39,6 +60,8 @@ class Levels:
 
     Noise and augmentation are fresh at every call of a loss, unless the settings fix one noise draw per image. Where
     the procedure has an adversary, its answer holds for the whole minibatch, and so do the draws that it answered.
+    The lower level uses the model as in training, the upper level and the adversary as it will be used; that matters
+    where there is batch normalisation.
     """
 
     def __init__(self, problem: AttackProblem, config: AttackConfig, *, seed: int, generator: torch.Generator) -> None:
@@ -59,7 +82,10 @@ class Levels:
         self._minibatches = 0
 
     def lower(self, model: nn.Module, weights: Tensor, x_poison: Tensor, rows: Tensor, *, strength: float) -> Loss:
-        """g on the next clean minibatch and the poison images problem.indices[rows], which are x_poison now."""
+        """g on the next clean minibatch and the poison images problem.indices[rows], which are x_poison now.
+
+        An adversary, if the procedure has one, answers to these weights and to x_poison.
+        """
         problem, procedure = self._problem, self._problem.procedure
         clean = self._clean[next(self._batches)]
         which = torch.cat([clean, problem.indices[rows]])
@@ -68,24 +94,23 @@ class Levels:
         held = f"minibatch {self._minibatches}"
 
         def drawn(x_poison: Tensor) -> tuple[Tensor, Tensor, torch.Generator]:
+            """(Images, their noise, the generator after both draws); the same draws at every call if held."""
             generator = stream(self._seed, held, device=labels.device) if procedure.prepares else self._draw
             images = augment(torch.cat([clean_images, x_poison]), problem.augmentation, generator=generator)
-            fixed = self._lower_noise
-            return (
-                images,
-                procedure.draw_noise(images, generator=generator) if fixed is None else fixed[which],
-                generator,
-            )
+            if self._lower_noise is not None:
+                return images, self._lower_noise[which], generator
+            return images, procedure.draw_noise(images, generator=generator), generator
 
         constants: tuple[Tensor, ...] = ()
         if procedure.prepares:
             images, noise, generator = drawn(x_poison)
-            classifier = with_weights(model, weights)
-            constants = procedure.prepare(classifier, images, labels, noise, strength=strength, generator=generator)
+            f = with_weights(model.eval(), weights)
+            constants = procedure.prepare(f, images, labels, noise, strength=strength, generator=generator)
 
         def loss(weights: Tensor, x_poison: Tensor) -> Tensor:
             images, noise, _ = drawn(x_poison)
-            return procedure.loss(with_weights(model, weights), images, labels, noise, constants, strength=strength)
+            f = with_weights(model.train(), weights)
+            return procedure.loss(f, images, labels, noise, constants, strength=strength)
 
         return loss
 
@@ -101,7 +126,7 @@ class Levels:
             fixed = self._upper_noise
             noise = gaussian_noise(shape, sigma=sigma, generator=draw) if fixed is None else fixed[rows]
             return upper_loss(
-                with_weights(model, weights),
+                with_weights(model.eval(), weights),
                 images,
                 held_out.labels,
                 noise,
