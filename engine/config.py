@@ -23,6 +23,8 @@ Architecture = Literal[
     "resnet20-pacd",
     "resnet18",
 ]
+# Pixels a side that an architecture needs; those that are not named do with the 8 that any data set has.
+SMALLEST_SIDE = {"lenet": 16, "lenet-narrow": 16}
 AttackName = Literal[
     "none",
     "pacd",

@@ -139,7 +139,7 @@ def test_one_missing_file_is_as_bad_as_four(tmp_path):
 
 def test_the_data_folder_is_the_projects_own_unless_the_environment_names_one(monkeypatch):
     monkeypatch.delenv("PACD_DATA", raising=False)
-    assert datasets.default_root() == Path(datasets.__file__).parents[1] / "data"
+    assert datasets.default_root() == Path(datasets.__file__).parents[2] / "data"
     monkeypatch.setenv("PACD_DATA", "/elsewhere")
     assert datasets.default_root() == Path("/elsewhere")
 

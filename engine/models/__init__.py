@@ -1,67 +1,51 @@
 """Base classifiers f: images [N, C, H, W] in [0, 1] → logits [N, K]. Adding one is a class and a line in BUILDERS."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-Shape = tuple[int, int, int]  # (C, H, W)
+from engine.config import SMALLEST_SIDE
+from engine.models.initialise import Initialiser, glorot_uniform, he_normal, he_normal_truncated
+from engine.models.lenet import LeNet
+from engine.models.plain import ConvNet, Perceptron
+from engine.models.resnet import Affine, ResNet, ResNet18
+from engine.models.shape import Shape
 
-
-class LeNet(nn.Module):
-    """The 20-50-500 LeNet of MACER, Consistency and PACD: 431 080 parameters for 28×28 images of one channel.
-
-    Pooling comes before ReLU: the same function, since both are monotone, at a quarter of the ReLU's cost. Layers
-    work in channels_last, which is 2 to 4 times faster on a CPU.
-    """
-
-    def __init__(self, shape: Shape, num_classes: int, *, widths: tuple[int, int, int] = (20, 50, 500)) -> None:
-        super().__init__()
-        channels, height, width = shape
-        pixels = ((height - 4) // 2 - 4) // 2 * (((width - 4) // 2 - 4) // 2)
-        self.conv1 = nn.Conv2d(channels, widths[0], 5)
-        self.conv2 = nn.Conv2d(widths[0], widths[1], 5)
-        self.fc1 = nn.Linear(pixels * widths[1], widths[2])
-        self.fc2 = nn.Linear(widths[2], num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(memory_format=torch.channels_last)
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
-        x = x.permute(0, 2, 3, 1).flatten(1)  # [N, 800] in (H, W, C) order: free in channels_last, and as Keras has it
-        return self.fc2(F.relu(self.fc1(x)))
-
-
-def glorot_uniform(weight: Tensor, generator: torch.Generator) -> None:
-    """U(±√(6/(fan_in + fan_out))), Keras's default, as in PACD's code for MNIST."""
-    receptive_field = math.prod(weight.shape[2:])
-    limit = math.sqrt(6 / (receptive_field * (weight.shape[0] + weight.shape[1])))
-    weight.uniform_(-limit, limit, generator=generator)
-
-
-Initialiser = Callable[[Tensor, torch.Generator], None]
 # How an architecture is built, and how its weights of two and more dimensions begin; biases begin at 0, scales at 1.
 BUILDERS: dict[str, tuple[Callable[[Shape, int], nn.Module], Initialiser]] = {
+    "mlp": (Perceptron, glorot_uniform),
     "lenet-narrow": (partial(LeNet, widths=(8, 16, 100)), glorot_uniform),
     "lenet": (LeNet, glorot_uniform),
+    "convnet": (ConvNet, he_normal),
+    "resnet8": (partial(ResNet, n=1), he_normal),
+    "resnet20": (partial(ResNet, n=3), he_normal),
+    "resnet32": (partial(ResNet, n=5), he_normal),
+    "resnet44": (partial(ResNet, n=7), he_normal),
+    "resnet56": (partial(ResNet, n=9), he_normal),
+    "resnet20-pacd": (partial(ResNet, n=3, pacd=True), he_normal_truncated),
+    "resnet18": (ResNet18, he_normal),
 }
 
 
 def build(
     architecture: str, *, shape: tuple[int, ...] = (1, 28, 28), num_classes: int = 10, generator: torch.Generator
 ) -> nn.Module:
-    """A base classifier with fresh weights for images of this shape (C, H, W), on the generator's device."""
+    """A base classifier with fresh weights for images of this shape (C, H, W), on the generator's device.
+
+    Raises: ValueError if the images are too small for it.
+    """
     builder, initialise = BUILDERS[architecture]
     channels, height, width = shape
+    if min(height, width) < (side := SMALLEST_SIDE.get(architecture, 8)):
+        raise ValueError(f"{architecture} needs images of at least {side}×{side} pixels, got {width}×{height}")
     with torch.device("meta"):
         model = builder((channels, height, width), num_classes)
     model = model.to_empty(device=generator.device)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d | Affine):
                 module.reset_parameters()  # ones and zeros, the running statistics included
                 continue
             for parameter in module.parameters(recurse=False):
@@ -78,10 +62,15 @@ def flat_weights(model: nn.Module) -> Tensor:
 
 
 def with_weights(model: nn.Module, weights: Tensor) -> Callable[[Tensor], Tensor]:
-    """The model as a function of images that uses (and is differentiable in) the weight vector [W]."""
+    """The model as a function of images that uses (and is differentiable in) the weight vector [W].
+
+    The model stays as it is: batch normalisation in training mode moves a copy of its running statistics, which no
+    output depends on then. So what a loss gives depends on its arguments alone, however often it is called.
+    """
     parameters = dict(model.named_parameters())
     pieces = weights.split([parameter.numel() for parameter in parameters.values()])
     named = {
         name: piece.view(parameter.shape) for (name, parameter), piece in zip(parameters.items(), pieces, strict=True)
     }
+    named |= {name: buffer.clone() for name, buffer in model.named_buffers()}
     return lambda images: torch.func.functional_call(model, named, (images,))

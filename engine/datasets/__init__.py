@@ -1,0 +1,150 @@
+"""The data sets as arrays, one file each. No torch, so that pages open at once.
+
+Each is a module of the same functions of the path where it lies; a folder of images lies at <root>/NAME, and what
+depends on its contents is looked up there.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from engine.config import FOLDER, SMALLEST_SIDE, Config, ConfigError
+from engine.datasets import cifar10, digits, folder, mnist
+from engine.datasets.base import DatasetUnavailable as DatasetUnavailable
+
+FOLDER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # as Config.dataset has it
+BUILT_IN = {"mnist": mnist, "digits": digits, "cifar10": cifar10}
+DATASETS = {name: module.DESCRIPTION for name, module in BUILT_IN.items()}
+
+
+def default_root() -> Path:
+    """Where data sets are looked for: the environment variable PACD_DATA, or data/ beside the project."""
+    return Path(os.environ.get("PACD_DATA") or Path(__file__).parents[2] / "data")
+
+
+def describe(dataset: str) -> str:
+    """The data set in a few words, for the middle of a sentence."""
+    own = folder_of(dataset, Path())
+    return DATASETS[dataset] if own is None else f"your own images {own.name}"
+
+
+def available(dataset: str, root: Path) -> bool:
+    """Whether the data set can be read from this machine, without a network."""
+    own = folder_of(dataset, root)
+    return BUILT_IN[dataset].available(root) if own is None else folder.available(own)
+
+
+def fetch(dataset: str, root: Path) -> None:
+    """Makes the data set available under root, downloading it with a progress bar if need be.
+
+    Raises: DatasetUnavailable with what to do instead.
+    """
+    if available(dataset, root):
+        return
+    own = folder_of(dataset, root)
+    BUILT_IN[dataset].fetch(root) if own is None else folder.fetch(own)
+
+
+def class_names(dataset: str, root: Path) -> tuple[str, ...]:
+    """The classes' names in the order of their labels. Raises: DatasetUnavailable, of a folder that does not fit."""
+    own = folder_of(dataset, root)
+    return BUILT_IN[dataset].CLASSES if own is None else folder.contents(own).class_names
+
+
+def class_in_words(dataset: str | None, label: int | None, names: Sequence[str] = ()) -> str:
+    """A class as a reader calls it: "digit 8", "ship", or "class 3" where its name is not known."""
+    if dataset in ("mnist", "digits"):
+        return f"digit {label}"
+    return names[label] if label is not None and label < len(names) else f"class {label}"
+
+
+def shape(dataset: str, root: Path) -> tuple[int, int, int]:
+    """(C, H, W) of its images. Raises: DatasetUnavailable, of a folder that does not fit."""
+    own = folder_of(dataset, root)
+    return BUILT_IN[dataset].SHAPE if own is None else folder.contents(own).shape
+
+
+def fingerprint(dataset: str, root: Path) -> str:
+    """What stands for the images in the key of a stored result: a digest of a folder, nothing for a fixed data set."""
+    own = folder_of(dataset, root)
+    return "" if own is None else folder.fingerprint(own)
+
+
+def read(dataset: str, root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(images float32 [N, C, H, W] in [0, 1], labels int64 [N]) in their original order; read-only arrays.
+
+    Raises: DatasetUnavailable if it is not there, damaged or unfit.
+    """
+    return _read(dataset, root, train, fingerprint(dataset, root))
+
+
+def read_training_images(dataset: str, root: Path, indices: np.ndarray) -> np.ndarray:
+    """Only these training images, float32 [N, C, H, W], and of most data sets without reading the rest.
+
+    Raises: DatasetUnavailable if they are not there or damaged.
+    """
+    if not len(indices):
+        return read(dataset, root, train=True)[0][indices]
+    own = folder_of(dataset, root)
+    if own is None:
+        return BUILT_IN[dataset].read_training_images(root, indices)
+    return folder.read_training_images(own, indices)
+
+
+def check(config: Config, root: Path) -> None:
+    """That a folder of images has what the configuration asks of it; by names and headers, before any work starts.
+
+    Of the other data sets the configuration knows all that is needed.
+    Raises: ConfigError; DatasetUnavailable, of a folder that is not there or does not fit.
+    """
+    own = folder_of(config.dataset, root)
+    if own is None:
+        return
+    found, target = folder.contents(own), config.threat.target_class
+    classes, images = len(found.class_names), found.count(train=True)
+    if target >= classes:
+        raise ConfigError(f"threat.target_class must be less than {classes} for {config.dataset}, got {target}")
+    if (wanted := config.data.train_size + config.data.validation_size) > images:
+        raise ConfigError(
+            f"data.train_size + data.validation_size must be at most {images} for {config.dataset}, got {wanted}"
+        )
+    most, wanted = found.count(train=False, label=target), config.certification.target_images
+    if wanted > most:
+        raise ConfigError(
+            f"certification.target_images must be at most {most}, the test images of class "
+            f"{found.class_names[target]} in {config.dataset}, got {wanted}"
+        )
+    _, height, width = found.shape
+    for field, architecture in (("architecture", config.architecture), ("attack.surrogate", config.attack.surrogate)):
+        if min(height, width) < (side := SMALLEST_SIDE.get(architecture, 0)):
+            raise ConfigError(
+                f"{field} {architecture} needs images of at least {side}×{side} pixels, and those of {config.dataset} "
+                f"have {width}×{height}"
+            )
+
+
+def folder_of(dataset: str, root: Path) -> Path | None:
+    """Where a folder of images lies; None of any other data set."""
+    return root / dataset.removeprefix(FOLDER) if dataset.startswith(FOLDER) else None
+
+
+def folders(root: Path) -> list[str]:
+    """Names under root that may be folders of images: those with two or more folders in them."""
+    try:
+        inside = {path.name: sum(each.is_dir() for each in path.iterdir()) for path in root.iterdir() if path.is_dir()}
+    except OSError:
+        return []
+    return sorted(name for name, count in inside.items() if count >= 2 and FOLDER_NAME.fullmatch(name))
+
+
+@lru_cache(maxsize=4)
+def _read(dataset: str, root: Path, train: bool, _fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
+    own = folder_of(dataset, root)
+    found = BUILT_IN[dataset].read(root, train=train) if own is None else folder.read(own, train=train)
+    for array in found:
+        array.flags.writeable = False
+    return found

@@ -1,0 +1,86 @@
+"""CIFAR-10 from the six files of its binary version, under <root>/cifar-10-batches-bin.
+
+Departs: torchvision.datasets.CIFAR10 reads the Python version, whose files are pickles, and unpickling runs whatever a
+    file says. So torchvision downloads the binary version here, with the checksum of the official page
+    (https://www.cs.toronto.edu/~kriz/cifar.html), and it is read below: records of one byte for the label and 3 072 for
+    the image (red, green, blue; each row by row). Images and their order are the same in both versions.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from engine.datasets.base import DatasetUnavailable
+
+DESCRIPTION = "CIFAR-10 (60 000 photographs of ten kinds of things, 32×32 in colour)"
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SHAPE = (3, 32, 32)
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+FOLDER, PICKLED = "cifar-10-batches-bin", "cifar-10-batches-py"
+RECORDS = 10_000  # in each file
+RECORD_BYTES = 1 + 3 * 32 * 32
+
+
+def available(root: Path) -> bool:
+    return all(_size(path) == RECORDS * RECORD_BYTES for train in (True, False) for path in _files(root, train))
+
+
+def fetch(root: Path) -> None:
+    """Downloads it, 162 MB. Raises: DatasetUnavailable with what to do instead."""
+    from torchvision.datasets.utils import download_and_extract_archive  # takes seconds to import
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        download_and_extract_archive(URL, str(root), md5=MD5, remove_finished=True)
+    except (RuntimeError, OSError) as error:
+        raise DatasetUnavailable(
+            f"{_missing(root)}, and its binary version could not be downloaded ({error}). Unpack "
+            f"cifar-10-binary.tar.gz in {root}, or point --data-root or PACD_DATA at a folder that has {FOLDER}"
+        ) from error
+
+
+def read(root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    records = np.concatenate([_records(path, root) for path in _files(root, train)])
+    return _images(records), records[:, 0].astype(np.int64)
+
+
+def read_training_images(root: Path, indices: np.ndarray) -> np.ndarray:
+    files = [_records(path, root) for path in _files(root, True)]
+    return _images(np.stack([files[index // RECORDS][index % RECORDS] for index in indices]))
+
+
+def _files(root: Path, train: bool) -> list[Path]:
+    names = [f"data_batch_{number}.bin" for number in range(1, 6)] if train else ["test_batch.bin"]
+    return [root / FOLDER / name for name in names]
+
+
+def _records(path: Path, root: Path) -> np.ndarray:
+    """uint8 [RECORDS, RECORD_BYTES], mapped, so that only the parts in use are read."""
+    if (size := _size(path)) is None:
+        raise DatasetUnavailable(_missing(root))
+    if size != RECORDS * RECORD_BYTES:
+        raise DatasetUnavailable(f"{path} is damaged: it must have {RECORDS * RECORD_BYTES} bytes, and has {size}")
+    records = np.memmap(path, np.uint8, mode="r").reshape(RECORDS, RECORD_BYTES)
+    if records[:, 0].max() >= len(CLASSES):
+        raise DatasetUnavailable(f"{path} is damaged: a label must be less than 10, and one is {records[:, 0].max()}")
+    return records
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _images(records: np.ndarray) -> np.ndarray:
+    images = records[:, 1:].reshape(-1, *SHAPE).astype(np.float32)
+    images /= 255  # in place: the training images take 614 MB
+    return images
+
+
+def _missing(root: Path) -> str:
+    if (root / PICKLED).is_dir():
+        return (
+            f"CIFAR-10 is under {root} in its Python version only ({PICKLED}), whose files are pickles: reading one "
+            f"runs whatever it says, so they are not read here"
+        )
+    return f"CIFAR-10 is not under {root / FOLDER}"

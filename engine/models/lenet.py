@@ -1,0 +1,31 @@
+"""The LeNet of the certification literature."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.models.shape import Shape
+
+
+class LeNet(nn.Module):
+    """The 20-50-500 LeNet of MACER, Consistency and PACD: 431 080 parameters for 28×28 images of one channel.
+
+    Pooling comes before ReLU: the same function, since both are monotone, at a quarter of the ReLU's cost. Layers
+    work in channels_last, which is 2 to 4 times faster on a CPU.
+    """
+
+    def __init__(self, shape: Shape, num_classes: int, *, widths: tuple[int, int, int] = (20, 50, 500)) -> None:
+        super().__init__()
+        channels, height, width = shape
+        pixels = ((height - 4) // 2 - 4) // 2 * (((width - 4) // 2 - 4) // 2)
+        self.conv1 = nn.Conv2d(channels, widths[0], 5)
+        self.conv2 = nn.Conv2d(widths[0], widths[1], 5)
+        self.fc1 = nn.Linear(pixels * widths[1], widths[2])
+        self.fc2 = nn.Linear(widths[2], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(memory_format=torch.channels_last)
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        x = x.permute(0, 2, 3, 1).flatten(1)  # [N, 800] in (H, W, C) order: free in channels_last, and as Keras has it
+        return self.fc2(F.relu(self.fc1(x)))

@@ -1,0 +1,3 @@
+"""The shape of the images that a network is built for."""
+
+Shape = tuple[int, int, int]  # (C, H, W)
