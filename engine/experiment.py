@@ -128,7 +128,13 @@ class Experiment:
             self.book.add_seconds("poison", started)
         found = {name: torch.from_numpy(array).to(self.device) for name, array in load_file(path).items()}
         poison = Poison(found["delta"], problem.poison_indices, found.get("labels"))
-        threat.check(poison, problem.training, target_class=config.threat.target_class, epsilon=config.threat.epsilon)
+        threat.check(
+            poison,
+            problem.training,
+            target_class=config.threat.target_class,
+            epsilon=config.threat.epsilon,
+            clean_label=config.attack.name != "label-flip",
+        )
         for file, key in keys.items():
             self._stages.publish(key, file)
         self._measure(problem, "poisoned", poison)

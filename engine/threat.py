@@ -60,9 +60,12 @@ def project_linf(x_poison: Tensor, x_clean: Tensor, *, epsilon: float) -> Tensor
     return torch.clamp(x_poison, (x_clean - epsilon).clamp(min=0), (x_clean + epsilon).clamp(max=1))
 
 
-def check(poison: Poison, training: LabelledImages, *, target_class: int, epsilon: float) -> None:
+def check(
+    poison: Poison, training: LabelledImages, *, target_class: int, epsilon: float, clean_label: bool = True
+) -> None:
     """Raises ThreatModelViolated unless the poison is clean-label, within epsilon (L∞) and gives pixels in [0, 1].
 
+    Without clean_label it may have labels, each of another class that occurs in the training set.
     The tolerance of 1e-6 covers float32 rounding of clean + delta.
     """
     if not bool(poison.delta.isfinite().all()):
@@ -73,6 +76,8 @@ def check(poison: Poison, training: LabelledImages, *, target_class: int, epsilo
         raise ThreatModelViolated(f"the poison touches images outside target class {target_class}")
     if len(poison.indices.unique()) != len(poison.delta):
         raise ThreatModelViolated("the poison names an image twice, or has not one delta per image")
+    if poison.labels is not None:
+        _check_labels(poison.labels, poison, training, target_class=target_class, clean_label=clean_label)
     if len(poison.delta) == 0:
         return
     largest = float(poison.delta.abs().max())
@@ -81,3 +86,16 @@ def check(poison: Poison, training: LabelledImages, *, target_class: int, epsilo
     images = training.images[poison.indices] + poison.delta
     if float(images.min()) < -1e-6 or float(images.max()) > 1 + 1e-6:
         raise ThreatModelViolated("the poison leaves the pixel range [0, 1]")
+
+
+def _check_labels(
+    labels: Tensor, poison: Poison, training: LabelledImages, *, target_class: int, clean_label: bool
+) -> None:
+    if clean_label:
+        raise ThreatModelViolated("the poison changes labels, and so is not clean-label")
+    if labels.dtype != torch.int64 or labels.shape != poison.indices.shape:
+        raise ThreatModelViolated("the poison has not one whole number per image as labels")
+    if not bool(torch.isin(labels, training.labels).all()):
+        raise ThreatModelViolated("the poison has a label that no training image has")
+    if bool((labels == target_class).any()):
+        raise ThreatModelViolated(f"the poison has target class {target_class} among the labels that are to replace it")

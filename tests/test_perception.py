@@ -1,5 +1,6 @@
 """How visible a perturbation is, on cases whose answers are known."""
 
+import json
 import math
 
 import numpy as np
@@ -51,6 +52,16 @@ def test_an_unchanged_image_is_infinitely_like_itself():
         "ssim_mean": pytest.approx(1.0),
         "changed_share": 0.0,
     }
+
+
+@pytest.mark.parametrize("unchanged", [0, 1, 2])
+def test_a_summary_is_valid_json_whatever_is_unchanged(unchanged):
+    """As is every image of a label flip; one such image leaves the mean PSNR without a value."""
+    delta = constant(0.1, 2)
+    delta[:unchanged] = 0
+    found = summarise(measure(constant(0.5, 2), delta))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert (found["psnr_mean"] is None) == (unchanged > 0)
 
 
 def test_no_image_has_no_mean():

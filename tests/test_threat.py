@@ -11,7 +11,14 @@ from torch import Tensor
 
 from engine.data import LabelledImages
 from engine.streams import stream
-from engine.threat import Poison, ThreatModelViolated, check, choose_poison_indices, project_linf
+from engine.threat import (
+    Poison,
+    ThreatModelViolated,
+    check,
+    choose_attacker_indices,
+    choose_poison_indices,
+    project_linf,
+)
 
 quickly = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 seeds = st.integers(0, 10**6)
@@ -67,9 +74,9 @@ def poison(training) -> Poison:
     return Poison((clean + 0.1 * signs).clamp(0, 1) - clean, indices)
 
 
-def violation(poison: Poison, training: LabelledImages, *, target_class: int = 2, epsilon: float = 0.1) -> str:
+def violation(poison: Poison, training: LabelledImages, *, target_class: int = 2, epsilon: float = 0.1, **rest) -> str:
     with pytest.raises(ThreatModelViolated) as caught:
-        check(poison, training, target_class=target_class, epsilon=epsilon)
+        check(poison, training, target_class=target_class, epsilon=epsilon, **rest)
     return str(caught.value)
 
 
@@ -121,6 +128,43 @@ def test_an_image_that_is_not_in_the_training_set_is_found(training, poison, pos
     assert "not in the training set" in violation(replace(poison, indices=torch.tensor([2, 8, position])), training)
 
 
+def test_labels_are_for_an_attack_that_is_not_clean_label_alone(training, poison):
+    flipped = replace(poison, labels=torch.tensor([0, 1, 0]))
+    check(flipped, training, target_class=2, epsilon=0.1, clean_label=False)
+    check(poison, training, target_class=2, epsilon=0.1, clean_label=False)
+    assert "not clean-label" in violation(flipped, training)
+    own = replace(poison, labels=torch.tensor([2, 2, 2]))
+    assert "not clean-label" in violation(own, training)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, 3]), "no training image has"),
+        (torch.tensor([0, -1, 1]), "no training image has"),
+        (torch.tensor([0, 2, 1]), "target class 2 among the labels"),
+        (torch.tensor([0, 1]), "one whole number per image"),
+        (torch.tensor([0.0, 1.0, math.nan]), "one whole number per image"),
+    ],
+)
+def test_labels_must_be_those_of_other_classes(training, poison, labels, message):
+    assert message in violation(replace(poison, labels=labels), training, clean_label=False)
+
+
+def test_an_attack_that_may_change_labels_is_held_to_the_budget_too(training, poison):
+    flipped = replace(poison, labels=torch.tensor([0, 1, 0]))
+    assert "more than epsilon" in violation(flipped, training, epsilon=0.05, clean_label=False)
+
+
+def test_applying_labels_replaces_those_of_its_images_only(training, poison):
+    before = training.labels.clone()
+    found = replace(poison, labels=torch.tensor([0, 1, 0])).apply(training)
+    assert torch.equal(training.labels, before)
+    assert found.labels[poison.indices].tolist() == [0, 1, 0]
+    assert int((found.labels != before).sum()) == 3
+    assert torch.equal(found.images, poison.apply(training).images)
+
+
 def test_applying_a_poison_changes_its_images_only_and_no_label(training, poison):
     before = training.images.clone()
     found = poison.apply(training)
@@ -133,10 +177,12 @@ def test_applying_a_poison_changes_its_images_only_and_no_label(training, poison
     assert torch.equal(found.images[others], before[others])
 
 
-def test_a_digest_is_that_of_changes_and_positions(poison):
+def test_a_digest_is_that_of_changes_positions_and_labels(poison):
     assert poison.digest() == Poison(poison.delta.clone(), poison.indices.clone()).digest()
     assert poison.digest() != replace(poison, delta=poison.delta * 0.5).digest()
     assert poison.digest() != replace(poison, indices=torch.tensor([2, 5, 29])).digest()
+    flips = [replace(poison, labels=torch.tensor(labels)).digest() for labels in ([0, 1, 0], [0, 1, 1])]
+    assert len({poison.digest(), *flips}) == 3
 
 
 LABELS = torch.arange(100) % 4
@@ -167,3 +213,20 @@ def test_a_larger_fraction_keeps_the_images_of_a_smaller_one():
 def test_a_class_that_does_not_occur_cannot_be_poisoned():
     with pytest.raises(ValueError, match="target_class must occur in the training set, got 9"):
         choose_poison_indices(LABELS, target_class=9, poison_fraction=1.0, seed=0)
+
+
+@quickly
+@given(st.floats(0.01, 1), seeds)
+def test_the_attackers_images_are_a_share_of_all_each_once_in_order(share, seed):
+    found = choose_attacker_indices(LABELS, attacker_share=share, seed=seed)
+    assert found.tolist() == sorted(set(found.tolist()))
+    assert len(found) == round(100 * share)
+    assert set(found.tolist()) <= set(range(100))
+    assert torch.equal(found, choose_attacker_indices(LABELS, attacker_share=share, seed=seed))
+
+
+def test_a_larger_share_keeps_the_images_of_a_smaller_one_and_the_seed_decides():
+    small, large = (choose_attacker_indices(LABELS, attacker_share=share, seed=0) for share in (0.2, 0.6))
+    assert set(small.tolist()) < set(large.tolist())
+    assert not torch.equal(small, choose_attacker_indices(LABELS, attacker_share=0.2, seed=1))
+    assert torch.equal(choose_attacker_indices(LABELS, attacker_share=1.0, seed=0), torch.arange(100))

@@ -4,20 +4,20 @@ Source: Mehra, Kailkhura, Chen, Hamm, CVPR 2021, arXiv:2012.01274, Algorithm 1, 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from engine.attacks.base import AttackProblem, AttackRecord
-from engine.attacks.levels import Levels, sample
+from engine.attacks.levels import Levels, sample, updated_poison
 from engine.config import AttackConfig
-from engine.hypergradient import Adam, ApproxGrad
+from engine.hypergradient import Adam, ApproxGrad, Hypergradient, Loss
 from engine.models import build, flat_weights
 from engine.streams import stream
-from engine.threat import project_linf
 
 MOST_RESTARTS = 3  # surrogates that may diverge before the attack gives up
+Direction = Callable[[ApproxGrad, Loss, Loss, Tensor], Hypergradient]  # (surrogate, lower, upper, x_poison [B, …])
 
 
 class Unknowns(Protocol):
@@ -51,8 +51,8 @@ class PerImage:
         self._adam = Adam(self._x_clean, learning_rate=self._rate, per_row=True)
 
     def update(self, gradient: Tensor, rows: Tensor) -> None:
-        moved = self._x_poison[rows] + self._adam.step(gradient, rows)
-        self._x_poison[rows] = project_linf(moved, self._x_clean[rows], epsilon=self._epsilon)
+        change = self._adam.step(gradient, rows)
+        self._x_poison[rows] = updated_poison(self._x_poison[rows], self._x_clean[rows], change, epsilon=self._epsilon)
 
     def delta(self) -> Tensor:
         return self._x_poison - self._x_clean
@@ -64,14 +64,27 @@ def pacd(problem: AttackProblem, config: AttackConfig, seed: int) -> Iterator[At
     Raises: as `optimise`.
     Departs: Adam's state for the poison belongs to images, where the authors' belongs to minibatch slots, so that
         their momentum leaks between images; all surrogates live equally long, where the authors' first lives one
-        epoch less; a diverged surrogate is replaced at once and reported, where theirs is replaced unreported.
+        epoch less; a diverged surrogate is replaced at once and reported, where theirs is replaced unreported;
+        SmoothAdv's warm-up grows with every step, where theirs grows with every epoch, and its adversarial images
+        are not cut at the pixel range between the poison's step and the budget.
     """
     return optimise(problem, config, seed, PerImage(problem, config))
 
 
-def optimise(problem: AttackProblem, config: AttackConfig, seed: int, unknowns: Unknowns) -> Iterator[AttackRecord]:
+def optimise(
+    problem: AttackProblem,
+    config: AttackConfig,
+    seed: int,
+    unknowns: Unknowns,
+    *,
+    direction: Direction = ApproxGrad.hypergradient,
+    clean_surrogates: bool = False,
+) -> Iterator[AttackRecord]:
     """The bilevel loop: surrogates live for restart_every upper steps each; the poison lives through them all.
 
+    Args:
+        direction: what the poison descends.
+        clean_surrogates: surrogates learn from the images as they were, not from the poison.
     Raises: ValueError without validation images; FloatingPointError when more than MOST_RESTARTS surrogates in a row
         diverged.
     """
@@ -84,6 +97,9 @@ def optimise(problem: AttackProblem, config: AttackConfig, seed: int, unknowns: 
     levels = Levels(problem, config, seed=seed, generator=draw)
     lives, diverged, blind = 0, 0, False
     age = config.restart_every  # so that the first step begins a life
+
+    def learned(rows: Tensor) -> Tensor:
+        return problem.training.images[problem.indices[rows]] if clean_surrogates else unknowns.images(rows)
 
     for step in range(config.upper_steps):
         warmup = 0
@@ -99,15 +115,15 @@ def optimise(problem: AttackProblem, config: AttackConfig, seed: int, unknowns: 
             rows = sample(len(problem.indices), config.poison_batch, generator=draw)
             x_poison = unknowns.images(rows)
             lower = levels.lower(model, bilevel.weights, x_poison, rows, strength=strength)
-            bilevel.descend(lower, x_poison, steps=1)
+            bilevel.descend(lower, learned(rows), steps=1)
         age += 1
 
         rows = sample(len(problem.indices), config.poison_batch, generator=draw)
         x_poison = unknowns.images(rows)
         lower = levels.lower(model, bilevel.weights, x_poison, rows, strength=strength)
         upper = levels.upper(model)
-        lower_value = bilevel.descend(lower, x_poison, steps=config.lower_steps)
-        found = bilevel.hypergradient(lower, upper, x_poison)
+        lower_value = bilevel.descend(lower, learned(rows), steps=config.lower_steps)
+        found = direction(bilevel, lower, upper, x_poison)
 
         event = None
         if found.upper_loss == 0 and not blind:
