@@ -1,6 +1,7 @@
 """Plotly figures of the attack: its losses over the upper steps, and the sizes of the changes that it made."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,58 +12,90 @@ from plotly.subplots import make_subplots
 from engine.figures import FAINT, GREY, SIGNED_SCALE, finish
 
 
+@dataclass(frozen=True)
+class _Curve:
+    column: str
+    name: str
+    colour: str
+    dash: str
+    height: int = 3  # of its panel, in parts
+    log: bool = False
+
+
+_CURVES = (
+    _Curve("upper_loss", "upper loss: soft radius (pixel units)", "#D55E00", "solid"),
+    _Curve("lower_loss", "lower loss: surrogate's training", "#0072B2", "dash"),
+    _Curve("relative_residual", "relative residual (log scale)", GREY, "dot", height=2, log=True),
+)
+_SIZE = _Curve("mean_size", "mean |δ| (pixel units)", "#8A4F7D", "dashdot")
+
+
 def attack_losses(records: Sequence[dict[str, Any]], restart_every: int | None = None) -> go.Figure:
-    """Upper loss, lower loss and the linear system's relative residual over upper steps, one above the other.
+    """What the attack wrote down over its steps, one panel above the other.
+
+    Upper loss, lower loss and the linear system's relative residual, as far as this attack has them, and the mean size
+    of the change where it has no upper loss.
 
     Args:
         records: as run.metrics("attack") gives them; a value that was not finite is None, and a gap.
         restart_every: upper steps until the surrogate starts again; marked by vertical lines.
     """
-    names = (
-        "upper loss: soft radius (pixel units)",
-        "lower loss: surrogate's training",
-        "relative residual (log scale)",
+    frame = pd.DataFrame(list(records), columns=["step", *(curve.column for curve in (*_CURVES, _SIZE))]).astype(float)
+    curves = [curve for curve in _CURVES if frame[curve.column].notna().any()]
+    if not any(curve.column == "upper_loss" for curve in curves):
+        curves.append(_SIZE)
+    figure = make_subplots(
+        len(curves),
+        1,
+        shared_xaxes=True,
+        vertical_spacing=0.09,
+        row_heights=[curve.height for curve in curves],
+        subplot_titles=[curve.name for curve in curves],
     )
-    figure = make_subplots(3, 1, shared_xaxes=True, vertical_spacing=0.09, row_heights=[3, 3, 2], subplot_titles=names)
-    frame = pd.DataFrame(list(records), columns=["step", "upper_loss", "lower_loss", "relative_residual"]).astype(float)
-    looks = (("upper_loss", "#D55E00", "solid"), ("lower_loss", "#0072B2", "dash"), ("relative_residual", GREY, "dot"))
-    for row, ((column, colour, dash), name) in enumerate(zip(looks, names, strict=True), start=1):
+    for row, curve in enumerate(curves, start=1):
         figure.add_scatter(
             x=frame["step"],
-            y=frame[column],
+            y=frame[curve.column],
             mode="lines+markers" if len(frame) < 60 else "lines",
-            name=name,
-            line=dict(color=colour, dash=dash, width=2),
+            name=curve.name,
+            line=dict(color=curve.colour, dash=curve.dash, width=2),
             marker=dict(size=4),
-            hovertemplate="upper step %{x}<br>%{y:.4g}<extra></extra>",
+            hovertemplate="step %{x}<br>%{y:.4g}<extra></extra>",
             row=row,
             col=1,
         )
+        if curve.log:
+            figure.update_yaxes(type="log", **_log_ticks(frame[curve.column]), row=row, col=1)
     last = 0 if frame.empty else int(frame["step"].max())
-    restarts = range(restart_every, last, restart_every) if restart_every else range(0)
+    learns = frame["lower_loss"].notna().any()
+    restarts = range(restart_every, last, restart_every) if restart_every and learns else range(0)
     for step in restarts:
         figure.add_vline(x=step + 0.5, line=dict(color=FAINT, dash="dash", width=1))
-    figure.update_yaxes(type="log", **_log_ticks(frame["relative_residual"]), row=3, col=1)
-    figure.update_xaxes(title_text="upper step", row=3, col=1)
+    figure.update_xaxes(title_text="step", row=len(curves), col=1)
     figure.update_annotations(x=0, xanchor="left", font_size=12)
     marks = f"; dashed lines: the surrogate starts again ({len(restarts)}×)" if restarts else ""
-    ends = "" if frame.empty else f" from {frame['upper_loss'].iloc[0]:.3g} to {frame['upper_loss'].iloc[-1]:.3g}"
+    told = [f"{curve.name} goes {_from_to(frame[curve.column])}" for curve in curves if frame[curve.column].any()]
     return finish(
         figure,
         "The attack, step by step",
         f"{last} upper steps{marks}",
-        f"Attack losses over {last} upper steps: the upper loss goes{ends}.",
+        f"The attack over {last} steps. {'; '.join(told)}.",
         legend=False,
-        height=470,
+        height=80 + 130 * len(curves),
         top=104,
     )
+
+
+def _from_to(values: pd.Series) -> str:
+    found = values.dropna()
+    return f"from {found.iloc[0]:.3g} to {found.iloc[-1]:.3g}"
 
 
 def perturbation_histogram(delta: np.ndarray, epsilon: float, bins: int = 41) -> go.Figure:
     """Share of pixels by their change δ, all poison images together, with the budget ±ε marked.
 
     Args:
-        delta: [P, C, H, W]; the middle bin holds δ = 0.
+        delta: [P, C, H, W], every channel counted as a pixel of its own; the middle bin holds δ = 0.
     """
     limit = (epsilon or 1e-3) * (1 + 1 / bins)
     values = np.asarray(delta, dtype=np.float32).ravel()

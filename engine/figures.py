@@ -19,6 +19,7 @@ from engine.certification import ABSTAIN, radius_cap
 from engine.config import Config
 from engine.records import ARMS
 
+TARGET = "the target class"  # where its name is not given
 RADIUS = "certified radius (L2, pixel units)"
 SAVE = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "scale": 2}}  # for plotly_chart(config=…)
 SIGNED_SCALE = ("#4B2E83", "#9E8CC4", "#F7F7F7", "#F2A65A", "#A84B00")  # darker … unchanged … brighter
@@ -55,10 +56,10 @@ def alt(figure: go.Figure) -> str:
 def acr_by_arm(report: dict[str, Any]) -> go.Figure:
     """ACR of the target class (left) and of all classes (right): a point per victim, and mean ± sd beside it."""
     config, cap = report["config"], float(report["radius_cap"])
-    target = config["threat"]["target_class"]
+    target = report["target_name"]
     arms = [arm for arm in ARMS if arm in report["arms"]]
     figure = make_subplots(
-        1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=(f"digit {target} (target)", "all classes")
+        1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=(f"{target} (target)", "all classes")
     )
     told = []
     for column, scope in enumerate(("target", "all"), start=1):
@@ -103,7 +104,7 @@ def acr_by_arm(report: dict[str, Any]) -> go.Figure:
     return finish(
         figure,
         "Average certified radius by arm",
-        f"{images['target']} test images of the digit, {images['all']} in all; open: each of "
+        f"{images['target']} test images of {target}, {images['all']} in all; open: each of "
         f"{config['victim_seeds']} victims, filled: mean ± sd",
         f"Average certified radius by arm. {'; '.join(told)}. The cap is {cap:.3f}.",
         legend=False,
@@ -112,18 +113,23 @@ def acr_by_arm(report: dict[str, Any]) -> go.Figure:
 
 
 def certified_accuracy(
-    table: pd.DataFrame, config: Config, scope: str = "target", arms: Iterable[str] | None = None
+    table: pd.DataFrame,
+    config: Config,
+    scope: str = "target",
+    arms: Iterable[str] | None = None,
+    *,
+    target: str = TARGET,
 ) -> go.Figure:
     """Certified accuracy at each radius r: share correct with radius ≥ r, abstentions in the denominator.
 
     Args:
         table: certificates; config: their settings, with the alpha that the radii were computed at.
-        arms: those to draw, by default all present.
+        arms: those to draw, by default all present; target: the target class in words.
     """
     table, cap = report.of_scope(table, scope, config), _cap(table, config)
     radii = _radii(metrics.correct_radius(table).to_numpy(), cap)
     figure, told = go.Figure(), []
-    for arm, rows in _by_arm(table, arms):
+    for arm, rows in by_arm(table, arms):
         style = ARM_STYLE[arm]
         curves = np.stack([metrics.certified_accuracy(part, radii) for _, part in rows.groupby("victim")])
         mean = curves.mean(axis=0)
@@ -153,13 +159,19 @@ def certified_accuracy(
     return finish(
         figure,
         "Certified accuracy at radius r",
-        f"{_images_and_victims(table, config, scope)}; band: ± sd over victims; abstentions count as wrong",
+        f"{_images_and_victims(table, scope, target)}; band: ± sd over victims; abstentions count as wrong",
         f"Certified accuracy against radius. {'; '.join(told)}. The cap is {cap:.3f}.",
     )
 
 
 def radius_histogram(
-    table: pd.DataFrame, config: Config, scope: str = "target", arms: Iterable[str] | None = None, bins: int = 20
+    table: pd.DataFrame,
+    config: Config,
+    scope: str = "target",
+    arms: Iterable[str] | None = None,
+    *,
+    target: str = TARGET,
+    bins: int = 20,
 ) -> go.Figure:
     """Share of test images by certified radius, all arms in the same bins; errors and abstentions have their own."""
     table, cap = report.of_scope(table, scope, config), _cap(table, config)
@@ -170,7 +182,7 @@ def radius_histogram(
     widths = np.concatenate([[2 * width] * 2, np.full(bins, 0.94 * width)])
     where = ["wrong class", "abstain", *(f"{low:.3f} to {high:.3f}" for low, high in pairwise(edges))]
     figure, told = go.Figure(), []
-    for arm, rows in _by_arm(table, arms):
+    for arm, rows in by_arm(table, arms):
         style, victims = ARM_STYLE[arm], rows["victim"].nunique()
         correct, abstains = metrics.is_correct(rows), rows["prediction"] == ABSTAIN
         weights = rows["weight"] / rows["weight"].sum()
@@ -209,12 +221,14 @@ def radius_histogram(
     return finish(
         figure,
         "Certified radii of the test images",
-        f"{_images_and_victims(table, config, scope)}; mean over victims",
+        f"{_images_and_victims(table, scope, target)}; mean over victims",
         f"Histogram of certified radii. {'; '.join(told)}.",
     )
 
 
-def radius_before_after(table: pd.DataFrame, config: Config, arm: str = "poisoned") -> go.Figure:
+def radius_before_after(
+    table: pd.DataFrame, config: Config, arm: str = "poisoned", *, target: str = TARGET
+) -> go.Figure:
     """For each target-class test image its mean radius over victims: clean (x) and of an arm (y). customdata: image."""
     rows, cap, style = report.of_scope(table, "target", config), _cap(table, config), ARM_STYLE[arm]
     means = radii_by_image(rows, config)
@@ -245,7 +259,7 @@ def radius_before_after(table: pd.DataFrame, config: Config, arm: str = "poisone
     return finish(
         figure,
         f"Each test image: clean against {style.name}",
-        f"{_images_and_victims(rows, config, 'target')}; below the diagonal: radius lost; wrong or abstain: 0",
+        f"{_images_and_victims(rows, 'target', target)}; below the diagonal: radius lost; wrong or abstain: 0",
         f"Scatter of mean certified radius, clean against {style.name}: {lost} of {len(means)} images lost radius.",
         legend=False,
         height=460,
@@ -257,51 +271,6 @@ def radii_by_image(table: pd.DataFrame, config: Config) -> pd.DataFrame:
     rows = report.of_scope(table, "target", config)
     values = rows.assign(value=metrics.correct_radius(rows))
     return values.pivot_table(index="image", columns="arm", values="value", aggfunc="mean")
-
-
-def vote_histogram(rows: pd.DataFrame) -> go.Figure:
-    """Votes per class of one test image under noise, by arm; several victims of an arm are averaged.
-
-    Args:
-        rows: certificate rows of one image, with label, selected_class and estimation_votes [K].
-    """
-    label, figure, told = int(rows["label"].iloc[0]), go.Figure(), []
-    for arm, part in _by_arm(rows, None):
-        style, votes = ARM_STYLE[arm], np.stack(list(part["estimation_votes"]))
-        draws = votes.sum(axis=1, keepdims=True)
-        share = (votes / draws).mean(axis=0)
-        picked = part["selected_class"].value_counts()
-        marks = ["" if k not in picked else "★" if len(part) == 1 else f"★{picked[k]}" for k in range(len(share))]
-        figure.add_bar(
-            x=np.arange(len(share)),
-            y=share,
-            name=style.name,
-            text=marks,
-            textposition="outside",
-            textangle=0,
-            textfont_size=13,
-            constraintext="none",
-            cliponaxis=False,
-            customdata=votes.mean(axis=0),
-            marker=dict(
-                color=style.colour, pattern=dict(shape=style.pattern, fgcolor="white", solidity=0.3, fillmode="overlay")
-            ),
-            hovertemplate=f"{style.name}, class %{{x}}<br>%{{customdata:,.0f}} votes (%{{y:.1%}})<extra></extra>",
-        )
-        told.append(f"{style.name}: {share[label]:.0%} for the right class {label}")
-    figure.add_hline(y=0.5, line=dict(color=GREY, dash="dot"))
-    classes = range(len(np.asarray(rows["estimation_votes"].iloc[0])))
-    ticks = [f"<b>{k}<br>true</b>" if k == label else str(k) for k in classes]
-    figure.update_xaxes(title_text="class the base classifier voted for", tickvals=list(classes), ticktext=ticks)
-    figure.update_yaxes(title_text="share of the noise draws", range=[0, 1.12], tickformat=".0%")
-    victims = rows.groupby("arm")["victim"].nunique().max()
-    return finish(
-        figure,
-        f"Votes under noise, test image {int(rows['image'].iloc[0])}",
-        f"{int(rows['n'].iloc[0]):,} draws, {'one victim' if victims == 1 else f'mean of {victims} victims'} an arm; "
-        "★ selected class; a certificate needs more than half",
-        f"Votes under noise for one image. {'; '.join(told)}.",
-    )
 
 
 def finish(
@@ -337,7 +306,7 @@ def _wrapped(text: str, width: int = 78) -> str:
     return f"{text[:middle]}<br>{text[middle + 1 :]}"
 
 
-def _by_arm(table: pd.DataFrame, arms: Iterable[str] | None) -> list[tuple[str, pd.DataFrame]]:
+def by_arm(table: pd.DataFrame, arms: Iterable[str] | None) -> list[tuple[str, pd.DataFrame]]:
     """(arm, its rows) in the order of ARMS, for those wanted and present."""
     wanted = set(ARMS if arms is None else arms)
     parts = ((arm, table[table["arm"] == arm]) for arm in ARMS if arm in wanted)
@@ -357,11 +326,11 @@ def _cap_line(figure: go.Figure, cap: float, table: pd.DataFrame, config: Config
     figure.add_annotation(x=cap, y=1, yref="paper", text=text, showarrow=False, xanchor=side, yanchor="bottom")
 
 
-def _images_and_victims(table: pd.DataFrame, config: Config, scope: str) -> str:
+def _images_and_victims(table: pd.DataFrame, scope: str, target: str) -> str:
     images = table["image"].nunique()
     victims = sorted(set(table.groupby("arm")["victim"].nunique()))
     number = "–".join(str(v) for v in dict.fromkeys((victims[0], victims[-1]))) if victims else "0"
-    of = f"of digit {config.threat.target_class}" if scope == "target" else "of all classes, weighted as the test set"
+    of = f"of {target}" if scope == "target" else "of all classes, weighted as the test set"
     return f"{images} test images {of}, {number} victim{'s' * (number != '1')} an arm, n = {int(table['n'].iloc[0]):,}"
 
 

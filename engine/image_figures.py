@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from engine.figures import SIGNED_SCALE, finish
+from engine import pictures
+from engine.figures import ARM_STYLE, GREY, SIGNED_SCALE, by_arm, finish
 
 GREY_SCALE = [(0.0, "#000000"), (1.0, "#FFFFFF")]
+_MOST_TICKS = 20  # classes beyond which only the true and the selected ones are written out
 
 
 def selected_number(points: Sequence[Any]) -> int | None:
@@ -25,29 +28,32 @@ def selected_number(points: Sequence[Any]) -> int | None:
 def image_triple(
     clean: np.ndarray, other: np.ndarray, *, limit: float, names: Sequence[str] = ("clean", "poisoned")
 ) -> go.Figure:
-    """Two images [H, W] on one grey scale 0…1 and their difference on a signed scale ±limit; hover reads all three."""
+    """Two images [C, H, W] on one scale 0…1 and their difference on a signed scale ±limit; hover reads all three."""
     clean, other = np.asarray(clean, dtype=np.float32), np.asarray(other, dtype=np.float32)
     delta = other - clean
     figure = make_subplots(
         1, 3, horizontal_spacing=0.02, subplot_titles=(names[0], names[1], f"δ = {names[1]} − {names[0]}")
     )
-    values = np.stack([clean, other, delta], axis=-1)
-    read_out = (
-        f"row %{{y}}, column %{{x}}<br>{names[0]} %{{customdata[0]:.4f}}<br>{names[1]} %{{customdata[1]:.4f}}"
-        "<br>δ %{customdata[2]:+.4f}<extra></extra>"
-    )
-    for column, (shown, axis) in enumerate(
-        ((clean, "coloraxis"), (other, "coloraxis"), (delta, "coloraxis2")), start=1
-    ):
-        figure.add_heatmap(z=shown, coloraxis=axis, customdata=values, hovertemplate=read_out, row=1, col=column)
+    values = np.moveaxis(np.concatenate([clean, other, delta]), 0, -1)  # [H, W, 3·C]
+    read_out = _read_out(names, len(clean))
+    if len(clean) == 1:
+        pixels = [
+            go.Heatmap(z=shown[0], coloraxis=axis, customdata=values, hovertemplate=read_out)
+            for shown, axis in ((clean, "coloraxis"), (other, "coloraxis"), (delta, "coloraxis2"))
+        ]
+        bar = dict(thickness=12, len=0.9, outlinewidth=0)
+        figure.update_layout(
+            coloraxis=dict(colorscale=GREY_SCALE, cmin=0, cmax=1, colorbar=dict(x=1.01, title_text="pixel", **bar)),
+            coloraxis2=dict(
+                colorscale=_signed_scale(), cmin=-limit, cmax=limit, colorbar=dict(x=1.09, title_text="δ", **bar)
+            ),
+        )
+    else:
+        maps = [*pictures.shown(np.stack([clean, other])), *pictures.shown_changes(delta[None], limit=limit)]
+        pixels = [go.Image(z=shown, customdata=values, hovertemplate=read_out) for shown in maps]
+    for column, trace in enumerate(pixels, start=1):
+        figure.add_trace(trace, row=1, col=column)
         _square(figure, column)
-    bar = dict(thickness=12, len=0.9, outlinewidth=0)
-    figure.update_layout(
-        coloraxis=dict(colorscale=GREY_SCALE, cmin=0, cmax=1, colorbar=dict(x=1.01, title_text="pixel", **bar)),
-        coloraxis2=dict(
-            colorscale=_signed_scale(), cmin=-limit, cmax=limit, colorbar=dict(x=1.09, title_text="δ", **bar)
-        ),
-    )
     return finish(
         figure,
         "",
@@ -61,14 +67,18 @@ def image_triple(
 
 
 def blink(clean: np.ndarray, other: np.ndarray, *, names: Sequence[str] = ("clean", "poisoned")) -> go.Figure:
-    """One heat map that its own button switches between two images [H, W] in the browser, one second each."""
+    """One picture that its own button switches between two images [C, H, W] in the browser, one second each."""
     figure = go.Figure()
     shades = dict(colorscale=GREY_SCALE, zmin=0, zmax=1, showscale=False, hovertemplate="%{z:.4f}<extra></extra>")
-    pictures = [np.asarray(image, dtype=np.float32) for image in (clean, other)]
-    figure.add_heatmap(z=pictures[0], **shades)
+    images = [np.asarray(image, dtype=np.float32) for image in (clean, other)]
+    if len(clean) == 1:
+        traces = [go.Heatmap(z=image[0], **shades) for image in images]
+    else:
+        traces = [go.Image(z=shown, hoverinfo="x+y+color") for shown in pictures.shown(np.stack(images))]
+    figure.add_trace(traces[0])
     figure.frames = [
-        go.Frame(name=name, data=[go.Heatmap(z=z, **shades)], layout=dict(annotations=[_caption_in(name)]))
-        for name, z in zip(names, pictures, strict=True)
+        go.Frame(name=name, data=[trace], layout=dict(annotations=[_caption_in(name)]))
+        for name, trace in zip(names, traces, strict=True)
     ]
     timing = dict(frame=dict(duration=1000, redraw=True), transition=dict(duration=0), fromcurrent=False)
     button = dict(method="animate")
@@ -95,6 +105,58 @@ def blink(clean: np.ndarray, other: np.ndarray, *, names: Sequence[str] = ("clea
     _square(figure)
     return finish(
         figure, "", "", f"{names[0]} and {names[1]} image in the same place, in turn.", legend=False, height=420, top=30
+    )
+
+
+def vote_histogram(rows: pd.DataFrame, class_names: Sequence[str] = ()) -> go.Figure:
+    """Votes per class of one test image under noise, by arm; several victims of an arm are averaged.
+
+    Args:
+        rows: certificate rows of one image, with label, selected_class and estimation_votes [K].
+        class_names: of all K classes; their numbers stand for them otherwise.
+    """
+    label, figure, told = int(rows["label"].iloc[0]), go.Figure(), []
+    names = class_names or [str(k) for k in range(len(np.asarray(rows["estimation_votes"].iloc[0])))]
+    for arm, part in by_arm(rows, None):
+        style, votes = ARM_STYLE[arm], np.stack(list(part["estimation_votes"]))
+        draws = votes.sum(axis=1, keepdims=True)
+        share = (votes / draws).mean(axis=0)
+        picked = part["selected_class"].value_counts()
+        marks = ["" if k not in picked else "★" if len(part) == 1 else f"★{picked[k]}" for k in range(len(share))]
+        figure.add_bar(
+            x=np.arange(len(share)),
+            y=share,
+            name=style.name,
+            text=marks,
+            textposition="outside",
+            textangle=0,
+            textfont_size=13,
+            constraintext="none",
+            cliponaxis=False,
+            customdata=votes.mean(axis=0),
+            hovertext=list(names),
+            marker=dict(
+                color=style.colour, pattern=dict(shape=style.pattern, fgcolor="white", solidity=0.3, fillmode="overlay")
+            ),
+            hovertemplate=f"{style.name}, %{{hovertext}}<br>%{{customdata:,.0f}} votes (%{{y:.1%}})<extra></extra>",
+        )
+        told.append(f"{style.name}: {share[label]:.0%} for the right class {names[label]}")
+    figure.add_hline(y=0.5, line=dict(color=GREY, dash="dot"))
+    picked_by_any = set(rows["selected_class"])
+    ticks = [f"<b>{name}<br>true</b>" if k == label else name for k, name in enumerate(names)]
+    if len(names) > _MOST_TICKS:
+        ticks = [tick if k in (label, *picked_by_any) else "" for k, tick in enumerate(ticks)]
+    figure.update_xaxes(
+        title_text="class the base classifier voted for", tickvals=list(range(len(names))), ticktext=ticks
+    )
+    figure.update_yaxes(title_text="share of the noise draws", range=[0, 1.12], tickformat=".0%")
+    victims = rows.groupby("arm")["victim"].nunique().max()
+    return finish(
+        figure,
+        f"Votes under noise, test image {int(rows['image'].iloc[0])}",
+        f"{int(rows['n'].iloc[0]):,} draws, {'one victim' if victims == 1 else f'mean of {victims} victims'} an arm; "
+        "★ selected class; a certificate needs more than half",
+        f"Votes under noise for one image. {'; '.join(told)}.",
     )
 
 
@@ -160,6 +222,15 @@ def _square(figure: go.Figure, column: int | None = None) -> None:
     anchor = "x" if column in (None, 1) else f"x{column}"
     figure.update_xaxes(visible=False, constrain="domain", **where)
     figure.update_yaxes(visible=False, autorange="reversed", scaleanchor=anchor, constrain="domain", **where)
+
+
+def _read_out(names: Sequence[str], channels: int) -> str:
+    """What the pointer says of a pixel whose customdata are its values in clean, other and δ, C of each."""
+    lines = ["row %{y}, column %{x}"]
+    for part, (name, form) in enumerate(((names[0], ".4f"), (names[1], ".4f"), ("δ", "+.4f"))):
+        values = (f"%{{customdata[{part * channels + channel}]:{form}}}" for channel in range(channels))
+        lines.append(f"{name} {', '.join(values)}")
+    return "<br>".join(lines) + "<extra></extra>"
 
 
 def _caption_in(text: str) -> dict[str, Any]:

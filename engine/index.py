@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.datasets import class_in_words
 from engine.records import ACTIVE, Run, all_runs
 
 _TABLE = """CREATE TABLE IF NOT EXISTS runs (
     id TEXT PRIMARY KEY, stamp TEXT, state TEXT, submitted REAL, preset TEXT, dataset TEXT, name TEXT, starred INTEGER,
-    target_class INTEGER, epsilon REAL, sigma REAL, procedure TEXT, seed INTEGER, victim_seeds INTEGER,
+    target_class INTEGER, target_name TEXT, epsilon REAL, sigma REAL, procedure TEXT, architecture TEXT, attack TEXT,
+    seed INTEGER, victim_seeds INTEGER,
     drop_poisoned REAL, drop_random_noise REAL, drop_shuffled_signs REAL, bytes INTEGER
 )"""
 _STAMPED = ("status.json", "report.json", "notes.json")
@@ -74,7 +76,7 @@ def _stamp(run: Run) -> str:
 def row_of(run: Run) -> dict[str, Any]:
     """A run's row, made from its directory alone."""
     config = run.read_json("config.json") or {}
-    threat = config.get("threat", {})
+    threat, target = config.get("threat", {}), config.get("threat", {}).get("target_class")
     status, notes, report = run.status(), run.notes, run.report
     drops = (report or {}).get("relative_drop", {})
     return {
@@ -85,12 +87,20 @@ def row_of(run: Run) -> dict[str, Any]:
         "dataset": config.get("dataset"),
         "name": notes["name"],
         "starred": int(notes["starred"]),
-        "target_class": threat.get("target_class"),
+        "target_class": target,
+        "target_name": (report or {}).get("target_name") or class_in_words(config.get("dataset"), target),
         "epsilon": threat.get("epsilon"),
         "sigma": config.get("sigma"),
-        "procedure": (config.get("procedure") or {}).get("name"),
+        "procedure": _name_in(config.get("procedure")),
+        "architecture": config.get("architecture"),
+        "attack": _name_in(config.get("attack")),
         "seed": config.get("seed"),
         "victim_seeds": config.get("victim_seeds"),
         **{f"drop_{arm}": drops.get(arm, {}).get("mean") for arm in ("poisoned", "random_noise", "shuffled_signs")},
         "bytes": run.disk_bytes(),
     }
+
+
+def _name_in(part: Any) -> str | None:
+    """The name of a procedure or attack; None in a run of an older protocol, which lists but cannot be opened."""
+    return part.get("name") if isinstance(part, dict) else None

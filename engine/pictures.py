@@ -25,6 +25,27 @@ def signed_colours(delta: np.ndarray, *, limit: float) -> np.ndarray:
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
+def shown(images: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W] of grey images [N, 1, H, W] in [0, 1], or [N, H, W, 3] of coloured ones [N, 3, H, W]."""
+    return _channels_last(shades(images))
+
+
+def shown_changes(delta: np.ndarray, *, limit: float) -> np.ndarray:
+    """RGB uint8 [N, H, W, 3] of signed changes [N, C, H, W], on a scale that ends at ±limit.
+
+    Of grey images: `signed_colours`. Of coloured ones, each channel by itself: mid-grey where nothing changed, more
+    red, green or blue where that channel rose. A mean over channels would hide changes that cancel out in it.
+    """
+    if delta.shape[1] == 1:
+        return signed_colours(delta[:, 0], limit=limit)
+    return _channels_last(shades(0.5 + np.asarray(delta, dtype=np.float32) / (2 * limit)))
+
+
+def enlargement(height: int, *, pixels: int) -> int:
+    """The whole factor that brings an image of this height nearest to so many pixels."""
+    return max(1, round(pixels / height))
+
+
 def mosaic(tiles: np.ndarray, *, columns: int, gap: int = 1, ground: int = 128) -> np.ndarray:
     """uint8 tiles [N, H, W] or [N, H, W, 3] row by row in one picture, each with `gap` pixels of ground around it.
 
@@ -41,7 +62,7 @@ def mosaic(tiles: np.ndarray, *, columns: int, gap: int = 1, ground: int = 128) 
 
 
 def wipe(left: np.ndarray, right: np.ndarray, *, position: int) -> np.ndarray:
-    """uint8 [H, W]: the first `position` columns of one image, the rest of the other."""
+    """uint8 [H, W] or [H, W, 3]: the first `position` columns of one image, the rest of the other."""
     width = left.shape[1]
     if not 0 <= position <= width:
         raise ValueError(f"position must be in [0, {width}], got {position}")
@@ -54,3 +75,7 @@ def png(picture: np.ndarray, *, scale: int = 1) -> bytes:
     buffer = BytesIO()
     Image.fromarray(large).save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()
+
+
+def _channels_last(images: np.ndarray) -> np.ndarray:
+    return images[:, 0] if images.shape[1] == 1 else np.moveaxis(images, 1, -1)

@@ -10,7 +10,7 @@ import pandas as pd
 from engine import perception
 from engine.config import arms_of
 from engine.costs import Work, work_of
-from engine.datasets import DATASETS
+from engine.datasets import describe
 from engine.records import ARMS, CONTROLS, Run, write_atomically
 from engine.report import build_report
 
@@ -21,6 +21,7 @@ class Recorder:
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config
         self.phase, self.detail = "reading data", ""
+        self.class_names: tuple[str, ...] = ()  # known once the data is read
         self.events: list[str] = []
         self._seconds = {"poison": 0.0, "train": 0.0, "certify": 0.0}  # of computing, summed over workers
         self._reused: list[str] = []
@@ -77,11 +78,12 @@ class Recorder:
         report = build_report(
             whole,
             self.config,
+            class_names=self.class_names,
             run_id=self.run.id,
             directory=str(self.run.directory.resolve()),
             preset=self.run.request.get("preset"),
             dataset=self.config.dataset,
-            dataset_note=DATASETS[self.config.dataset],
+            dataset_note=describe(self.config.dataset),
             device=self.run.environment.get("device"),
             complete=len(self._tables) == len(arms_of(self.config)) * self.config.victim_seeds,
             seconds={name: round(value, 2) for name, value in seconds.items()},

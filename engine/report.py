@@ -1,5 +1,6 @@
 """The report of a run, made from its certificate table and poison alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 from engine import metrics
 from engine.certification import radius_cap
 from engine.config import Config
+from engine.datasets import class_in_words
 from engine.records import ARMS
 
 SCOPES = ("target", "all")
@@ -67,7 +69,9 @@ def drops(table: pd.DataFrame, config: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def build_report(table: pd.DataFrame, config: Config, **facts: Any) -> dict[str, Any]:
+def build_report(
+    table: pd.DataFrame, config: Config, *, class_names: Sequence[str] = (), **facts: Any
+) -> dict[str, Any]:
     """The content of report.json; facts are what a table does not know (id, device, seconds, perturbation …)."""
     arms: dict[str, Any] = {}
     for arm, rows in table.groupby("arm", sort=False):
@@ -83,6 +87,8 @@ def build_report(table: pd.DataFrame, config: Config, **facts: Any) -> dict[str,
     return {
         **facts,
         "config": config.model_dump(mode="json"),
+        "class_names": list(class_names),
+        "target_name": class_in_words(config.dataset, config.threat.target_class, class_names),
         "arms": {arm: arms[arm] for arm in ARMS if arm in arms},
         "relative_drop": drops(table, config),
         "radius_cap": radius_cap(n=settings.n, sigma=config.sigma, alpha=settings.alpha),

@@ -11,7 +11,7 @@ def summary(report: dict[str, Any]) -> str:
     config, settings = report["config"], report["config"]["certification"]
     lines = [
         f"run {report['run_id']}  preset {report['preset']}  {report['dataset_note']}",
-        f"digit {config['threat']['target_class']}, epsilon {config['threat']['epsilon']} (L∞), "
+        f"{report['target_name']}, epsilon {config['threat']['epsilon']} (L∞), "
         f"sigma {config['sigma']}, {config['procedure']['name']} training, "
         f"{config['victim_seeds']} victims an arm, n = {settings['n']}, "
         f"alpha = {settings['alpha']}",
@@ -36,7 +36,7 @@ def markdown(runs: Sequence[Run]) -> str:
     """A Markdown table of finished runs, a row each, and below it what they ran on; unfinished ones are left out."""
     finished = [run for run in runs if (run.report or {}).get("complete")]
     lines = [
-        "| digit | ε (L∞) | σ | seed | victims | ACR clean | drop poisoned | random noise | shuffled signs | seconds |",
+        "| target | ε (L∞) | σ | seed | victims | ACR clean | drop poisoned | random noise | shuffled signs | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     grounds = set()
@@ -45,7 +45,7 @@ def markdown(runs: Sequence[Run]) -> str:
         config, arms, drops = report["config"], report["arms"], report["relative_drop"]
         settings = config["certification"]
         cells = [
-            config["threat"]["target_class"],
+            report["target_name"],
             config["threat"]["epsilon"],
             config["sigma"],
             config["seed"],
@@ -56,7 +56,7 @@ def markdown(runs: Sequence[Run]) -> str:
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
         grounds.add(
-            f"{report['dataset_note']}; {report['certified_images']['target']} test images of the digit, "
+            f"{report['dataset_note']}; {report['certified_images']['target']} test images of the target class, "
             f"n = {settings['n']}, alpha = {settings['alpha']}; {environment.get('device_name')}, "
             f"{environment.get('cpus')} CPUs, torch {environment.get('torch')}, commit {environment.get('commit')}."
         )

@@ -9,24 +9,39 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from engine import figures, metrics
-from engine.config import Config, field_names
+from engine.config import Config
 from engine.records import Run
 from engine.report import of_scope
-from pages import _shared
+from pages import _form, _shared, _words
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#888888")
 MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", "hexagon")
 
 
-def flat(config: Config) -> dict[str, Any]:
-    """Every field by its dotted name."""
-    values: dict[str, Any] = {}
-    for name in field_names():
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        values[name] = value
-    return values
+def incomparable(configs: Sequence[Config]) -> list[str]:
+    """Why numbers of these runs must not be set side by side, a reason each; empty where they may be."""
+    aspects: dict[str, Callable[[Config], dict[str, Any]]] = {
+        "data set": lambda c: {"": c.dataset},
+        "target class (target_class)": lambda c: {"": c.threat.target_class},
+        "noise level σ (sigma)": lambda c: {"": c.sigma},
+        "estimation draws n, which cap the radius": lambda c: {"": c.certification.n},
+        "selection draws n0": lambda c: {"": c.certification.n0},
+        "failure probability α (alpha)": lambda c: {"": c.certification.alpha},
+        "number of test images": lambda c: c.certification.model_dump(include={"target_images", "other_images"}),
+        "victims' procedure": lambda c: {"": _words.procedure_line(c.procedure)},
+        "victims' architecture": lambda c: {"": _words.ARCHITECTURE_NAMES[c.architecture]},
+        "victims' training": lambda c: c.training.model_dump() | {"train_size": c.data.train_size},
+        "seed, hence other test images, training images and weights": lambda c: {"": c.seed},
+        "number of victim seeds": lambda c: {"": c.victim_seeds},
+    }
+    reasons = []
+    for aspect, values in aspects.items():
+        found = [values(config) for config in configs]
+        for field in found[0]:
+            different = list(dict.fromkeys(str(each[field]) for each in found))
+            if len(different) > 1:
+                reasons.append(f"different {aspect}{f' ({field})' if field else ''}: {', '.join(different)}")
+    return reasons
 
 
 def begin_comparison(known: list[str]) -> None:
@@ -59,7 +74,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
     runs = [_shared.run_of(by_id[identifier]) for identifier in chosen]
     labels = [f"{run.id[:6]} {_shared.row_label(by_id[run.id])}" for run in runs]
     configs = [run.config for run in runs]
-    reasons = _shared.incomparable(configs)
+    reasons = incomparable(configs)
     if reasons:
         st.warning(
             "**Not comparable.** The curves below are drawn all the same, but a difference between them need not come "
@@ -68,13 +83,14 @@ def comparison(rows: list[dict[str, Any]]) -> None:
         )
     else:
         st.success(
-            "Comparable: same data set, target class, σ, n0, n, α, test images, seed and number of victim seeds.",
+            "Comparable: same data set, target class, σ, n0, n, α, test images, victims' procedure, architecture and "
+            "training, seed and number of victim seeds.",
             icon=":material/check_circle:",
         )
     figure = overlaid(runs, labels)
     st.plotly_chart(figure, alt=figures.alt(figure), config=figures.SAVE, key="comparison")
     st.caption(
-        "Target digit, mean over victim seeds. Colour and marker: the run. Solid: clean victims, dashed: poisoned. "
+        "Target class, mean over victim seeds. Colour and marker: the run. Solid: clean victims, dashed: poisoned. "
         "Dotted vertical lines: each run's cap σ·Φ⁻¹(α^(1/n)). Radii: L2, pixel units of [0, 1]."
     )
     only_different = st.toggle("Show only settings that differ", value=True, key="diff_only")
@@ -120,7 +136,7 @@ def overlaid(runs: Sequence[Run], labels: Sequence[str]) -> go.Figure:
 
 def differences(runs: Sequence[Run], labels: Sequence[str], configs: Sequence[Config], *, only_different: bool) -> None:
     """Settings, environment and headline numbers, a column per run."""
-    columns = [flat(config) for config in configs]
+    columns = [_form.values_of(config) for config in configs]
     facts: list[tuple[str, Callable[[Run], Any]]] = [
         ("device", lambda run: run.environment.get("device")),
         ("torch", lambda run: run.environment.get("torch")),
@@ -132,7 +148,7 @@ def differences(runs: Sequence[Run], labels: Sequence[str], configs: Sequence[Co
     if only_different:
         rows = [(name, values) for name, values in rows if len({str(value) for value in values}) > 1]
     for arm in ("clean", "poisoned"):
-        rows.append((f"ACR of the target digit, {arm} (L2, mean ± sd)", [acr_of(run, arm) for run in runs]))
+        rows.append((f"ACR of the target class, {arm} (L2, mean ± sd)", [acr_of(run, arm) for run in runs]))
     drops = [((run.report or {}).get("relative_drop") or {}).get("poisoned") for run in runs]
     rows.append(("drop of ACR, poisoned (mean ± sd)", [_shared.with_spread(drop, ".1%") for drop in drops]))
     table = pd.DataFrame([[name, *map(str, values)] for name, values in rows], columns=["field", *labels])

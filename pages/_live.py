@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from engine import attack_figures, figures, jobs
 from engine.records import Run, Status
-from pages import _shared
+from pages import _images, _shared, _words
 
 STATES = {
     "queued": ":material/hourglass_empty: Queued",
@@ -62,13 +62,17 @@ def progress(run: Run, status: Status) -> None:
 
 
 def losses(run: Run) -> None:
-    found = run.metrics("attack")
-    if found:
+    attack, found = _words.attack_of(run.config), run.metrics("attack")
+    if run.config.attack.name == "none":
+        st.caption("No attack: only clean victims are trained.")
+    elif found and found[-1]["steps"] == 1:
+        st.caption(f"{attack.name}: made at once, in a single step, so there are no losses to watch.")
+    elif found:
         figure = attack_figures.attack_losses(found, run.config.attack.restart_every)
         st.plotly_chart(figure, alt=figures.alt(figure), config=figures.SAVE, key=f"losses {run.id}")
         st.caption(
             "Upper loss: the soft radius of the target class, which the attacker drives down. Lower loss: the "
-            "surrogate's training loss, which it drives down for itself."
+            "surrogate's training loss. Curves that this attack does not have are left out."
         )
     elif run.status().active:
         st.caption("The attack has made no step yet.")
@@ -77,7 +81,7 @@ def losses(run: Run) -> None:
 def evolving_poison(run: Run) -> None:
     """A few images as they are now: clean, poisoned, magnified change."""
     evolution = run.tensors("evolution")
-    if evolution is None:
+    if evolution is None or _images.only_labels(run) or not evolution["delta"].size:
         return
     indices = evolution.get("indices")
     if indices is None:
@@ -86,11 +90,11 @@ def evolving_poison(run: Run) -> None:
     if indices is None:
         return
     step, delta = int(evolution["steps"][-1]), evolution["delta"][-1].astype(np.float32)
-    x_clean = _shared.training_images(run, indices)
+    x_clean = _images.training_images(run, indices)
     if x_clean is None:
         return
-    _shared.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=6)
-    st.caption(f"Poison at upper step {step} of {run.config.attack.upper_steps}.")
+    _images.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=6)
+    st.caption(f"Poison after step {step}.")
 
 
 def ended(run: Run, status: Status) -> None:
@@ -113,7 +117,8 @@ def ended(run: Run, status: Status) -> None:
         with columns[0]:
             _shared.page_link("pages/certify.py", "See what it did: Certify", ":material/verified:")
         with columns[1]:
-            _shared.page_link("pages/inspect.py", "Look for the changes: Inspect", ":material/search:")
+            if run.config.attack.name != "none":
+                _shared.page_link("pages/inspect.py", "Look for the changes: Inspect", ":material/search:")
         with columns[2]:
             _shared.page_link("pages/runs.py", "Compare and export: Runs", ":material/list:")
         st.caption(_shared.limits_line(run))

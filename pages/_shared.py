@@ -3,22 +3,21 @@
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 from streamlit.errors import StreamlitAPIException, StreamlitPageNotFoundError
 
-from engine import datasets, index, pictures, records
-from engine.config import Config
+from engine import datasets, index, paper, records
+from engine.config import PROTOCOL_VERSION, Config
 from engine.datasets import DATASETS
-from engine.presets import PRESETS
+from engine.figures import TARGET
 from engine.records import GALLERY, Run
+from pages import _words
 
 RUN_PARAMETER = "run"  # of the URL, and the key of the run picker in app.py
 _OF_A_REPORT = ("config", "arms", "relative_drop", "certified_images", "radius_cap")
@@ -78,6 +77,10 @@ def chosen_run() -> Run | None:
         return example_run() if RUN_PARAMETER in st.session_state else None
     try:
         run = records.find(runs_root(), identifier.strip().lower())
+        if (protocol := protocol_of(run)) not in (None, PROTOCOL_VERSION):
+            raise records.RunNotFound(
+                f"run {run.id} is of protocol {protocol}, and this version reads runs of protocol {PROTOCOL_VERSION}"
+            )
         run.config  # noqa: B018 - reading it now tells a damaged run from a sound one
         if (report := run.report) is not None and not set(_OF_A_REPORT) <= set(report):
             raise records.RunNotFound(f"the report of run {run.id} is damaged")
@@ -131,19 +134,23 @@ def run_rows() -> list[dict[str, Any]]:
     return [row | {"example": False} for row in own] + [row | {"example": True} for row in examples]
 
 
+def protocol_of(run: Run) -> int | None:
+    """Another version's runs cannot be opened: their settings mean something else."""
+    return (run.read_json("config.json") or {}).get("protocol_version")
+
+
 @st.cache_data(show_spinner=False)
 def _gallery_rows() -> list[dict[str, Any]]:
     """Those of most victims first."""
-    rows = [index.row_of(run) for run in records.all_runs(GALLERY)]
+    rows = [index.row_of(run) for run in records.all_runs(GALLERY) if protocol_of(run) == PROTOCOL_VERSION]
     return sorted(rows, key=lambda row: (-row["victim_seeds"], row["id"]))
 
 
 def row_label(row: dict[str, Any]) -> str:
-    """A run in a few words: name or preset, digit, ε, σ, seed, date, and its state where it is not simply done."""
+    """A run in a few words: name or preset, class, ε, σ, seed, date, and its state where it is not simply done."""
     words = [
         row["name"] or row["preset"] or "own settings",
-        f"digit {row['target_class']}",
-        f"ε {row['epsilon']}",
+        *([] if row["attack"] == "none" else [row["target_name"], f"ε {row['epsilon']}"]),
         f"σ {row['sigma']}",
         f"seed {row['seed']}",
         "example" if row["example"] else moment(row["submitted"]),
@@ -176,19 +183,20 @@ def with_spread(value: dict[str, Any] | None, form: str = ".3f") -> str:
 def headline(report: dict[str, Any]) -> str:
     """What happened, in one sentence with the report's numbers."""
     config, arms = report["config"], report["arms"]
-    digit, drop = config["threat"]["target_class"], report["relative_drop"].get("poisoned")
+    target, drop = report.get("target_name", TARGET), report["relative_drop"].get("poisoned")
     acr = {arm: with_spread(values["average_certified_radius"]["target"]) for arm, values in arms.items()}
+    if config["attack"]["name"] == "none" and "clean" in acr:
+        return f"Clean victims certify {target} with an average certified radius (ACR) of **{acr['clean']}**."
     if not drop or drop["mean"] is None:
-        return (
-            f"No victim of the clean and the poisoned arm is certified yet, so the drop for digit {digit} is unknown."
-        )
+        return f"No victim of the clean and the poisoned arm is certified yet, so the drop for {target} is unknown."
     share = f"{abs(drop['mean']):.0%} {'less' if drop['mean'] >= 0 else 'more'}"
     noise, control = report["relative_drop"].get("random_noise"), ""
     if noise and noise["mean"] is not None:
         verb = "takes" if noise["mean"] >= 0 else "adds"
         control = f" Random noise of the same ε {verb} {abs(noise['mean']):.0%}."
+    victims = "fine-tuned" if config["training"]["fine_tune_epochs"] else "retrained"
     return (
-        f"After poisoning, retrained victims certify digit {digit} with an average certified radius (ACR) of "
+        f"After poisoning, {victims} victims certify {target} with an average certified radius (ACR) of "
         f"**{acr['poisoned']}** instead of **{acr['clean']}**: **{share}**.{control}"
     )
 
@@ -203,69 +211,42 @@ def numbers_line(report: dict[str, Any]) -> str:
     )
 
 
+def class_names_of(run: Run) -> tuple[str, ...]:
+    """The names of the run's classes: as its report has them, else as the data set does, if it can be read."""
+    if names := (run.report or {}).get("class_names"):
+        return tuple(names)
+    try:
+        return datasets.class_names(run.config.dataset, data_root())
+    except datasets.DatasetUnavailable:
+        return ()
+
+
+def target_of(run: Run) -> str:
+    """The run's target class in words: "digit 8", "ship"."""
+    config = run.config
+    return datasets.class_in_words(config.dataset, config.threat.target_class, class_names_of(run))
+
+
 def dataset_words(config: Config) -> str:
-    words = DATASETS[config.dataset]
+    words = datasets.describe(config.dataset)
     return words[0].upper() + words[1:]
 
 
-def settings_line(config: Config) -> str:
+def settings_line(run: Run) -> str:
     """What was asked for, in one line."""
-    threat = config.threat
+    config, threat, attack = run.config, run.config.threat, _words.attack_of(run.config)
+    share = "" if threat.attacker_share == 1 else f", attacker's share {threat.attacker_share:.0%}"
+    epochs = config.training.fine_tune_epochs
+    victims = (
+        f"{_words.procedure_line(config.procedure)}, {_words.ARCHITECTURE_NAMES[config.architecture]}, "
+        f"σ = {config.sigma:g}{f', fine-tuned for {epochs} epochs' if epochs else ''}"
+    )
+    if config.attack.name == "none":
+        return f"{dataset_words(config)}; no attack; victims: {victims}; seed {config.seed}."
     return (
-        f"{dataset_words(config)}; digit {threat.target_class}, ε = {threat.epsilon:g} (L∞, pixel units of [0, 1]), "
-        f"poison fraction {threat.poison_fraction:.0%}, {config.procedure.name} training, σ = {config.sigma:g}, "
-        f"seed {config.seed}."
+        f"{dataset_words(config)}; {attack.name} on {target_of(run)}, ε = {threat.epsilon:g} (L∞, pixel units of "
+        f"[0, 1]), poison fraction {threat.poison_fraction:.0%}{share}; victims: {victims}; seed {config.seed}."
     )
-
-
-def triple_mosaic(x_clean: np.ndarray, delta: np.ndarray, *, epsilon: float, columns: int, scale: int = 4) -> None:
-    """Clean images, poisoned images and their change, row under row. Args: [N, 1, H, W], N a multiple of columns."""
-    x, d = x_clean[:, 0], delta[:, 0]
-    rows = (
-        ("Clean", pictures.shades(x), "grey from 0 (black) to 1 (white)"),
-        ("Poisoned", pictures.shades(x + d), "the same grey scale"),
-        (
-            "Change δ = poisoned − clean, magnified",
-            pictures.signed_colours(d, limit=epsilon or 1.0),
-            f"×{1 / (2 * epsilon):.3g}: orange brighter, violet darker, white unchanged; the scale ends at ±ε = "
-            f"±{epsilon:g} (L∞)"
-            if epsilon
-            else "ε = 0: nothing may change",
-        ),
-    )
-    for title, tiles, scale_text in rows:
-        picture = pictures.mosaic(tiles[:columns] if len(tiles) < columns else tiles, columns=columns)
-        st.image(
-            pictures.png(picture, scale=scale),
-            caption=f"{title} ({scale_text})",
-            output_format="PNG",
-            width="stretch",
-            alt=f"{title}: {len(tiles)} training images, {scale_text}",
-        )
-
-
-def incomparable(configs: Sequence[Config]) -> list[str]:
-    """Why numbers of these runs must not be set side by side, a reason each; empty where they may be."""
-    aspects: dict[str, Callable[[Config], Any]] = {
-        "data set": lambda c: c.dataset,
-        "target class (target_class)": lambda c: c.threat.target_class,
-        "noise level σ (sigma)": lambda c: c.sigma,
-        "estimation draws n, which cap the radius": lambda c: c.certification.n,
-        "selection draws n0": lambda c: c.certification.n0,
-        "failure probability α (alpha)": lambda c: c.certification.alpha,
-        "number of test images (target_images, other_images)": lambda c: (
-            c.certification.target_images,
-            c.certification.other_images,
-        ),
-        "seed, hence other test images, training images and weights": lambda c: c.seed,
-        "number of victim seeds": lambda c: c.victim_seeds,
-    }
-    reasons = []
-    for aspect, value in aspects.items():
-        found = list(dict.fromkeys(str(value(config)) for config in configs))
-        if len(found) > 1:
-            reasons.append(f"different {aspect}: {', '.join(found)}")
-    return reasons
 
 
 @st.cache_resource
@@ -317,41 +298,19 @@ def open_certificates(run: Run) -> pd.DataFrame:
         st.stop()
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading images …")
-def dataset_images(dataset: str, root: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(images float32 [N, 1, 28, 28] in [0, 1], labels [N]), read-only and shared by all sessions."""
-    return datasets.read(dataset, Path(root), train=train)
-
-
-def images_of(run: Run, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The original training or test set that a run used, or the end of the page if it is not on this machine."""
-    dataset = run.config.dataset
-    try:
-        return dataset_images(dataset, str(data_root()), train)
-    except datasets.DatasetUnavailable as error:
-        st.warning(f"This run used {DATASETS[dataset]}, which is needed to rebuild its images: {error}.")
-        st.stop()
-
-
-def training_images(run: Run, indices: np.ndarray) -> np.ndarray | None:
-    """The original training images [N, 1, H, W] at these positions; None, with a warning, where they aren't here."""
-    dataset = run.config.dataset
-    try:
-        return datasets.read_training_images(dataset, data_root(), indices)
-    except datasets.DatasetUnavailable as error:
-        st.warning(f"This run used {DATASETS[dataset]}, which is needed to rebuild its images: {error}.")
-        return None
-
-
 def limits_line(run: Run) -> str:
     """What a reader must know before trusting a number of this run: sizes, draws, seeds, data set, whole or partial."""
     config, settings = run.config, run.config.certification
     partial = "" if run.status().state == "done" else f"PARTIAL RESULT ({run.status().state}). "
-    authors = PRESETS["paper-ga-mnist"].config.model_copy(update={"seed": config.seed, "threat": config.threat})
-    paper = "" if config == authors else " Not the paper's setting."
+    authors = (
+        paper.paper(procedure, dataset, config.sigma).model_copy(update={"seed": config.seed, "threat": config.threat})
+        for dataset in paper.DATASETS
+        for procedure in paper.PROCEDURES
+    )
+    other = "" if config in authors else " Not the paper's setting."
     return (
-        f"{partial}{dataset_words(config)}. {settings.target_images} test images of digit "
-        f"{config.threat.target_class} and {settings.other_images} of each other digit, n = {settings.n} draws, "
+        f"{partial}{dataset_words(config)}. {settings.target_images} test images of "
+        f"{target_of(run)} and {settings.other_images} of each other class, n = {settings.n} draws, "
         f"α = {settings.alpha} for each certificate, σ = {config.sigma}, {config.victim_seeds} victims an arm. "
-        f"ε is L∞, radii are L2, both in pixel units of [0, 1].{paper}"
+        f"ε is L∞, radii are L2, both in pixel units of [0, 1].{other}"
     )

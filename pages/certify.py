@@ -1,23 +1,22 @@
 """Certify: how far the guarantee shrank, over all test images and for a single one, from votes to radius."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
-from scipy.special import ndtri
 
-from engine import figures, image_figures, metrics, pictures, report
+from engine import figures, image_figures, metrics, report
 from engine.certification import ABSTAIN, radius_cap
-from engine.config import Config, smallest_useful_n
+from engine.config import Config, arms_of, smallest_useful_n
 from engine.figures import ARM_STYLE
-from engine.records import ARMS
-from pages import _shared
+from engine.records import ARMS, Run
+from pages import _certificate, _shared
 
 VOTES = ["selection_votes", "estimation_votes"]
 SCOPES = {"target": "target class", "all": "all classes"}
 ALPHAS = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)
-NOISY = 6  # noisy copies shown
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -26,7 +25,8 @@ def what_if(directory: str, stamp: int, values: str, n: int, alpha: float) -> tu
     config = with_settings(Config.model_validate_json(values), n, alpha)
     table = _shared.certificates(directory, stamp).drop(columns=VOTES, errors="ignore")
     table = metrics.recertify(table, sigma=config.sigma, alpha=alpha, n=n)
-    return table, report.build_report(table, config)
+    names = _shared.class_names_of(Run(Path(directory)))
+    return table, report.build_report(table, config, class_names=names)
 
 
 def with_settings(config: Config, n: int, alpha: float) -> Config:
@@ -116,6 +116,9 @@ def choose_settings(recorded: pd.DataFrame) -> tuple[int, float]:
 def headline(now: dict[str, Any]) -> None:
     """The relative drop of the target class's ACR, arm by arm."""
     drops = now["relative_drop"]
+    if run.config.attack.name == "none":
+        st.markdown(_shared.headline(now))
+        return
     if not drops:
         st.info("The drop needs clean victims and others; this partial run has certificates of one arm only.")
         return
@@ -148,7 +151,7 @@ def missing_arms(table: pd.DataFrame) -> None:
     counts = table.groupby("arm")["victim"].nunique()
     lacking = [
         f"{ARM_STYLE[arm].name} ({counts.get(arm, 0)} of {run.config.victim_seeds})"
-        for arm in ARMS
+        for arm in arms_of(run.config)
         if counts.get(arm, 0) < run.config.victim_seeds
     ]
     if lacking:
@@ -223,14 +226,14 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
         )
     left, right = st.columns(2, gap="medium")
     with left:
-        chart(figures.certified_accuracy(table, settings, scope, arms), "accuracy")
+        chart(figures.certified_accuracy(table, settings, scope, arms, target=target), "accuracy")
         st.caption(
             "Height at r: the share of images whose answer is right and provably stays the same under any change of L2 "
             "size below r. Approximate: each certificate alone holds with probability ≥ 1 − α, not all at once."
         )
     with right:
         two = [arm for arm in arms if arm in ("clean", "poisoned")] or arms
-        chart(figures.radius_histogram(table, settings, scope, two), "radii")
+        chart(figures.radius_histogram(table, settings, scope, two, target=target), "radii")
         st.caption(
             "Left of the line: answers that are wrong and answers that are refused, whose radius counts as 0. The last "
             "bin before the cap holds unanimous votes, whose true radius may be larger. "
@@ -266,7 +269,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
     with right:
         image = int(
             st.selectbox(
-                "Test image of the target class, most radius lost first",
+                f"Test image of {target}" + (", most radius lost first" if others else ""),
                 order,
                 format_func=str,
                 key="test_image",
@@ -296,84 +299,34 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
                     key="scatter_arm",
                 )
             )
-            figure = figures.radius_before_after(table, settings, arm)
+            figure = figures.radius_before_after(table, settings, arm, target=target)
             chart(figure, "before_after", on_select=take_point, selection_mode="points")
             st.caption("A point is a test image: click it to choose it. Points on the upper edge are at the cap.")
         else:
-            st.info("The scatter needs clean victims and others; this partial run lacks one of them.")
+            st.info(
+                "Only clean victims are in this run, so nothing is lost: no chart of before and after."
+                if run.config.attack.name == "none"
+                else "The scatter needs clean victims and others; this partial run lacks one of them."
+            )
     one = recorded["image"].eq(image) & recorded["victim"].eq(victim)
     if not one.any():
         st.info(f"Victim seed {victim} has no certificate of image {image} yet.")
         return
     votes, chain = st.columns(2, gap="medium")
     with votes:
-        chart(figures.vote_histogram(recorded[one]), "votes")
+        chart(image_figures.vote_histogram(recorded[one], class_names), "votes")
         st.caption(
             "As recorded: each arm's victim saw the same noisy copies. ★: the class selected by "
             f"{settings.certification.n0} earlier draws; only its share counts for the certificate."
         )
     with chain:
-        from_votes_to_radius(table[one.to_numpy()], settings)
+        _certificate.from_votes_to_radius(table[one.to_numpy()], settings, class_names)
     with place:
-        noisy_pictures(image)
-
-
-def from_votes_to_radius(rows: pd.DataFrame, settings: Config) -> None:
-    """The chain of CERTIFY with this image's numbers."""
-    n, alpha, sigma = int(rows["n"].iloc[0]), settings.certification.alpha, settings.sigma
-    st.markdown("**From votes to radius**")
-    lines = []
-    for row in rows.itertuples():
-        right = row.prediction == row.label
-        verdict = "abstains" if row.prediction == ABSTAIN else "correct" if right else "wrong"
-        lines.append(
-            {
-                "arm": ARM_STYLE[row.arm].name,
-                "selected": row.selected_class,
-                "votes": f"{row.n_top:,} of {n:,}",
-                "p_lower": f"{row.p_lower:.4f}",
-                "radius": f"{row.radius:.3f}",
-                "answer": verdict,
-            }
-        )
-    st.dataframe(pd.DataFrame(lines), hide_index=True, alt="Votes, lower confidence bound and radius by arm")
-    for row in rows[rows["arm"].isin(["clean", "poisoned"])].itertuples():
-        name, k = ARM_STYLE[row.arm].name, int(row.n_top)
-        bound = rf"p_{{\text{{lower}}}} = \mathrm{{Beta}}^{{-1}}({alpha:g};\ {k},\ {n - k + 1}) = {row.p_lower:.4f}"
-        if row.p_lower > 0.5:
-            quantile = ndtri(row.p_lower)
-            value = (
-                rf"R = \sigma\,\Phi^{{-1}}(p_{{\text{{lower}}}}) = {sigma:g} \cdot {quantile:.3f} = {row.radius:.3f}"
-            )
-        else:
-            value = r"p_{\text{lower}} \le \tfrac12:\ \text{abstain},\ R = 0"
-        st.latex(rf"\text{{{name}: }}\ {bound} \\ {value}")
-    st.caption(
-        "p_lower: one-sided Clopper–Pearson bound, below the true share of votes with probability ≥ 1 − α. Radius: L2, "
-        "pixel units; within it the smoothed classifier's answer cannot change. Around a wrong answer it counts as 0."
-    )
-
-
-def noisy_pictures(image: int) -> None:
-    """The image and a few noisy copies as a victim sees them; fresh noise, the same at each visit."""
-    images, labels = _shared.images_of(run, train=False)
-    rng = np.random.default_rng([run.config.seed % 2**32, image])
-    noisy = images[image, 0] + run.config.sigma * rng.standard_normal((NOISY - 1, *images[image, 0].shape))
-    tiles = pictures.shades(np.concatenate([images[image], noisy]))
-    st.image(
-        pictures.png(pictures.mosaic(tiles, columns=3), scale=4),
-        caption=f"Test image {image}, digit {labels[image]}, and {NOISY - 1} noisy copies, σ = {run.config.sigma:g}",
-        output_format="PNG",
-        width="stretch",
-        alt=f"Test image {image} and noisy copies of it",
-    )
-    st.caption(
-        "Nobody changed this image. The base classifier votes on noisy copies such as these (drawn for this picture, "
-        "not the recorded ones, and cut to [0, 1] to be shown; classifiers see them uncut)."
-    )
+        _certificate.noisy_pictures(run, image, class_names)
 
 
 run = _shared.open_run()
+class_names, target = _shared.class_names_of(run), _shared.target_of(run)
 st.title("Certify")
 st.caption(_shared.limits_line(run))
 recorded = _shared.open_certificates(run)

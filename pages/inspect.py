@@ -9,8 +9,9 @@ import streamlit as st
 
 from engine import attack_figures, datasets, figures, image_figures, metrics, perception, pictures
 from engine.figures import ARM_STYLE
-from engine.records import CONTROLS, GALLERY, Run
-from pages import _shared
+from engine.records import Run
+from pages import _images, _one_image, _shared, _words
+from pages._one_image import chart, picture
 
 COLUMNS, ROWS = 12, 5
 SORTS = {  # name → column of the gallery table, largest first
@@ -21,15 +22,6 @@ SORTS = {  # name → column of the gallery table, largest first
     "number": ("number", True),
 }
 VIEWS = ["One image", "All poisoned images", "Over the attack's steps", "Test images by radius lost"]
-COLOURS = """
-- **Grey pictures**: black is 0, white is 1, for every image alike. No picture is brightened or stretched by itself.
-- **Difference δ = poisoned − clean**: orange pixels became brighter, violet ones darker, white ones did not change.
-  Zero is always in the middle of the scale, and its ends depend on the budget ε and on the magnification only, never on
-  the image, so that two images' maps can be compared.
-- **Magnification**: ×1 draws δ on a scale as long as the images' own (±1), so that it looks as faint as it is; ×5 and
-  ×10 enlarge it; *full range* ends the scale at ±ε.
-- All values are in pixel units of [0, 1]; ε bounds the change of every pixel (L∞).
-"""
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -40,12 +32,18 @@ def read_tensors(directory: str, name: str, stamp: int) -> dict[str, np.ndarray]
     return tensors | {"delta": tensors["delta"].astype(np.float32)}
 
 
+@st.cache_resource(max_entries=2, show_spinner="Reading images …")
+def read_originals(directory: str, stamp: int, root: str) -> np.ndarray:
+    """The poison images as they were [P, C, H, W]. Raises: DatasetUnavailable."""
+    dataset = Run(Path(directory)).config.dataset
+    return datasets.read_training_images(dataset, Path(root), read_tensors(directory, "poison", stamp)["indices"])
+
+
 @st.cache_data(max_entries=8, show_spinner="Measuring the poison …")
-def measured(directory: str, stamp: int, dataset: str, root: str) -> pd.DataFrame:
+def measured(directory: str, stamp: int, root: str) -> pd.DataFrame:
     """L∞, L2, PSNR, SSIM and share of changed pixels of each poison image: a row each, by its number."""
     poison = read_tensors(directory, "poison", stamp)
-    images, _ = _shared.dataset_images(dataset, root, True)
-    found = perception.measure(images[poison["indices"]], poison["delta"])
+    found = perception.measure(read_originals(directory, stamp, root), poison["delta"])
     table = pd.DataFrame({name: getattr(found, name) for name in ("linf", "l2", "psnr", "ssim", "changed_share")})
     return table.assign(number=np.arange(len(table)), training_image=poison["indices"])
 
@@ -65,12 +63,27 @@ def open_tensors(name: str, missing: str) -> tuple[dict[str, np.ndarray], int]:
         st.stop()
 
 
-def chart(figure: Any, key: str, **options: Any) -> Any:
-    return st.plotly_chart(figure, key=key, config=figures.SAVE, alt=figures.alt(figure), **options)
+def open_poison() -> tuple[dict[str, np.ndarray], int]:
+    """The run's poison and its stamp, or the end of the page with a sentence where there is no change to look at."""
+    if config.attack.name == "none":
+        st.info("This run has no attack: nothing was changed, and there is nothing to look for.")
+        st.stop()
+    poison, stamp = open_tensors("poison", f"Run {run.id} has no poison yet: it is {run.status().state}.")
+    if not len(poison["delta"]):
+        st.info(f"This run changed no image: poison fraction {config.threat.poison_fraction:g}.")
+        st.stop()
+    if _images.only_labels(run):
+        st.stop()
+    return poison, stamp
 
 
-def picture(content: np.ndarray, *, scale: int, caption: str, text: str, **options: Any) -> None:
-    st.image(pictures.png(content, scale=scale), caption=caption, output_format="PNG", alt=text, **options)
+def originals(stamp: int) -> np.ndarray:
+    """The poison images as they were, or the end of the page where the data set is not on this machine."""
+    try:
+        return read_originals(str(run.directory), stamp, str(_shared.data_root()))
+    except datasets.DatasetUnavailable as error:
+        _images.missing(config.dataset, error)
+        st.stop()
 
 
 def take(chart_key: str, key: str) -> None:
@@ -86,33 +99,9 @@ def keep_within(key: str, low: int, high: int) -> None:
         st.session_state[key] = low
 
 
-def colours() -> None:
-    with st.expander("What do the colours mean?", icon=":material/palette:"):
-        st.markdown(COLOURS)
-
-
-def magnification(key: str) -> tuple[float, str]:
-    """(end of the δ scale, words for the caption) as chosen."""
-    chosen = st.segmented_control(
-        "Magnify the difference δ",
-        ["×1", "×5", "×10", "full range"],
-        default="full range",
-        required=True,
-        key=key,
-        bind="query-params",
-    )
-    limit = (epsilon or 1e-3) if chosen == "full range" else 1 / int(str(chosen)[1:])
-    factor = f"{1 / limit:.3g}"
-    words = "δ is not magnified" if factor == "1" else f"δ is magnified ×{factor}"
-    return limit, f"{words}: the ends of its scale are ±{limit:g} (pixel units)"
-
-
 def one_image() -> None:
-    poison, stamp = open_tensors("poison", f"Run {run.id} has no poison yet: it is {run.status().state}.")
+    poison, stamp = open_poison()
     delta, indices = poison["delta"], poison["indices"]
-    if not len(delta):
-        st.info(f"This run changed no image: poison fraction {config.threat.poison_fraction:g}.")
-        return
     keep_within("poison_image", 0, len(delta) - 1)
     left, right = st.columns([1, 2], vertical_alignment="bottom")
     with left:
@@ -122,106 +111,36 @@ def one_image() -> None:
             )
         )
     with right:
-        limit, words = magnification("magnify")
+        limit, words = _one_image.magnification("magnify", epsilon)
     if not datasets.available(config.dataset, _shared.data_root()):
-        map_only = pictures.signed_colours(delta[k, 0], limit=limit)
-        picture(map_only, scale=10, caption=f"δ of poison image {k}. {words}.", text=f"Change of poison image {k}")
+        map_only = pictures.shown_changes(delta[k : k + 1], limit=limit)[0]
+        scale = pictures.enlargement(delta.shape[2], pixels=280)
+        picture(map_only, scale=scale, caption=f"δ of poison image {k}. {words}.", text=f"Change of poison image {k}")
         chart(perturbation_chart(str(run.directory), stamp, epsilon), "perturbations")
-    images, _ = _shared.images_of(run, train=True)
-    clean = images[indices[k], 0]
-    poisoned = clean + delta[k, 0]
+    clean = originals(stamp)[k]
+    poisoned = clean + delta[k]
     chart(image_figures.image_triple(clean, poisoned, limit=limit), "triple")
     st.caption(
-        f"Poison image {k} is training image {indices[k]} of digit {config.threat.target_class}, its label unchanged. "
-        f"Both pictures are on one grey scale from 0 to 1. {words}. Point at a pixel to read its exact values."
+        f"Poison image {k} is training image {indices[k]} of {target}, its label unchanged. Both pictures: "
+        f"{_images.value_words(delta)}. {words}; {_images.change_words(delta)}. Point at a pixel for its exact values."
     )
-    colours()
+    _one_image.colours()
     compare, numbers = st.columns([2, 3], gap="large")
     with compare:
-        comparator(clean, poisoned, k)
+        _one_image.comparator(clean, poisoned, k)
     with numbers:
-        numbers_of(k, measured(str(run.directory), stamp, config.dataset, str(_shared.data_root())))
+        _one_image.numbers_of(run, k, measured(str(run.directory), stamp, str(_shared.data_root())))
     chart(perturbation_chart(str(run.directory), stamp, epsilon), "perturbations")
     st.caption(
-        "All pixels of all poison images. An attack that uses its budget piles up at ±ε. The bar in the middle holds "
-        "pixels that (almost) did not change: mostly black ground that would have to become darker than black."
+        "All pixels (and colour channels) of all poison images. An attack that uses its budget piles up at ±ε. The bar "
+        "in the middle holds those that (almost) did not change, such as black ground that would have to become darker."
     )
-
-
-@st.fragment
-def comparator(clean: np.ndarray, poisoned: np.ndarray, k: int) -> None:
-    st.subheader("Can you see the difference?")
-    way = st.segmented_control(
-        "Compare by", ["Wipe", "Blink"], default="Wipe", required=True, key="compare", bind="query-params"
-    )
-    if way == "Blink":
-        chart(image_figures.blink(clean, poisoned), "blink")
-        st.caption("Blink switches once a second between the two images, in the same place. Stop ends it.")
-        return
-    position = st.slider(
-        "Columns from the clean image; the rest is poisoned", 0, clean.shape[1], clean.shape[1] // 2, key="wipe"
-    )
-    both = pictures.wipe(pictures.shades(clean), pictures.shades(poisoned), position=position)
-    picture(
-        both,
-        scale=12,
-        caption=f"Left {position} columns clean, right {clean.shape[1] - position} poisoned, true brightness",
-        text=f"Poison image {k}: {position} columns clean, then poisoned",
-        width=336,
-    )
-    st.caption("Move the slider, with the arrow keys too: what changes as the edge passes is the poison.")
-
-
-def numbers_of(k: int, table: pd.DataFrame) -> None:
-    """This image's numbers beside the set's and the controls'."""
-    st.subheader("How large is it?")
-    report = run.report or {}
-    recorded = {"all poison images": perception.summarise(_perturbation(table))}
-    controls = report.get("perturbation_controls") or {}
-    recorded |= {f"{ARM_STYLE[arm].name} control": controls[arm] for arm in CONTROLS if controls.get(arm)}
-    row = table.loc[k]
-    lines = [[f"poison image {k}", row["linf"], row["l2"], row["psnr"], row["ssim"], row["changed_share"]]]
-    names = ("linf_max", "l2_mean", "psnr_mean", "ssim_mean", "changed_share")
-    lines += [[name, *(values.get(key) for key in names)] for name, values in recorded.items()]
-    frame = pd.DataFrame(lines, columns=["", "L∞", "L2", "PSNR (dB)", "SSIM", "changed"]).replace(np.inf, np.nan)
-    st.dataframe(
-        frame,
-        hide_index=True,
-        column_config={
-            "L∞": st.column_config.NumberColumn(format="%.4f", help="largest change of a pixel, pixel units"),
-            "L2": st.column_config.NumberColumn(format="%.3f", help="Euclidean length of δ, pixel units"),
-            "PSNR (dB)": st.column_config.NumberColumn(format="%.1f", help="higher: less visible"),
-            "SSIM": st.column_config.NumberColumn(format="%.3f", help="structural similarity, 1: identical"),
-            "changed": st.column_config.NumberColumn(format="percent", help="share of pixels that changed at all"),
-        },
-        alt="Size of the change: this image, all poison images, and the controls",
-    )
-    st.caption(
-        "L∞ of a set is its maximum, the rest are means over its images. The controls are a random perturbation of the "
-        "same L∞ budget and the poison with its signs shuffled. Both are cut where a pixel would leave [0, 1], half of "
-        "the time on black ground, so their L2 is smaller. Their images are not recorded, only these numbers."
-        f"{rounding()}"
-    )
-
-
-def _perturbation(table: pd.DataFrame) -> perception.Perturbation:
-    columns = ("linf", "l2", "psnr", "ssim", "changed_share")
-    return perception.Perturbation(**{name: table[name].to_numpy() for name in columns})
-
-
-def rounding() -> str:
-    """Published copies hold δ as 16-bit floats, which a reader of the numbers should know."""
-    published = run.directory.parent == GALLERY
-    return " In this published copy, changes are rounded to 16-bit floats (to 0.00003 at most)." if published else ""
 
 
 def all_images() -> None:
-    poison, stamp = open_tensors("poison", f"Run {run.id} has no poison yet: it is {run.status().state}.")
-    if not len(poison["delta"]):
-        st.info(f"This run changed no image: poison fraction {config.threat.poison_fraction:g}.")
-        return
-    images, _ = _shared.images_of(run, train=True)
-    table = measured(str(run.directory), stamp, config.dataset, str(_shared.data_root()))
+    poison, stamp = open_poison()
+    x_clean = originals(stamp)
+    table = measured(str(run.directory), stamp, str(_shared.data_root()))
     left, middle, right = st.columns([2, 2, 1], vertical_alignment="bottom")
     with left:
         order = str(st.selectbox("Sort by", list(SORTS), key="sort", bind="query-params"))
@@ -236,11 +155,11 @@ def all_images() -> None:
         : COLUMNS * ROWS
     ]
     chosen = part["number"].to_numpy()
-    clean = images[poison["indices"][chosen], 0]
+    clean, change = x_clean[chosen], poison["delta"][chosen]
     tiles = {
-        "poisoned": lambda: pictures.shades(clean + poison["delta"][chosen, 0]),
-        "clean": lambda: pictures.shades(clean),
-        "δ": lambda: pictures.signed_colours(poison["delta"][chosen, 0], limit=epsilon or 1e-3),
+        "poisoned": lambda: pictures.shown(clean + change),
+        "clean": lambda: pictures.shown(clean),
+        "δ": lambda: pictures.shown_changes(change, limit=epsilon or 1e-3),
     }[str(shown)]()
     hover = [
         f"poison image {row.number} (training image {row.training_image})<br>L∞ {row.linf:.4f}, L2 {row.l2:.3f}<br>"
@@ -256,9 +175,9 @@ def all_images() -> None:
     st.markdown(
         f"**Poison image {k}**: L2 {table['l2'][k]:.3f}, L∞ {table['linf'][k]:.4f}, SSIM {table['ssim'][k]:.3f}"
     )
-    one = images[poison["indices"][k], 0]
-    chart(image_figures.image_triple(one, one + poison["delta"][k, 0], limit=epsilon or 1e-3), "chosen_triple")
-    colours()
+    other = x_clean[k] + poison["delta"][k]
+    chart(image_figures.image_triple(x_clean[k], other, limit=epsilon or 1e-3), "chosen_triple")
+    _one_image.colours()
 
 
 def page_number(key: str, count: int) -> int:
@@ -269,7 +188,8 @@ def page_number(key: str, count: int) -> int:
 
 def wall(tiles: np.ndarray, numbers: np.ndarray, hover: list[str], key: str, chooses: str) -> None:
     rows = max(1, -(-len(tiles) // COLUMNS))
-    content = pictures.png(pictures.mosaic(tiles, columns=COLUMNS), scale=3)
+    scale = pictures.enlargement(tiles.shape[1], pixels=84)
+    content = pictures.png(pictures.mosaic(tiles, columns=COLUMNS), scale=scale)
     figure = image_figures.picture_wall(
         content,
         columns=COLUMNS,
@@ -283,19 +203,22 @@ def wall(tiles: np.ndarray, numbers: np.ndarray, hover: list[str], key: str, cho
 
 def evolution() -> None:
     records = run.metrics("attack")
-    if records:
+    if records and records[-1]["steps"] == 1:
+        st.info(f"{_words.attack_of(config).name}: made at once, in a single step. There is no way to watch.")
+    elif records:
         chart(attack_figures.attack_losses(records, config.attack.restart_every), "losses")
         st.caption(
             "Upper loss: the attacker's, the soft radius of the target class on held-out images, to go down. It is a "
             "loss, not a certificate. Lower loss: the surrogate's training loss. Relative residual: how far the linear "
             "system behind the hypergradient is from solved; below 1 the solver helps, above it does not."
         )
+    open_poison()
     found, _ = open_tensors("evolution", "This run recorded no evolution: its poison was reused from an earlier run.")
     if not len(found["steps"]) or not found["delta"].shape[1]:
         st.info("This run changed no image, so there is nothing to watch.")
         return
     step_by_step(found, {record["step"]: record for record in records})
-    colours()
+    _one_image.colours()
 
 
 @st.fragment
@@ -308,26 +231,25 @@ def step_by_step(found: dict[str, np.ndarray], records: dict[int, dict[str, Any]
     with left:
         step = st.select_slider("After upper step", steps, value=steps[-1], key="step") if len(steps) > 1 else steps[0]
     with right:
-        limit, words = magnification("magnify_steps")
+        limit, words = _one_image.magnification("magnify_steps", epsilon)
     if facts := records.get(step):
         st.markdown(
             f"After step **{step}** of {facts['steps']}: mean |δ| **{facts['mean_size']:.4f}** (pixel units), "
             f"**{facts['share_at_epsilon']:.0%}** of pixels at the budget ε, over all poison images."
         )
-    now = found["delta"][steps.index(step), :, 0]
-    maps = pictures.mosaic(pictures.signed_colours(now, limit=limit), columns=4)
+    now = found["delta"][steps.index(step)]
+    maps = pictures.mosaic(pictures.shown_changes(now, limit=limit), columns=4)
+    scale = pictures.enlargement(now.shape[2], pixels=_images.TILE)
     places = st.columns(2)
     with places[1]:
-        picture(maps, scale=4, caption=f"Their δ. {words}.", text=f"δ after step {step}", width="stretch")
+        picture(maps, scale=scale, caption=f"Their δ. {words}.", text=f"δ after step {step}", width="stretch")
     with places[0]:
-        poison, _ = open_tensors("poison", "The poison itself is not written yet.")
-        images, _ = _shared.images_of(run, train=True)
-        poisoned = images[poison["indices"][: len(now)], 0] + now
-        grey = pictures.mosaic(pictures.shades(poisoned), columns=4)
+        _, stamp = open_poison()
+        poisoned = originals(stamp)[: len(now)] + now
         picture(
-            grey,
-            scale=4,
-            caption=f"The first {len(now)} poison images after upper step {step}, grey scale 0 to 1",
+            pictures.mosaic(pictures.shown(poisoned), columns=4),
+            scale=scale,
+            caption=f"The first {len(now)} poison images after upper step {step}; {_images.value_words(now)}",
             text=f"Poisoned images after step {step}",
             width="stretch",
         )
@@ -335,11 +257,14 @@ def step_by_step(found: dict[str, np.ndarray], records: dict[int, dict[str, Any]
 
 def test_images() -> None:
     table = _shared.open_certificates(run)
-    digit = config.threat.target_class
     means = figures.radii_by_image(table, config)
     arms = [arm for arm in ARM_STYLE if arm in means.columns]
     if not {"clean", "poisoned"} <= set(arms):
-        st.info("Radius lost needs certificates of clean and poisoned victims; this partial run lacks one of them.")
+        st.info(
+            "This run has no attack, so no image lost radius."
+            if config.attack.name == "none"
+            else "Radius lost needs certificates of clean and poisoned victims; this partial run lacks one of them."
+        )
         st.stop()
     means["lost"] = means["clean"] - means["poisoned"]
     means = means.dropna(subset=["lost"]).sort_values("lost", ascending=False, kind="stable")
@@ -351,7 +276,7 @@ def test_images() -> None:
     with right:
         number = page_number("test_page", len(means))
     st.markdown(
-        f"**{len(means)} test images of digit {digit}**, those that lost most first: mean radius of clean victims "
+        f"**{len(means)} test images of {target}**, those that lost most first: mean radius of clean victims "
         "minus mean radius of poisoned victims (L2, pixel units; wrong or abstaining counts as 0)."
     )
     part = means.iloc[number * COLUMNS * ROWS :][: COLUMNS * ROWS]
@@ -359,12 +284,12 @@ def test_images() -> None:
         st.info("No image did.")
         return
     if datasets.available(config.dataset, _shared.data_root()):
-        images, _ = _shared.images_of(run, train=False)
+        images, _ = _images.images_of(run, train=False)
         hover = [
             f"test image {image}<br>clean {row['clean']:.3f}, poisoned {row['poisoned']:.3f}<br>lost {row['lost']:+.3f}"
             for image, row in part.iterrows()
         ]
-        tiles = pictures.shades(images[part.index.to_numpy(), 0])
+        tiles = pictures.shown(images[part.index.to_numpy()])
         wall(tiles, part.index.to_numpy(), hover, "test_wall", "test_image")
         chosen = st.session_state.get("test_image")
         st.caption(
@@ -385,12 +310,12 @@ def test_images() -> None:
     victims = metrics.correct_radius(table).groupby([table["arm"], table["victim"]]).size()
     st.caption(f"Means over {len(victims['clean'])} clean and {len(victims['poisoned'])} poisoned victims.")
     if not datasets.available(config.dataset, _shared.data_root()):
-        _shared.images_of(run, train=False)
+        _images.images_of(run, train=False)
 
 
 run = _shared.open_run()
 config = run.config
-epsilon = config.threat.epsilon
+epsilon, target = config.threat.epsilon, _shared.target_of(run)
 st.title("Inspect")
 st.caption(_shared.limits_line(run))
 view = st.segmented_control(

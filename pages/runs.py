@@ -12,7 +12,7 @@ import streamlit as st
 from engine import figures, jobs, records
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
-from pages import _comparison, _shared
+from pages import _comparison, _form, _shared, _words
 
 VOTES = ("selection_votes", "estimation_votes")
 
@@ -48,6 +48,10 @@ def open_selected() -> None:
         _shared.choose(st.session_state["history ids"][place])
 
 
+def attack_name(attack: str | None) -> str | None:
+    return _words.ATTACKS[attack].name.partition(" (")[0] if attack in _words.ATTACKS else attack
+
+
 def history(rows: list[dict[str, Any]]) -> None:
     table = pd.DataFrame(
         {
@@ -55,12 +59,15 @@ def history(rows: list[dict[str, Any]]) -> None:
                 ("★ " if row["starred"] else "") + (row["name"] or row["preset"] or "own settings") for row in rows
             ],
             "state": [f"{row['state']}, example" if row["example"] else row["state"] for row in rows],
-            "digit": [row["target_class"] for row in rows],
+            "class": [None if row["attack"] == "none" else row["target_name"] for row in rows],
+            "attack": [attack_name(row["attack"]) for row in rows],
+            "procedure": [_words.PROCEDURE_NAMES.get(row["procedure"], row["procedure"]) for row in rows],
+            "architecture": [_words.ARCHITECTURE_NAMES.get(row["architecture"], row["architecture"]) for row in rows],
             "ε (L∞)": [row["epsilon"] for row in rows],
             "σ": [row["sigma"] for row in rows],
             "drop": [row["drop_poisoned"] for row in rows],
             "noise": [row["drop_random_noise"] for row in rows],
-            "data set": [row["dataset"] for row in rows],
+            "data set": [_words.dataset_name(row["dataset"] or "") for row in rows],
             "seed": [row["seed"] for row in rows],
             "victims": [row["victim_seeds"] for row in rows],
             "started": [_shared.moment(row["submitted"]) for row in rows],
@@ -82,7 +89,7 @@ def history(rows: list[dict[str, Any]]) -> None:
             "ε (L∞)": number(format="%g"),
             "σ": number(format="%g"),
             "drop": number(
-                "drop, poisoned", format="percent", help="Of the target digit's ACR, mean over victim seeds."
+                "drop, poisoned", format="percent", help="Of the target class's ACR, mean over victim seeds."
             ),
             "noise": number("drop, random noise", format="percent", help="Of the control at the same ε (L∞)."),
             "victims": number("victims an arm"),
@@ -93,7 +100,7 @@ def history(rows: list[dict[str, Any]]) -> None:
     st.caption(
         f"Tick a row to open its run. {len(rows)} runs; yours use {own / 1e6:.1f} MB in {_shared.runs_root()} (stages "
         "that runs share are "
-        "counted for each of them). Drop: 1 − ACR(arm)/ACR(clean) of the target digit, L2 radii, victims of the same "
+        "counted for each of them). Drop: 1 − ACR(arm)/ACR(clean) of the target class, L2 radii, victims of the same "
         "seed."
     )
 
@@ -124,7 +131,7 @@ def delete(run: Run) -> None:
 
 def open_run_section(run: Run) -> None:
     status = run.status()
-    st.caption(_shared.settings_line(run.config))
+    st.caption(_shared.settings_line(run))
     st.markdown(f"State: **{status.state}**" + (f" ({status.error})" if status.error else ""))
     links = st.container(horizontal=True)
     with links:
@@ -193,9 +200,7 @@ def command_of(run: Run) -> str:
     if preset in PRESETS and PRESETS[preset].config == run.config:
         return f"python -m engine run --preset {preset}"
     base = preset if preset in PRESETS else "quick" if run.config.dataset == "mnist" else "smoke"
-    mine, theirs = _comparison.flat(run.config), _comparison.flat(PRESETS[base].config)
-    changed = [f"--set {k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in mine.items() if v != theirs[k]]
-    return " ".join([f"python -m engine run --preset {base}", *changed])
+    return _form.command(base, _form.changes(_form.values_of(run.config), PRESETS[base].config))
 
 
 def certificates_csv(run: Run) -> bytes:
@@ -213,8 +218,8 @@ def figures_html(run: Run) -> bytes:
     assert table is not None
     made = [
         figures.acr_by_arm(report),
-        figures.certified_accuracy(table, config, "target"),
-        figures.radius_histogram(table, config, "target"),
+        figures.certified_accuracy(table, config, target=_shared.target_of(run)),
+        figures.radius_histogram(table, config, target=_shared.target_of(run)),
     ]
     parts = [figure.to_html(full_html=False, include_plotlyjs=position == 0) for position, figure in enumerate(made)]
     text = f"<p>{_shared.headline(report).replace('**', '')} {_shared.numbers_line(report)}</p>"

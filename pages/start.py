@@ -1,11 +1,13 @@
 """Start: what poisoning did to certified radii, told from a finished run, with nothing to click."""
 
+from typing import Any
+
 import numpy as np
 import streamlit as st
 
 from engine import figures
 from engine.records import Run
-from pages import _shared
+from pages import _images, _shared, _words
 
 SHOWN_IMAGES = 8
 
@@ -24,29 +26,45 @@ def story_of() -> Run | None:
 
 
 def what_happened(run: Run) -> None:
-    config, report = run.config, run.report or {}
-    threat, poison = config.threat, run.tensors("poison")
-    count = "the" if poison is None else f"{len(poison['indices'])}"
-    share = "all" if threat.poison_fraction == 1 else f"{threat.poison_fraction:.0%} of"
-    st.markdown(
-        f"Somebody changed **{count} training images of digit {threat.target_class}** ({share} that the victims see), "
-        f"no pixel by more than **ε = {threat.epsilon:g}** (L∞, pixel units of [0, 1]), and no label at all. "
-        f"{_shared.headline(report)} The certificates are still valid, and worth less."
-    )
+    report, attack = run.report or {}, _words.attack_of(run.config)
+    if run.config.attack.name == "none":
+        st.markdown(f"Nobody changed anything in this run. {_shared.headline(report)}")
+    elif attack.labels:
+        st.markdown(f"Somebody gave {images_changed(run)} **wrong labels**, as anyone can see. {worth_less(report)}")
+    else:
+        st.markdown(
+            f"Somebody changed {images_changed(run)}, no pixel by more than **ε = {run.config.threat.epsilon:g}** (L∞, "
+            f"pixel units of [0, 1]), and no label at all. {worth_less(report)}"
+        )
     st.caption(_shared.numbers_line(report))
 
 
+def images_changed(run: Run) -> str:
+    """How many, of which class, and which share of those that the victims see."""
+    threat, poison = run.config.threat, run.tensors("poison")
+    count = "the" if poison is None else f"{len(poison['indices'])}"
+    share = threat.poison_fraction * threat.attacker_share
+    part = "all" if share == 1 else f"{share:.0%} of those"
+    return f"**{count} training images of {_shared.target_of(run)}** ({part} that the victims see)"
+
+
+def worth_less(report: dict[str, Any]) -> str:
+    return f"{_shared.headline(report)} The certificates are still valid, and worth less."
+
+
 def images(run: Run) -> None:
-    st.subheader("Can you see it?")
     poison = run.tensors("poison")
     if poison is None or not len(poison["indices"]):
         st.caption("This run changed no image.")
         return
+    st.subheader("Can you see it?")
+    if _images.only_labels(run):
+        return
     delta = poison["delta"][:SHOWN_IMAGES].astype(np.float32)
-    x_clean = _shared.training_images(run, poison["indices"][:SHOWN_IMAGES])
+    x_clean = _images.training_images(run, poison["indices"][:SHOWN_IMAGES])
     if x_clean is None:
         return
-    _shared.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=len(delta))
+    _images.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=len(delta))
     st.caption(
         f"The first {len(delta)} poisoned training images. Each column is one image; the bottom row is what was added, "
         "magnified so that you can see it."
@@ -55,21 +73,21 @@ def images(run: Run) -> None:
 
 def charts(run: Run) -> None:
     left, right = st.columns(2)
-    report, table = run.report, _shared.open_certificates(run)
+    report, table, target = run.report, _shared.open_certificates(run), _shared.target_of(run)
     assert report is not None
     for column, figure, explanation in (
         (
             left,
             figures.acr_by_arm(report),
             "How far, on average, a test image can be moved (L2) before a certificate ends: lower is worse for the "
-            "defender. The target digit loses, the other digits hardly do. Two controls change the same images within "
-            "the same budget, but without the attack's direction.",
+            "defender. If an attack works, the target class loses and the others hardly do. Controls change the same "
+            "images within the same budget, but without the attack's direction.",
         ),
         (
             right,
-            figures.certified_accuracy(table, run.config, scope="target"),
-            "The share of the digit's test images that is classified correctly with a certificate of at least this "
-            'radius. The lower the dashed curve, the more the attack took. "Approximate": each certificate may be '
+            figures.certified_accuracy(table, run.config, target=target),
+            f"The share of the test images of {target} that is classified correctly with a certificate of at least "
+            'this radius. The lower the dashed curve, the more the attack took. "Approximate": each certificate may be '
             "wrong with probability α.",
         ),
     ):
@@ -93,8 +111,9 @@ def colours() -> None:
         ]
         st.markdown(
             "\n".join(lines)
-            + "\n- In pictures of changes, **orange** is brighter and **violet** is darker than the original, white is "
-            "unchanged, and the scale always ends at ±ε, so that strong and weak poison can be told apart.\n"
+            + "\n- In pictures of changes of grey images, **orange** is brighter and **violet** is darker than the "
+            "original, white is unchanged. In those of coloured images each channel is shown by itself, and mid-grey "
+            "is unchanged. The scale always ends at ±ε, so that strong and weak poison can be told apart.\n"
             "- The dotted grey line is the **cap**: with n draws no certificate can be larger. Colours never carry "
             "meaning alone: dashes, markers and patterns repeat it."
         )
@@ -109,7 +128,7 @@ def next_steps() -> None:
         ("pages/certify.py", "Understand a certificate", ":material/verified:",
          "From votes under noise to a radius, image by image; change α and n and see radii move."),
         ("pages/poison.py", "Poison something yourself", ":material/science:",
-         "Another digit, a smaller ε, fewer poisoned images: what is left of the effect?"),
+         "Another class, a smaller ε, fewer poisoned images, another attack: what is left of the effect?"),
     )  # fmt: skip
     for column, (page, label, icon, text) in zip(columns, steps, strict=True):
         with column.container(border=True):

@@ -1,0 +1,74 @@
+"""One test image's certificate: from votes under noise to a radius, and the noisy copies that are voted on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from scipy.special import ndtri
+
+from engine import datasets, pictures
+from engine.certification import ABSTAIN
+from engine.config import Config
+from engine.figures import ARM_STYLE
+from engine.records import Run
+from pages import _images
+
+NOISY = 6  # pictures shown, the image itself included
+
+
+def from_votes_to_radius(rows: pd.DataFrame, settings: Config, class_names: Sequence[str]) -> None:
+    """The chain of CERTIFY with this image's numbers."""
+    n, alpha, sigma = int(rows["n"].iloc[0]), settings.certification.alpha, settings.sigma
+    st.markdown("**From votes to radius**")
+    lines = []
+    for row in rows.itertuples():
+        right = row.prediction == row.label
+        verdict = "abstains" if row.prediction == ABSTAIN else "correct" if right else "wrong"
+        lines.append(
+            {
+                "arm": ARM_STYLE[row.arm].name,
+                "selected": class_names[row.selected_class] if class_names else row.selected_class,
+                "votes": f"{row.n_top:,} of {n:,}",
+                "p_lower": f"{row.p_lower:.4f}",
+                "radius": f"{row.radius:.3f}",
+                "answer": verdict,
+            }
+        )
+    st.dataframe(pd.DataFrame(lines), hide_index=True, alt="Votes, lower confidence bound and radius by arm")
+    for row in rows[rows["arm"].isin(["clean", "poisoned"])].itertuples():
+        name, k = ARM_STYLE[row.arm].name, int(row.n_top)
+        bound = rf"p_{{\text{{lower}}}} = \mathrm{{Beta}}^{{-1}}({alpha:g};\ {k},\ {n - k + 1}) = {row.p_lower:.4f}"
+        if row.p_lower > 0.5:
+            quantile = ndtri(row.p_lower)
+            value = (
+                rf"R = \sigma\,\Phi^{{-1}}(p_{{\text{{lower}}}}) = {sigma:g} \cdot {quantile:.3f} = {row.radius:.3f}"
+            )
+        else:
+            value = r"p_{\text{lower}} \le \tfrac12:\ \text{abstain},\ R = 0"
+        st.latex(rf"\text{{{name}: }}\ {bound} \\ {value}")
+    st.caption(
+        "p_lower: one-sided Clopper–Pearson bound, below the true share of votes with probability ≥ 1 − α. Radius: L2, "
+        "pixel units; within it the smoothed classifier's answer cannot change. Around a wrong answer it counts as 0."
+    )
+
+
+def noisy_pictures(run: Run, image: int, class_names: Sequence[str]) -> None:
+    """The image and a few noisy copies as a victim sees them; fresh noise, the same at each visit."""
+    images, labels = _images.images_of(run, train=False)
+    words = datasets.class_in_words(run.config.dataset, int(labels[image]), class_names)
+    rng = np.random.default_rng([run.config.seed % 2**32, image])
+    noisy = images[image] + run.config.sigma * rng.standard_normal((NOISY - 1, *images[image].shape))
+    tiles = pictures.shown(np.concatenate([images[image : image + 1], noisy]))
+    scale = pictures.enlargement(tiles.shape[1], pixels=_images.TILE)
+    st.image(
+        pictures.png(pictures.mosaic(tiles, columns=3), scale=scale),
+        caption=f"Test image {image}, {words}, and {NOISY - 1} noisy copies, σ = {run.config.sigma:g}",
+        output_format="PNG",
+        width="stretch",
+        alt=f"Test image {image} and noisy copies of it",
+    )
+    st.caption(
+        "Nobody changed this image. The base classifier votes on noisy copies such as these (drawn for this picture, "
+        "not the recorded ones, and cut to [0, 1] to be shown; classifiers see them uncut)."
+    )

@@ -1,0 +1,306 @@
+"""The form of the Poison page: every field of the configuration is a widget, and a query parameter of its name."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+from urllib.parse import urlencode
+
+import streamlit as st
+
+from engine import datasets
+from engine.config import (
+    FOLDER,
+    PROCEDURES,
+    TRAINING_IMAGES,
+    Config,
+    ConfigError,
+    ProcedureConfig,
+    Settings,
+    field_names,
+    with_overrides,
+)
+from engine.datasets import BUILT_IN, DatasetUnavailable, class_in_words
+from engine.presets import PRESETS
+from engine.records import Run
+from pages import _shared, _words
+
+LARGEST_INTEGER = 2**53 - 1  # that a browser's number field can hold
+NAMES = [name for name in field_names() if name != "protocol_version"]
+OPTIONAL = ("attack.procedure", "attack.sigma")  # null: as the victims
+HEADS = ("procedure", "attack.procedure")  # what has settings of a procedure below it
+LABELS = {
+    "dataset": "Data set",
+    "threat.target_class": "Target class",
+    "threat.epsilon": "Distortion budget ε (L∞, pixel units of [0, 1])",
+    "threat.poison_fraction": "Poison fraction (of the class's images in the attacker's hands)",
+    "threat.attacker_share": "Attacker's share (of all training images)",
+    "sigma": "Noise level σ (standard deviation, pixel units)",
+    "procedure": "Victims' training procedure",
+    "architecture": "Victims' architecture",
+    "attack.name": "Attack",
+    "attack.procedure": "Procedure that the attacker assumes",
+    "attack.sigma": "Noise level σ that the attacker assumes",
+    "attack.surrogate": "Architecture of the attacker's surrogates",
+    "training.fine_tune_epochs": "Fine-tuning epochs (0: from scratch)",
+    "controls": "Controls (arms beside clean and poisoned)",
+    "seed": "Seed (every random draw follows from it)",
+    "victim_seeds": "Victims for each arm (victim seeds)",
+}
+PLAIN = {  # code name → plain name, of choices
+    "procedure": _words.PROCEDURE_NAMES,
+    "attack.procedure": _words.PROCEDURE_NAMES,
+    "architecture": _words.ARCHITECTURE_NAMES,
+    "attack.surrogate": _words.ARCHITECTURE_NAMES,
+    "attack.name": {name: attack.name for name, attack in _words.ATTACKS.items()},
+    "controls": _words.CONTROL_NAMES,
+}
+STEPS = {"threat.epsilon": 0.01, "threat.poison_fraction": 0.1, "threat.attacker_share": 0.1, "sigma": 0.125}
+STEPS |= {"attack.sigma": 0.125}
+
+
+def key_of(name: str) -> str:
+    return f"field {name}"
+
+
+def chosen(name: str) -> Any:
+    """What the form says now."""
+    return st.session_state.get(key_of(name))
+
+
+def value_of(config: Config, name: str) -> Any:
+    """The field's value as its widget has it: a procedure by its name."""
+    value: Any = config
+    for part in name.split("."):
+        value = None if value is None else getattr(value, part)
+    return value.name if isinstance(value, ProcedureConfig) else value
+
+
+# --- filling it ---
+
+
+def fill(config: Config) -> None:
+    for name in NAMES:
+        value = value_of(config, name)
+        st.session_state[key_of(name)] = list(value) if isinstance(value, tuple) else value
+
+
+def fill_from_preset() -> None:
+    fill(PRESETS[st.session_state["preset"]].config)
+
+
+def fill_from_run(run: Run) -> None:
+    """Callback: the run's settings, as the start of a what-if."""
+    preset = run.request.get("preset")
+    st.session_state["preset"] = preset if preset in PRESETS else default_preset()
+    fill(run.config)
+
+
+def default_preset() -> str:
+    return "quick" if _shared.default_dataset() == "mnist" else "smoke"
+
+
+def begin() -> None:
+    """Once per session, and whenever a link asks for it: preset and fields from the address, else the default."""
+    asked = {name: st.query_params[name] for name in ("preset", *field_names()) if name in st.query_params}
+    if key_of("seed") in st.session_state and st.session_state.get("asked", {}) == asked:
+        return
+    st.session_state["asked"] = dict(asked)
+    preset = asked.pop("preset", default_preset())
+    st.session_state.pop("link problem", None)
+    if preset not in PRESETS:
+        st.session_state["link problem"] = f"there is no preset {preset[:40]!r}; the presets are {', '.join(PRESETS)}"
+        preset = default_preset()
+    config = PRESETS[preset].config
+    try:
+        config = with_overrides(config, [f"{name}={text}" for name, text in asked.items()])
+    except ConfigError as error:
+        st.session_state["link problem"] = str(error)
+    st.session_state["preset"] = preset
+    fill(config)
+
+
+def take_procedure(head: str) -> None:
+    """Callback: another procedure comes with its own settings as they are by default."""
+    if (name := chosen(head)) is not None:
+        for setting, value in ProcedureConfig(name=name).model_dump(exclude={"name"}).items():
+            st.session_state[key_of(f"{head}.{setting}")] = value
+
+
+def take_dataset() -> None:
+    """Callback: another data set may have fewer classes and images."""
+    dataset = chosen("dataset")
+    if (classes := len(class_names(dataset))) and chosen("threat.target_class") >= classes:
+        st.session_state[key_of("threat.target_class")] = 0
+    images = training_images(dataset)
+    if images and chosen("data.train_size") + chosen("data.validation_size") > images:
+        train = max(100, 2 * images // 3)
+        st.session_state[key_of("data.train_size")] = train
+        st.session_state[key_of("data.validation_size")] = max(50, images - train)
+        st.session_state[key_of("training.batch_size")] = min(chosen("training.batch_size"), train)
+
+
+# --- reading it ---
+
+
+def overrides() -> list[str]:
+    """The form's fields that differ from the preset, as --set takes them."""
+    return changes({name: chosen(name) for name in NAMES}, PRESETS[st.session_state["preset"]].config)
+
+
+def changes(values: dict[str, Any], preset: Config) -> list[str]:
+    """The fields (see `value_of`) that differ from the preset's, as --set takes them."""
+    changed = []
+    for name, value in values.items():
+        before = value_of(preset, name)
+        head, _, setting = name.rpartition(".")
+        if head in HEADS:
+            procedure = values[head]
+            if setting not in PROCEDURES.get(procedure, {}):
+                continue
+            if procedure != value_of(preset, head):
+                before = PROCEDURES[procedure][setting]
+        if name == "controls":
+            value, before = [each for each in _words.CONTROL_NAMES if each in value], list(before)
+        if value != before and (value is not None or name in OPTIONAL):
+            changed.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+    return changed
+
+
+def values_of(config: Config) -> dict[str, Any]:
+    """Every field that can be chosen, by its dotted name."""
+    return {name: value_of(config, name) for name in NAMES}
+
+
+def command(preset: str, changed: list[str]) -> str:
+    """The command line that runs the same."""
+    return " ".join(["python -m engine run --preset", preset, *(f"--set {shlex.quote(item)}" for item in changed)])
+
+
+def link(preset: str, changed: list[str]) -> str:
+    """The address, within the app, of the form filled in this way."""
+    fields = [(name, value) for name, _, value in (item.partition("=") for item in changed)]
+    return "/poison?" + urlencode([("preset", preset), *fields])
+
+
+def config() -> Config:
+    """Raises: ConfigError; DatasetUnavailable, of a folder that does not fit."""
+    found = with_overrides(PRESETS[st.session_state["preset"]].config, overrides())
+    datasets.check(found, _shared.data_root())
+    return found
+
+
+# --- its widgets ---
+
+
+def widget(name: str) -> None:
+    """The widget of one field. The browser's bounds are a help only: `config` checks everything again."""
+    field, annotation = _field(name)
+    last = name.rpartition(".")[2]
+    label = LABELS.get(name) or (_words.SETTING_NAMES.get(last) if name.rpartition(".")[0] in HEADS else last)
+    options: dict[str, Any] = dict(
+        label=label, key=key_of(name), help=f"{field.description or last} (`{name}`)", persist_state="session"
+    )
+    if name == "controls":
+        st.pills(options=list(_words.CONTROL_NAMES), selection_mode="multi", format_func=_plain(name), **options)
+    elif name == "dataset":
+        st.selectbox(options=known_datasets(), format_func=_words.dataset_name, on_change=take_dataset, **options)
+    elif name == "threat.target_class":
+        dataset = chosen("dataset")
+        names = class_names(dataset)
+        known = range(max(len(names) or 10, chosen(name) + 1))
+        st.selectbox(options=list(known), format_func=lambda k: class_in_words(dataset, k, names), **options)
+    elif name in HEADS:
+        unset = [None] if name in OPTIONAL else []
+        st.selectbox(
+            options=[*unset, *PROCEDURES], format_func=_plain(name), on_change=take_procedure, args=(name,), **options
+        )
+    elif get_origin(annotation) is Literal:
+        st.selectbox(options=list(get_args(annotation)), format_func=_plain(name), **options)
+    elif annotation is bool:
+        st.checkbox(**options)
+    else:
+        _number(name, field, annotation, options)
+
+
+def settings_of(head: str) -> list[str]:
+    """The fields below a procedure that it takes."""
+    return [f"{head}.{setting}" for setting in PROCEDURES.get(chosen(head), {})]
+
+
+def widgets(names: list[str], *, columns: int) -> None:
+    places = st.columns(columns)
+    for position, name in enumerate(names):
+        with places[position % columns]:
+            widget(name)
+
+
+def known_datasets() -> list[str]:
+    found = [*BUILT_IN, *folders(str(_shared.data_root()))]
+    return found if chosen("dataset") in found else [*found, chosen("dataset")]
+
+
+@st.cache_data(ttl=20, show_spinner=False)
+def folders(root: str) -> list[str]:
+    """Folders under the data root that look like images of one's own: two or more folders in each."""
+    return [f"{FOLDER}{name}" for name in datasets.folders(Path(root))]
+
+
+def class_names(dataset: str) -> tuple[str, ...]:
+    """The names of its classes, or none where it cannot be read."""
+    try:
+        return datasets.class_names(dataset, _shared.data_root())
+    except DatasetUnavailable:
+        return ()
+
+
+def training_images(dataset: str) -> int | None:
+    if (own := datasets.folder_of(dataset, _shared.data_root())) is None:
+        return TRAINING_IMAGES[dataset]
+    try:
+        return datasets.folder.contents(own).count(train=True)
+    except DatasetUnavailable:
+        return None
+
+
+def _plain(name: str) -> Any:
+    names = PLAIN.get(name, {})
+    return lambda value: "as the victims" if value is None else names.get(value, value)
+
+
+def _number(name: str, field: Any, annotation: Any, options: dict[str, Any]) -> None:
+    whole = annotation is int
+    low, high = (int(limit) if whole else float(limit) for limit in _bounds(field))
+    if name in OPTIONAL:
+        options |= dict(value=None, placeholder="as the victims")
+    st.number_input(
+        min_value=low,
+        max_value=high,
+        step=1 if whole else STEPS.get(name, 0.001),
+        format=None if whole else "%g",
+        **options,
+    )
+
+
+def _bounds(field: Any) -> tuple[float, float]:
+    """What the field's own limits allow, as far as a number field of a browser can hold it."""
+    low, high = 0.0, float(LARGEST_INTEGER)
+    for limit in field.metadata:
+        low = max(low, getattr(limit, "ge", low), getattr(limit, "gt", low))
+        high = min(high, getattr(limit, "le", high), getattr(limit, "lt", high))
+    return low, high
+
+
+def _field(name: str) -> tuple[Any, Any]:
+    """(pydantic field, its type without None)."""
+    settings: Any = Config
+    for part in name.split("."):
+        field = settings.model_fields[part]
+        settings = next((kind for kind in (field.annotation, *get_args(field.annotation)) if _is_settings(kind)), None)
+    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+    optional = type(None) in get_args(field.annotation)
+    return field, kinds[0] if optional else field.annotation
+
+
+def _is_settings(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Settings)

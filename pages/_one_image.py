@@ -1,0 +1,123 @@
+"""One poison image closely: scales and what they mean, wipe and blink, and its size in numbers."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from engine import figures, image_figures, perception, pictures
+from engine.figures import ARM_STYLE
+from engine.records import CONTROLS, GALLERY, Run
+
+COLOURS = """
+- **Images**: black is 0, white is 1 (of a coloured image: of each of red, green and blue), for every image alike. No
+  picture is brightened or stretched by itself.
+- **Difference δ = poisoned − clean** of grey images: orange pixels became brighter, violet ones darker, white ones did
+  not change. Of coloured images each channel is shown by itself: mid-grey pixels did not change, and there is more red,
+  green or blue where that channel rose, less where it fell.
+- **The scale of δ**: zero is always in the middle, and its ends depend on the budget ε and on the magnification only,
+  never on the image, so that two images' maps can be compared.
+- **Magnification**: ×1 draws δ on a scale as long as the images' own (±1), so that it looks as faint as it is; ×5 and
+  ×10 enlarge it; *full range* ends the scale at ±ε.
+- All values are in pixel units of [0, 1]; ε bounds the change of every pixel (L∞).
+"""
+
+
+def chart(figure: Any, key: str, **options: Any) -> Any:
+    return st.plotly_chart(figure, key=key, config=figures.SAVE, alt=figures.alt(figure), **options)
+
+
+def picture(content: np.ndarray, *, scale: int, caption: str, text: str, **options: Any) -> None:
+    st.image(pictures.png(content, scale=scale), caption=caption, output_format="PNG", alt=text, **options)
+
+
+def colours() -> None:
+    with st.expander("What do the colours mean?", icon=":material/palette:"):
+        st.markdown(COLOURS)
+
+
+def magnification(key: str, epsilon: float) -> tuple[float, str]:
+    """(end of the δ scale, words for the caption) as chosen."""
+    chosen = st.segmented_control(
+        "Magnify the difference δ",
+        ["×1", "×5", "×10", "full range"],
+        default="full range",
+        required=True,
+        key=key,
+        bind="query-params",
+    )
+    limit = (epsilon or 1e-3) if chosen == "full range" else 1 / int(str(chosen)[1:])
+    factor = f"{1 / limit:.3g}"
+    words = "δ is not magnified" if factor == "1" else f"δ is magnified ×{factor}"
+    return limit, f"{words}: the ends of its scale are ±{limit:g} (pixel units)"
+
+
+@st.fragment
+def comparator(clean: np.ndarray, poisoned: np.ndarray, k: int) -> None:
+    """One place for two images [C, H, W]: an edge that wipes over them, or a blink."""
+    st.subheader("Can you see the difference?")
+    way = st.segmented_control(
+        "Compare by", ["Wipe", "Blink"], default="Wipe", required=True, key="compare", bind="query-params"
+    )
+    if way == "Blink":
+        chart(image_figures.blink(clean, poisoned), "blink")
+        st.caption("Blink switches once a second between the two images, in the same place. Stop ends it.")
+        return
+    height, width = clean.shape[1:]
+    if not 0 <= st.session_state.get("wipe", 0) <= width:
+        del st.session_state["wipe"]  # of a larger image
+    position = st.slider("Columns from the clean image; the rest is poisoned", 0, width, width // 2, key="wipe")
+    both = pictures.wipe(*pictures.shown(np.stack([clean, poisoned])), position=position)
+    scale = pictures.enlargement(height, pixels=336)
+    picture(
+        both,
+        scale=scale,
+        caption=f"Left {position} columns clean, right {width - position} poisoned, true brightness",
+        text=f"Poison image {k}: {position} columns clean, then poisoned",
+        width=scale * width,
+    )
+    st.caption("Move the slider, with the arrow keys too: what changes as the edge passes is the poison.")
+
+
+def numbers_of(run: Run, k: int, table: pd.DataFrame) -> None:
+    """This image's numbers beside the set's and the controls'."""
+    st.subheader("How large is it?")
+    report = run.report or {}
+    recorded = {"all poison images": perception.summarise(_perturbation(table))}
+    controls = report.get("perturbation_controls") or {}
+    recorded |= {f"{ARM_STYLE[arm].name} control": controls[arm] for arm in CONTROLS if controls.get(arm)}
+    row = table.loc[k]
+    lines = [[f"poison image {k}", row["linf"], row["l2"], row["psnr"], row["ssim"], row["changed_share"]]]
+    names = ("linf_max", "l2_mean", "psnr_mean", "ssim_mean", "changed_share")
+    lines += [[name, *(values.get(key) for key in names)] for name, values in recorded.items()]
+    frame = pd.DataFrame(lines, columns=["", "L∞", "L2", "PSNR (dB)", "SSIM", "changed"]).replace(np.inf, np.nan)
+    st.dataframe(
+        frame,
+        hide_index=True,
+        column_config={
+            "L∞": st.column_config.NumberColumn(format="%.4f", help="largest change of a pixel, pixel units"),
+            "L2": st.column_config.NumberColumn(format="%.3f", help="Euclidean length of δ, pixel units"),
+            "PSNR (dB)": st.column_config.NumberColumn(format="%.1f", help="higher: less visible"),
+            "SSIM": st.column_config.NumberColumn(format="%.3f", help="structural similarity, 1: identical"),
+            "changed": st.column_config.NumberColumn(format="percent", help="share of pixels that changed at all"),
+        },
+        alt="Size of the change: this image, all poison images, and the controls",
+    )
+    st.caption(
+        "L∞ of a set is its maximum, the rest are means over its images. The controls are a random perturbation of the "
+        "same L∞ budget and the poison with its signs shuffled. Both are cut where a pixel would leave [0, 1], half of "
+        "the time on black ground, so their L2 is smaller. Their images are not recorded, only these numbers."
+        f"{rounding(run)}"
+    )
+
+
+def _perturbation(table: pd.DataFrame) -> perception.Perturbation:
+    columns = ("linf", "l2", "psnr", "ssim", "changed_share")
+    return perception.Perturbation(**{name: table[name].to_numpy() for name in columns})
+
+
+def rounding(run: Run) -> str:
+    """Published copies hold δ as 16-bit floats, which a reader of the numbers should know."""
+    published = run.directory.parent == GALLERY
+    return " In this published copy, changes are rounded to 16-bit floats (to 0.00003 at most)." if published else ""
