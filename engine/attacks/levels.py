@@ -30,7 +30,7 @@ from engine.augmentation import augment
 from engine.config import AttackConfig
 from engine.hypergradient import Loss
 from engine.models import with_weights
-from engine.smoothing import Classifier, gaussian_noise, noisy_logits, soft_radius
+from engine.smoothing import Classifier, gaussian_noise, noisy_copies, noisy_logits, soft_radius
 from engine.streams import stream
 from engine.threat import project_linf
 
@@ -60,8 +60,8 @@ class Levels:
 
     Noise and augmentation are fresh at every call of a loss, unless the settings fix one noise draw per image. Where
     the procedure has an adversary, its answer holds for the whole minibatch, and so do the draws that it answered.
-    The lower level uses the model as in training, the upper level and the adversary as it will be used; that matters
-    where there is batch normalisation.
+    Where there is batch normalisation, the lower level uses the batch's statistics, as training does; the upper level
+    and the adversary use running ones, as certification does, which each minibatch moves a little.
     """
 
     def __init__(self, problem: AttackProblem, config: AttackConfig, *, seed: int, generator: torch.Generator) -> None:
@@ -102,8 +102,9 @@ class Levels:
             return images, procedure.draw_noise(images, generator=generator), generator
 
         constants: tuple[Tensor, ...] = ()
-        if procedure.prepares:
+        if procedure.prepares or next(model.buffers(), None) is not None:
             images, noise, generator = drawn(x_poison)
+            _move_statistics(model, weights, noisy_copies(images, noise) if noise.shape[1] else images)
             f = with_weights(model.eval(), weights)
             constants = procedure.prepare(f, images, labels, noise, strength=strength, generator=generator)
 
@@ -136,6 +137,13 @@ class Levels:
             )
 
         return loss
+
+
+def _move_statistics(model: nn.Module, weights: Tensor, images: Tensor) -> None:
+    """Moves batch normalisation's running statistics towards those of these images [N, C, H, W] at these weights."""
+    nn.utils.vector_to_parameters(weights, model.parameters())
+    with torch.no_grad():
+        model.train()(images)
 
 
 def sample(population: int, size: int, *, generator: torch.Generator) -> Tensor:
