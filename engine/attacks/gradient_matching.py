@@ -19,8 +19,10 @@ from engine.hypergradient import ApproxGrad, Hypergradient, Loss, gradient
 
 
 def mismatch_slope(surrogate: ApproxGrad, lower: Loss, upper: Loss, x_poison: Tensor) -> Hypergradient:
-    """d (1 − cosine of the two losses' gradients in the weights) / d x_poison; PACD's direction at p = f_w / |f_w|,
-    but for the norm of g_w."""
+    """d (1 − cosine of g_w and f_w, both losses' gradients in the weights) / d x_poison.
+
+    PACD with p = f_w in place of the linear system's solution, but that it does not care how long g_w is.
+    """
     value, wanted = gradient(upper, surrogate.weights, x_poison)
     weights, x_poison = surrogate.weights.detach().requires_grad_(), x_poison.detach().requires_grad_()
     (found,) = grad(lower(weights, x_poison), weights, create_graph=True)
