@@ -1,7 +1,9 @@
 """Reading the data sets and splitting them."""
 
 import gzip
+import hashlib
 import struct
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import datasets
-from engine.config import TRAINING_IMAGES
+from engine.config import CLASSES, TRAINING_IMAGES
 from engine.data import LabelledImages, load, split
-from engine.datasets import DatasetUnavailable
+from engine.datasets import DatasetUnavailable, cifar10
 
 NAMES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 
@@ -142,6 +144,85 @@ def test_the_data_folder_is_the_projects_own_unless_the_environment_names_one(mo
     assert datasets.default_root() == Path(datasets.__file__).parents[2] / "data"
     monkeypatch.setenv("PACD_DATA", "/elsewhere")
     assert datasets.default_root() == Path("/elsewhere")
+
+
+def fake_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Six files of four records each, in CIFAR-10's binary layout; returns them: uint8 [24, 3073]."""
+    monkeypatch.setattr(cifar10, "RECORDS", 4)
+    records = np.random.default_rng(0).integers(0, 256, (24, 3073), np.uint8)
+    records[:, 0] %= 10
+    (root / "cifar-10-batches-bin").mkdir(parents=True)
+    names = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
+    for name, part in zip(names, records.reshape(6, 4, 3073), strict=True):
+        (root / "cifar-10-batches-bin" / name).write_bytes(part.tobytes())
+    return records
+
+
+def test_cifar10_is_read_from_its_binary_files(tmp_path, monkeypatch):
+    records = fake_cifar10(tmp_path, monkeypatch)
+    assert datasets.available("cifar10", tmp_path)
+    datasets.fetch("cifar10", tmp_path)  # nothing to do
+    for train, part in ((True, records[:20]), (False, records[20:])):
+        found = load("cifar10", tmp_path, train=train)
+        assert found.images.shape == (len(part), 3, 32, 32)
+        assert found.images.dtype == torch.float32
+        assert found.labels.tolist() == part[:, 0].tolist()
+        for channel, row, column in ((0, 0, 1), (1, 5, 0), (2, 31, 31)):  # red, green, blue; each row by row
+            expected = part[:, 1 + 1024 * channel + 32 * row + column].astype(np.float32) / 255
+            assert np.array_equal(found.images[:, channel, row, column].numpy(), expected)
+    some = datasets.read_training_images("cifar10", tmp_path, np.array([19, 0, 7]))
+    assert np.array_equal(some, datasets.read("cifar10", tmp_path, train=True)[0][[19, 0, 7]])
+    assert datasets.class_names("cifar10", tmp_path)[8] == "ship"  # the class that Mehra et al. attack
+    assert datasets.shape("cifar10", tmp_path) == (3, 32, 32)
+
+
+def test_cifar10_files_of_the_real_size_hold_50_000_and_10_000_images():
+    assert cifar10.RECORDS * cifar10.RECORD_BYTES == 30_730_000
+    assert TRAINING_IMAGES["cifar10"] == 5 * cifar10.RECORDS
+    assert set(CLASSES) == set(TRAINING_IMAGES) == set(datasets.DATASETS)
+    assert all(CLASSES[name] == len(datasets.class_names(name, Path("/nowhere"))) for name in CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"\0" * 3073 * 3, "must have 12292 bytes, and has 9219"), (b"\x0a" * 3073 * 4, "less than 10")],
+)
+def test_a_damaged_cifar10_file_is_named(tmp_path, monkeypatch, content, told):
+    fake_cifar10(tmp_path, monkeypatch)
+    path = tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin"
+    path.write_bytes(content)
+    with pytest.raises(DatasetUnavailable, match=told) as caught:
+        load("cifar10", tmp_path, train=True)
+    assert str(path) in str(caught.value)
+
+
+def test_cifar10s_pickled_version_is_not_read_and_it_is_said_why(tmp_path, monkeypatch):
+    def no_network(url: str, root: str, md5: str, remove_finished: bool) -> None:
+        assert url == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+        assert md5 == "c32a1d4ab5d03f1284b67883e8d87530"
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", no_network)
+    with pytest.raises(DatasetUnavailable, match="CIFAR-10 is not under"):
+        load("cifar10", tmp_path, train=True)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert not datasets.available("cifar10", tmp_path)
+    with pytest.raises(DatasetUnavailable) as caught:
+        datasets.fetch("cifar10", tmp_path)
+    for needed in ("cifar-10-batches-py", "pickles", "no route to host", "cifar-10-binary.tar.gz", "PACD_DATA"):
+        assert needed in str(caught.value)
+
+
+def test_cifar10_is_unpacked_where_it_is_read(tmp_path, monkeypatch):
+    """Through torchvision's own function, its checksum included, from an archive that is there already."""
+    fake_cifar10(tmp_path / "made", monkeypatch)
+    archive = tmp_path / "cifar-10-binary.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(tmp_path / "made" / "cifar-10-batches-bin", "cifar-10-batches-bin")
+    monkeypatch.setattr(cifar10, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    datasets.fetch("cifar10", tmp_path)
+    assert not archive.exists()
+    assert len(load("cifar10", tmp_path, train=True)) == 20
 
 
 @pytest.fixture(scope="module")

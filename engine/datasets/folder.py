@@ -8,7 +8,7 @@ they have one channel; else all have three.
 Departs: ImageFolder itself would import torch, for which pages would wait. Names that begin with a dot are passed over
     (systems leave such files about), and folders inside a class's folder and links are refused, where ImageFolder reads
     on: a folder of train/ and validation/ would pass for one of two classes, and a link may lead anywhere. The folder
-    itself may be a link. Transparency and more than 8 bits a channel are refused instead of being cut off.
+    itself may be a link. Transparency, CMYK and grey of 16 bits are refused instead of being converted.
 """
 
 import os

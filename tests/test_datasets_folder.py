@@ -1,0 +1,374 @@
+"""Your own images: what is read, what is refused, and the whole protocol on them."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import load_file
+
+from engine import datasets
+from engine.config import ConfigError
+from engine.datasets import DatasetUnavailable, folder
+from engine.records import Run
+
+
+def pixels(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def fill(where: Path, *, classes: tuple[str, ...] = ("cat", "dog"), count: int = 6, shape=(10, 12, 3)) -> Path:
+    for label, name in enumerate(classes):
+        for number in range(count):
+            save(where / name / f"{number}.png", pixels(*shape, seed=100 * label + number))
+    return where
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return fill(tmp_path / "own")
+
+
+def refusal(where: Path) -> str:
+    """The one line with which a folder is refused, whichever way it is asked for."""
+    dataset = f"folder:{where.name}"
+    with pytest.raises(DatasetUnavailable) as caught:
+        datasets.shape(dataset, where.parent)
+    with pytest.raises(DatasetUnavailable) as again:
+        datasets.read(dataset, where.parent, train=True)
+    assert str(again.value) == str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_fifth_image_of_a_class_is_for_testing(own):
+    found = {train: datasets.read("folder:own", own.parent, train=train) for train in (True, False)}
+    for train, numbers in ((True, [1, 2, 3, 4]), (False, [0, 5])):
+        images, labels = found[train]
+        assert images.shape == (2 * len(numbers), 3, 10, 12)
+        assert images.dtype == np.float32
+        assert labels.tolist() == [0] * len(numbers) + [1] * len(numbers)
+        written = [pixels(10, 12, 3, seed=100 * label + number) for label in (0, 1) for number in numbers]
+        assert np.array_equal(images, np.stack(written).transpose(0, 3, 1, 2).astype(np.float32) / 255)
+        assert not images.flags.writeable
+    assert datasets.class_names("folder:own", own.parent) == ("cat", "dog")
+    assert datasets.shape("folder:own", own.parent) == (3, 10, 12)
+    some = datasets.read_training_images("folder:own", own.parent, np.array([5, 0]))
+    assert np.array_equal(some, found[True][0][[5, 0]])
+
+
+def test_train_and_test_folders_are_taken_as_they_are(tmp_path):
+    own = fill(tmp_path / "own" / "train", count=3).parent
+    fill(own / "test", count=1)
+    fill(own / "validation", classes=("other",), count=1)
+    images, labels = datasets.read("folder:own", tmp_path, train=True)
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert datasets.read("folder:own", tmp_path, train=False)[1].tolist() == [0, 1]
+    assert np.array_equal(images[0], pixels(10, 12, 3).transpose(2, 0, 1).astype(np.float32) / 255)
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=8)
+@given(st.dictionaries(st.sampled_from(["a", "B", "10", "9", "z z", "é"]), st.integers(1, 12), min_size=2))
+def test_classes_and_order_are_those_of_torchvisions_image_folder(tmp_path_factory, counts):
+    from torchvision.datasets import ImageFolder
+
+    root = tmp_path_factory.mktemp("root")
+    for part in ("train", "test"):
+        for name, count in counts.items():
+            for number in range(count):
+                save(root / "own" / part / name / f"{number}.PNG", pixels(8, 8, seed=number))
+            (root / "own" / part / name / "notes.txt").write_text("no image")
+    theirs = ImageFolder(str(root / "own" / "train"))
+    found = folder.contents(root / "own")
+    assert list(found.class_names) == theirs.classes
+    assert [(str(path), label) for path, label in found.files[True]] == theirs.samples
+    assert [found.count(train=True, label=label) for label in range(len(counts))] == [
+        counts[name] for name in theirs.classes
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "channels"),
+    [(("L",), 1), (("1",), 1), (("L", "1"), 1), (("RGB",), 3), (("L", "RGB"), 3), (("P",), 3)],
+)
+def test_images_have_one_channel_only_if_all_are_grey(tmp_path, kinds, channels):
+    own, images = tmp_path / "own", []
+    for label in "ab":
+        for number in range(4):
+            image = Image.fromarray(pixels(9, 11, 3, seed=number)).convert(kinds[number % len(kinds)])
+            (own / label).mkdir(parents=True, exist_ok=True)
+            image.save(own / label / f"{number}.png")
+            images.append(np.asarray(image.convert("L" if channels == 1 else "RGB"), np.float32).reshape(9, 11, -1))
+    found = datasets.read("folder:own", tmp_path, train=True)[0]
+    assert found.shape == (6, channels, 9, 11)
+    assert np.array_equal(found[0], images[1].transpose(2, 0, 1) / 255)
+    assert float(found.max()) <= 1
+
+
+@pytest.mark.parametrize("ending", [each for each in folder.ENDINGS if each != ".pgm"])
+def test_every_kind_of_file_is_read(tmp_path, ending):
+    for name in ("a", "b"):
+        for number in (1, 2):
+            save(tmp_path / "own" / name / f"{number}{ending}", np.full((8, 9, 3), 51, np.uint8))
+    images = datasets.read("folder:own", tmp_path, train=True)[0]
+    assert images.shape == (2, 3, 8, 9)
+    assert np.abs(images - 0.2).max() < 0.02  # some are lossy
+
+
+def test_another_size_is_refused_and_both_are_named(own):
+    path = save(own / "dog" / "3.png", pixels(12, 10, 3))
+    text = refusal(own)
+    assert str(path) in text
+    assert "10×12 pixels" in text  # width first, as image editors have it
+    assert f"{own / 'cat' / '1.png'} has 12×10 pixels" in text
+
+
+@pytest.mark.parametrize("shape", [(7, 8, 3), (8, 97, 3), (200, 200, 3)])
+def test_images_too_small_or_too_large_are_refused(tmp_path, shape):
+    text = refusal(fill(tmp_path / "own", shape=shape))
+    assert f"{shape[1]}×{shape[0]} pixels" in text
+    assert "8 to 96 a side" in text
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "CMYK"])
+def test_transparency_and_deep_pixels_are_refused(own, mode):
+    path = own / "dog" / "2.png"
+    if mode == "CMYK":
+        path = own / "dog" / "2b.jpg"
+        Image.fromarray(pixels(10, 12, 4), "CMYK").save(path)
+    elif mode == "I;16":
+        save(path, pixels(10, 12).astype(np.uint16) * 200)
+    else:
+        Image.fromarray(pixels(10, 12, 3)).convert(mode).save(path)
+    text = refusal(own)
+    assert str(path) in text
+    assert ("has transparency" in text) == (mode in ("RGBA", "LA"))
+    assert "allowed are grey and RGB" in text
+
+
+def test_a_palette_with_a_transparent_colour_is_refused(own):
+    Image.fromarray(pixels(10, 12, 3)).convert("P").save(own / "dog" / "2.png", transparency=3)
+    assert "transparency" in refusal(own)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"])
+def test_what_is_no_image_is_named(own, content):
+    path = own / "cat" / "2.png"
+    path.write_bytes(content)
+    text = refusal(own)
+    assert f"{path} cannot be read" in text
+    assert "PNG, JPEG" in text
+
+
+def test_an_image_cut_short_is_named(own):
+    """Its header fits, so that only reading it tells."""
+    path = own / "cat" / "2.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    assert datasets.shape("folder:own", own.parent) == (3, 10, 12)
+    with pytest.raises(DatasetUnavailable, match=r"2\.png cannot be read"):
+        datasets.read("folder:own", own.parent, train=True)
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(own, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # 120 pixels are more than twice as many
+    assert "cannot be read" in refusal(own)
+    assert "decompression bomb" in refusal(own)
+
+
+def test_fewer_than_two_classes_are_refused(tmp_path):
+    own = fill(tmp_path / "own", classes=("cat",))
+    assert "1 folders of images; at least 2" in refusal(own)
+    (tmp_path / "none").mkdir()
+    assert "0 folders of images" in refusal(tmp_path / "none")
+
+
+def test_an_empty_class_is_refused(own):
+    (own / "bird").mkdir()
+    (own / "bird" / "notes.txt").write_text("to be photographed")
+    assert f"the class {own / 'bird'} has no image" in refusal(own)
+
+
+def test_a_class_of_one_image_cannot_be_split(own):
+    save(own / "bird" / "1.png", pixels(10, 12, 3))
+    assert f"{own / 'bird'} has 1 image; a class needs at least 2" in refusal(own)
+
+
+def test_train_and_test_must_have_the_same_classes(tmp_path):
+    own = fill(tmp_path / "own" / "train").parent
+    fill(own / "test", classes=("cat", "dog", "bird"))
+    assert "the class bird is in only one of train and test" in refusal(own)
+
+
+def test_folders_that_are_no_classes_do_not_pass_for_some(tmp_path):
+    own = fill(tmp_path / "own" / "train").parent
+    fill(own / "val")
+    assert f"{own / 'train' / 'cat'} is a folder inside the class train" in refusal(own)
+
+
+@pytest.mark.parametrize("what", ["image", "class", "dangling"])
+def test_links_are_refused_wherever_they_lead(own, tmp_path, what):
+    elsewhere = fill(tmp_path / "elsewhere")
+    link, to = {
+        "image": (own / "cat" / "9.png", elsewhere / "cat" / "0.png"),
+        "class": (own / "bird", elsewhere / "cat"),
+        "dangling": (own / "cat" / "9.png", tmp_path / "nowhere"),
+    }[what]
+    link.symlink_to(to)
+    assert f"{link} is a link" in refusal(own)
+
+
+def test_the_folder_itself_may_be_a_link(own):
+    (own.parent / "linked").symlink_to(own)
+    assert datasets.class_names("folder:linked", own.parent) == ("cat", "dog")
+
+
+def test_a_pipe_is_no_image(own):
+    os.mkfifo(own / "cat" / "9.png")
+    assert "9.png is no file" in refusal(own)
+
+
+def test_names_that_begin_with_a_dot_are_passed_over(own):
+    (own / "cat" / "._1.png").write_bytes(b"what a system leaves about")
+    (own / ".ipynb_checkpoints").mkdir()
+    assert datasets.class_names("folder:own", own.parent) == ("cat", "dog")
+
+
+def test_more_images_than_memory_allows_are_refused(own, monkeypatch):
+    monkeypatch.setattr(folder, "MOST_BYTES", 12 * 4 * 360 - 1)
+    assert "12 images, which take" in refusal(own)
+    monkeypatch.setattr(folder, "MOST_BYTES", 12 * 4 * 360)
+    folder._contents.cache_clear()
+    assert datasets.shape("folder:own", own.parent) == (3, 10, 12)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    assert not datasets.available("folder:own", tmp_path)
+    with pytest.raises(DatasetUnavailable, match=f"{tmp_path / 'own'} is not there"):
+        datasets.fetch("folder:own", tmp_path)
+    assert "is not there" in refusal(tmp_path / "own")
+    fill(tmp_path / "own")
+    assert datasets.available("folder:own", tmp_path)
+    datasets.fetch("folder:own", tmp_path)
+    assert datasets.describe("folder:own") == "your own images own"
+
+
+def test_the_fingerprint_follows_names_and_contents_alone(own, tmp_path):
+    def fingerprint(root: Path = own.parent) -> str:
+        return datasets.fingerprint("folder:own", root)
+
+    first = fingerprint()
+    os.utime(own / "cat" / "1.png", (1, 1))
+    assert fingerprint() == first
+    fill(tmp_path / "copy" / "own")
+    assert fingerprint(tmp_path / "copy") == first
+    before = (own / "cat" / "1.png").read_bytes()
+    save(own / "cat" / "1.png", pixels(10, 12, 3, seed=7))
+    changed = fingerprint()
+    assert changed != first
+    (own / "cat" / "1.png").write_bytes(before)
+    assert fingerprint() == first
+    (own / "dog" / "1.png").rename(own / "dog" / "6.png")
+    assert fingerprint() not in (first, changed)
+    assert datasets.fingerprint("mnist", own.parent) == datasets.fingerprint("digits", Path("/nowhere"))
+
+
+def test_a_changed_image_is_read_anew(own):
+    first = datasets.read("folder:own", own.parent, train=True)[0]
+    assert datasets.read("folder:own", own.parent, train=True)[0] is first
+    save(own / "cat" / "1.png", np.zeros((10, 12, 3), np.uint8))
+    assert not datasets.read("folder:own", own.parent, train=True)[0][0].any()
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """Three classes of 100 images for training and 25 for testing, 12×10 pixels."""
+    return fill(tmp_path_factory.mktemp("root") / "own", classes=("a", "b", "c"), count=125).parent
+
+
+SMALL = ("dataset=folder:own", "architecture=mlp", "attack.surrogate=mlp", "threat.target_class=2")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("threat.target_class=3", "threat.target_class must be less than 3 for folder:own, got 3"),
+        ("data.train_size=101", r"data.train_size \+ data.validation_size must be at most 300 for folder:own, got 301"),
+        ("certification.target_images=26", "target_images must be at most 25, the test images of class c .*, got 26"),
+        ("architecture=lenet", "architecture lenet needs images of at least 16×16 pixels, and those .* have 12×10"),
+        ("attack.surrogate=lenet-narrow", "attack.surrogate lenet-narrow needs images of at least 16×16"),
+    ],
+)
+def test_what_a_folder_cannot_give_is_refused_before_any_work(checked, tiny, override, told):
+    exact = ("data.train_size=100", "data.validation_size=200", "certification.target_images=25")
+    datasets.check(tiny(*SMALL, *exact), checked)
+    with pytest.raises(ConfigError, match=told):
+        datasets.check(tiny(*SMALL, *exact, override), checked)
+
+
+def test_what_is_not_there_is_refused_too_and_other_data_sets_need_no_check(tmp_path, tiny):
+    with pytest.raises(DatasetUnavailable, match="is not there"):
+        datasets.check(tiny(*SMALL), tmp_path)
+    datasets.check(tiny("dataset=digits"), tmp_path)
+    datasets.check(tiny("dataset=cifar10", "architecture=resnet20"), tmp_path)
+
+
+def test_no_name_leads_out_of_the_data_folder(tiny):
+    for name in ("..", "../own", ".own", "a/b", "/etc", ""):
+        with pytest.raises(ConfigError):
+            tiny(f"dataset=folder:{name}")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    """Real colour images: 120 patches of 16×16 pixels out of each of three photographs that come with scikit-image."""
+    from skimage import data
+
+    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for name, photograph in {"cat": data.chelsea(), "coffee": data.coffee(), "rocket": data.rocket()}.items():
+        smaller = np.asarray(Image.fromarray(photograph).reduce(4))
+        for number in range(120):
+            row, column = (int(rng.integers(0, side - 16)) for side in smaller.shape[:2])
+            save(root / "patches" / name / f"{number:03}.png", smaller[row : row + 16, column : column + 16])
+    return root
+
+
+def test_the_whole_protocol_runs_on_a_folder_of_photographs(photographs, runs_root, command_line, tiny_arguments):
+    fields = {
+        "dataset": "folder:patches",
+        "threat.target_class": 1,
+        "architecture": "resnet8",
+        "attack.surrogate": "resnet8",
+        "training.augmentation": "crop-flip-batch",
+        "training.batch_size": 50,
+        "data.train_size": 150,
+        "data.validation_size": 100,
+    }
+    arguments = [part for field, value in fields.items() for part in ("--set", f"{field}={value}")]
+    roots = ("--runs-root", runs_root, "--data-root", photographs)
+    done = command_line("run", *tiny_arguments, *arguments, "--json", *roots)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    run = Run(runs_root / report["run_id"])
+    assert report["complete"]
+    assert "your own images patches" in report["dataset_note"]
+    table = run.certificates()
+    assert sorted(table["label"].unique()) == [0, 1, 2]
+    assert set(table["arm"]) == {"clean", "poisoned", "random_noise", "shuffled_signs"}
+    poison = load_file(run.directory / "poison.safetensors")
+    images, labels = datasets.read("folder:patches", photographs, train=True)
+    assert poison["delta"].shape[1:] == (3, 16, 16)
+    assert set(labels[poison["indices"]]) == {1}
+    assert 0 < np.abs(poison["delta"]).max() <= run.config.threat.epsilon + 1e-6
+    changed = images[poison["indices"]] + poison["delta"]
+    assert changed.min() >= -1e-6
+    assert changed.max() <= 1 + 1e-6
