@@ -1,7 +1,7 @@
 """Victims' training: the loop and the procedures' losses."""
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -9,14 +9,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from engine.config import Config
+from engine.config import PROCEDURES as SETTINGS_OF
+from engine.config import ProcedureConfig, TrainingConfig
 from engine.data import LabelledImages
 from engine.models import flat_weights
 from engine.streams import stream
-from engine.training import PROCEDURES, gaussian, standard
-from engine.training.base import Procedure, TrainingRecord, fit
+from engine.training import PROCEDURES, make
+from engine.training.base import Procedure, TrainingRecord, fit, rate_at
 
-SETTINGS = dict(sigma=0.1, epochs=2, batch_size=8, learning_rate=0.01, decay=True)
+CONFIG = TrainingConfig(epochs=2, batch_size=8, learning_rate=0.01, schedule="linear")
+
+
+def gaussian(draws: int = 1, sigma: float = 0.1) -> Procedure:
+    return make(ProcedureConfig(name="gaussian", draws=draws), sigma=sigma)
+
+
+def with_loss(loss: Callable[..., Tensor], *, draws: int = 1, sigma: float = 0.1, fixed_noise: bool = False):
+    """A procedure of this loss(classifier, images, labels, noise)."""
+
+    class Given(Procedure):
+        def loss(self, base_classifier, images, labels, noise, constants=(), *, strength=1.0) -> Tensor:
+            return loss(base_classifier, images, labels, noise)
+
+    Given.fixed_noise = fixed_noise
+    return Given(ProcedureConfig(name="gaussian", draws=draws), sigma)
 
 
 def toy(count: int = 40) -> LabelledImages:
@@ -37,7 +53,9 @@ def linear() -> nn.Module:
 
 
 def trained(model: nn.Module, data: LabelledImages, **changes) -> list[TrainingRecord]:
-    settings = dict(procedure=PROCEDURES["gaussian"], generator=stream(0, "fit")) | SETTINGS | changes
+    """`fit` of CONFIG; changes are its arguments, or fields of CONFIG."""
+    config = CONFIG.model_copy(update={name: changes.pop(name) for name in CONFIG.model_dump() if name in changes})
+    settings = dict(procedure=gaussian(), config=config, epochs=config.epochs, generator=stream(0, "fit")) | changes
     return list(fit(model, data, **settings))
 
 
@@ -82,16 +100,24 @@ def test_the_last_partial_batch_is_dropped_and_no_image_comes_twice_in_an_epoch(
         assert noise.shape == (len(images), 1, 1, 4, 4)
         return cross_entropy(classifier(images), labels)
 
-    trained(linear(), toy(count), procedure=Procedure(spy, n_noise=1), batch_size=batch_size, epochs=2)
+    trained(linear(), toy(count), procedure=with_loss(spy), batch_size=batch_size, epochs=2)
     assert [len(part) for part in seen] == 2 * sizes
     first, second = torch.cat(seen[: len(sizes)]), torch.cat(seen[len(sizes) :])
     assert len(first.unique(dim=0)) == len(first)
     assert not torch.equal(first, second)  # another order
 
 
-@pytest.mark.parametrize("decay", [True, False])
-def test_the_learning_rate_falls_linearly_to_zero_or_stays(decay):
-    """With a constant gradient every step of Adam is as long as its learning rate."""
+SCHEDULES = {
+    "linear": [1 - step / 30 for step in range(30)],
+    "constant": [1.0] * 30,
+    "step": [1.0] * 10 + [0.1] * 10 + [0.01] * 10,
+}
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_the_learning_rate_follows_its_schedule(schedule, optimiser):
+    """With a constant gradient every step of Adam is as long as its learning rate, and so is SGD's but for momentum."""
     model = linear()
 
     def slope(_classifier, _images: Tensor, _labels: Tensor, _noise: Tensor) -> Tensor:
@@ -100,18 +126,33 @@ def test_the_learning_rate_falls_linearly_to_zero_or_stays(decay):
     def flat(module: nn.Module) -> Tensor:
         return nn.utils.parameters_to_vector(module.parameters())
 
+    config = CONFIG.model_copy(update=dict(schedule=schedule, optimiser=optimiser))
     where = [0.0]
-    for _ in fit(
-        model,
-        toy(),
-        procedure=Procedure(slope, n_noise=1),
-        **SETTINGS | dict(decay=decay, epochs=5),
-        generator=stream(0, "fit"),
-    ):
+    for _ in fit(model, toy(), procedure=with_loss(slope), config=config, epochs=6, generator=stream(0, "fit")):
         where.append(float(flat(model).detach().double().mean()))
     rates = [before - after for before, after in pairwise(where)]
-    expected = [0.01 * (1 - step / 25) if decay else 0.01 for step in range(25)]
-    assert rates == pytest.approx(expected, rel=1e-3)
+    speed = 0.0
+    for step, (rate, share) in enumerate(zip(rates, SCHEDULES[schedule], strict=True)):
+        speed = 1.0 if optimiser == "adam" else 0.9 * speed + 1.0
+        assert rate == pytest.approx(0.01 * share * speed, rel=1e-3), step
+
+
+def test_the_learning_rate_drops_at_the_thirds_of_any_number_of_epochs():
+    """Thirds of 90 epochs are whole, and 3 · 30/90 must not fall short of 1 in floating point."""
+    for epochs in range(3, 300, 3):
+        third = epochs // 3
+        assert [rate_at("step", epoch / epochs) for epoch in (0, third - 1, third, 2 * third - 1)] == [1, 1, 0.1, 0.1]
+        assert rate_at("step", 2 * third / epochs) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_weight_decay_pulls_weights_towards_zero(optimiser):
+    norms = []
+    for decay in (0.0, 1.0):
+        model = linear()
+        trained(model, toy(), epochs=10, optimiser=optimiser, weight_decay=decay)
+        norms.append(float(flat_weights(model).norm()))
+    assert norms[1] < 0.8 * norms[0]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -120,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(value):
         return cross_entropy(classifier(images), labels) + value
 
     with pytest.raises(FloatingPointError, match="epoch 1 of 2"):
-        trained(linear(), toy(), procedure=Procedure(broken, n_noise=1))
+        trained(linear(), toy(), procedure=with_loss(broken))
 
 
 def test_training_does_not_change_its_data():
@@ -130,10 +171,10 @@ def test_training_does_not_change_its_data():
     assert torch.equal(data.labels, toy().labels)
 
 
-@pytest.mark.parametrize("n_noise", [1, 3])
-def test_without_noise_gaussian_augmentation_is_cross_entropy(n_noise):
+@pytest.mark.parametrize("draws", [1, 3])
+def test_without_noise_gaussian_augmentation_is_cross_entropy(draws):
     model, data = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), toy(6)
-    found = gaussian.loss(model, data.images, data.labels, torch.zeros(6, n_noise, 1, 4, 4))
+    found = gaussian(draws).loss(model, data.images, data.labels, torch.zeros(6, draws, 1, 4, 4))
     assert float(found.detach()) == pytest.approx(
         float(cross_entropy(model(data.images), data.labels).detach()), rel=1e-6
     )
@@ -148,13 +189,14 @@ def test_gaussian_augmentation_is_the_mean_cross_entropy_of_all_noisy_copies():
         for j in range(2):
             z = model((data.images[i] + noise[i, j])[None])[0].tolist()
             terms.append(math.log(sum(map(math.exp, z))) - z[int(data.labels[i])])
-    found = gaussian.loss(model, data.images, data.labels, noise)
+    found = gaussian(2).loss(model, data.images, data.labels, noise)
     assert float(found.detach()) == pytest.approx(sum(terms) / 6, rel=1e-5)
 
 
 def test_standard_training_sees_no_noise():
     model, data = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), toy(6)
-    noise = PROCEDURES["standard"].draw_noise(data.images, sigma=0.5, generator=stream(0, "noise"))
+    standard = make(ProcedureConfig(name="standard"), sigma=0.5)
+    noise = standard.draw_noise(data.images, generator=stream(0, "noise"))
     assert noise.shape == (6, 0, 1, 4, 4)
     expected = cross_entropy(model(data.images), data.labels)
     assert torch.equal(standard.loss(model, data.images, data.labels, noise), expected)
@@ -169,13 +211,74 @@ def test_noise_in_training_is_fresh_at_every_step_and_of_the_size_asked_for():
         seen.append(noise)
         return cross_entropy(classifier(images), labels)
 
-    procedure = replace(PROCEDURES["gaussian"], loss=spy, n_noise=50)
-    trained(linear(), toy(), procedure=procedure, sigma=0.3, batch_size=20)
+    trained(linear(), toy(), procedure=with_loss(spy, draws=50, sigma=0.3), batch_size=20)
     assert len(torch.cat(seen).flatten(2).flatten(0, 1).unique(dim=0)) == 4 * 20 * 50
     values = torch.cat(seen).double() / 0.3
     # 5 standard errors of the second moment: false alarm 5.7e-7
     assert abs(float(values.square().mean()) - 1) < 5 * math.sqrt(2 / values.numel())
 
 
+def test_fixed_noise_belongs_to_images_in_every_epoch():
+    seen: dict[bytes, list[bytes]] = {}
+
+    def spy(classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
+        for image, draws in zip(images, noise, strict=True):
+            seen.setdefault(image.numpy().tobytes(), []).append(draws.numpy().tobytes())
+        return cross_entropy(classifier(images), labels)
+
+    trained(linear(), toy(), procedure=with_loss(spy, fixed_noise=True), epochs=3)
+    assert sorted({len(draws) for draws in seen.values()}) == [3]
+    assert {len(set(draws)) for draws in seen.values()} == {1}
+    assert len({draws[0] for draws in seen.values()}) == 40
+
+
+def test_the_classifier_is_as_in_use_for_the_adversary_as_in_training_for_the_loss_and_as_in_use_at_the_end():
+    model, modes = linear(), []
+
+    class Spy(Procedure):
+        def prepare(self, base_classifier, images, labels, noise, *, strength, generator):
+            modes.append(("prepare", model.training))
+            return (images + strength,)
+
+        def loss(self, base_classifier, images, labels, noise, constants=(), *, strength=1.0) -> Tensor:
+            modes.append(("loss", model.training))
+            assert torch.equal(constants[0], images + strength)
+            return cross_entropy(base_classifier(images), labels)
+
+    trained(model, toy(), procedure=Spy(ProcedureConfig(name="gaussian"), 0.1), batch_size=20)
+    assert modes == [("prepare", False), ("loss", True)] * 4
+    assert not model.training
+
+
+def test_the_warm_up_grows_from_epoch_to_epoch_until_it_is_whole():
+    seen = []
+
+    class Spy(Procedure):
+        def loss(self, base_classifier, images, labels, noise, constants=(), *, strength=1.0) -> Tensor:
+            seen.append(strength)
+            return cross_entropy(base_classifier(images), labels)
+
+    procedure = Spy(ProcedureConfig(name="smoothadv", draws=1, warmup=0.4), 0.1)
+    trained(linear(), toy(), procedure=procedure, epochs=10, batch_size=40)
+    assert seen == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1])
+    assert seen[4] == 1.0
+    assert make(ProcedureConfig(name="macer-pacd"), sigma=0.1).strength(0.0) == 1.0
+
+
+def test_augmented_images_are_what_a_procedure_sees():
+    seen = []
+
+    def spy(classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
+        seen.append(images)
+        return cross_entropy(classifier(images), labels)
+
+    trained(linear(), toy(), procedure=with_loss(spy), batch_size=40, epochs=1, augmentation="crop-flip")
+    assert seen[0].shape == (40, 1, 4, 4)
+    whole = {image.numpy().tobytes() for image in toy().images}
+    assert sum(image.numpy().tobytes() in whole for image in seen[0]) < 10
+
+
 def test_the_configuration_knows_every_procedure():
-    assert set(Config.model_fields["procedure"].annotation.__args__) == set(PROCEDURES)
+    assert list(SETTINGS_OF) == list(PROCEDURES)
+    for name, procedure in PROCEDURES.items():
+        assert type(make(ProcedureConfig(name=name), sigma=0.5)) is procedure
