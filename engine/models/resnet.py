@@ -1,7 +1,7 @@
 """Residual networks for small images: He et al.'s for CIFAR, PACD's variant of it, and torchvision's ResNet-18.
 
-Batch normalisation works on the batch at hand in training mode, which a new network is in, and so in the attack's
-two levels; a victim is certified in evaluation mode, with the statistics that its training gathered.
+Batch normalisation works on the batch at hand in training mode, which a new network is in, and on running statistics
+in evaluation mode, in which victims are certified.
 """
 
 import math
