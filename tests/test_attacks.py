@@ -1,5 +1,6 @@
 """The attack and its controls: from outside, and step by step against a second derivation of the method."""
 
+import importlib
 import math
 from collections import defaultdict, deque
 from dataclasses import replace
@@ -10,16 +11,18 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-import engine.attacks.pacd as attack
+import engine.attacks.levels as levels
 from engine import models
+from engine.attacks.base import AttackProblem, AttackRecord
 from engine.attacks.random_noise import random_noise, random_signs
 from engine.attacks.shuffled_signs import shuffled_signs
-from engine.config import AttackConfig
+from engine.config import AttackConfig, ProcedureConfig
 from engine.data import LabelledImages, load, split
 from engine.streams import stream
 from engine.threat import Poison, check
-from engine.training import PROCEDURES, Procedure
+from engine.training import PROCEDURES, Procedure, make
 
+attack = importlib.import_module("engine.attacks.pacd")  # in its package this name is the function
 CONFIG = AttackConfig(
     surrogate="lenet-narrow",
     upper_steps=7,
@@ -38,26 +41,40 @@ CONFIG = AttackConfig(
     poison_learning_rate=0.05,
 )
 TARGET, EPSILON = 2, 0.1
-GAUSSIAN = PROCEDURES["gaussian"]
+SIGMA = 0.25
+
+
+def procedure(name: str = "gaussian", *, sigma: float = SIGMA) -> Procedure:
+    """MACER as the authors' attack has it, with a weight of 1: with the victims' weight tiny surrogates go blind."""
+    weight = {"weight": 1.0} if name == "macer-pacd" else {}
+    return make(ProcedureConfig.model_validate({"name": name} | weight), sigma=sigma)
 
 
 def tiny(dtype: torch.dtype = torch.float32):
-    """A builder of a 16-6-10 softplus network for 4×4 images."""
+    """A builder of a 16-6-10 softplus network for 4×4 images, and how its weights begin."""
 
-    def builder(channels: int, num_classes: int) -> nn.Module:
+    def builder(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         return nn.Sequential(
             nn.Flatten(),
-            nn.Linear(16 * channels, 6, dtype=dtype),
+            nn.Linear(16 * shape[0], 6, dtype=dtype),
             nn.Softplus(),
             nn.Linear(6, num_classes, dtype=dtype),
         )
 
-    return builder
+    return builder, models.glorot_uniform
 
 
 @pytest.fixture(autouse=True)
 def _tiny_networks(monkeypatch):
+    """Surrogates of 4×4 images are tiny, whatever the configuration says."""
+    build = models.build
+
+    def build_tiny(architecture: str, *, shape: tuple[int, ...], **settings) -> nn.Module:
+        return build("tiny" if shape[1:] == (4, 4) else architecture, shape=shape, **settings)
+
     monkeypatch.setitem(models.BUILDERS, "tiny", tiny())
+    monkeypatch.setitem(models.SMALLEST_SIDE, "tiny", 4)
+    monkeypatch.setattr(attack, "build", build_tiny)
 
 
 def toy(count: int, name: str) -> LabelledImages:
@@ -73,32 +90,33 @@ TRAINING, VALIDATION = toy(60, "training"), toy(30, "validation").of_class(TARGE
 INDICES = (TRAINING.labels == TARGET).nonzero().squeeze(1)[::2]
 
 
-def attacked(**changes) -> list[attack.AttackRecord]:
+def attacked(config: AttackConfig = CONFIG, seed: int = 0, **changes) -> list[AttackRecord]:
+    """All records; changes are fields of the problem."""
+    return list(attack.pacd(posed(**changes), config, seed))
+
+
+def posed(**changes) -> AttackProblem:
     settings = dict(
         training=TRAINING,
         validation=VALIDATION,
         indices=INDICES,
         epsilon=EPSILON,
-        procedure=GAUSSIAN,
-        architecture="tiny",
-        sigma=0.25,
-        config=CONFIG,
-        seed=0,
+        target_class=TARGET,
+        num_classes=10,
+        procedure=procedure(),
     )
-    settings |= changes
-    training, validation = settings.pop("training"), settings.pop("validation")
-    return list(attack.pacd(training, validation, **settings))
+    return AttackProblem(**settings | changes)
 
 
 # --- from outside
 
 
 @pytest.mark.parametrize("solver", ["cg", "adam"])
-@pytest.mark.parametrize("procedure", list(PROCEDURES))
-def test_after_every_step_the_poison_is_clean_label_within_its_budget_and_in_range(solver, procedure):
+@pytest.mark.parametrize("name", list(PROCEDURES))
+def test_after_every_step_the_poison_is_clean_label_within_its_budget_and_in_range(solver, name):
     before = TRAINING.images.clone()
     config = CONFIG.model_copy(update=dict(linear_solver=solver))
-    records = attacked(config=config, procedure=PROCEDURES[procedure])
+    records = attacked(config, procedure=procedure(name))
     assert [record.step for record in records] == list(range(1, 8))
     assert {record.steps for record in records} == {7}
     for record in records:
@@ -126,7 +144,7 @@ def test_on_images_of_28_by_28_pixels_too_the_threat_model_holds():
         training=training,
         validation=validation.of_class(8),
         indices=indices,
-        architecture="lenet-narrow",
+        target_class=8,
         config=CONFIG.model_copy(update=dict(upper_steps=2)),
     )
     check(Poison(records[-1].delta, indices), training, target_class=8, epsilon=EPSILON)
@@ -162,41 +180,52 @@ def test_the_attack_follows_from_its_seed_and_leaves_the_global_generator_untouc
 
 def test_images_that_no_minibatch_held_stay_as_they_are():
     one_step = CONFIG.model_copy(update=dict(upper_steps=1))
-    (record,) = attacked(config=one_step)
+    (record,) = attacked(one_step)
     assert int((record.delta.flatten(1).abs().amax(dim=1) > 0).sum()) == CONFIG.poison_batch
 
 
 # --- its course
 
 
-def counting(procedure: Procedure) -> tuple[Procedure, list[tuple[int, int]]]:
+def with_loss(name: str, change) -> Procedure:
+    """A procedure whose loss is change(its own loss, images, labels)."""
+
+    class Changed(PROCEDURES[name]):
+        def loss(self, base_classifier, images, labels, noise, constants=(), *, strength=1.0) -> Tensor:
+            value = super().loss(base_classifier, images, labels, noise, constants, strength=strength)
+            return change(value, images, labels)
+
+    return Changed(ProcedureConfig(name=name), SIGMA)
+
+
+def counting(name: str = "gaussian") -> tuple[Procedure, list[tuple[int, int]]]:
     """The procedure, and the list of (batch size, images of the target class) that it will have seen."""
     seen: list[tuple[int, int]] = []
 
-    def loss(classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
+    def change(value: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         seen.append((len(images), int((labels == TARGET).sum())))
-        return procedure.loss(classifier, images, labels, noise)
+        return value
 
-    return replace(procedure, loss=loss), seen
+    return with_loss(name, change), seen
 
 
 def count_builds(monkeypatch) -> list[Tensor]:
     """The initial weights of every surrogate that will have been built."""
-    built = []
+    built, build = [], attack.build
 
-    def build(*arguments, **settings) -> nn.Module:
-        model = models.build(*arguments, **settings)
+    def counted(*arguments, **settings) -> nn.Module:
+        model = build(*arguments, **settings)
         built.append(models.flat_weights(model))
         return model
 
-    monkeypatch.setattr(attack, "build", build)
+    monkeypatch.setattr(attack, "build", counted)
     return built
 
 
 def test_each_life_begins_with_new_weights_and_a_warm_up(monkeypatch):
     built = count_builds(monkeypatch)
-    procedure, seen = counting(GAUSSIAN)
-    attacked(procedure=procedure)
+    spied, seen = counting()
+    attacked(procedure=spied)
     assert len(built) == 3  # steps 1, 4 and 7
     assert not torch.equal(built[0], built[1])
     # per life 4 of warm-up; per step 2 lower steps, one Hessian of conjugate gradients, one cross term
@@ -206,21 +235,21 @@ def test_each_life_begins_with_new_weights_and_a_warm_up(monkeypatch):
 
 
 def test_adam_on_the_linear_system_draws_a_system_for_every_step():
-    procedure, seen = counting(GAUSSIAN)
-    attacked(procedure=procedure, config=CONFIG.model_copy(update=dict(linear_solver="adam", linear_steps=5)))
+    spied, seen = counting()
+    attacked(procedure=spied, config=CONFIG.model_copy(update=dict(linear_solver="adam", linear_steps=5)))
     assert len(seen) == 3 * 4 + 7 * (2 + 5 + 1)
 
 
 def test_noise_is_fresh_at_every_evaluation_of_both_levels(monkeypatch):
     drawn: list[Tensor] = []
-    original = attack.gaussian_noise
+    original = levels.gaussian_noise
 
     def keep(shape, *, sigma: float, generator: torch.Generator) -> Tensor:
-        assert sigma == 0.25
+        assert sigma == SIGMA
         drawn.append(original(shape, sigma=sigma, generator=generator))
         return drawn[-1]
 
-    monkeypatch.setattr(attack, "gaussian_noise", keep)
+    monkeypatch.setattr(levels, "gaussian_noise", keep)
     monkeypatch.setattr("engine.training.base.gaussian_noise", keep)
     attacked(config=CONFIG.model_copy(update=dict(linear_solver="adam")))
     assert len(drawn) == 3 * 4 + 7 * (2 + 2 + 1) + 7 * 2  # warm-up; lower, Hessians and cross term; upper
@@ -232,30 +261,17 @@ def failing(when) -> Procedure:
     """Gaussian augmentation whose loss is nan at those of its calls for which when(call) is true."""
     calls = []
 
-    def loss(classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
+    def change(value: Tensor, _images: Tensor, _labels: Tensor) -> Tensor:
         calls.append(1)
-        value = GAUSSIAN.loss(classifier, images, labels, noise)
         return value * math.nan if when(len(calls)) else value
 
-    return replace(GAUSSIAN, loss=loss)
+    return with_loss("gaussian", change)
 
 
 def test_surrogates_that_keep_diverging_are_reported_and_then_end_the_attack():
     records = []
     with pytest.raises(FloatingPointError, match=r"4 surrogates in a row diverged\. step 4: the surrogate diverged"):
-        records.extend(
-            attack.pacd(
-                TRAINING,
-                VALIDATION,
-                indices=INDICES,
-                epsilon=EPSILON,
-                procedure=failing(lambda call: True),
-                architecture="tiny",
-                sigma=0.25,
-                config=CONFIG,
-                seed=0,
-            )
-        )
+        records.extend(attack.pacd(posed(procedure=failing(lambda call: True)), CONFIG, 0))
     assert [record.event for record in records] == [
         f"step {number}: the surrogate diverged (lower loss nan); it starts again" for number in (1, 2, 3)
     ]
@@ -265,7 +281,7 @@ def test_surrogates_that_keep_diverging_are_reported_and_then_end_the_attack():
 def test_a_learning_rate_that_explodes_is_such_a_divergence():
     config = CONFIG.model_copy(update=dict(weights_learning_rate=1e30, upper_steps=20))
     with pytest.raises(FloatingPointError, match="in a row diverged"):
-        attacked(config=config)
+        attacked(config)
 
 
 def test_one_divergence_costs_one_surrogate_and_leaves_no_trace_in_the_poison(monkeypatch):
@@ -285,6 +301,27 @@ def test_divergences_that_are_not_in_a_row_do_not_end_the_attack():
     assert [record.event is not None for record in records] == [True, False] * 6
 
 
+@pytest.mark.parametrize("name", ["smoothadv", "smoothmix"])
+def test_an_adversary_answers_once_in_every_minibatch(name):
+    answered = []
+
+    class Counting(PROCEDURES[name]):
+        def prepare(self, *arguments, **settings) -> tuple[Tensor, ...]:
+            answered.append(settings["strength"])
+            return super().prepare(*arguments, **settings)
+
+    settings = ProcedureConfig(name=name, warmup=0.5)
+    attacked(CONFIG.model_copy(update=dict(upper_steps=4, restart_every=4)), procedure=Counting(settings, SIGMA))
+    assert answered == [0.0] * 4 + [0.0, 0.5, 1.0, 1.0]  # warm-up, and four upper steps of one life
+
+
+@pytest.mark.parametrize("augmentation", ["crop-flip", "crop-flip-batch"])
+def test_gradients_reach_the_poison_through_augmentation(augmentation):
+    record = attacked(augmentation=augmentation)[-1]
+    check(Poison(record.delta, INDICES), TRAINING, target_class=TARGET, epsilon=EPSILON)
+    assert float(record.delta.abs().max()) > EPSILON / 4
+
+
 # --- against a second derivation, in float64, from the method's formulas
 
 STEPS = 3
@@ -301,7 +338,7 @@ DOUBLE = CONFIG.model_copy(
         poison_learning_rate=0.02,
     )
 )
-SIGMA = 0.3
+SECOND_SIGMA = 0.3
 
 
 def second_logits(v: Tensor, x: Tensor) -> Tensor:
@@ -327,7 +364,7 @@ def second_upper(v: Tensor, held_out: LabelledImages, noise: Tensor) -> Tensor:
         if order[0] == y:
             quantiles = [math.sqrt(2) * torch.erfinv(2 * (0.998 * p[i] + 0.001) - 1) for i in order[:2]]
             total = total + quantiles[0] - quantiles[1]
-    return SIGMA / 2 * total / len(held_out)
+    return SECOND_SIGMA / 2 * total / len(held_out)
 
 
 def second_lower_along_p(u: Tensor, v: Tensor, p: Tensor, clean: LabelledImages, labels: Tensor, noise: Tensor):
@@ -359,20 +396,21 @@ class SecondAdam:
 def test_upper_steps_are_those_of_the_method_with_the_same_noise(monkeypatch):
     """Warm-up, lower steps, p and u, with all Adam states and p carried over three upper steps of one life."""
     monkeypatch.setitem(models.BUILDERS, "tiny", tiny(torch.float64))
-    monkeypatch.setattr(attack, "_sample", lambda population, size, *, generator: torch.arange(population)[:size])
+    for module in (attack, levels):
+        monkeypatch.setattr(module, "sample", lambda population, size, *, generator: torch.arange(population)[:size])
     drawn: dict[tuple[int, ...], deque[Tensor]] = defaultdict(deque)
     source = stream(0, "given noise")
 
     def given_noise(shape, *, sigma: float, generator: torch.Generator) -> Tensor:
-        assert sigma == SIGMA
+        assert sigma == SECOND_SIGMA
         noise = sigma * torch.randn(shape, generator=source, dtype=torch.float64)
         drawn[tuple(shape)].append(noise)
         return noise
 
-    monkeypatch.setattr(attack, "gaussian_noise", given_noise)
+    monkeypatch.setattr(levels, "gaussian_noise", given_noise)
     monkeypatch.setattr("engine.training.base.gaussian_noise", given_noise)
 
-    v = models.flat_weights(models.build("tiny", generator=stream(0, "surrogate", 0)))
+    v = models.flat_weights(models.build("tiny", shape=(1, 4, 4), generator=stream(0, "surrogate", 0)))
     training, validation = (replace(part, images=part.images.double()) for part in (TRAINING, VALIDATION))
     # relabel, so that the untrained surrogate is right about most validation images, and wrong about some
     answers = second_logits(v, validation.images).argmax(dim=1)
@@ -383,7 +421,12 @@ def test_upper_steps_are_those_of_the_method_with_the_same_noise(monkeypatch):
     assert len(indices) == 20
 
     records = attacked(
-        training=training, validation=validation, indices=indices, epsilon=0.03, sigma=SIGMA, config=DOUBLE
+        DOUBLE,
+        training=training,
+        validation=validation,
+        indices=indices,
+        epsilon=0.03,
+        procedure=procedure(sigma=SECOND_SIGMA),
     )
 
     lower_noise, upper_noise = drawn[60, 1, 1, 4, 4], drawn[10, 4, 1, 4, 4]
@@ -431,7 +474,7 @@ def test_the_upper_loss_is_the_mean_soft_radius_with_wrong_images_counted_as_zer
     def q(t: float) -> float:
         return norm.ppf(0.998 * t + 0.001)
 
-    found = attack.upper_loss(classifier, images, labels, torch.zeros(3, 5, 1, 1, 1), sigma=0.5, config=CONFIG)
+    found = levels.upper_loss(classifier, images, labels, torch.zeros(3, 5, 1, 1, 1), sigma=0.5)
     expected = 0.25 / 3 * (q(0.9) - q(0.06) + q(0.6) - q(0.3))
     assert float(found) == pytest.approx(expected, rel=1e-9)
 
