@@ -5,13 +5,16 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from engine import datasets, index, jobs, records, tables
+from engine import datasets, index, jobs, paper, records, studies, study_kinds, study_tables, tables
 from engine.config import Config, ConfigError, with_overrides
 from engine.costs import estimate
 from engine.presets import PRESETS
-from engine.records import Run, RunNotFound
+from engine.records import Record, Run, RunNotFound
+from engine.studies import Study, StudyRecord
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 PROGRESS_EVERY = 5.0  # seconds between lines of progress that nobody sees live
@@ -43,14 +46,14 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run, "Run one experiment; its report goes to standard output, progress to standard error.")
     run.add_argument("--preset", default="quick", metavar="NAME", help=f"one of {', '.join(PRESETS)} (default: quick)")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field, dotted; repeatable")
-    run.add_argument("--data-root", type=Path, default=None, help="folder with MNIST/raw (default: data/ or PACD_DATA)")
+    run.add_argument("--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)")
     run.add_argument("--json", action="store_true", help="print report.json instead of a summary")
     run.add_argument("--dry-run", action="store_true", help="check, print configuration and estimate, run nothing")
 
     fetch = commands.add_parser("fetch", help="Put a data set on this machine, from the network if need be.")
     fetch.add_argument("dataset", choices=list(datasets.DATASETS))
     fetch.add_argument(
-        "--data-root", type=Path, default=None, help="folder for MNIST/raw (default: data/ or PACD_DATA)"
+        "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
     )
     fetch.set_defaults(command=_fetch)
 
@@ -72,7 +75,52 @@ def _parser() -> argparse.ArgumentParser:
     work = commands.add_parser("work", help="Do the work of a run directory: what `run` and the app start.")
     work.add_argument("directory", type=Path)
     work.set_defaults(command=lambda options: jobs.work(options.directory))
+    _add_studies(commands, command)
     return parser
+
+
+def _add_studies(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
+    kinds = "; ".join(f"{name}: {kind.sentence}" for name, kind in study_kinds.KINDS.items())
+    study = command(
+        "study", _study, "Run a grid of experiments, one after the other; its table goes to standard output."
+    )
+    study.add_argument("kind", metavar="KIND", help=kinds)
+    study.add_argument("--preset", default="quick", metavar="NAME", help="what every cell starts from (default: quick)")
+    study.add_argument("--rows", metavar="FIELD=V1,V2", help="another axis than the kind's own")
+    study.add_argument("--columns", metavar="FIELD=V1,V2", help="another axis than the kind's own")
+
+    reproduce = command("reproduce", _reproduce, "Run any part of the paper's table; resumes where it was stopped.")
+    reproduce.add_argument("--procedures", default=",".join(paper.PROCEDURES), metavar="P1,P2", help="default: all")
+    reproduce.add_argument("--datasets", default=",".join(paper.DATASETS), metavar="D1,D2", help="default: both")
+    reproduce.add_argument("--sigmas", metavar="S1,S2", help="default: the paper's grid for each data set")
+    reproduce.add_argument("--seeds", type=int, default=1, help="seeds of the whole protocol (default: 1)")
+    reproduce.add_argument("--victims", type=int, help="victims for each arm (default: the setting's own number)")
+    reproduce.add_argument("--scale", default="full", help="full: the authors' setting, for a GPU; small: for a CPU")
+    reproduce.add_argument("--output", type=Path, metavar="DIR", help="write ID.md and ID.csv there, too")
+    for parser in (study, reproduce):
+        parser.add_argument(
+            "--set", action="append", default=[], metavar="FIELD=VALUE", help="for all cells; repeatable"
+        )
+        parser.add_argument(
+            "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="check, print the cells and an estimate, run nothing"
+        )
+
+    listed = command("studies", _studies, "List the studies; or print, cancel, delete or publish one.")
+    listed.add_argument("id", nargs="?", metavar="ID", help="print this study's table as it is now")
+    listed.add_argument("--cancel", metavar="ID", help="stop a study and its current run; what is finished stays")
+    listed.add_argument("--delete", metavar="ID", help="remove a study; its runs stay")
+    listed.add_argument("--publish", metavar="ID", help="copy a finished study's results into gallery/studies/")
+    for parser in (study, reproduce, listed):
+        form = parser.add_mutually_exclusive_group()
+        form.add_argument("--json", action="store_const", dest="form", const="json", help="everything, as JSON")
+        form.add_argument("--csv", action="store_const", dest="form", const="csv", help="a row per cell")
+        form.add_argument("--markdown", action="store_const", dest="form", const="markdown", help="the default")
+    work = commands.add_parser("study-work", help="Do the work of a study directory: what `study` and the app start.")
+    work.add_argument("directory", type=Path)
+    work.set_defaults(command=lambda options: studies.work(options.directory))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -80,13 +128,14 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, got {options.preset!r}")
     config = with_overrides(PRESETS[options.preset].config, options.set)
     data_root = options.data_root or datasets.default_root()
+    datasets.check(config, data_root)
     if options.dry_run:
         print(json.dumps(_dry_run(config), indent=1))
         return OK
     datasets.fetch(config.dataset, data_root)
     run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=options.preset)
     try:
-        _follow(run)
+        _follow(run, lambda: jobs.queue_position(run))
     except KeyboardInterrupt:
         print("\ncancelling; what is finished stays in the run's directory", file=sys.stderr)
         jobs.stop_now(run)
@@ -115,16 +164,16 @@ def _dry_run(config: Config) -> dict:
     }
 
 
-def _follow(run: Run) -> None:
-    """Shows a run's progress on standard error until it ends; off a terminal a line per phase, or every few seconds."""
+def _follow(run: Record, queue_position: Callable[[], int] = lambda: 0) -> None:
+    """Shows progress on standard error until it ends; off a terminal a line per phase, or every few seconds."""
     live = sys.stderr.isatty()
     shown, at = "", 0.0
     while (status := run.status()).active:
         if status.state == "queued":
-            behind = jobs.queue_position(run)
+            behind = queue_position()
             line = phase = f"queued behind {behind} run(s)" if behind else "starting"
         else:
-            eta = "" if status.eta_seconds is None else f", about {status.eta_seconds:.0f} s left"
+            eta = "" if status.eta_seconds is None else f", about {_duration(status.eta_seconds)} left"
             line, phase = f"{status.fraction:4.0%} {status.phase}{eta}   {status.detail}", status.phase
         if live:
             print(f"\r{line[: shutil.get_terminal_size().columns - 1]:<100}", end="", file=sys.stderr, flush=True)
@@ -159,7 +208,7 @@ def _duration(seconds: float) -> str:
     for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return f"{seconds:.0f} s"
 
 
 def _runs(options: argparse.Namespace) -> int:
@@ -184,7 +233,7 @@ def _runs(options: argparse.Namespace) -> int:
         drop = "" if row["drop_poisoned"] is None else f"drop {row['drop_poisoned']:.0%}"
         print(
             f"{row['id']}  {row['state']:<10}{row['preset'] or '':<16}{row['dataset']!s:<8}"
-            f"digit {row['target_class']}  epsilon {row['epsilon']!s:<6}sigma {row['sigma']!s:<6}"
+            f"{row['target_name']}  epsilon {row['epsilon']!s:<6}sigma {row['sigma']!s:<6}"
             f"seed {row['seed']!s:<6}{drop}  {row['name']}"
         )
     return OK
@@ -193,6 +242,109 @@ def _runs(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     _print_report(records.find(options.runs_root, options.id), as_json=options.json)
     return OK
+
+
+def _study(options: argparse.Namespace) -> int:
+    study = study_kinds.make(
+        options.kind, preset=options.preset, overrides=options.set, rows=options.rows, columns=options.columns
+    )
+    return _do_study(study, options, preset=options.preset)
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    def parts(text: str) -> list[str]:
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    study = study_kinds.reproduction(
+        parts(options.procedures),
+        parts(options.datasets),
+        None if options.sigmas is None else [float(part) for part in parts(options.sigmas)],
+        scale=options.scale,
+        seeds=options.seeds,
+        victims=options.victims,
+        overrides=options.set,
+    )
+    return _do_study(study, options, preset=None)
+
+
+def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) -> int:
+    data_root, cells = options.data_root or datasets.default_root(), study.in_order()
+    if options.dry_run:
+        seconds = studies.seconds_of(study, device="cpu")
+        planned = [{"cell": study.name_of(cell), "run_id": cell.run_id} for cell in cells]
+        estimate = {"seconds": round(sum(seconds.values())), "device": "cpu"}
+        print(json.dumps({"study_id": study.id, "kind": study.kind, "cells": planned, "estimate": estimate}, indent=1))
+        return OK
+    for dataset in dict.fromkeys(cell.config.dataset for cell in cells):
+        datasets.fetch(dataset, data_root)
+    record = studies.submit(study, runs_root=options.runs_root, data_root=data_root, preset=preset)
+    try:
+        _follow(record)
+    except KeyboardInterrupt:
+        print("\ncancelling; finished cells stay, and the same command goes on with the others", file=sys.stderr)
+        studies.stop_now(record)
+    status = record.status()
+    print(
+        *(f"no result: {event}" for event in status.events), sep="\n", end="\n" * bool(status.events), file=sys.stderr
+    )
+    found = study_tables.results(record)
+    print(_study_text(found, options.form))
+    if folder := getattr(options, "output", None):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{record.id}.md").write_text(study_tables.markdown(found) + "\n")
+        (folder / f"{record.id}.csv").write_text(study_tables.csv_text(found))
+    if status.state != "done":
+        reason = f": {status.error}" if status.error else ""
+        print(f"study {record.id} {status.state}{reason}. Its directory: {record.directory}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def _study_text(found: dict[str, Any], form: str | None) -> str:
+    if form == "json":
+        return json.dumps(found)
+    return study_tables.csv_text(found).rstrip() if form == "csv" else study_tables.markdown(found)
+
+
+def _studies(options: argparse.Namespace) -> int:
+    def chosen(identifier: str) -> StudyRecord:
+        return studies.find(options.runs_root, identifier)
+
+    if options.cancel:
+        studies.stop_now(chosen(options.cancel))
+    elif options.delete:
+        studies.delete(chosen(options.delete))
+    elif options.publish:
+        record = chosen(options.publish)
+        print(studies.publish(record, study_tables.results(record)))
+    elif options.id:
+        print(_study_text(study_tables.results(chosen(options.id)), options.form))
+    else:
+        known = sorted(studies.all_studies(options.runs_root), key=lambda record: -record.status().submitted)
+        rows = [_study_row(record) for record in known]
+        if options.form == "json":
+            print(json.dumps(rows, indent=1))
+        else:
+            lines = (
+                f"{r['id']}  {r['state']:<10}{r['kind']:<23}{r['preset'] or '':<16}{r['done']}/{r['cells']}"
+                for r in rows
+            )
+            print(*lines, sep="\n", end="\n" * bool(rows))
+    return OK
+
+
+def _study_row(record: StudyRecord) -> dict[str, Any]:
+    study = record.study
+    cells, kind = len(study.cells()), study.kind
+    done, preset = cells - len(record.unfinished()), record.request.get("preset")
+    return {
+        "id": record.id,
+        "state": record.status().state,
+        "kind": kind,
+        "preset": preset,
+        "done": done,
+        "cells": cells,
+    }
 
 
 if __name__ == "__main__":

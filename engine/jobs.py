@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from engine.config import Config
 from engine.records import (
     Cancelled,
+    Record,
     Run,
     RunNotFound,
     Status,
@@ -52,23 +53,49 @@ GRACE = 15.0  # seconds between asking a run to stop and killing it
 def submit(config: Config, *, runs_root: Path, data_root: Path, preset: str | None = None) -> Run:
     """The run of this configuration: the finished or live one if there is one, else a new process for it."""
     run = Run(runs_root / run_id(config))
-    runs_root.mkdir(parents=True, exist_ok=True)
-    with _changes(runs_root):
-        status = run.status()
-        if run.exists() and (status.active or (status.state == "done" and run.report)):
-            return run
+    launch(
+        run,
+        "work",
+        config.canonical(),
+        request={"preset": preset, "data_root": str(data_root.resolve())},
+        finished=lambda: run.report is not None,
+        stale=("report.json", "metrics.jsonl", "certificates.parquet"),
+    )
+    return run
+
+
+def launch(
+    record: Record,
+    command: str,
+    definition: str,
+    *,
+    request: dict[str, Any],
+    finished: Callable[[], bool],
+    stale: tuple[str, ...] = (),
+) -> None:
+    """Starts `python -m engine COMMAND DIRECTORY` for a record that is neither alive nor done and finished().
+
+    Args:
+        definition: the content of the file that makes the directory a record.
+        stale: files of an earlier attempt that must go.
+    """
+    record.directory.parent.mkdir(parents=True, exist_ok=True)
+    with _changes(record.directory.parent):
+        status = record.status()
+        if record.exists() and (status.active or (status.state == "done" and finished())):
+            return
         if status.state == "lost" and process_exists(status):  # stuck: it must not wake up beside its successor
             _kill_group(status)
-        run.directory.mkdir(exist_ok=True)
-        for name in ("cancel", "report.json", "metrics.jsonl", "certificates.parquet"):
-            (run.directory / name).unlink(missing_ok=True)
+        record.directory.mkdir(exist_ok=True)
+        for name in ("cancel", *stale):
+            (record.directory / name).unlink(missing_ok=True)
         now = time.time()
-        run.write_json("request.json", {"preset": preset, "data_root": str(data_root.resolve()), "submitted": now})
-        run.write_status(Status("queued", submitted=now, heartbeat=now))
-        write_atomically(run.directory / "config.json", config.canonical())  # from here on it is a run
-        with (run.directory / "log.txt").open("w") as log:
+        record.write_json("request.json", request | {"submitted": now})
+        record.write_status(Status("queued", submitted=now, heartbeat=now))
+        write_atomically(record.directory / record.definition, definition)  # from here on it is a run
+        with (record.directory / "log.txt").open("w") as log:
             subprocess.Popen(
-                [sys.executable, "-m", "engine", "work", str(run.directory.resolve())],
+                [sys.executable, "-m", "engine", command, str(record.directory.resolve())],
                 cwd=PROJECT,
                 env=os.environ | WORKER_ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
@@ -76,7 +103,6 @@ def submit(config: Config, *, runs_root: Path, data_root: Path, preset: str | No
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-    return run
 
 
 def queue_position(run: Run) -> int:
@@ -86,17 +112,17 @@ def queue_position(run: Run) -> int:
     return sum(status.active and status.submitted < mine for status in others)
 
 
-def cancel(run: Run) -> None:
+def cancel(run: Record) -> None:
     """Asks a run to stop at its next step, as SIGTERM to its process does; `stop_now` waits for it, and insists."""
     (run.directory / "cancel").touch()
 
 
-def stop_now(run: Run) -> None:
-    """Cancels a live run and waits for its end: the flag, then SIGKILL to its process group."""
+def stop_now(run: Record, grace: float | None = None) -> None:
+    """Cancels a live run and waits for its end: the flag, then, after `grace` seconds, SIGKILL to its process group."""
     if not run.status().active:
         return
     cancel(run)
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + (GRACE if grace is None else grace)
     while (status := run.status()).active:
         if time.monotonic() > deadline:
             _kill_group(status)
@@ -132,17 +158,7 @@ def work(directory: Path) -> int:
     run = Run(directory)
     if not run.exists():
         raise RunNotFound(f"{directory} is not a run directory")
-    asked = run.read_json("status.json") or {}
-    me = psutil.Process()
-    status = Status(
-        "queued",
-        submitted=asked.get("submitted", time.time()),
-        heartbeat=time.time(),
-        pid=me.pid,
-        pid_started=me.create_time(),
-    )
-    run.write_status(status)
-    signal.signal(signal.SIGTERM, lambda *_: cancel(run))
+    status = begin(run)
     device = FileLock(directory.parent / ".device.lock")
     while run.exists() and not (directory / "cancel").exists():
         if queue_position(run) == 0:
@@ -151,7 +167,7 @@ def work(directory: Path) -> int:
         status = replace(status, heartbeat=time.time())
         run.write_status(status)
         time.sleep(0.3)
-    return _end(run, replace(status, state="cancelled"))
+    return end(run, replace(status, state="cancelled"))
 
 
 def _experiment(run: Run, status: Status) -> int:
@@ -193,11 +209,27 @@ def _experiment(run: Run, status: Status) -> int:
         status = replace(status, state="cancelled", eta_seconds=None)
     except Exception as error:  # whatever it was, the record must say so
         traceback.print_exc()
-        status = replace(status, state="failed", error=_in_words(error), eta_seconds=None)
-    return _end(run, replace(status, events=tuple(experiment.book.events) if experiment else ()))
+        status = replace(status, state="failed", error=in_words(error), eta_seconds=None)
+    return end(run, replace(status, events=tuple(experiment.book.events) if experiment else ()))
 
 
-def _end(run: Run, status: Status) -> int:
+def begin(run: Record) -> Status:
+    """Says that this process works on a run, which from now on SIGTERM asks to stop: its status, still queued."""
+    asked = run.read_json("status.json") or {}
+    me = psutil.Process()
+    status = Status(
+        "queued",
+        submitted=asked.get("submitted", time.time()),
+        heartbeat=time.time(),
+        pid=me.pid,
+        pid_started=me.create_time(),
+    )
+    run.write_status(status)
+    signal.signal(signal.SIGTERM, lambda *_: cancel(run))
+    return status
+
+
+def end(run: Record, status: Status) -> int:
     """Writes how a run ended, unless it was deleted under our feet; the exit code."""
     if run.exists():
         run.write_status(replace(status, heartbeat=time.time(), ended=time.time()))
@@ -225,7 +257,7 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     return f"{type(error).__name__}: {error}"

@@ -1,11 +1,14 @@
 """Named starting points: each a configuration with a sentence, and how it differs from the authors' setting."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from engine import paper
 from engine.config import (
     AttackConfig,
     CertificationConfig,
     Config,
+    ConfigError,
     DataConfig,
     ProcedureConfig,
     ThreatConfig,
@@ -20,24 +23,6 @@ class Preset:
     config: Config
     departs: tuple[str, ...] = ()  # differences from the authors' setting, in words
 
-
-# Mehra et al. 2021, GA on MNIST, as their released code has it: 49 epochs of 55 minibatches in five network lives.
-_AUTHORS_ATTACK = AttackConfig(
-    surrogate="lenet",
-    upper_steps=2695,
-    restart_every=539,
-    lower_steps=10,
-    linear_steps=10,
-    linear_solver="adam",
-    damping=1e-3,
-    clean_batch=900,
-    poison_batch=100,
-    upper_batch=100,
-    upper_noise=20,
-    weights_learning_rate=1e-3,
-    linear_learning_rate=1e-2,
-    poison_learning_rate=0.1,
-)
 
 _QUICK_ATTACK = AttackConfig(
     surrogate="lenet-narrow",
@@ -70,6 +55,33 @@ _FASTER = (
 
 _THREAT = ThreatConfig(target_class=8, epsilon=0.1, poison_fraction=1.0)
 
+_QUICK = Config(
+    dataset="mnist",
+    procedure=ProcedureConfig(name="gaussian"),
+    sigma=0.5,
+    threat=_THREAT,
+    data=DataConfig(train_size=3000, validation_size=5000),
+    attack=_QUICK_ATTACK,
+    training=TrainingConfig(epochs=8, batch_size=50, learning_rate=2e-3, schedule="linear"),
+    certification=CertificationConfig(target_images=100, other_images=2, n0=20, n=400, alpha=0.001),
+    victim_seeds=3,
+)
+_SMOOTHADV = ProcedureConfig(name="smoothadv", draws=1, adversary_steps=2, adversary_size=1.0, warmup=0.25)
+_MACER = ProcedureConfig(name="macer", draws=4, weight=4.0, warmup=0.25)
+_TITLES = {"ga": "Gaussian augmentation", "smoothadv": "SmoothAdv", "macer": "MACER"}
+
+
+def _of_the_paper(procedure: str, dataset: str) -> Preset:
+    sigma, data = paper.DEFAULT_SIGMA[procedure, dataset], "MNIST" if dataset == "mnist" else "CIFAR-10"
+    return Preset(
+        f"paper-{procedure}-{dataset}",
+        f"The authors' setting for {_TITLES[procedure]} on {data} at σ = {sigma:g}. Meant for a GPU; on a CPU it takes "
+        f"{'days' if dataset == 'mnist' else 'months'}.",
+        paper.paper(procedure, dataset, sigma),
+        paper.departs(procedure),
+    )
+
+
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -95,17 +107,19 @@ PRESETS = {
         Preset(
             "quick",
             "A what-if on MNIST in a minute or two on two CPU cores: three victims for each arm.",
-            Config(
-                dataset="mnist",
-                procedure=ProcedureConfig(name="gaussian"),
-                sigma=0.5,
-                threat=_THREAT,
-                data=DataConfig(train_size=3000, validation_size=5000),
-                attack=_QUICK_ATTACK,
-                training=TrainingConfig(epochs=8, batch_size=50, learning_rate=2e-3, schedule="linear"),
-                certification=CertificationConfig(target_images=100, other_images=2, n0=20, n=400, alpha=0.001),
-                victim_seeds=3,
-            ),
+            _QUICK,
+            _FASTER,
+        ),
+        Preset(
+            "quick-smoothadv",
+            "As quick, with victims and attacker trained by SmoothAdv: two steps of the inner adversary.",
+            _QUICK.model_copy(update=dict(procedure=_SMOOTHADV)),
+            _FASTER,
+        ),
+        Preset(
+            "quick-macer",
+            "As quick, with victims and attacker trained by MACER: four noise draws per image.",
+            _QUICK.model_copy(update=dict(procedure=_MACER)),
             _FASTER,
         ),
         Preset(
@@ -133,7 +147,7 @@ PRESETS = {
                 sigma=0.5,
                 threat=_THREAT,
                 data=DataConfig(train_size=59_950, validation_size=50),
-                attack=_AUTHORS_ATTACK.model_copy(update=dict(name="none")),
+                attack=paper.paper("ga", "mnist", 0.5).attack.model_copy(update=dict(name="none")),
                 training=TrainingConfig(
                     epochs=90, batch_size=256, learning_rate=0.01, schedule="step", optimiser="sgd", weight_decay=1e-4
                 ),
@@ -141,23 +155,41 @@ PRESETS = {
                 victim_seeds=1,
             ),
         ),
-        Preset(
-            "paper-ga-mnist",
-            "The authors' setting for Gaussian augmentation on MNIST. Meant for a GPU; on a CPU it takes days.",
-            Config(
-                dataset="mnist",
-                procedure=ProcedureConfig(name="gaussian"),
-                sigma=0.5,
-                threat=_THREAT,
-                data=DataConfig(train_size=55_000, validation_size=5000),
-                attack=_AUTHORS_ATTACK,
-                training=TrainingConfig(epochs=101, batch_size=200, learning_rate=1e-3, schedule="constant"),
-                certification=CertificationConfig(
-                    target_images=500, other_images=20, n0=10_000, n=100_000, alpha=0.001
-                ),
-                victim_seeds=5,
-            ),
-            ("images of other classes are certified too, so that damage beside the target class shows",),
-        ),
+        *(_of_the_paper(procedure, dataset) for dataset in paper.DATASETS for procedure in paper.PROCEDURES),
     )
 }
+
+
+def small(procedure: str, dataset: str, sigma: float) -> Config:
+    """The paper's question at a size for CPUs: quick's settings, for any procedure and data set of `paper`, or digits.
+
+    On CIFAR-10 epsilon is the paper's 0.03, and a ResNet-8 stands for the ResNet-20.
+    Raises: ConfigError.
+    """
+    if procedure not in _TITLES:
+        raise ConfigError(f"a procedure of the paper is one of {', '.join(_TITLES)}, got {procedure!r}")
+    quick = PRESETS["quick" if procedure == "ga" else f"quick-{procedure}"].config
+    if dataset == "mnist":
+        changed: dict[str, Any] = {}
+    elif dataset == "cifar10":
+        changed = dict(
+            architecture="resnet8",
+            threat=quick.threat.model_copy(update=dict(epsilon=0.03)),
+            attack=quick.attack.model_copy(update=dict(surrogate="resnet8", upper_steps=60, restart_every=30)),
+        )
+    elif dataset == "digits":
+        smoke = PRESETS["smoke"].config
+        changed = {name: getattr(smoke, name) for name in ("data", "attack", "training", "certification")}
+        changed["architecture"] = smoke.architecture
+    else:
+        raise ConfigError(f"a data set is one of mnist, cifar10, digits, got {dataset!r}")
+    return quick.model_copy(update=changed | dict(dataset=dataset, sigma=sigma))
+
+
+def family(preset: str) -> dict[str, Config]:
+    """The same setting for each robust procedure, by the procedure's name in a configuration."""
+    if preset.startswith("paper-"):
+        of = {name: PRESETS[f"paper-{name}-{preset.rpartition('-')[2]}"].config for name in paper.PROCEDURES}
+    else:
+        of = {"ga": PRESETS["quick"].config} | {n: PRESETS[f"quick-{n}"].config for n in ("smoothadv", "macer")}
+    return {config.procedure.name: config for config in of.values()}

@@ -13,6 +13,7 @@ runs/<id>/config.json            canonical JSON; the first 16 hex digits of its 
           certificates.parquet   one row per arm, victim and test image, with the votes
           report.json, log.txt, notes.json (name, star, note), cancel (present once asked for)
 runs/stages/                     the same safetensors files by the hash of all that they depend on (hard links)
+runs/studies/<id>/study.json     canonical JSON of a study, with request, status and log as above (engine/studies.py)
 """
 
 import contextlib
@@ -21,10 +22,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import psutil
@@ -51,7 +52,7 @@ class Cancelled(Exception):
 
 
 class RunNotFound(ValueError):
-    """No run of this id, or its directory is not one."""
+    """No run (or study) of this id, or its directory is not one."""
 
 
 @dataclass(frozen=True)
@@ -103,24 +104,18 @@ def write_tensors(path: Path, **tensors: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run directory. Reading never writes; a file that is not there yet reads as None or empty."""
+class Record:
+    """A directory that one process works on. Reading never writes; a file not there yet reads as None or empty."""
 
     directory: Path
+    definition: ClassVar[str]  # the file that says what is to be done
 
     @property
     def id(self) -> str:
         return self.directory.name
 
     def exists(self) -> bool:
-        return (self.directory / "config.json").is_file()
-
-    @property
-    def config(self) -> Config:
-        try:
-            return Config.model_validate_json((self.directory / "config.json").read_bytes())
-        except (OSError, ValidationError) as error:
-            raise RunNotFound(f"run {self.id} has no readable configuration: {error}") from error
+        return (self.directory / self.definition).is_file()
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         try:
@@ -135,20 +130,8 @@ class Run:
     def request(self) -> dict[str, Any]:
         return self.read_json("request.json") or {}
 
-    @property
-    def environment(self) -> dict[str, Any]:
-        return self.read_json("env.json") or {}
-
-    @property
-    def report(self) -> dict[str, Any] | None:
-        return self.read_json("report.json")
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        return {"name": "", "starred": False, "note": ""} | (self.read_json("notes.json") or {})
-
     def status(self) -> Status:
-        """The recorded status, except that a run whose process is gone reads as lost."""
+        """The recorded status, except that one whose process is gone reads as lost."""
         try:
             raw = self.read_json("status.json") or {}
             status = Status(**{**raw, "events": tuple(raw.get("events", ()))})
@@ -169,6 +152,36 @@ class Run:
             write_atomically(path, text)
         except OSError:  # a full disk may still have room where the old status stands
             path.write_text(text)
+
+    def log_tail(self, lines: int = 200) -> str:
+        path = self.directory / "log.txt"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+
+@dataclass(frozen=True)
+class Run(Record):
+    """A run directory."""
+
+    definition = "config.json"
+
+    @property
+    def config(self) -> Config:
+        try:
+            return Config.model_validate_json((self.directory / "config.json").read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunNotFound(f"run {self.id} has no readable configuration: {error}") from error
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return self.read_json("env.json") or {}
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        return self.read_json("report.json")
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        return {"name": "", "starred": False, "note": ""} | (self.read_json("notes.json") or {})
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         with (self.directory / "metrics.jsonl").open("a") as file:
@@ -192,10 +205,6 @@ class Run:
         path = self.directory / "certificates.parquet"
         return pd.read_parquet(path) if path.exists() else None
 
-    def log_tail(self, lines: int = 200) -> str:
-        path = self.directory / "log.txt"
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
-
     def disk_bytes(self) -> int:
         total = 0
         for folder, _, names in os.walk(self.directory):
@@ -205,8 +214,16 @@ class Run:
         return total
 
 
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
 def run_id(config: Config) -> str:
-    return hashlib.sha256(config.canonical().encode()).hexdigest()[:16]
+    return short_hash(config.canonical())
+
+
+def short_hash(text: str) -> str:
+    """The id of whatever this text defines: 16 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def find(root: Path, identifier: str, *, gallery: bool = True) -> Run:
@@ -214,14 +231,21 @@ def find(root: Path, identifier: str, *, gallery: bool = True) -> Run:
 
     Raises: RunNotFound, naming what is wrong.
     """
-    if not identifier or not all(character in "0123456789abcdef" for character in identifier):
-        raise RunNotFound(f"a run id is up to 16 hexadecimal digits, got {identifier[:40]!r}")
     folders = (GALLERY, root) if gallery else (root,)
-    known = {run.id: run for folder in folders for run in all_runs(folder)}
-    matches = [run for run in known.values() if run.id.startswith(identifier)]
+    return the_one((run for folder in folders for run in all_runs(folder)), identifier, f"run under {root}")
+
+
+def the_one(known: "Iterable[AnyRecord]", identifier: str, what: str) -> "AnyRecord":
+    """The record of this id, or of the one id that begins so; of two with the same id the later one.
+
+    Raises: RunNotFound; `what` says what was looked for and where ("run under runs/").
+    """
+    if not identifier or not all(character in "0123456789abcdef" for character in identifier):
+        raise RunNotFound(f"a {what.split()[0]} id is up to 16 hexadecimal digits, got {identifier[:40]!r}")
+    matches = {record.id: record for record in known if record.id.startswith(identifier)}
     if len(matches) != 1:
-        raise RunNotFound(f"{'no' if not matches else 'more than one'} run under {root} has id {identifier}")
-    return matches[0]
+        raise RunNotFound(f"{'no' if not matches else 'more than one'} {what} has id {identifier}")
+    return next(iter(matches.values()))
 
 
 def all_runs(root: Path) -> Iterator[Run]:

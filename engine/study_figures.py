@@ -1,0 +1,122 @@
+"""The heat map of a study, made from its results alone: the drop in each cell, the control beneath it."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from engine import figures, study_tables
+
+# From nothing to the colour of the poisoned arm and on: lightness alone tells the order.
+SCALE = ((0.0, "#FBF3EC"), (0.25, "#F2C3A0"), (0.5, "#E08A4B"), (0.75, "#B04A00"), (1.0, "#5A2500"))
+DARK_FROM = 55  # percent, from which white text is read better than black
+ROW_HEIGHT = 84  # pixels
+
+
+def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go.Figure:
+    """Relative drop in percent, one colour scale from 0 to 100 % for all studies; the chosen (row, column) is framed.
+
+    Its second trace has a marker per cell with customdata (row, column): a heat map itself cannot be clicked.
+    """
+    rows, columns = study_tables.names(found, "rows"), study_tables.names(found, "columns")
+    drops = np.full((len(rows), len(columns)), np.nan)
+    texts, hovers, inks, places, told = [], [], [], [], []
+    for cell in found["cells"]:
+        drop = (cell["drop"] or {}).get("mean")
+        where = (cell["row"], cell["column"])
+        drops[where] = np.nan if drop is None else 100 * drop
+        places.append(where)
+        texts.append(_text(cell))
+        hovers.append(_hover(found, cell))
+        inks.append("#888888" if drop is None else "#FFFFFF" if 100 * drop >= DARK_FROM else "#1A1A1A")
+        told.append(f"{study_tables.cell_name(found, cell)}: {_words(cell)}")
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=drops,
+        x=list(range(len(columns))),
+        y=list(range(len(rows))),
+        zmin=0,
+        zmax=100,
+        colorscale=[list(stop) for stop in SCALE],
+        colorbar=dict(title=dict(text="drop, %", side="right"), thickness=14, outlinewidth=0),
+        xgap=3,
+        ygap=3,
+        hoverinfo="skip",
+    )
+    same = dict(marker=dict(opacity=0.01))
+    figure.add_scatter(
+        x=[column for _, column in places],
+        y=[row for row, _ in places],
+        mode="markers+text",
+        text=texts,
+        textfont=dict(color=inks, size=13),
+        marker=dict(symbol="square", size=56, opacity=0.01, color="#888888"),
+        selected=same,
+        unselected=same,
+        customdata=places,
+        hovertext=hovers,
+        hovertemplate="%{hovertext}<extra></extra>",
+        showlegend=False,
+    )
+    if chosen is not None:
+        row, column = chosen
+        frame = dict(color="#0072B2", width=4)
+        figure.add_shape(type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line=frame)
+    labels = [found["study"][axis]["label"] for axis in ("rows", "columns")]
+    ticks = [[_broken(name) for name in names] for names in (rows, columns)]
+    figure.update_yaxes(
+        tickvals=list(range(len(rows))), ticktext=ticks[0], autorange="reversed", showgrid=False, zeroline=False,
+        title=dict(text=labels[0], standoff=8), automargin=True,
+    )  # fmt: skip
+    figure.update_xaxes(
+        tickvals=list(range(len(columns))), ticktext=ticks[1], side="top", tickangle=0, showgrid=False, zeroline=False,
+        title=dict(text=labels[1], standoff=8), automargin=True,
+    )  # fmt: skip
+    finished, cells = study_tables.finished(found)
+    partial = "" if finished == cells else f" PARTIAL: {finished} of {cells} cells."
+    figure = figures.finish(
+        figure,
+        "",
+        "",
+        f"Heat map of the relative drop of the target class's ACR.{partial} {'; '.join(told)}.",
+        legend=False,
+        height=110 + ROW_HEIGHT * len(rows),
+        top=70,
+    )
+    return figure.update_layout(clickmode="event+select", dragmode=False)
+
+
+def _text(cell: dict[str, Any]) -> str:
+    if not cell["drop"]:
+        return str(cell["state"])
+    partial = "" if cell["complete"] else "<br>(partial)"
+    control = f"<br><span style='font-size:11px'>control {study_tables.percent(cell['control_drop'])}</span>"
+    return f"<b>{study_tables.percent(cell['drop'])}</b>{control}{partial}"
+
+
+def _words(cell: dict[str, Any]) -> str:
+    if not cell["drop"]:
+        return str(cell["state"])
+    return f"{study_tables.percent(cell['drop'])}, control {study_tables.percent(cell['control_drop'])}"
+
+
+def _hover(found: dict[str, Any], cell: dict[str, Any]) -> str:
+    lines = [f"<b>{study_tables.cell_name(found, cell)}</b>", _words(cell)]
+    if cell["drop"]:
+        seeds = ", ".join(f"{100 * value:.0f} %" for value in cell["drop"]["seeds"])
+        lines += [
+            f"n = {study_tables.victims(cell)} pairs of victims: {seeds}",
+            f"ACR {study_tables.number(cell['acr_clean'])} → {study_tables.number(cell['acr_poisoned'])} (L2)",
+        ]
+    return "<br>".join([*lines, f"seed {cell['seed']}, run {cell['run']}"])
+
+
+def _broken(name: str, width: int = 18) -> str:
+    """A long name on two lines."""
+    if len(name) <= width:
+        return name
+    for separator in (", ", "-", " "):
+        head, found, tail = name.partition(separator)
+        if found:
+            return f"{head}{found.rstrip()}<br>{tail}"
+    return name

@@ -1,0 +1,224 @@
+"""The questions that studies answer: transfer, sweeps, rivals, and the paper's whole table, each with its axes."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from engine import paper, presets
+from engine.config import Architecture, AttackName, Config, ConfigError, field_names, lower_level, with_overrides
+from engine.presets import PRESETS
+from engine.studies import Axis, Point, Study, checked
+
+_ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
+    "mnist": ("mlp", "lenet", "resnet8"),
+    "cifar10": ("resnet20", "resnet32", "resnet56"),
+}
+_ONE_CONTROL = 'controls=["random_noise"]'
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A question that a study answers, with its axes where nothing else is said: field → values (None: see `axis`)."""
+
+    sentence: str
+    rows: tuple[str, tuple[Any, ...] | None]
+    columns: tuple[str, tuple[Any, ...] | None] | None
+    base: tuple[str, ...] = (_ONE_CONTROL,)
+
+
+KINDS = {
+    "transfer-procedure": Kind(
+        "Poison made against one training procedure, victims trained with another.",
+        ("attack.procedure", None),
+        ("procedure", None),
+    ),
+    "transfer-architecture": Kind(
+        "Poison made on one architecture, victims of another.",
+        ("attack.surrogate", None),
+        ("architecture", None),
+    ),
+    "transfer-sigma": Kind(
+        "Poison made for one noise level σ, victims trained and certified at another.",
+        ("attack.sigma", None),
+        ("sigma", None),
+    ),
+    "sweep": Kind(
+        "Any two settings against each other: by default the budget ε (L∞) and the noise level σ.",
+        ("threat.epsilon", (0.025, 0.05, 0.1, 0.2)),
+        ("sigma", None),
+    ),
+    "rivals": Kind(
+        "Every attack at the same ε (L∞), made against one procedure and architecture, victims of several.",
+        ("attack.name", None),
+        ("architecture", None),
+    ),
+}
+REPRODUCE = "reproduce"
+LABELS = {
+    "attack.procedure": "poison made against procedure",
+    "procedure": "victims trained with",
+    "attack.surrogate": "poison made on architecture",
+    "architecture": "architecture of the victims",
+    "attack.sigma": "poison made for σ",
+    "sigma": "σ of the victims",
+    "threat.epsilon": "ε (L∞)",
+    "attack.name": "attack",
+    "threat.poison_fraction": "poison fraction",
+    "threat.target_class": "target class",
+}
+
+
+def make(
+    kind: str,
+    *,
+    preset: str = "quick",
+    overrides: tuple[str, ...] | list[str] = (),
+    rows: str | None = None,
+    columns: str | None = None,
+) -> Study:
+    """A study of one of KINDS around a preset.
+
+    Args:
+        overrides: "field=value", for every cell.
+        rows, columns: "field=v1,v2,…" in place of the kind's own axes.
+    Raises: ConfigError.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"a kind of study is one of {', '.join(KINDS)}, got {kind!r}")
+    if preset not in PRESETS:
+        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    found, base = KINDS[kind], PRESETS[preset].config
+    base = with_overrides(base, [*found.base, *overrides])
+    if kind == "rivals" and base.attack.procedure is None:  # so that other columns do not move the attack too
+        base = with_overrides(base, [f"attack.procedure={base.procedure.model_dump_json()}"])
+    default_columns = found.columns and axis(*found.columns, base=base, preset=preset)
+    chosen = {
+        "rows": axis(*_parsed(rows), base=base, preset=preset) if rows else axis(*found.rows, base=base, preset=preset),
+        "columns": axis(*_parsed(columns), base=base, preset=preset) if columns else default_columns or Axis(),
+    }
+    return checked(kind=kind, base=base, **chosen)
+
+
+def axis(field: str, values: tuple[Any, ...] | None, *, base: Config, preset: str) -> Axis:
+    """The axis on which one field takes these values, or those that suit the base. Raises: ConfigError."""
+    if field not in field_names():
+        raise ConfigError(f"there is no field {field!r}; the fields are {', '.join(field_names())}")
+    if values is None:
+        values = _default_values(field, base, preset)
+    if not values:
+        raise ConfigError(f"an axis is field=v1,v2,…, got no value for {field}")
+    return Axis(label=LABELS.get(field, field), points=tuple(_point(field, value, preset) for value in values))
+
+
+def _default_values(field: str, base: Config, preset: str) -> tuple[Any, ...]:
+    data = "cifar10" if base.dataset == "cifar10" else "mnist"
+    leaf = field.rpartition(".")[2]
+    if leaf == "procedure":
+        return tuple(presets.family(preset))
+    if leaf in ("surrogate", "architecture"):
+        return _ARCHITECTURES[data]
+    if leaf == "sigma":
+        return paper.SIGMAS[data]
+    return tuple(name for name in get_args(AttackName) if name != "none")
+
+
+def _parsed(text: str) -> tuple[str, tuple[Any, ...]]:
+    """ "field=v1,v2" as (field, values); a value is JSON or a plain word, and all may be one JSON list."""
+    field, equals, listed = text.partition("=")
+    if not equals:
+        raise ConfigError(f"an axis is field=v1,v2,…, got {text!r}")
+    if listed.startswith("["):
+        try:
+            return field, tuple(json.loads(listed))
+        except ValueError as error:
+            raise ConfigError(f"the values of {field} are no JSON list: {error}") from None
+    return field, tuple(_value(part.strip()) for part in listed.split(",") if part.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _point(field: str, value: Any, preset: str) -> Point:
+    """A value of a field; a procedure brings along what the preset of its name changes for its side of the game."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    known = presets.family(preset)
+    if field.rpartition(".")[2] != "procedure" or value not in list(known):
+        name = value["name"] if isinstance(value, dict) and "name" in value else text
+        return Point(name=name, overrides=(f"{field}={text}",))
+    tuned = known[value]
+    if field == "procedure":
+        procedure, section = tuned.procedure, "training."
+    else:
+        procedure, section = lower_level(tuned)[0], "attack."
+    start = PRESETS[preset].config
+    reference = start if start in known.values() else next(iter(known.values()))
+    changes = [change for change in differences(reference, tuned) if change.startswith(section)]
+    others = tuple(change for change in changes if not change.startswith(("attack.procedure", "attack.sigma")))
+    return Point(name=value, overrides=(f"{field}={procedure.model_dump_json()}", *others))
+
+
+def differences(base: Config, other: Config) -> list[str]:
+    """The overrides "field=value" that make `other` of `base`."""
+    mine, theirs = base.model_dump(mode="json"), other.model_dump(mode="json")
+    inner = ("procedure.", "attack.procedure.")
+    changed = []
+    for name in field_names():
+        if name.startswith(inner):
+            continue
+        before, after = (_get(values, name) for values in (mine, theirs))
+        if before != after:
+            changed.append(f"{name}={json.dumps(after)}")
+    return changed
+
+
+def _get(values: Any, name: str) -> Any:
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
+def reproduction(
+    procedures: list[str],
+    datasets: list[str],
+    sigmas: list[float] | None = None,
+    *,
+    scale: str = "full",
+    seeds: int = 1,
+    victims: int | None = None,
+    overrides: tuple[str, ...] | list[str] = (),
+) -> Study:
+    """The paper's table: a row per procedure, data set and sigma, a column per seed of the whole protocol.
+
+    Args:
+        sigmas: the paper's grid for each data set if None.
+        scale: "full", the authors' setting, or "small", for CPUs (presets.small).
+        victims: victims for each arm, the setting's own number if None.
+    Raises: ConfigError.
+    """
+    if scale not in ("full", "small"):
+        raise ConfigError(f"--scale is full or small, got {scale!r}")
+    if seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
+    setting = paper.paper if scale == "full" else presets.small
+    more = [_ONE_CONTROL, *([] if victims is None else [f"victim_seeds={victims}"]), *overrides]
+    wanted = {
+        f"{procedure}, {dataset}, σ = {sigma:g}": with_overrides(setting(procedure, dataset, sigma), more)
+        for dataset in datasets
+        for procedure in procedures
+        for sigma in (paper.SIGMAS.get(dataset, (0.25,)) if sigmas is None else sigmas)
+    }
+    if not wanted:
+        raise ConfigError("there is nothing to reproduce: name at least one procedure, data set and sigma")
+    base = next(iter(wanted.values()))
+    rows = [Point(name=name, overrides=tuple(differences(base, config))) for name, config in wanted.items()]
+    columns = [Point(name=f"seed {seed}", overrides=(f"seed={seed}",)) for seed in range(seeds)]
+    return checked(
+        kind=f"{REPRODUCE}-{scale}",
+        base=base,
+        rows=Axis(label="setting", points=tuple(rows)),
+        columns=Axis(label="seed of the whole protocol", points=tuple(columns)),
+    )

@@ -1,0 +1,330 @@
+"""A study's results, made from the reports of its cells alone, and as Markdown and CSV."""
+
+import csv
+import io
+from collections.abc import Iterable
+from statistics import fmean, stdev
+from typing import Any
+
+from engine import paper
+from engine.records import Run
+from engine.studies import Cell, StudyRecord
+
+Summary = dict[str, Any] | None  # mean, sd and seeds, as a report has them
+
+COLUMNS = (  # of the CSV, a row per cell
+    *("study", "kind", "row", "column", "run", "state", "complete", "dataset", "procedure", "architecture", "sigma"),
+    *("attack", "attack_procedure", "surrogate", "attack_sigma", "epsilon", "target_class", "seed", "victims"),
+    *("drop_mean", "drop_sd", "control_drop_mean", "control_drop_sd", "acr_clean_mean", "acr_clean_sd"),
+    *("acr_poisoned_mean", "acr_poisoned_sd", "acr_control_mean", "acr_control_sd", "accuracy_clean_mean"),
+    *("accuracy_poisoned_mean", "radius_cap", "images", "n", "l2_mean", "psnr_mean", "ssim_mean"),
+    *("attack_seconds", "seconds", "device", "device_name", "torch", "commit"),
+)
+
+
+def results(record: StudyRecord) -> dict[str, Any]:
+    """Everything that tables, figures and a published copy show: {"id", "preset", "study", "cells"}; JSON."""
+    study = record.study
+    return {
+        "id": record.id,
+        "preset": record.request.get("preset"),
+        "study": study.model_dump(mode="json"),
+        "cells": [_result(cell, record.run(cell)) for cell in study.cells()],
+    }
+
+
+def _result(cell: Cell, run: Run) -> dict[str, Any]:
+    """One cell: where it is, what it asked for, and what there is of an answer."""
+    config, report = cell.config, run.report or {}
+    attacker = config.attack.procedure or config.procedure
+    arms, drops, seconds = report.get("arms", {}), report.get("relative_drop", {}), report.get("seconds", {})
+
+    def of(arm: str, what: str) -> Summary:
+        return arms.get(arm, {}).get(what, {}).get("target")
+
+    environment = run.environment
+    return {
+        "row": cell.row,
+        "column": cell.column,
+        "run": cell.run_id,
+        "state": run.status().state if run.exists() else "not started",
+        "complete": bool(report.get("complete")),
+        "dataset": config.dataset,
+        "procedure": config.procedure.name,
+        "architecture": config.architecture,
+        "sigma": config.sigma,
+        "attack": config.attack.name,
+        "attack_procedure": attacker.name,
+        "surrogate": config.attack.surrogate,
+        "attack_sigma": config.attack.sigma or config.sigma,
+        "epsilon": config.threat.epsilon,
+        "target_class": config.threat.target_class,
+        "seed": config.seed,
+        "drop": drops.get("poisoned"),
+        "control_drop": drops.get("random_noise"),
+        "acr_clean": of("clean", "average_certified_radius"),
+        "acr_poisoned": of("poisoned", "average_certified_radius"),
+        "acr_control": of("random_noise", "average_certified_radius"),
+        "accuracy_clean": of("clean", "accuracy"),
+        "accuracy_poisoned": of("poisoned", "accuracy"),
+        "radius_cap": report.get("radius_cap"),
+        "images": report.get("certified_images", {}).get("target"),
+        "n": config.certification.n,
+        "perturbation": report.get("perturbation"),
+        "attack_seconds": None if "poison" in report.get("reused", ()) else seconds.get("poison"),
+        "seconds": seconds.get("total"),
+        **{name: environment.get(name) for name in ("device", "device_name", "torch", "commit")},
+    }
+
+
+def finished(found: dict[str, Any]) -> tuple[int, int]:
+    """(cells with a whole result, cells)."""
+    return sum(cell["complete"] for cell in found["cells"]), len(found["cells"])
+
+
+def names(found: dict[str, Any], axis: str) -> list[str]:
+    """Names of the points of an axis ("rows" or "columns")."""
+    return [point["name"] for point in found["study"][axis]["points"]]
+
+
+def cell_at(found: dict[str, Any], row: int, column: int) -> dict[str, Any]:
+    return found["cells"][row * len(names(found, "columns")) + column]
+
+
+def cell_name(found: dict[str, Any], cell: dict[str, Any]) -> str:
+    parts = (names(found, "rows")[cell["row"]], names(found, "columns")[cell["column"]])
+    return " × ".join(part for part in parts if part)
+
+
+def percent(value: Summary) -> str:
+    """ "47 % ± 3": mean and standard deviation over victims."""
+    if not value or value["mean"] is None:
+        return "–"
+    spread = "" if value["sd"] is None else f" ± {100 * value['sd']:.0f}"
+    return f"{_whole(100 * value['mean'])} %{spread}"
+
+
+def number(value: Summary) -> str:
+    if not value or value["mean"] is None:
+        return "–"
+    return f"{value['mean']:.3f}" + ("" if value["sd"] is None else f" ± {value['sd']:.3f}")
+
+
+def csv_text(found: dict[str, Any]) -> str:
+    """A row per cell with COLUMNS; a number that is not there (yet) is empty."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for cell in found["cells"]:
+        row = {name: value for name, value in cell.items() if not isinstance(value, dict)}
+        for name, value in cell.items():
+            if isinstance(value, dict) and "mean" in value:
+                row |= {f"{name}_mean": value["mean"], f"{name}_sd": value["sd"]}
+        row |= {
+            "study": found["id"],
+            "kind": found["study"]["kind"],
+            "row": names(found, "rows")[cell["row"]],
+            "column": names(found, "columns")[cell["column"]],
+            "victims": victims(cell),
+            **(cell["perturbation"] or {}),
+        }
+        writer.writerow(row)
+    return buffer.getvalue()
+
+
+def victims(cell: dict[str, Any]) -> int:
+    """How many pairs of victims the cell's drop rests on."""
+    return len((cell["drop"] or {}).get("seeds", ()))
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The grid, every cell's numbers, and what they are; a study of the whole paper has a table of its own."""
+    kind, done, cells = found["study"]["kind"], *finished(found)
+    title = f"**{kind}**, study `{found['id']}`" + (f", preset {found['preset']}" if found["preset"] else "")
+    if done < cells:
+        title += f". **PARTIAL RESULT: {done} of {cells} cells**"
+    if kind.startswith("reproduce"):
+        parts = [_paper_table(found)]
+    else:
+        parts = [_grid(found), *([_table_of_rivals(found)] if kind == "rivals" else []), _cells(found)]
+    return "\n\n".join([title, *parts, grounds(found)])
+
+
+def _grid(found: dict[str, Any]) -> str:
+    rows, columns = names(found, "rows"), names(found, "columns")
+    labels = [found["study"][axis]["label"] for axis in ("rows", "columns")]
+    lines = [[f"{labels[0]} ↓" + (f" · {labels[1]} →" if labels[1] else ""), *columns]]
+    for r, name in enumerate(rows):
+        lines.append([name, *(_grid_cell(cell_at(found, r, c)) for c in range(len(columns)))])
+    return (
+        "Relative drop of the target class's ACR, mean ± standard deviation over paired victims; in brackets the "
+        f"control, random noise of the same ε on the same images.\n\n{table(lines)}"
+    )
+
+
+def _grid_cell(cell: dict[str, Any]) -> str:
+    if not cell["drop"]:
+        return cell["state"]
+    partial = "" if cell["complete"] else ", partial"
+    return f"{percent(cell['drop'])} ({percent(cell['control_drop'])}{partial})"
+
+
+def _cells(found: dict[str, Any]) -> str:
+    head = ["cell", "n", "drop", "random noise", "ACR clean", "ACR poisoned", "L2", "PSNR", "SSIM"]
+    lines = [[*head, "attack s", "run s", "run"]]
+    for cell in found["cells"]:
+        lines.append(
+            [
+                cell_name(found, cell) + ("" if cell["complete"] else f" ({cell['state']})"),
+                str(victims(cell)),
+                percent(cell["drop"]),
+                percent(cell["control_drop"]),
+                number(cell["acr_clean"]),
+                number(cell["acr_poisoned"]),
+                *visibility(cell),
+                "reused" if cell["complete"] and cell["attack_seconds"] is None else _seconds(cell["attack_seconds"]),
+                _seconds(cell["seconds"]),
+                f"`{cell['run']}`",
+            ]
+        )
+    return table(lines)
+
+
+def visibility(cell: dict[str, Any]) -> tuple[str, str, str]:
+    """L2 (pixel units), PSNR (decibels) and SSIM of the poison, means over its images."""
+    found, forms = cell["perturbation"] or {}, {"l2_mean": ".2f", "psnr_mean": ".1f", "ssim_mean": ".3f"}
+    texts = ["–" if found.get(name) is None else f"{found[name]:{form}}" for name, form in forms.items()]
+    return texts[0], texts[1], texts[2]
+
+
+def by_row(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each row: the drop in the first column, mean drop in the others (transfer), seconds, visibility.
+
+    The attack's seconds are those of the cell that computed it: the others reused its poison.
+    """
+    summaries = []
+    for r, name in enumerate(names(found, "rows")):
+        cells = [cell for cell in found["cells"] if cell["row"] == r]
+        others = [cell["drop"]["mean"] for cell in cells[1:] if cell["drop"] and cell["drop"]["mean"] is not None]
+        seconds = [cell["attack_seconds"] for cell in cells if cell["attack_seconds"] is not None]
+        summaries.append(
+            {
+                "name": name,
+                "drop": cells[0]["drop"],
+                "control_drop": cells[0]["control_drop"],
+                "transfer": fmean(others) if others else None,
+                "attack_seconds": max(seconds) if seconds else None,
+                "cell": next((cell for cell in cells if cell["perturbation"]), cells[0]),
+            }
+        )
+    return summaries
+
+
+def _table_of_rivals(found: dict[str, Any]) -> str:
+    columns = names(found, "columns")
+    transfer = [f"mean drop, {', '.join(columns[1:])}"] if len(columns) > 1 else []
+    lines = [
+        ["attack", f"drop, {columns[0]}".rstrip(", "), "random noise", *transfer, "L2", "PSNR", "SSIM", "attack s"]
+    ]
+    for row in by_row(found):
+        moved = ["–" if row["transfer"] is None else f"{_whole(100 * row['transfer'])} %"] if transfer else []
+        lines.append(
+            [
+                row["name"],
+                percent(row["drop"]),
+                percent(row["control_drop"]),
+                *moved,
+                *visibility(row["cell"]),
+                _seconds(row["attack_seconds"]),
+            ]
+        )
+    return table(lines)
+
+
+def _paper_table(found: dict[str, Any]) -> str:
+    """A line per setting and seed; where a setting has several seeds, one more with the spread over them."""
+    claim = f"> {100 * paper.CLAIM:.0f} %"
+    lines = [
+        [
+            *("procedure", "data set", "σ", "seed", "n", "ACR clean", "ACR poisoned", "ACR random noise", "drop"),
+            *("drop, random noise", "paper's ACR", "paper's claim", "seconds", "device"),
+        ]
+    ]
+    for r, _ in enumerate(names(found, "rows")):
+        cells = [cell for cell in found["cells"] if cell["row"] == r]
+        for cell in cells:
+            state = "" if cell["complete"] else f" ({cell['state']})"
+            values = [cell[name] for name in ("acr_clean", "acr_poisoned", "acr_control", "drop", "control_drop")]
+            told = [*map(number, values[:3]), *map(percent, values[3:])]
+            what = [f"{cell['seed']}{state}", str(victims(cell)), *told]
+            lines.append([*_setting(cell), *what, "not published", claim, _seconds(cell["seconds"]), _device(cell)])
+        if len(cells) > 1:
+            values = [_over([cell[name] for cell in cells]) for name in ("acr_clean", "acr_poisoned", "acr_control")]
+            shares = [_over([cell[name] for cell in cells]) for name in ("drop", "control_drop")]
+            told = [*map(number, values), *map(percent, shares)]
+            several = sum(cell["drop"] is not None for cell in cells)
+            what = [f"all ({several})", str(sum(map(victims, cells))), *told, "not published", claim]
+            lines.append([*_setting(cells[0]), *what, _seconds(_total(cells)), _device(cells[0])])
+    small = found["study"]["kind"].endswith("small")
+    scale = (
+        "**Small scale, not the authors' setting: quick's sizes, for CPUs.** " if small else "The authors' setting. "
+    )
+    return (
+        f"{scale}± in a line of one seed: standard deviation over its victims; in a line of all seeds: over the seeds' "
+        "means. The paper's own table of ACR could not be had; its published claim is that poisoning takes more than "
+        f"30 % of the target class's ACR.\n\n{table(lines)}"
+    )
+
+
+def _setting(cell: dict[str, Any]) -> list[str]:
+    return [cell["procedure"], cell["dataset"], f"{cell['sigma']:g}"]
+
+
+def _over(summaries: list[Summary]) -> Summary:
+    """Mean and standard deviation over the seeds' means."""
+    means = [value["mean"] for value in summaries if value and value["mean"] is not None]
+    return {"mean": fmean(means) if means else None, "sd": stdev(means) if len(means) > 1 else None, "seeds": means}
+
+
+def _total(cells: list[dict[str, Any]]) -> float | None:
+    known = [cell["seconds"] for cell in cells if cell["seconds"] is not None]
+    return sum(known) if known else None
+
+
+def _device(cell: dict[str, Any]) -> str:
+    return cell["device_name"] or "–"
+
+
+def grounds(found: dict[str, Any]) -> str:
+    """What the numbers rest on, in a few sentences."""
+    done = [cell for cell in found["cells"] if cell["drop"]]
+    if not done:
+        return "No cell has a result yet."
+
+    def all_of(name: str) -> str:
+        return ", ".join(
+            sorted({f"{cell[name]:g}" if isinstance(cell[name], float) else str(cell[name]) for cell in done})
+        )
+
+    return (
+        f"n: pairs of victims. Data: {all_of('dataset')}; target class {all_of('target_class')}; ε = "
+        f"{all_of('epsilon')} (L∞) and radii (L2) in pixel units of [0, 1]; {all_of('images')} test images of the "
+        f"class; {all_of('n')} estimation draws; seed {all_of('seed')}. {all_of('device_name')}, torch "
+        f"{all_of('torch')}, commit {all_of('commit')}. Drops may be compared from cell to cell; ACR may not where σ "
+        "or the draws differ."
+    )
+
+
+def table(lines: Iterable[list[str]]) -> str:
+    """Markdown, the first line being the head."""
+    rows = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+    return "\n".join([rows[0], "|" + "---|" * (rows[0].count(" | ") + 1), *rows[1:]])
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"
+
+
+def _whole(value: float) -> str:
+    """Rounded, and never "-0"."""
+    return f"{round(value) + 0:d}"

@@ -1,0 +1,429 @@
+"""Studies: grids, ids and order; the process of one, killed, resumed, cancelled; tables to the last digit."""
+
+import csv
+import io
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine import jobs, paper, records, studies, study_figures, study_kinds, study_tables
+from engine.config import PROCEDURES, Config, ConfigError, with_overrides
+from engine.presets import PRESETS
+from engine.records import Run, RunNotFound
+from engine.studies import Axis, Point, Study
+
+Tiny = Callable[..., Config]
+LONG = ("attack.upper_steps=20000", "attack.restart_every=20000")
+
+
+def axis(field: str, *values: Any) -> Axis:
+    return Axis(label=field, points=tuple(Point(name=str(v), overrides=(f"{field}={v}",)) for v in values))
+
+
+@pytest.fixture
+def study(tiny: Tiny) -> Study:
+    base = tiny('controls=["random_noise"]', "attack.upper_steps=1", "victim_seeds=2")
+    return Study(kind="sweep", base=base, rows=axis("threat.epsilon", 0.1, 0.2), columns=axis("sigma", 0.1, 0.25))
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Runs and studies work in this very process as soon as they are submitted; the commands that were started."""
+    commands: list[str] = []
+
+    def work_at_once(arguments: list[str], **_: Any) -> None:
+        commands.append(arguments[3])
+        (studies if arguments[3] == "study-work" else jobs).work(Path(arguments[4]))
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=work_at_once, DEVNULL=None, STDOUT=None))
+    monkeypatch.setattr(jobs, "environment", lambda device: {"device": device, "device_name": "a", "torch": "t"})
+    monkeypatch.setattr(studies, "POLL", 0)
+    yield commands
+    signal.signal(signal.SIGTERM, before)
+
+
+# --- grids ---
+
+
+def test_a_grid_is_every_row_with_every_column(study: Study) -> None:
+    cells = study.cells()
+    assert [(cell.row, cell.column) for cell in cells] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(cell.config.threat.epsilon, cell.config.sigma) for cell in cells] == [
+        *((0.1, 0.1), (0.1, 0.25)),
+        *((0.2, 0.1), (0.2, 0.25)),
+    ]
+    assert cells[3].config == with_overrides(study.base, ["threat.epsilon=0.2", "sigma=0.25"])
+    assert cells[3].run_id == records.run_id(cells[3].config)
+    assert study.name_of(cells[1]) == "0.1 × 0.25"
+
+
+def test_a_study_of_one_axis_has_one_column(tiny: Tiny) -> None:
+    study = Study(kind="sweep", base=tiny(), rows=axis("seed", 1, 2, 3))
+    assert [cell.config.seed for cell in study.cells()] == [1, 2, 3]
+    assert study.name_of(study.cells()[2]) == "3"
+
+
+def test_the_id_follows_from_the_content_and_survives_the_file(study: Study) -> None:
+    again = Study.model_validate_json(study.canonical())
+    assert again == study
+    assert again.id == study.id
+    assert len(study.id) == 16
+    assert study.model_copy(update={"columns": Axis()}).id != study.id
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "words"),
+    [
+        (axis("sigma", 9), Axis(), "sigma"),
+        (axis("nonsense", 1), Axis(), "there is no field 'nonsense'"),
+        (axis("sigma", 0.1, 0.1), Axis(), "points of an axis must differ"),
+        (axis("sigma", 0.1), axis("sigma", 0.25), "both set sigma"),
+        (axis("seed", *range(30)), axis("sigma", *(0.1 * k for k in range(1, 21))), "at most 400 cells"),
+    ],
+)
+def test_a_grid_that_cannot_be_run_is_refused_when_it_is_made(
+    tiny: Tiny, rows: Axis, columns: Axis, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        studies.checked(kind="sweep", base=tiny(), rows=rows, columns=columns)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_cells_that_share_their_poison_are_computed_one_after_the_other(tiny: Tiny, transposed: bool) -> None:
+    axes = [axis("attack.sigma", 0.1, 0.2, 0.3), axis("sigma", 0.1, 0.2, 0.3)]
+    rows, columns = reversed(axes) if transposed else axes
+    order = Study(kind="transfer-sigma", base=tiny(), rows=rows, columns=columns).in_order()
+    assert sorted((cell.row, cell.column) for cell in order) == [(r, c) for r in range(3) for c in range(3)]
+    attacked = [cell.config.attack.sigma for cell in order]
+    assert sum(a != b for a, b in pairwise(attacked)) == 2
+
+
+def test_what_is_reused_is_not_expected_again(tiny: Tiny) -> None:
+    base = tiny('controls=["random_noise"]', "victim_seeds=3", "training.epochs=5")
+    study = Study(kind="t", base=base, rows=axis("attack.sigma", 0.1, 0.2), columns=axis("sigma", 0.1, 0.2))
+    first, second, third, fourth = studies.seconds_of(study, device="cpu").values()
+    poison = studies.work_of_attack(base) / studies.UNITS_PER_SECOND["cpu"] / studies.workers_for("cpu")
+    victims = (first - studies.STARTUP_SECONDS - poison) / 3  # of each of three arms
+    assert second == pytest.approx(studies.STARTUP_SECONDS + 3 * victims)  # the poison is there
+    assert third == pytest.approx(studies.STARTUP_SECONDS + poison + victims)  # clean and control are there
+    assert fourth == pytest.approx(studies.STARTUP_SECONDS + victims)
+
+
+# --- kinds ---
+
+
+@pytest.mark.parametrize("kind", study_kinds.KINDS)
+@pytest.mark.parametrize("preset", ["quick", "smoke", "paper-macer-mnist", "paper-ga-cifar10"])
+def test_every_kind_has_axes_that_fit_every_preset(kind: str, preset: str) -> None:
+    study = study_kinds.make(kind, preset=preset)
+    assert all(cell.config.controls == ("random_noise",) for cell in study.cells())
+    assert len(study.cells()) >= 4
+
+
+def test_transfer_over_procedures_moves_attack_and_victims_apart() -> None:
+    study = study_kinds.make("transfer-procedure")
+    for cell in study.cells():
+        attacker = cell.config.attack.procedure
+        assert attacker is not None
+        assert attacker.name == study.rows.points[cell.row].name
+        assert cell.config.procedure.name == study.columns.points[cell.column].name
+        assert (
+            cell.config.procedure
+            == PRESETS[
+                "quick" if cell.column == 0 else f"quick-{study.columns.points[cell.column].name}"
+            ].config.procedure
+        )
+
+
+def test_a_procedure_of_the_paper_brings_its_own_levels_and_training() -> None:
+    study = study_kinds.make("transfer-procedure", preset="paper-ga-mnist")
+    for cell in study.cells():
+        attacker, victims = (name.removesuffix("-pacd").replace("gaussian", "ga") for name in
+                             (study.rows.points[cell.row].name, study.columns.points[cell.column].name))  # fmt: skip
+        made, trained = paper.paper(attacker, "mnist", 0.5), paper.paper(victims, "mnist", 0.5)
+        assert cell.config.attack == made.attack.model_copy(
+            update={"procedure": made.attack.procedure or made.procedure}
+        )
+        assert (cell.config.procedure, cell.config.training) == (trained.procedure, trained.training)
+
+
+def test_rivals_are_all_attacks_made_against_one_procedure_whatever_the_victims() -> None:
+    study = study_kinds.make("rivals", columns="procedure=gaussian,macer")
+    assert "pacd" in [point.name for point in study.rows.points]
+    assert "none" not in [point.name for point in study.rows.points]
+    assert {cell.config.attack.procedure.name for cell in study.cells() if cell.config.attack.procedure} == {"gaussian"}
+
+
+def test_axes_of_ones_own_take_words_numbers_and_json() -> None:
+    study = study_kinds.make(
+        "sweep", rows="threat.poison_fraction=0.5, 1", columns='procedure=["standard", {"name": "macer", "draws": 2}]'
+    )
+    assert [point.name for point in study.rows.points] == ["0.5", "1"]
+    assert [point.name for point in study.columns.points] == ["standard", "macer"]
+    assert study.cells()[3].config.procedure.draws == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(kind="nonsense"), "a kind of study is one of"),
+        (dict(kind="sweep", preset="nonsense"), "--preset must be one of"),
+        (dict(kind="sweep", rows="sigma"), "an axis is field=v1,v2"),
+        (dict(kind="sweep", rows="seed="), "no value for seed"),
+        (dict(kind="sweep", rows="seed=[1,"), "no JSON list"),
+        (dict(kind="sweep", rows="nonsense=1"), "there is no field 'nonsense'"),
+        (dict(kind="sweep", overrides=["sigma=9"]), "sigma"),
+    ],
+)
+def test_a_study_that_cannot_be_made_says_why(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        study_kinds.make(**arguments)
+
+
+def test_the_papers_table_has_the_authors_setting_in_every_cell() -> None:
+    study = study_kinds.reproduction(["ga", "macer"], ["mnist", "cifar10"], seeds=2, victims=3)
+    assert len(study.rows.points) == 2 * 3 + 2 * 2
+    assert [point.name for point in study.columns.points] == ["seed 0", "seed 1"]
+    by_name = {study.rows.points[cell.row].name: cell.config for cell in study.cells() if cell.column == 1}
+    wanted = with_overrides(
+        paper.paper("macer", "cifar10", 0.25), ['controls=["random_noise"]', "victim_seeds=3", "seed=1"]
+    )
+    assert by_name["macer, cifar10, σ = 0.25"] == wanted
+
+
+def test_differences_are_the_overrides_that_lead_from_one_configuration_to_another() -> None:
+    for base in PRESETS.values():
+        for other in PRESETS.values():
+            changes = study_kinds.differences(base.config, other.config)
+            assert with_overrides(base.config, changes) == other.config
+    assert set(PROCEDURES) >= set(study_kinds.presets.family("paper-ga-mnist"))
+
+
+# --- the study's process ---
+
+
+def test_a_study_reuses_stages_from_cell_to_cell_and_answers_at_once_when_done(
+    study: Study, runs_root: Path, in_this_process: list[str]
+) -> None:
+    record = studies.submit(study, runs_root=runs_root, data_root=runs_root, preset="smoke")
+    assert in_this_process == ["study-work", *["work"] * 4]
+    status = record.status()
+    assert (status.state, status.fraction, status.events) == ("done", 1.0, ())
+    reused = [record.run(cell).report["reused"] for cell in study.cells()]  # type: ignore[index]
+    assert reused[0] == []
+    assert {"victim clean-0", "votes clean-1"} <= set(reused[2])  # same σ, another ε
+    assert record.unfinished() == []
+    studies.submit(study, runs_root=runs_root, data_root=runs_root)
+    assert len(in_this_process) == 5
+    assert {run.id for run in records.all_runs(runs_root)} == {cell.run_id for cell in study.cells()}
+    assert studies.find(runs_root, study.id[:5]) == record
+    with pytest.raises(RunNotFound, match="no study under"):
+        studies.find(runs_root, "0" * 16)
+
+
+def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
+    tiny: Tiny, runs_root: Path, in_this_process: list[str]
+) -> None:
+    study = Study(
+        kind="sweep", base=tiny('controls=["random_noise"]'), rows=axis("training.learning_rate", 1e30, 0.003)
+    )
+    record = studies.submit(study, runs_root=runs_root, data_root=runs_root)
+    status = record.status()
+    assert status.state == "failed"
+    assert status.error == "1 cell(s) have no result"
+    (event,) = status.events
+    assert "1e+30" in event
+    assert "the training loss became nan" in event
+    found = study_tables.results(record)
+    assert [cell["state"] for cell in found["cells"]] == ["failed", "done"]
+    assert "PARTIAL RESULT: 1 of 2 cells" in study_tables.markdown(found)
+    with pytest.raises(ConfigError, match="not finished"):
+        studies.publish(record, found, runs_root)
+    studies.submit(study, runs_root=runs_root, data_root=runs_root)
+    assert in_this_process == ["study-work", "work", "work", "study-work", "work"]  # only the failed one again
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_a_study_that_was_killed_goes_on_where_it_was_and_can_be_cancelled_and_deleted(
+    tiny: Tiny, runs_root: Path
+) -> None:
+    base = tiny('controls=["random_noise"]')
+    steps = Axis(label="steps", points=(Point(name="few"), Point(name="many", overrides=LONG)))
+    study = Study(kind="sweep", base=base, rows=steps)
+    quick, slow = (Run(runs_root / cell.run_id) for cell in study.in_order())
+    record = studies.submit(study, runs_root=runs_root, data_root=runs_root)
+    try:
+        wait_for(lambda: slow.exists() and slow.status().state == "running")
+        finished, pid = quick.status(), record.status().pid
+        assert finished.state == "done"
+        assert pid is not None
+        os.killpg(pid, signal.SIGKILL)
+        wait_for(lambda: record.status().state == "lost")
+        assert slow.status().active  # a run is a process of its own
+        assert studies.submit(study, runs_root=runs_root, data_root=runs_root) == record
+        wait_for(lambda: record.status().detail == slow.id and record.status().state == "running")
+        assert 0.0 < record.status().fraction < 1.0
+        assert record.status().eta_seconds is not None
+        assert quick.status() == finished
+    finally:
+        studies.stop_now(record)
+        jobs.stop_now(slow)
+    assert record.status().state == "cancelled"
+    assert slow.status().state == "cancelled"
+    studies.delete(record)
+    assert list(studies.all_studies(runs_root)) == []
+    assert quick.status() == finished  # its runs stay
+
+
+# --- tables and the figure ---
+
+
+def summary(*seeds: float) -> dict[str, Any]:
+    mean = sum(seeds) / len(seeds)
+    sd = (sum((x - mean) ** 2 for x in seeds) / (len(seeds) - 1)) ** 0.5 if len(seeds) > 1 else None
+    return {"mean": mean, "sd": sd, "seeds": list(seeds)}
+
+
+def fake_report(drop: float, *, poison_reused: bool = False) -> dict[str, Any]:
+    def arm(acr: float) -> dict[str, Any]:
+        values = {"target": summary(acr - 0.01, acr + 0.01), "all": summary(acr)}
+        return {"average_certified_radius": values, "accuracy": values, "abstention_rate": values}
+
+    return {
+        "arms": {"clean": arm(1.0), "poisoned": arm(1 - drop), "random_noise": arm(0.9)},
+        "relative_drop": {
+            "poisoned": summary(drop - 0.02, drop, drop + 0.02),
+            "random_noise": summary(0.08, 0.10, 0.12),
+        },
+        "radius_cap": 1.059,
+        "certified_images": {"target": 100, "all": 120},
+        "perturbation": {
+            "linf_max": 0.1,
+            "l2_mean": 1.234,
+            "psnr_mean": 27.04,
+            "ssim_mean": 0.8765,
+            "changed_share": 1.0,
+        },
+        "seconds": {"poison": 0.0 if poison_reused else 31.6, "train": 20.0, "certify": 5.0, "total": 42.4},
+        "reused": ["poison"] if poison_reused else [],
+        "complete": True,
+    }
+
+
+@pytest.fixture
+def half_done(tiny: Tiny, tmp_path: Path) -> studies.StudyRecord:
+    """Three of four cells with reports made by hand, the fourth not begun."""
+    base = tiny('controls=["random_noise"]', "victim_seeds=3")
+    return with_reports(
+        Study(
+            kind="rivals", base=base, rows=axis("attack.name", "pacd", "watermark"), columns=axis("sigma", 0.1, 0.25)
+        ),
+        tmp_path,
+        [fake_report(0.47), fake_report(0.4, poison_reused=True), fake_report(0.05)],
+    )
+
+
+def with_reports(study: Study, tmp_path: Path, reports: list[dict[str, Any]]) -> studies.StudyRecord:
+    record = studies.StudyRecord(tmp_path / "runs" / "studies" / study.id)
+    record.directory.mkdir(parents=True)
+    (record.directory / "study.json").write_text(study.canonical())
+    record.write_json("request.json", {"preset": "smoke"})
+    for cell, report in zip(study.cells(), reports, strict=False):
+        run = record.run(cell)
+        run.directory.mkdir()
+        (run.directory / "config.json").write_text(cell.config.canonical())
+        run.write_json("report.json", report)
+        run.write_json("env.json", {"device": "cpu", "device_name": "a processor", "torch": "2.0", "commit": "abc"})
+        run.write_status(records.Status("done"))
+    return record
+
+
+def test_the_table_has_exactly_the_reports_numbers(half_done: studies.StudyRecord) -> None:
+    found = study_tables.results(half_done)
+    assert study_tables.finished(found) == (3, 4)
+    text = study_tables.markdown(found)
+    assert f"**rivals**, study `{half_done.id}`, preset smoke. **PARTIAL RESULT: 3 of 4 cells**" in text
+    assert "| pacd | 47 % ± 2 (10 % ± 2) | 40 % ± 2 (10 % ± 2) |" in text
+    assert "| watermark | 5 % ± 2 (10 % ± 2) | not started |" in text
+    cells = half_done.study.cells()
+    assert (
+        "| pacd × 0.1 | 3 | 47 % ± 2 | 10 % ± 2 | 1.000 ± 0.014 | 0.530 ± 0.014 | 1.23 | 27.0 | 0.876 | 32 | 42 | "
+        f"`{cells[0].run_id}` |" in text
+    )
+    assert "| reused | 42 |" in text
+    assert "| pacd | 47 % ± 2 | 10 % ± 2 | 40 % | 1.23 | 27.0 | 0.876 | 32 |" in text  # the rivals' own table
+    assert "100 test images" in text
+    assert "a processor, torch 2.0, commit abc" in text
+    widths = [{line.count("|") for line in part.splitlines()} for part in text.split("\n\n") if part.startswith("|")]
+    assert all(len(width) == 1 for width in widths)
+
+
+def test_the_csv_reads_back_to_the_reports_numbers(half_done: studies.StudyRecord) -> None:
+    found = study_tables.results(half_done)
+    rows = list(csv.DictReader(io.StringIO(study_tables.csv_text(found))))
+    assert list(rows[0]) == list(study_tables.COLUMNS)
+    assert [row["run"] for row in rows] == [cell.run_id for cell in half_done.study.cells()]
+    first, last = rows[0], rows[3]
+    assert float(first["drop_mean"]) == pytest.approx(0.47, abs=1e-15)
+    assert (float(first["l2_mean"]), float(first["attack_seconds"]), float(first["radius_cap"])) == (1.234, 31.6, 1.059)
+    assert (first["row"], first["column"], first["victims"], first["complete"]) == ("pacd", "0.1", "3", "True")
+    assert rows[1]["attack_seconds"] == ""
+    assert (last["state"], last["drop_mean"], last["seconds"]) == ("not started", "", "")
+
+
+def test_a_reproduction_says_what_was_published_and_at_which_scale(tmp_path: Path) -> None:
+    study = study_kinds.reproduction(["ga"], ["mnist"], [0.5], scale="small", seeds=2)
+    found = study_tables.results(with_reports(study, tmp_path, [fake_report(0.4), fake_report(0.5)]))
+    text = study_tables.markdown(found)
+    assert "Small scale, not the authors' setting" in text
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if "| mnist |" in line]
+    assert [row[3] for row in rows] == ["0", "1", "all (2)"]
+    assert [row[8] for row in rows] == ["40 % ± 2", "50 % ± 2", "45 % ± 7"]
+    assert all(row[10:12] == ["not published", "> 30 %"] for row in rows)
+    assert rows[2][12:] == ["85", "a processor"]
+    assert rows[2][4] == "6"
+    full = study_kinds.reproduction(["ga"], ["mnist"], [0.5])
+    assert "Small scale" not in study_tables.markdown(study_tables.results(with_reports(full, tmp_path, [])))
+
+
+def test_a_published_study_is_small_and_holds_no_path(half_done: studies.StudyRecord, tmp_path: Path) -> None:
+    missing = half_done.study.cells()[3]
+    run = half_done.run(missing)
+    run.directory.mkdir()
+    (run.directory / "config.json").write_text(missing.config.canonical())
+    run.write_json("report.json", fake_report(0.1))
+    run.write_status(records.Status("done"))
+    found = study_tables.results(half_done)
+    path = studies.publish(half_done, found, tmp_path / "gallery")
+    assert studies.published(tmp_path / "gallery") == [json.loads(json.dumps(found))]
+    assert path.stat().st_size < 20_000
+    assert str(tmp_path) not in path.read_text()
+
+
+def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(half_done: studies.StudyRecord) -> None:
+    figure = study_figures.heat_map(study_tables.results(half_done))
+    heat, marks = figure.data
+    assert heat.z[0][0] == pytest.approx(47)
+    assert heat.z[1][1] is None or heat.z[1][1] != heat.z[1][1]
+    assert (heat.zmin, heat.zmax) == (0, 100)
+    assert "47 % ± 2" in marks.text[0]
+    assert "control 10 % ± 2" in marks.text[0]
+    assert "not started" in marks.text[3]
+    assert [tuple(place) for place in marks.customdata] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert "n = 3" in marks.hovertext[0]
+    assert "47 % ± 2" in figure.layout.meta["alt"]
