@@ -125,7 +125,7 @@ def test_after_every_step_the_poison_is_clean_label_within_its_budget_and_in_ran
         assert math.isfinite(record.lower_loss)
         assert 0 <= record.upper_loss <= 0.25 * norm.ppf(0.999) * (1 + 1e-5)
     assert torch.equal(TRAINING.images, before)
-    assert float(records[-1].delta.abs().max()) == pytest.approx(EPSILON, rel=1e-5)
+    assert float(records[-1].delta.abs().max()) == pytest.approx(EPSILON, rel=1e-3)
 
 
 def test_a_record_keeps_the_poison_of_its_own_step():
