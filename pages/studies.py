@@ -1,0 +1,397 @@
+"""Studies: many runs as one heat map (transfer, sweeps, rivals), the runs behind each cell, a study of one's own."""
+
+import json
+import shlex
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from engine import datasets, figures, jobs, records, studies, study_figures, study_kinds, study_tables
+from engine.config import Config, ConfigError
+from engine.datasets import DATASETS
+from engine.presets import PRESETS
+from engine.records import Run, RunNotFound
+from engine.studies import Study, StudyRecord
+from pages import _shared
+
+KIND_NAMES = {
+    "transfer-procedure": "Transfer: training procedures",
+    "transfer-architecture": "Transfer: architectures",
+    "transfer-sigma": "Transfer: noise levels σ",
+    "sweep": "Sweep of two settings",
+    "rivals": "Rival attacks",
+    "reproduce-full": "Reproduction, the authors' setting",
+    "reproduce-small": "Reproduction, small scale",
+}
+
+
+# --- which study ---
+
+
+def known_studies() -> dict[str, StudyRecord | dict[str, Any]]:
+    """One's own studies, newest first, then those that come with the project (their results as they are)."""
+    own = sorted(studies.all_studies(_shared.runs_root()), key=lambda record: -record.status().submitted)
+    mine: dict[str, StudyRecord | dict[str, Any]] = {record.id: record for record in own}
+    return mine | {found["id"]: found for found in published() if found["id"] not in mine}
+
+
+@st.cache_data(show_spinner=False)
+def published() -> list[dict[str, Any]]:
+    return studies.published()
+
+
+def label_of(known: StudyRecord | dict[str, Any]) -> str:
+    if isinstance(known, StudyRecord):
+        study, status = known.study.model_dump(mode="json"), known.status()
+        words = [known.request.get("preset") or "", _shared.moment(status.submitted), known.id[:4]]
+        words += [] if status.state == "done" else [status.state]
+    else:
+        study, words = known["study"], [known["preset"] or "", "comes with the project", known["id"][:4]]
+    size = f"{len(study['rows']['points'])} × {len(study['columns']['points'])}"
+    return " · ".join([KIND_NAMES.get(study["kind"], study["kind"]), size, *filter(None, words)])
+
+
+def choose_study(known: dict[str, StudyRecord | dict[str, Any]]) -> StudyRecord | dict[str, Any] | None:
+    asked = st.query_params.get("study", "")
+    if "study" not in st.session_state and asked:
+        matches = [identifier for identifier in known if identifier.startswith(asked.lower())]
+        if len(matches) == 1:
+            st.session_state["study"] = matches[0]
+        else:
+            st.warning(f"The link asks for a study that is not here: {asked[:40]}.")
+    if st.session_state.get("study") not in known:
+        st.session_state["study"] = next(iter(known), None)
+    if not known:
+        st.info("There is no study yet. Start one below.")
+        return None
+    labels = {identifier: label_of(one) for identifier, one in known.items()}
+    st.selectbox("Study", list(known), format_func=labels.__getitem__, key="study", persist_state="session")
+    return known[st.session_state["study"]]
+
+
+# --- progress of one's own ---
+
+
+def progress(record: StudyRecord) -> None:
+    """State, ETA, failures. Runs every two seconds while the study is active."""
+    status, cells = record.status(), len(record.study.cells())
+    done = cells - len(record.unfinished())
+    if st.session_state.get("seen study") not in (None, (record.id, done, status.active)):
+        st.session_state["seen study"] = (record.id, done, status.active)
+        st.rerun()  # a new cell, or the end: the figures change too
+    st.session_state["seen study"] = (record.id, done, status.active)
+    if status.active:
+        left = "" if status.eta_seconds is None else f", about {_shared.duration(status.eta_seconds)} left"
+        stopping = ", stopping" if (record.directory / "cancel").exists() else ""
+        st.progress(status.fraction, f"{status.phase or 'Starting'}{left}{stopping} ({done} of {cells} cells done)")
+    elif done < cells:
+        error = f": {status.error}" if status.error else ""
+        st.warning(f"**Partial result: {done} of {cells} cells.** The study is {status.state}{error}.")
+    for event in status.events:
+        st.warning(event)
+
+
+def manage(record: StudyRecord) -> None:
+    buttons = st.container(horizontal=True)
+    if record.status().active:
+        asked = (record.directory / "cancel").exists()
+        buttons.button(
+            "Cancel", on_click=jobs.cancel, args=(record,), disabled=asked, icon=":material/stop:",
+            help="Stops the current run and the study. Finished cells stay, and it can be gone on with later.",
+        )  # fmt: skip
+        return
+    if record.unfinished():
+        buttons.button(
+            "Go on", on_click=start, args=(record.study, record.request.get("preset")), icon=":material/play_arrow:",
+            help="Computes the missing cells. Finished ones, and finished stages of others, are reused.",
+        )  # fmt: skip
+    with buttons.popover("Delete this study", icon=":material/delete:"):
+        st.markdown("Delete the study? Its runs stay, and can be deleted on the Runs page.")
+        st.button("Yes, delete it", on_click=delete, args=(record,), type="primary")
+
+
+def delete(record: StudyRecord) -> None:
+    try:
+        studies.delete(record)
+    except OSError as error:
+        st.session_state["studies problem"] = f"The study could not be deleted: {error}."
+
+
+# --- results ---
+
+
+def results(found: dict[str, Any]) -> None:
+    finished, cells = study_tables.finished(found)
+    kind = found["study"]["kind"]
+    st.subheader(KIND_NAMES.get(kind, kind))
+    if kind in study_kinds.KINDS:
+        st.markdown(study_kinds.KINDS[kind].sentence)
+    if kind == "reproduce-small":
+        st.warning("Small scale, for CPUs: not the authors' setting.")
+    left, right = st.columns([3, 2], gap="large")
+    key = f"cell {found['id']}"
+    options = list(range(len(found["cells"])))
+    if st.session_state.get(key) not in options:
+        st.session_state[key] = next((k for k in options if found["cells"][k]["drop"]), 0)
+    cell = found["cells"][st.session_state[key]]
+    with left:
+        st.markdown("**Relative drop of the target class's ACR**")
+        figure = study_figures.heat_map(found, (cell["row"], cell["column"]))
+        st.plotly_chart(
+            figure, key=f"heat {found['id']}", config=figures.SAVE, alt=figures.alt(figure), on_select=select_clicked,
+            selection_mode="points",
+        )  # fmt: skip
+        st.caption(
+            "1 − ACR(poisoned)/ACR(clean), mean ± standard deviation over pairs of victims of the same seed. Beneath "
+            "it the control: random noise of the same ε (L∞) on the same images, victims trained and certified alike. "
+            f"Darker: more is lost; the colours mean the same in every study. {finished} of {cells} cells have a whole "
+            "result. Click a cell for the runs behind it."
+        )
+    with right:
+        st.selectbox("Cell", options, format_func=lambda k: study_tables.cell_name(found, found["cells"][k]), key=key)
+        cell_panel(found, cell)
+
+
+def select_clicked() -> None:
+    """Callback of the heat map: the clicked cell is the chosen one."""
+    identifier = st.session_state["study"]
+    for point in st.session_state[f"heat {identifier}"]["selection"]["points"]:
+        if "customdata" in point:
+            row, column = point["customdata"]
+            found = results_of(known_studies()[identifier])
+            st.session_state[f"cell {identifier}"] = row * len(study_tables.names(found, "columns")) + column
+
+
+def results_of(known: StudyRecord | dict[str, Any]) -> dict[str, Any]:
+    return study_tables.results(known) if isinstance(known, StudyRecord) else known
+
+
+def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
+    """The run behind a cell, and the ways to it."""
+    with st.container(border=True):
+        l2, psnr, ssim = study_tables.visibility(cell)
+        st.markdown(
+            f"**{study_tables.cell_name(found, cell)}**, run `{cell['run']}` ({cell['state']})\n"
+            f"- Poison: `{cell['attack']}` against {cell['attack_procedure']} on `{cell['surrogate']}`, "
+            f"σ = {cell['attack_sigma']:g}, ε = {cell['epsilon']:g} (L∞)\n"
+            f"- Victims: {cell['procedure']}, `{cell['architecture']}`, σ = {cell['sigma']:g}\n"
+            f"- Drop **{study_tables.percent(cell['drop'])}**, random noise "
+            f"{study_tables.percent(cell['control_drop'])}; n = {study_tables.victims(cell)} pairs of victims, seed "
+            f"{cell['seed']}\n"
+            f"- ACR (L2, pixel units) {study_tables.number(cell['acr_clean'])} clean, "
+            f"{study_tables.number(cell['acr_poisoned'])} poisoned\n"
+            f"- Poison's size: L2 {l2}, PSNR {psnr} dB, SSIM {ssim}"
+        )
+        try:
+            run = records.find(_shared.runs_root(), cell["run"])
+        except RunNotFound:
+            words = "has not begun" if cell["state"] == "not started" else "is not on this machine"
+            st.caption(f"This run {words}. The same from the command line:")
+            st.code(command_of_cell(found, cell), language="bash", wrap_lines=True)
+            return
+        run_links(run)
+
+
+def run_links(run: Run) -> None:
+    buttons = st.container(horizontal=True)
+    for title, page, icon in (
+        ("Certify", "pages/certify.py", ":material/verified:"),
+        ("Inspect", "pages/inspect.py", ":material/search:"),
+        ("Poison", "pages/poison.py", ":material/science:"),
+    ):
+        pressed = buttons.button(
+            f"Open in {title}", on_click=_shared.choose, args=(run.id,), icon=icon, key=f"{title} {run.id}"
+        )
+        if pressed:
+            st.switch_page(page)
+
+
+def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
+    """The run of a cell as a command, from the preset that differs least."""
+    study = found["study"]
+    points = (study[axis]["points"][cell[name]] for axis, name in (("rows", "row"), ("columns", "column")))
+    moved = [override for point in points for override in point["overrides"]]
+    preset = found["preset"] if found["preset"] in PRESETS else "quick"
+    try:
+        base = Config.model_validate(study["base"])
+    except ValueError:
+        return "# of an older protocol"
+    changed = [*study_kinds.differences(PRESETS[preset].config, base), *moved]
+    return " ".join(["python -m engine run --preset", preset, *(f"--set {shlex.quote(item)}" for item in changed)])
+
+
+def rivals(found: dict[str, Any]) -> None:
+    st.subheader("Does bilevel optimisation earn its price?")
+    columns = study_tables.names(found, "columns")
+    rows = study_tables.by_row(found)
+    visible = [study_tables.visibility(row["cell"]) for row in rows]
+    table = pd.DataFrame(
+        {
+            "attack": [row["name"] for row in rows],
+            f"drop, {columns[0]}": [study_tables.percent(row["drop"]) for row in rows],
+            "random noise": [study_tables.percent(row["control_drop"]) for row in rows],
+            "transfer": [row["transfer"] for row in rows],
+            "seconds": [row["attack_seconds"] for row in rows],
+            "L2": [texts[0] for texts in visible],
+            "PSNR (dB)": [texts[1] for texts in visible],
+            "SSIM": [texts[2] for texts in visible],
+        }
+    )
+    number = st.column_config.NumberColumn
+    others = ", ".join(columns[1:]) or "none"
+    st.dataframe(
+        table, hide_index=True, alt="The attacks side by side: drop, transfer, seconds, visibility.",
+        column_config={
+            "transfer": number("mean drop elsewhere", format="percent", help=f"Mean over the other columns: {others}."),
+            "seconds": number("attack, seconds", format="%.0f", help="Of computing, when it was not reused."),
+        },
+    )  # fmt: skip
+    st.caption(
+        "All at the same ε (L∞). Drop: mean ± standard deviation over pairs of victims. L2 (pixel units of [0, 1]), "
+        "PSNR and SSIM: means over poisoned images; more L2 and less PSNR or SSIM is easier to see."
+    )
+
+
+def table_and_downloads(found: dict[str, Any]) -> None:
+    st.subheader("Every cell")
+    cells, percent, number = found["cells"], study_tables.percent, study_tables.number
+    table = pd.DataFrame(
+        {
+            "cell": [study_tables.cell_name(found, cell) for cell in cells],
+            "state": [cell["state"] for cell in cells],
+            "drop": [percent(cell["drop"]) for cell in cells],
+            "random noise": [percent(cell["control_drop"]) for cell in cells],
+            "victims": [study_tables.victims(cell) for cell in cells],
+            "ACR clean (L2)": [number(cell["acr_clean"]) for cell in cells],
+            "ACR poisoned (L2)": [number(cell["acr_poisoned"]) for cell in cells],
+            "seconds": [cell["seconds"] for cell in cells],
+            "run": [cell["run"] for cell in cells],
+        }
+    )
+    st.dataframe(
+        table, hide_index=True, alt="A row for each cell of the study with its numbers.",
+        column_config={"seconds": st.column_config.NumberColumn(format="%.0f")},
+    )  # fmt: skip
+    buttons = st.container(horizontal=True)
+    markdown = study_tables.markdown(found)
+    buttons.download_button("CSV", study_tables.csv_text(found), f"{found['id']}.csv", "text/csv")
+    buttons.download_button("Markdown", markdown, f"{found['id']}.md", "text/markdown")
+    buttons.download_button("JSON", json.dumps(found, indent=1), f"{found['id']}.json", "application/json")
+    st.caption(study_tables.grounds(found))
+    st.markdown("**A link to this study** (append it to this app's address)")
+    st.code(f"/studies?study={found['id']}", language=None)
+
+
+# --- a new study ---
+
+
+def start(study: Study, preset: str | None) -> None:
+    """Callback: submits, and shows it."""
+    try:
+        missing = [name for name in datasets_of(study) if not datasets.available(name, _shared.data_root())]
+        if missing:
+            words = ", ".join(DATASETS.get(name, name) for name in missing)
+            raise ConfigError(f"not on this machine: {words}. Get it with `python -m engine fetch {missing[0]}`")
+        record = studies.submit(study, runs_root=_shared.runs_root(), data_root=_shared.data_root(), preset=preset)
+    except (ConfigError, OSError, ValueError) as error:
+        st.session_state["studies problem"] = f"Nothing was started: {error}."
+    else:
+        st.session_state["study"] = record.id
+
+
+def datasets_of(study: Study) -> list[str]:
+    return list(dict.fromkeys(cell.config.dataset for cell in study.cells()))
+
+
+def new_study() -> None:
+    st.subheader("A new study")
+    left, right = st.columns(2, gap="large")
+    with left:
+        kind = st.selectbox(
+            "Question", list(study_kinds.KINDS), format_func=KIND_NAMES.__getitem__, key="new kind",
+            persist_state="session",
+        )  # fmt: skip
+        st.caption(study_kinds.KINDS[kind].sentence)
+        default = "quick" if _shared.default_dataset() == "mnist" else "smoke"
+        st.session_state.setdefault("new preset", default)
+        preset = st.selectbox(
+            "What every cell starts from (preset)", list(PRESETS), key="new preset", persist_state="session"
+        )
+        st.caption(PRESETS[preset].sentence)
+        base = PRESETS[preset].config
+        pair = st.columns(2)
+        victims = pair[0].number_input(
+            "Victims for each arm", 1, 100, base.victim_seeds, key=f"new victims {preset}", persist_state="session"
+        )
+        seed = pair[1].number_input("Seed", 0, 2**53 - 1, base.seed, key=f"new seed {preset}", persist_state="session")
+        with st.expander("Other axes, other settings"):
+            how = "FIELD=value,value,… as on the command line; empty: this question's own axis."
+            rows = st.text_input("Rows", key="new rows", placeholder="threat.poison_fraction=0.25,0.5,1", help=how)
+            columns = st.text_input("Columns", key="new columns", placeholder="threat.epsilon=0.05,0.1,0.2", help=how)
+            others = st.text_area("Settings for all cells, FIELD=value, one a line", key="new settings")
+    changed = [f"victim_seeds={victims}"] if victims != base.victim_seeds else []
+    changed += [f"seed={seed}"] if seed != base.seed else []
+    changed += [line.strip() for line in others.splitlines() if line.strip()]
+    with right:
+        try:
+            study = study_kinds.make(
+                kind, preset=preset, overrides=changed, rows=rows.strip() or None, columns=columns.strip() or None
+            )
+        except ConfigError as error:
+            st.error(f"This study cannot be run: {error}.", icon=":material/error:")
+            return
+        before_the_start(study, preset)
+        st.markdown("**The same from the command line**")
+        axes = [
+            f"--{name} {shlex.quote(text.strip())}" for name, text in (("rows", rows), ("columns", columns)) if text
+        ]
+        settings = [f"--set {shlex.quote(item)}" for item in changed]
+        st.code(
+            " ".join([f"python -m engine study {kind} --preset {preset}", *axes, *settings]),
+            language="bash", wrap_lines=True,
+        )  # fmt: skip
+
+
+def before_the_start(study: Study, preset: str) -> None:
+    device, cells = _shared.expected_device(), len(study.cells())
+    seconds = sum(studies.seconds_of(study, device=device).values())
+    known = sum(studies.is_finished(Run(_shared.runs_root() / cell.run_id)) for cell in study.cells())
+    columns = st.columns(2)
+    columns[0].metric("Cells, a run each", cells)
+    columns[1].metric(
+        "Time", f"~{_shared.duration(seconds)}",
+        help=f"Estimate for this {device.upper()}, counting what cells reuse of each other. Within a factor of two.",
+    )  # fmt: skip
+    for axis, title in ((study.rows, "Rows"), (study.columns, "Columns")):
+        if axis.label:
+            st.markdown(f"{title}, {axis.label}: {', '.join(point.name for point in axis.points)}")
+    st.caption(
+        f"One control in each cell (random noise), so that a cell costs three arms and not four. {known} of {cells} "
+        "cells are on this machine already and answer at once."
+    )
+    st.button("Start the study", type="primary", icon=":material/play_arrow:", on_click=start, args=(study, preset))
+
+
+_shared.chosen_run()
+st.title("Studies")
+st.markdown(
+    "One run answers one question. A study asks it in many places at once: does the poison carry over to another "
+    "training procedure, another network, another σ; how does it grow with ε; does a cheaper attack do as well?"
+)
+if problem := st.session_state.pop("studies problem", None):
+    st.error(problem, icon=":material/error:")
+try:
+    chosen = choose_study(known_studies())
+    if isinstance(chosen, StudyRecord):
+        manage(chosen)
+        st.fragment(progress, run_every="2s" if chosen.status().active else None)(chosen)
+    if chosen is not None:
+        shown = results_of(chosen)
+        results(shown)
+        if shown["study"]["kind"] == "rivals":
+            rivals(shown)
+        table_and_downloads(shown)
+except (OSError, RunNotFound) as error:
+    st.warning(f"A study went away or cannot be read ({error}). Reload the page.")
+new_study()

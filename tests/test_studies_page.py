@@ -1,0 +1,139 @@
+"""The Studies page in Streamlit's own test harness: results, partial ones, links to runs, a study of one's own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from engine import jobs, studies, study_kinds, study_tables
+from engine.records import Status
+from tests.test_studies import fake_report, with_reports
+
+PAGE = str(Path(__file__).parents[1] / "pages" / "studies.py")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty runs root, no MNIST, no published study, and no process is started."""
+    monkeypatch.setenv("PACD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PACD_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(studies, "published", lambda: [])
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda *_, **__: None)
+    st.cache_data.clear()
+    return tmp_path
+
+
+def opened(**query: str) -> AppTest:
+    test = AppTest.from_file(PAGE, default_timeout=60)
+    for name, value in query.items():
+        test.query_params[name] = value
+    return test.run()
+
+
+def words(test: AppTest) -> str:
+    kinds = ("title", "subheader", "markdown", "caption", "error", "warning", "info", "success", "code")
+    return "\n".join(str(element.value) for kind in kinds for element in getattr(test, kind))
+
+
+def button(test: AppTest, label: str) -> Any:
+    return next(found for found in test.button if found.label == label)
+
+
+def finished(place: Path, kind: str = "transfer-sigma", reports: int = 9, state: str = "done") -> studies.StudyRecord:
+    study = study_kinds.make(kind, preset="smoke")
+    record = with_reports(study, place, [fake_report(0.05 * k + 0.1) for k in range(reports)])
+    record.write_status(Status(state))
+    return record
+
+
+def test_without_any_study_the_page_offers_one() -> None:
+    test = opened()
+    assert not test.exception
+    assert "There is no study yet" in words(test)
+    assert "python -m engine study transfer-procedure --preset smoke" in words(test)
+    assert next(iter(test.metric)).value == "9"
+
+
+def test_a_finished_study_shows_map_table_and_the_run_behind_a_cell(place: Path) -> None:
+    record = finished(place)
+    test = opened(study=record.id[:6])
+    assert not test.exception
+    assert not test.warning
+    assert len(test.get("plotly_chart")) == 1
+    assert "0.25 × 0.25" in words(test)
+    assert "Drop **10 % ± 2**" in words(test)
+    cells = next(box for box in test.selectbox if box.label == "Cell")
+    cells.select(cells.options[5]).run()
+    run = record.study.cells()[5].run_id
+    assert f"run `{run}`" in words(test)
+    button(test, "Open in Certify")
+    assert [found.label for found in test.get("download_button")] == ["CSV", "Markdown", "JSON"]
+    assert f"/studies?study={record.id}" in words(test)
+
+
+def test_a_study_with_cells_missing_says_so_and_can_go_on(place: Path) -> None:
+    record = finished(place, reports=4, state="cancelled")
+    test = opened()
+    assert "Partial result: 4 of 9 cells" in words(test)
+    button(test, "Go on").click().run()
+    assert not test.exception
+    assert record.status().state == "queued"
+    button(test, "Cancel").click().run()
+    assert (record.directory / "cancel").exists()
+
+
+def test_rivals_are_laid_side_by_side(place: Path) -> None:
+    finished(place, "rivals", reports=30)
+    test = opened()
+    assert not test.exception
+    assert "Does bilevel optimisation earn its price?" in words(test)
+    table = test.dataframe[0].value
+    assert table["attack"][0] == "pacd"
+    assert table["seconds"][0] == 31.6
+
+
+def test_a_published_study_opens_without_its_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = study_tables.results(finished(place))
+    monkeypatch.setattr(studies, "published", lambda: [found])
+    monkeypatch.setenv("PACD_RUNS", str(place / "elsewhere"))
+    test = opened()
+    assert not test.exception
+    assert "is not on this machine" in words(test)
+    assert "python -m engine run --preset smoke" in words(test)
+
+
+def test_a_study_is_started_and_shown(place: Path) -> None:
+    test = opened()
+    button(test, "Start the study").click().run()
+    assert not test.exception
+    (record,) = studies.all_studies(place / "runs")
+    assert record.study == study_kinds.make("transfer-procedure", preset="smoke")
+    assert record.request["preset"] == "smoke"
+    assert test.session_state["study"] == record.id
+
+
+def test_what_cannot_be_run_is_said_before_the_start_and_after_it() -> None:
+    test = opened()
+    next(field for field in test.text_input if field.label == "Rows").input("sigma=9").run()
+    assert "This study cannot be run" in words(test)
+    assert not any(found.label == "Start the study" for found in test.button)
+    test = opened()
+    next(box for box in test.selectbox if "preset" in box.label).select("quick").run()
+    button(test, "Start the study").click().run()
+    assert "not on this machine" in words(test)
+
+
+def test_a_link_to_an_unknown_study_is_said() -> None:
+    assert "a study that is not here" in words(opened(study="0123"))
+
+
+def test_a_deleted_study_leaves_its_runs(place: Path) -> None:
+    record = finished(place)
+    run = record.run(record.study.cells()[0])
+    test = opened()
+    button(test, "Yes, delete it").click().run()
+    assert not test.exception
+    assert not record.directory.exists()
+    assert run.exists()
