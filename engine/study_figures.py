@@ -64,14 +64,23 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
         figure.add_shape(type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line=frame)
     labels = [found["study"][axis]["label"] for axis in ("rows", "columns")]
     ticks = [[_broken(name) for name in names] for names in (rows, columns)]
+    still = dict(showgrid=False, zeroline=False, automargin=True)
     figure.update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=ticks[0], autorange="reversed", showgrid=False, zeroline=False,
-        title=dict(text=labels[0], standoff=8), automargin=True,
-    )  # fmt: skip
+        tickvals=list(range(len(rows))),
+        ticktext=ticks[0],
+        range=[len(rows) - 0.5, -0.5],
+        title=dict(text=labels[0], standoff=20),
+        **still,
+    )
     figure.update_xaxes(
-        tickvals=list(range(len(columns))), ticktext=ticks[1], side="top", tickangle=0, showgrid=False, zeroline=False,
-        title=dict(text=labels[1], standoff=8), automargin=True,
-    )  # fmt: skip
+        tickvals=list(range(len(columns))),
+        ticktext=ticks[1],
+        range=[-0.5, len(columns) - 0.5],
+        side="top",
+        tickangle=0,
+        title=dict(text=labels[1], standoff=8),
+        **still,
+    )
     finished, cells = study_tables.finished(found)
     partial = "" if finished == cells else f" PARTIAL: {finished} of {cells} cells."
     figure = figures.finish(

@@ -93,20 +93,22 @@ def progress(record: StudyRecord) -> None:
 
 
 def manage(record: StudyRecord) -> None:
-    buttons = st.container(horizontal=True)
+    """Cancel while it is active, go on where cells are missing."""
     if record.status().active:
         asked = (record.directory / "cancel").exists()
-        buttons.button(
+        st.button(
             "Cancel", on_click=jobs.cancel, args=(record,), disabled=asked, icon=":material/stop:",
             help="Stops the current run and the study. Finished cells stay, and it can be gone on with later.",
         )  # fmt: skip
-        return
-    if record.unfinished():
-        buttons.button(
+    elif record.unfinished():
+        st.button(
             "Go on", on_click=start, args=(record.study, record.request.get("preset")), icon=":material/play_arrow:",
             help="Computes the missing cells. Finished ones, and finished stages of others, are reused.",
         )  # fmt: skip
-    with buttons.popover("Delete this study", icon=":material/delete:"):
+
+
+def deletion(record: StudyRecord) -> None:
+    with st.popover("Delete this study", icon=":material/delete:"):
         st.markdown("Delete the study? Its runs stay, and can be deleted on the Runs page.")
         st.button("Yes, delete it", on_click=delete, args=(record,), type="primary")
 
@@ -124,9 +126,8 @@ def delete(record: StudyRecord) -> None:
 def results(found: dict[str, Any]) -> None:
     finished, cells = study_tables.finished(found)
     kind = found["study"]["kind"]
-    st.subheader(KIND_NAMES.get(kind, kind))
     if kind in study_kinds.KINDS:
-        st.markdown(study_kinds.KINDS[kind].sentence)
+        st.caption(study_kinds.KINDS[kind].sentence)
     if kind == "reproduce-small":
         st.warning("Small scale, for CPUs: not the authors' setting.")
     left, right = st.columns([3, 2], gap="large")
@@ -136,7 +137,7 @@ def results(found: dict[str, Any]) -> None:
         st.session_state[key] = next((k for k in options if found["cells"][k]["drop"]), 0)
     cell = found["cells"][st.session_state[key]]
     with left:
-        st.markdown("**Relative drop of the target class's ACR**")
+        st.subheader("Relative drop of the target class's ACR")
         figure = study_figures.heat_map(found, (cell["row"], cell["column"]))
         st.plotly_chart(
             figure, key=f"heat {found['id']}", config=figures.SAVE, alt=figures.alt(figure), on_select=select_clicked,
@@ -392,6 +393,8 @@ try:
         if shown["study"]["kind"] == "rivals":
             rivals(shown)
         table_and_downloads(shown)
+        if isinstance(chosen, StudyRecord) and not chosen.status().active:
+            deletion(chosen)
 except (OSError, RunNotFound) as error:
     st.warning(f"A study went away or cannot be read ({error}). Reload the page.")
 new_study()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from engine import jobs
+from engine import jobs, studies
 from engine.config import Config, with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
@@ -102,6 +102,23 @@ def work_here(prepare: Callable[[Config, Path], Run]) -> Callable[[Config, Path]
         return run
 
     return work_here
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Runs and studies work in this very process as soon as they are submitted; the commands that were started."""
+    commands: list[str] = []
+
+    def work_at_once(arguments: list[str], **_: Any) -> None:
+        commands.append(arguments[3])
+        (studies if arguments[3] == "study-work" else jobs).work(Path(arguments[4]))
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=work_at_once, DEVNULL=None, STDOUT=None))
+    monkeypatch.setattr(jobs, "environment", lambda device: {"device": device, "device_name": "a", "torch": "t"})
+    monkeypatch.setattr(studies, "POLL", 0)
+    yield commands
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,23 +31,6 @@ def axis(field: str, *values: Any) -> Axis:
 def study(tiny: Tiny) -> Study:
     base = tiny('controls=["random_noise"]', "attack.upper_steps=1", "victim_seeds=2")
     return Study(kind="sweep", base=base, rows=axis("threat.epsilon", 0.1, 0.2), columns=axis("sigma", 0.1, 0.25))
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Runs and studies work in this very process as soon as they are submitted; the commands that were started."""
-    commands: list[str] = []
-
-    def work_at_once(arguments: list[str], **_: Any) -> None:
-        commands.append(arguments[3])
-        (studies if arguments[3] == "study-work" else jobs).work(Path(arguments[4]))
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=work_at_once, DEVNULL=None, STDOUT=None))
-    monkeypatch.setattr(jobs, "environment", lambda device: {"device": device, "device_name": "a", "torch": "t"})
-    monkeypatch.setattr(studies, "POLL", 0)
-    yield commands
-    signal.signal(signal.SIGTERM, before)
 
 
 # --- grids ---
@@ -345,7 +327,7 @@ def with_reports(study: Study, tmp_path: Path, reports: list[dict[str, Any]]) ->
     record.write_json("request.json", {"preset": "smoke"})
     for cell, report in zip(study.cells(), reports, strict=False):
         run = record.run(cell)
-        run.directory.mkdir()
+        run.directory.mkdir(exist_ok=True)
         (run.directory / "config.json").write_text(cell.config.canonical())
         run.write_json("report.json", report)
         run.write_json("env.json", {"device": "cpu", "device_name": "a processor", "torch": "2.0", "commit": "abc"})

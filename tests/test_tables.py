@@ -1,6 +1,5 @@
 """Reports as text: the numbers of the report, and nothing from an unfinished run."""
 
-import re
 from types import SimpleNamespace
 
 from engine import tables
@@ -25,7 +24,7 @@ def test_a_markdown_table_has_a_row_for_each_finished_run_and_says_what_it_ran_o
     unfinished.directory.mkdir()
     unfinished.write_json("report.json", smoke.report | {"complete": False})
     text = tables.markdown([smoke.run, unfinished])
-    rows = [line for line in text.splitlines() if re.match(r"\| \d", line)]
+    rows = [line for line in text.splitlines() if line.startswith("| digit ")]
     assert len(rows) == 1
     assert f"{smoke.report['relative_drop']['poisoned']['mean']:.0%}" in rows[0]
     assert all(len(line.split("|")) == 12 for line in text.splitlines() if line.startswith("|"))
