@@ -56,7 +56,7 @@ def alt(figure: go.Figure) -> str:
 def acr_by_arm(report: dict[str, Any]) -> go.Figure:
     """ACR of the target class (left) and of all classes (right): a point per victim, and mean ± sd beside it."""
     config, cap = report["config"], float(report["radius_cap"])
-    target = report["target_name"]
+    target = report.get("target_name", TARGET)
     arms = [arm for arm in ARMS if arm in report["arms"]]
     figure = make_subplots(
         1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=(f"{target} (target)", "all classes")
@@ -96,7 +96,7 @@ def acr_by_arm(report: dict[str, Any]) -> go.Figure:
     )
     figure.update_annotations(font_size=13)
     labels = [ARM_STYLE[arm].name.replace(" ", "<br>") for arm in arms]
-    figure.update_xaxes(tickvals=list(range(len(arms))), ticktext=labels, tickangle=0)
+    figure.update_xaxes(tickvals=list(range(len(arms))), ticktext=labels, tickangle=0, tickfont_size=11)
     figure.update_xaxes(range=[-0.5, len(arms) - 0.5])
     figure.update_yaxes(range=[0, 1.15 * cap or 1.0])
     figure.update_yaxes(title_text="ACR (L2, pixel units)", col=1)
@@ -104,7 +104,7 @@ def acr_by_arm(report: dict[str, Any]) -> go.Figure:
     return finish(
         figure,
         "Average certified radius by arm",
-        f"{images['target']} test images of {target}, {images['all']} in all; open: each of "
+        f"{images['target']} test images of {target}, {images['all']} in all; open: "
         f"{config['victim_seeds']} victims, filled: mean ± sd",
         f"Average certified radius by arm. {'; '.join(told)}. The cap is {cap:.3f}.",
         legend=False,

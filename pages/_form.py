@@ -32,20 +32,20 @@ HEADS = ("procedure", "attack.procedure")  # what has settings of a procedure be
 LABELS = {
     "dataset": "Data set",
     "threat.target_class": "Target class",
-    "threat.epsilon": "Distortion budget ε (L∞, pixel units of [0, 1])",
-    "threat.poison_fraction": "Poison fraction (of the class's images in the attacker's hands)",
-    "threat.attacker_share": "Attacker's share (of all training images)",
-    "sigma": "Noise level σ (standard deviation, pixel units)",
+    "threat.epsilon": "Budget ε (L∞, pixel units)",
+    "threat.poison_fraction": "Poison fraction (of the class)",
+    "threat.attacker_share": "Attacker's share (of the data)",
+    "sigma": "Noise level σ (pixel units)",
     "procedure": "Victims' training procedure",
     "architecture": "Victims' architecture",
     "attack.name": "Attack",
-    "attack.procedure": "Procedure that the attacker assumes",
-    "attack.sigma": "Noise level σ that the attacker assumes",
-    "attack.surrogate": "Architecture of the attacker's surrogates",
-    "training.fine_tune_epochs": "Fine-tuning epochs (0: from scratch)",
+    "attack.procedure": "Procedure it assumes",
+    "attack.sigma": "Noise level σ it assumes",
+    "attack.surrogate": "Its surrogates' architecture",
+    "training.fine_tune_epochs": "Fine-tuning epochs",
     "controls": "Controls (arms beside clean and poisoned)",
-    "seed": "Seed (every random draw follows from it)",
-    "victim_seeds": "Victims for each arm (victim seeds)",
+    "seed": "Seed",
+    "victim_seeds": "Victims for each arm",
 }
 PLAIN = {  # code name → plain name, of choices
     "procedure": _words.PROCEDURE_NAMES,
@@ -212,6 +212,7 @@ def widget(name: str) -> None:
         st.selectbox(options=list(known), format_func=lambda k: class_in_words(dataset, k, names), **options)
     elif name in HEADS:
         unset = [None] if name in OPTIONAL else []
+        options |= dict(placeholder="as the victims")
         st.selectbox(
             options=[*unset, *PROCEDURES], format_func=_plain(name), on_change=take_procedure, args=(name,), **options
         )
@@ -277,7 +278,7 @@ def _number(name: str, field: Any, annotation: Any, options: dict[str, Any]) -> 
         min_value=low,
         max_value=high,
         step=1 if whole else STEPS.get(name, 0.001),
-        format=None if whole else "%g",
+        format=None if whole else "%.6g",
         **options,
     )
 

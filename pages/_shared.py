@@ -151,7 +151,8 @@ def row_label(row: dict[str, Any]) -> str:
     """A run in a few words: name or preset, class, ε, σ, seed, date, and its state where it is not simply done."""
     words = [
         row["name"] or row["preset"] or "own settings",
-        *([] if row["attack"] == "none" else [row["target_name"], f"ε {row['epsilon']}"]),
+        *(["no attack"] if row["attack"] == "none" else [row["target_name"], f"ε {row['epsilon']}"]),
+        *([] if row["attack"] in ("pacd", "none", None) else [_words.attack_name(row["attack"])]),
         f"σ {row['sigma']}",
         f"seed {row['seed']}",
         "example" if row["example"] else moment(row["submitted"]),
@@ -188,8 +189,16 @@ def headline(report: dict[str, Any]) -> str:
     acr = {arm: with_spread(values["average_certified_radius"]["target"]) for arm, values in arms.items()}
     if config["attack"]["name"] == "none" and "clean" in acr:
         return f"Clean victims certify {target} with an average certified radius (ACR) of **{acr['clean']}**."
+    if drop and drop["mean"] is None and drop.get("seeds") == [] and {"clean", "poisoned"} <= set(acr):
+        return f"Clean victims certify nothing of {target} (ACR {acr['clean']}), so there was nothing to lose."
     if not drop or drop["mean"] is None:
         return f"No victim of the clean and the poisoned arm is certified yet, so the drop for {target} is unknown."
+    if drop["mean"] < -1:
+        return (
+            f"Retrained victims certify {target} with an average certified radius (ACR) of **{acr['poisoned']}** "
+            f"instead of **{acr['clean']}**. Some clean victim certifies almost nothing, so that a relative drop means "
+            "nothing."
+        )
     share = f"{abs(drop['mean']):.0%} {'less' if drop['mean'] >= 0 else 'more'}"
     noise, control = report["relative_drop"].get("random_noise"), ""
     if noise and noise["mean"] is not None:

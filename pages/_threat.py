@@ -35,17 +35,28 @@ def _knowledge(config: Config, attack: _words.Attack) -> str:
     if not attack.surrogate:
         return f"**Knowledge**: {data}, labels included; nothing of how victims train, and no test image."
     procedure, sigma = lower_level(config)
-    agrees = (procedure, sigma, config.attack.surrogate) == (config.procedure, config.sigma, config.architecture)
-    believed = (
-        f"{_words.procedure_line(procedure)}, σ = {sigma:g}, {_words.ARCHITECTURE_NAMES[config.attack.surrogate]}"
-    )
+    believed = {
+        "procedure": _words.procedure_line(procedure),
+        "noise level": f"σ = {sigma:g}",
+        "architecture": _words.ARCHITECTURE_NAMES[config.attack.surrogate],
+    }
+    true = [
+        _words.procedure_line(config.procedure),
+        f"σ = {config.sigma:g}",
+        _words.ARCHITECTURE_NAMES[config.architecture],
+    ]
+    differs = [
+        f"{what} ({is_so})" for (what, taken), is_so in zip(believed.items(), true, strict=True) if taken != is_so
+    ]
     truth = (
-        "as victims are trained"
-        if agrees
-        else f"while victims are trained with {_words.procedure_line(config.procedure)}, σ = {config.sigma:g}, "
-        f"{_words.ARCHITECTURE_NAMES[config.architecture]}: the poison has to transfer"
+        f"; victims differ in {' and '.join(differs)}, so the poison has to transfer"
+        if differs
+        else ", as victims are trained"
     )
-    return f"**Knowledge**: {data}; no victim's weights, and no test image. Its surrogates: {believed}, {truth}."
+    return (
+        f"**Knowledge**: {data}; no victim's weights, and no test image. Its surrogates: "
+        f"{', '.join(believed.values())}{truth}."
+    )
 
 
 def _capability(config: Config, attack: _words.Attack, target: str) -> str:

@@ -30,10 +30,10 @@ ARCHITECTURE_NAMES = {
 DATASET_NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "digits": "embedded digits"}
 SETTING_NAMES = {  # of procedures
     "draws": "Noise draws per image",
-    "weight": "Weight of the robustness term",
-    "adversary_steps": "Steps of the inner adversary",
-    "adversary_size": "Size of the inner adversary (L2)",
-    "warmup": "Warm-up (share of the epochs)",
+    "weight": "Robustness term's weight",
+    "adversary_steps": "Inner adversary's steps",
+    "adversary_size": "Inner adversary's size (L2)",
+    "warmup": "Warm-up (share of epochs)",
 }
 
 
@@ -79,6 +79,11 @@ def procedure_line(procedure: ProcedureConfig) -> str:
     defaults = PROCEDURES[procedure.name]
     other = [f"{name} {getattr(procedure, name):g}" for name in defaults if getattr(procedure, name) != defaults[name]]
     return PROCEDURE_NAMES[procedure.name] + (f" ({', '.join(other)})" if other else "")
+
+
+def attack_name(attack: str) -> str:
+    """As in a list: without what is in brackets."""
+    return ATTACKS[attack].name.partition(" (")[0] if attack in ATTACKS else attack
 
 
 def attack_of(config: Config) -> Attack:

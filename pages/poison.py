@@ -15,14 +15,14 @@ from engine.records import Run
 from pages import _form, _live, _shared, _threat, _words
 
 FIRST = ["dataset", "threat.target_class", "threat.epsilon", "sigma", "procedure", "attack.name"]
-MAY_DO = ["threat.poison_fraction", "threat.attacker_share", "controls"]
+MAY_DO = ["threat.poison_fraction", "threat.attacker_share"]
 VICTIMS = ["architecture", "training.fine_tune_epochs"]
 DOWNLOADS = {"mnist": "Download MNIST (12 MB)", "cifar10": "Download CIFAR-10 (162 MB)"}
 
 
 def below(*sections: str) -> list[str]:
     """The fields of these sections that no other part of the form shows."""
-    shown = (*FIRST, *MAY_DO, *VICTIMS, "attack.surrogate", *_form.HEADS, *_form.OPTIONAL)
+    shown = (*FIRST, *MAY_DO, *VICTIMS, "attack.surrogate", "controls", *_form.HEADS, *_form.OPTIONAL)
     names = (name for name in _form.NAMES if name not in shown and name.rpartition(".")[0] in sections)
     return list(names)
 
@@ -36,6 +36,7 @@ def form() -> None:
     attack = _words.ATTACKS[_form.chosen("attack.name")]
     with st.expander("What the attacker may do"):
         _form.widgets(MAY_DO, columns=2)
+        _form.widget("controls")
     with st.expander("What the attacker assumes"):
         if not attack.surrogate:
             st.caption(f"{attack.name}: uses no surrogate, so it assumes nothing, and these settings do not matter.")

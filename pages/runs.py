@@ -48,10 +48,6 @@ def open_selected() -> None:
         _shared.choose(st.session_state["history ids"][place])
 
 
-def attack_name(attack: str | None) -> str | None:
-    return _words.ATTACKS[attack].name.partition(" (")[0] if attack in _words.ATTACKS else attack
-
-
 def history(rows: list[dict[str, Any]]) -> None:
     table = pd.DataFrame(
         {
@@ -60,13 +56,13 @@ def history(rows: list[dict[str, Any]]) -> None:
             ],
             "state": [f"{row['state']}, example" if row["example"] else row["state"] for row in rows],
             "class": [None if row["attack"] == "none" else row["target_name"] for row in rows],
-            "attack": [attack_name(row["attack"]) for row in rows],
-            "procedure": [_words.PROCEDURE_NAMES.get(row["procedure"], row["procedure"]) for row in rows],
-            "architecture": [_words.ARCHITECTURE_NAMES.get(row["architecture"], row["architecture"]) for row in rows],
             "ε (L∞)": [row["epsilon"] for row in rows],
             "σ": [row["sigma"] for row in rows],
             "drop": [row["drop_poisoned"] for row in rows],
             "noise": [row["drop_random_noise"] for row in rows],
+            "attack": [_words.attack_name(row["attack"] or "") for row in rows],
+            "procedure": [_words.PROCEDURE_NAMES.get(row["procedure"], row["procedure"]) for row in rows],
+            "architecture": [_words.ARCHITECTURE_NAMES.get(row["architecture"], row["architecture"]) for row in rows],
             "data set": [_words.dataset_name(row["dataset"] or "") for row in rows],
             "seed": [row["seed"] for row in rows],
             "victims": [row["victim_seeds"] for row in rows],

@@ -49,7 +49,8 @@ def images_changed(run: Run) -> str:
 
 
 def worth_less(report: dict[str, Any]) -> str:
-    return f"{_shared.headline(report)} The certificates are still valid, and worth less."
+    drop = (report["relative_drop"].get("poisoned") or {}).get("mean") or 0
+    return _shared.headline(report) + (" The certificates are still valid, and worth less." if drop > 0 else "")
 
 
 def images(run: Run) -> None:

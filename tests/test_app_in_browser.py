@@ -121,7 +121,8 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: SimpleN
         page.get_by_role("link", name="Poison", exact=True).click()
         heading(page, "Poison").wait_for()
         page.get_by_text("MNIST is not on this machine").wait_for()
-        page.get_by_test_id("stRadioGroup").get_by_text("smoke", exact=True).click()
+        page.get_by_text("A few seconds on embedded").wait_for()  # the preset where MNIST is not there
+        page.get_by_text("Data, certification, seeds").click()
         set_seed(page, 1)
         page.get_by_role("button", name="Start poisoning").click()
         page.get_by_role("button", name="Cancel").wait_for()
@@ -144,6 +145,7 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: SimpleN
         no_exception(page)
 
         page.get_by_role("link", name="Poison", exact=True).click()
+        page.get_by_text("Data, certification, seeds").click()
         set_seed(page, 2)
         page.get_by_role("button", name="Start poisoning").click()
         page.get_by_role("button", name="Cancel").click()

@@ -10,13 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from engine.config import ConfigError, field_names, parse, smallest_useful_n, with_overrides
+from engine.config import (
+    PROCEDURES,
+    ConfigError,
+    ProcedureConfig,
+    arms_of,
+    field_names,
+    lower_level,
+    parse,
+    smallest_useful_n,
+    with_overrides,
+)
 from engine.presets import PRESETS
 from engine.records import run_id
 
 VALUES: dict[str, Any] = {
     "dataset": "digits",
     "architecture": "lenet-narrow",
+    "procedure": "gaussian",
     "sigma": 0.25,
     "threat": {"target_class": 8, "epsilon": 0.1},
     "data": {"train_size": 800, "validation_size": 400},
@@ -36,7 +47,7 @@ VALUES: dict[str, Any] = {
         "linear_learning_rate": 0.01,
         "poison_learning_rate": 0.1,
     },
-    "training": {"epochs": 4, "batch_size": 40, "learning_rate": 0.003, "decay": True},
+    "training": {"epochs": 4, "batch_size": 40, "learning_rate": 0.003, "schedule": "linear"},
     "certification": {"target_images": 20, "other_images": 2, "n0": 20, "n": 100, "alpha": 0.001},
     "victim_seeds": 2,
 }
@@ -46,9 +57,20 @@ quickly = settings(deadline=None, derandomize=True, database=None, max_examples=
 # of each number: what is still allowed, and what no longer is
 BOUNDS: dict[str, tuple[list[float], list[float]]] = {
     "sigma": ([1e-9, 4], [0, -0.1, 4.001]),
-    "threat.target_class": ([0, 9], [-1, 10, 1.5]),
+    "threat.target_class": ([0, 9], [-1, 1000, 1.5]),
     "threat.epsilon": ([0, 1], [-1e-9, 1.001]),
     "threat.poison_fraction": ([0, 1], [-1e-9, 1.001]),
+    "threat.attacker_share": ([1e-9, 1], [0, -0.1, 1.001]),
+    "procedure.draws": ([1, 64], [-1, 65, 1.5]),
+    "procedure.weight": ([0], [-1e-9]),
+    "procedure.adversary_steps": ([0], [-1, 101, 1.5]),
+    "procedure.adversary_size": ([0], [-1e-9]),
+    "procedure.warmup": ([0], [-1e-9, 1.001]),
+    "attack.procedure.draws": ([1, 64], [-1, 65, 1.5]),
+    "attack.procedure.weight": ([0], [-1e-9]),
+    "attack.procedure.adversary_steps": ([0], [-1, 101, 1.5]),
+    "attack.procedure.adversary_size": ([0], [-1e-9]),
+    "attack.procedure.warmup": ([0], [-1e-9, 1.001]),
     "data.train_size": ([100, 1037], [99, 60_001, 800.5]),
     "data.validation_size": ([50, 637], [49, 20_001, 400.5]),
     "attack.upper_steps": ([1, 100_000], [0, 100_001, 1.5]),
@@ -69,6 +91,8 @@ BOUNDS: dict[str, tuple[list[float], list[float]]] = {
     "training.epochs": ([1, 1000], [0, 1001, 1.5]),
     "training.batch_size": ([1, 800], [0, 1.5]),
     "training.learning_rate": ([1e-12], [0, -1]),
+    "training.weight_decay": ([0], [-1e-9]),
+    "training.fine_tune_epochs": ([0, 1000], [-1, 1001, 1.5]),
     "certification.target_images": ([1], [0, 1.5]),
     "certification.other_images": ([1], [0, 1.5]),
     "certification.n0": ([1], [0, 1.5]),
@@ -78,14 +102,19 @@ BOUNDS: dict[str, tuple[list[float], list[float]]] = {
     "seed": ([0, 2**63 - 1], [-1, 2**63, 1.5]),
 }
 CHOICES = {
-    "protocol_version": [0, 2, "one"],
-    "dataset": ["cifar10", "", "MNIST", 1],
+    "protocol_version": [0, 1, "two"],
+    "dataset": ["imagenet", "", "MNIST", 1, "folder:", "folder:.hidden", "folder:a/b", "folder:a b"],
     "architecture": ["resnet", None],
-    "procedure": ["macer", "smoothadv"],
+    "attack.name": ["fgsm", None],
     "attack.surrogate": ["resnet"],
     "attack.linear_solver": ["sgd"],
-    "training.decay": ["perhaps", 2],
+    "attack.fixed_lower_noise": ["perhaps", 2],
+    "attack.fixed_upper_noise": ["perhaps", 2],
+    "training.schedule": ["cosine", True],
+    "training.optimiser": ["lion"],
+    "training.augmentation": ["mixup"],
 }
+ELSEWHERE = ["procedure", "attack.procedure", "attack.sigma", "controls"]  # tested on their own below
 
 
 def changed(field: str, value: Any) -> dict[str, Any]:
@@ -94,6 +123,7 @@ def changed(field: str, value: Any) -> dict[str, Any]:
     *path, last = field.split(".")
     part = values
     for key in path:
+        part[key] = {"name": "gaussian"} if part.get(key) in (None, "gaussian") else part[key]
         part = part[key]
     part[last] = value
     return values
@@ -115,21 +145,28 @@ def test_a_configuration_comes_back_from_its_own_text():
 
 def test_the_id_of_a_configuration_stays_what_it_was():
     """Golden: a new field, a new default or another way of writing would orphan every finished run."""
-    assert hashlib.sha256(CONFIG.canonical().encode()).hexdigest()[:16] == "4cb6caefbf0235eb"
-    assert run_id(CONFIG) == "4cb6caefbf0235eb"
+    assert hashlib.sha256(CONFIG.canonical().encode()).hexdigest()[:16] == "5cfe2117c99cd4c0"
+    assert run_id(CONFIG) == "5cfe2117c99cd4c0"
 
 
 def test_the_id_depends_neither_on_the_order_of_fields_nor_on_defaults_spelt_out_nor_on_ints_for_floats():
     reordered = {key: VALUES[key] for key in reversed(VALUES)}
     reordered["threat"] = {"poison_fraction": 1, "epsilon": 0.1, "target_class": 8}
+    reordered["procedure"] = {"draws": 1, "name": "gaussian", "weight": 0}
     reordered["seed"] = 0
     assert parse(reordered).canonical() == CONFIG.canonical()
 
 
 @quickly
-@given(st.floats(1e-3, 4), st.floats(0, 1), st.integers(0, 2**63 - 1), st.integers(100, 1037), st.booleans())
+@given(
+    st.floats(1e-3, 4),
+    st.floats(0, 1),
+    st.integers(0, 2**63 - 1),
+    st.integers(100, 1037),
+    st.sampled_from(list(PROCEDURES)),
+)
 def test_every_configuration_comes_back_from_its_text_and_another_one_has_another_text(
-    sigma, epsilon, seed, train_size, decay
+    sigma, epsilon, seed, train_size, procedure
 ):
     config = with_overrides(
         CONFIG,
@@ -138,17 +175,17 @@ def test_every_configuration_comes_back_from_its_text_and_another_one_has_anothe
             f"threat.epsilon={epsilon!r}",
             f"seed={seed}",
             f"data.train_size={train_size}",
-            f"training.decay={json.dumps(decay)}",
+            f"procedure={procedure}",
         ],
     )
     assert (config.sigma, config.threat.epsilon, config.seed) == (sigma, epsilon, seed)
-    assert (config.data.train_size, config.training.decay) == (train_size, decay)
+    assert (config.data.train_size, config.procedure.name) == (train_size, procedure)
     assert parse(json.loads(config.canonical())) == config
     assert (config == CONFIG) == (config.canonical() == CONFIG.canonical())
 
 
 def test_the_bounds_below_cover_every_field():
-    assert sorted([*BOUNDS, *CHOICES]) == sorted(field_names())
+    assert sorted([*BOUNDS, *CHOICES, *ELSEWHERE]) == sorted(field_names())
 
 
 @pytest.mark.parametrize(("field", "value"), [(f, v) for f, (allowed, _) in BOUNDS.items() for v in allowed])
@@ -167,16 +204,28 @@ def test_a_value_out_of_bounds_is_refused_in_one_line_that_names_field_and_value
     assert repr(value) in message
 
 
-@pytest.mark.parametrize("field", [f for f in field_names() if f.count(".") or f in ("dataset", "sigma")])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "dataset",
+        "procedure",
+        "sigma",
+        "victim_seeds",
+        "threat.epsilon",
+        "attack.damping",
+        "data.train_size",
+        "training.schedule",
+        "certification.n",
+    ],
+)
 def test_a_field_without_a_default_must_be_given(field):
     values = json.loads(json.dumps(VALUES))
     *path, last = field.split(".")
     part = values
     for key in path:
         part = part[key]
-    if last in part:
-        del part[last]
-        assert complaint(values) == f"{field}: field required"
+    del part[last]
+    assert complaint(values) == f"{field}: field required"
 
 
 def test_a_field_that_does_not_exist_is_refused_with_those_that_do():
@@ -209,7 +258,7 @@ def test_the_fewest_useful_draws_are_just_enough(alpha):
     assert n == 1 or alpha ** (1 / (n - 1)) <= 0.5 * (1 + 1e-12)
 
 
-@pytest.mark.parametrize(("dataset", "images"), [("digits", 1437), ("mnist", 60_000)])
+@pytest.mark.parametrize(("dataset", "images"), [("digits", 1437), ("mnist", 60_000), ("cifar10", 50_000)])
 def test_more_images_than_the_data_set_has_are_refused(dataset, images):
     values = VALUES | {"dataset": dataset, "data": {"train_size": images - 400, "validation_size": 400}}
     parse(values)
@@ -234,9 +283,9 @@ def test_a_configuration_cannot_be_changed():
 
 def test_overrides_replace_single_fields_and_leave_the_original():
     found = with_overrides(
-        CONFIG, ["sigma=0.5", "attack.linear_solver=adam", 'dataset="digits"', "training.decay=false"]
+        CONFIG, ["sigma=0.5", "attack.linear_solver=adam", 'dataset="digits"', "training.schedule=step"]
     )
-    assert (found.sigma, found.attack.linear_solver, found.training.decay) == (0.5, "adam", False)
+    assert (found.sigma, found.attack.linear_solver, found.training.schedule) == (0.5, "adam", "step")
     assert found.attack.upper_steps == CONFIG.attack.upper_steps
     assert parse(VALUES) == CONFIG
     assert with_overrides(CONFIG, []) == CONFIG
@@ -277,4 +326,120 @@ def test_every_preset_is_a_configuration_that_could_have_been_typed(name):
     preset = PRESETS[name]
     assert preset.name == name
     assert parse(json.loads(preset.config.canonical())) == preset.config
-    assert preset.departs
+
+
+# --- procedures ---
+
+
+@pytest.mark.parametrize("name", list(PROCEDURES))
+@pytest.mark.parametrize("where", ["procedure", "attack.procedure"])
+def test_a_procedures_name_stands_for_it_with_its_own_settings_by_default(name, where):
+    found = parse(changed(where, name))
+    procedure = found.procedure if where == "procedure" else found.attack.procedure
+    assert procedure is not None
+    given = PROCEDURES[name]
+    assert procedure.model_dump() == dict.fromkeys(ProcedureConfig.model_fields, 0) | given | {"name": name}
+    assert parse(changed(where, {"name": name})) == parse(changed(where, {"name": name, **given})) == found
+
+
+@pytest.mark.parametrize("name", list(PROCEDURES))
+def test_a_procedure_takes_its_own_settings_and_no_others(name):
+    for setting in ProcedureConfig.model_fields:
+        values = changed("procedure", {"name": name, setting: 1})
+        if setting in PROCEDURES[name]:
+            assert getattr(parse(values).procedure, setting) == 1
+        elif setting != "name":
+            assert f"procedure {name} takes no {setting}" in complaint(values)
+            values["procedure"][setting] = 0
+            assert parse(values) == parse(changed("procedure", name))
+
+
+@pytest.mark.parametrize("procedure", ["sgd", {"name": "sgd"}])
+def test_a_procedure_that_does_not_exist_is_refused_with_those_that_do(procedure):
+    for where in ("procedure", "attack.procedure"):
+        message = complaint(changed(where, procedure))
+        assert "a procedure is one of standard, gaussian" in message
+        assert "'sgd'" in message
+
+
+@pytest.mark.parametrize("procedure", [5, [], None, {}, {"draws": 2}])
+def test_a_procedure_that_is_none_is_refused(procedure):
+    assert complaint(changed("procedure", procedure)).startswith("procedure")
+
+
+def test_noise_draws_must_be_at_least_one_where_there_are_any():
+    assert "needs draws of at least 1" in complaint(changed("procedure.draws", 0))
+    assert parse(changed("procedure", "standard")).procedure.draws == 0
+
+
+def test_a_procedures_settings_can_follow_its_name_among_overrides_and_another_name_forgets_them():
+    found = with_overrides(CONFIG, ["procedure=macer", "procedure.draws=8"])
+    assert found.procedure == ProcedureConfig(name="macer", draws=8)
+    assert with_overrides(found, ["procedure.weight=2"]).procedure == ProcedureConfig(name="macer", draws=8, weight=2)
+    assert with_overrides(found, ["procedure=smoothadv"]).procedure == ProcedureConfig(name="smoothadv")
+    with pytest.raises(ConfigError, match="procedure gaussian takes no weight"):
+        with_overrides(CONFIG, ["procedure.weight=2"])
+
+
+def test_what_the_attacker_assumes_is_the_victims_procedure_and_sigma_unless_said_otherwise():
+    assert CONFIG.attack.procedure is None
+    assert lower_level(CONFIG) == (CONFIG.procedure, CONFIG.sigma)
+    other = with_overrides(CONFIG, ["attack.procedure=macer", "attack.procedure.draws=4", "attack.sigma=1"])
+    assert lower_level(other) == (ProcedureConfig(name="macer", draws=4), 1.0)
+    assert with_overrides(other, ["attack.procedure=null", "attack.sigma=null"]) == CONFIG
+    with pytest.raises(ConfigError, match=r"attack\.procedure\.draws cannot be set before procedure, which is null"):
+        with_overrides(CONFIG, ["attack.procedure.draws=4"])
+
+
+@quickly
+@given(st.data())
+def test_every_procedure_with_settings_of_its_own_comes_back_from_its_text(data):
+    name = data.draw(st.sampled_from(list(PROCEDURES)))
+    numbers = {"draws": st.integers(1, 64), "adversary_steps": st.integers(0, 100), "warmup": st.floats(0, 1)}
+    given = {setting: data.draw(numbers.get(setting, st.floats(0, 100))) for setting in PROCEDURES[name]}
+    typed = [f"procedure={name}", *(f"procedure.{setting}={value!r}" for setting, value in given.items())]
+    config = with_overrides(CONFIG, typed)
+    assert config.procedure.model_dump(include=set(given)) == given
+    assert parse(json.loads(config.canonical())) == config
+
+
+# --- arms, data sets ---
+
+
+@pytest.mark.parametrize(
+    ("typed", "arms"),
+    [
+        ([], ("clean", "poisoned", "random_noise", "shuffled_signs")),
+        (["controls=[]"], ("clean", "poisoned")),
+        (['controls=["shuffled_signs"]'], ("clean", "poisoned", "shuffled_signs")),
+        (["attack.name=none"], ("clean",)),
+        (["attack.name=none", "controls=[]"], ("clean",)),
+    ],
+)
+def test_arms_are_those_that_the_attack_and_the_controls_ask_for(typed, arms):
+    assert arms_of(with_overrides(CONFIG, typed)) == arms
+
+
+@pytest.mark.parametrize("controls", ['["random_noise", "random_noise"]', '["zeros"]', "random_noise", "null", "1"])
+def test_controls_are_different_and_known(controls):
+    with pytest.raises(ConfigError, match="controls"):
+        with_overrides(CONFIG, [f"controls={controls}"])
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 4.001, math.nan, "much"])
+def test_the_attackers_sigma_is_a_noise_level_or_null(value):
+    assert complaint(changed("attack.sigma", value)).startswith("attack.sigma: ")
+    assert parse(changed("attack.sigma", None)) == CONFIG
+
+
+@pytest.mark.parametrize("name", ["cats", "cats_and-dogs.2", "-", "A" * 80])
+def test_a_folder_of_images_is_a_data_set_whose_size_and_classes_are_checked_later(name):
+    values = changed("dataset", f"folder:{name}") | {"threat": {"target_class": 999, "epsilon": 0.1}}
+    config = parse(values)
+    assert parse(json.loads(config.canonical())) == config
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10"])
+def test_a_class_that_the_data_set_does_not_have_is_refused(dataset):
+    values = VALUES | {"dataset": dataset, "threat": {"target_class": 10, "epsilon": 0.1}}
+    assert complaint(values) == f"threat.target_class must be less than 10 for {dataset}, got 10"

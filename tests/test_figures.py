@@ -38,17 +38,23 @@ def all_figures(table: pd.DataFrame) -> list[go.Figure]:
     config, facts = RUN.config, RUN.report
     assert facts is not None
     image = table["image"].iloc[0]
-    square = np.linspace(0, 1, 784, dtype=np.float32).reshape(28, 28)
+    square = np.linspace(0, 1, 784, dtype=np.float32).reshape(1, 28, 28)
+    coloured = np.linspace(0, 1, 3 * 9 * 12, dtype=np.float32).reshape(3, 9, 12)
     return [
         figures.acr_by_arm(facts),
         figures.certified_accuracy(table, config),
         figures.radius_histogram(table, config, "all"),
         figures.radius_before_after(table, config),
-        figures.vote_histogram(table[table["image"] == image]),
+        image_figures.vote_histogram(table[table["image"] == image]),
+        image_figures.vote_histogram(table[table["image"] == image], [f"name {k}" for k in range(10)]),
         attack_figures.attack_losses(RUN.metrics("attack"), 6),
+        attack_figures.attack_losses([dict(step=1, mean_size=0.1)]),
+        attack_figures.attack_losses([]),
         attack_figures.perturbation_histogram(np.zeros((2, 1, 28, 28)), 0.1),
         image_figures.image_triple(square, square * 0.9, limit=0.1),
         image_figures.blink(square, square * 0.9),
+        image_figures.image_triple(coloured, coloured * 0.9, limit=0.1),
+        image_figures.blink(coloured, coloured * 0.9),
         image_figures.picture_wall(b"", columns=2, rows=1, numbers=[4, 7], hover=["a", "b"], chosen=7),
     ]
 
@@ -148,7 +154,7 @@ def test_before_after_holds_means_and_image_numbers(table):
 def test_votes_are_shares_of_the_draws_with_the_selected_class_marked(table):
     rows = table[(table["image"] == table["image"].iloc[0]) & (table["victim"] == 0)]
     for arm, style in figures.ARM_STYLE.items():
-        trace, row = curve(figures.vote_histogram(rows), style.name), rows[rows["arm"] == arm].iloc[0]
+        trace, row = curve(image_figures.vote_histogram(rows), style.name), rows[rows["arm"] == arm].iloc[0]
         assert sum(trace.y) == pytest.approx(1)
         assert list(trace.customdata) == list(row["estimation_votes"])
         assert [k for k, mark in enumerate(trace.text) if mark] == [row["selected_class"]]
@@ -158,9 +164,20 @@ def test_losses_keep_gaps_and_mark_restarts():
     steps = [dict(step=k, steps=9, upper_loss=None if k == 4 else 1.0, lower_loss=0.5) for k in range(1, 10)]
     figure = attack_figures.attack_losses(steps, restart_every=3)
     assert np.isnan(figure.data[0].y[3])
-    assert np.isnan(np.asarray(figure.data[2].y, dtype=float)).all()
+    assert [trace.name.partition(":")[0] for trace in figure.data] == [
+        "upper loss",
+        "lower loss",
+    ]  # no residual is there
     assert {shape.x0 for shape in figure.layout.shapes} == {3.5, 6.5}
     assert attack_figures.attack_losses([]).data[0].x.size == 0
+
+
+def test_an_attack_without_losses_shows_the_size_of_its_change():
+    steps = [dict(step=k, steps=3, upper_loss=None, lower_loss=None, mean_size=0.01 * k) for k in (1, 2, 3)]
+    (trace,) = attack_figures.attack_losses(steps, restart_every=1).data
+    assert "mean |δ|" in trace.name
+    assert list(trace.y) == [0.01, 0.02, 0.03]
+    assert not attack_figures.attack_losses(steps, restart_every=1).layout.shapes  # no surrogate, so none starts again
 
 
 def test_perturbation_histogram_counts_every_pixel():
@@ -174,15 +191,51 @@ def test_perturbation_histogram_counts_every_pixel():
 
 
 def test_triple_has_fixed_scales_and_reads_the_arrays_exactly():
-    clean = np.full((28, 28), 0.2, dtype=np.float32)
+    clean = np.full((1, 28, 28), 0.2, dtype=np.float32)
     other = clean.copy()
-    other[3, 5] += 0.05
+    other[0, 3, 5] += 0.05
     figure = image_figures.image_triple(clean, other, limit=0.1)
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
     assert (figure.layout.coloraxis2.cmin, figure.layout.coloraxis2.cmax) == (-0.1, 0.1)
     np.testing.assert_array_equal(
-        figure.data[2].customdata[3, 5], [clean[3, 5], other[3, 5], other[3, 5] - clean[3, 5]]
+        figure.data[2].customdata[3, 5], [clean[0, 3, 5], other[0, 3, 5], other[0, 3, 5] - clean[0, 3, 5]]
     )
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 32), (96, 64)])
+def test_triple_of_a_coloured_image_shows_and_reads_each_channel(height, width):
+    clean = np.full((3, height, width), 0.5, dtype=np.float32)
+    other = clean.copy()
+    other[:, 3, 5] += [0.05, 0, -0.1]
+    first, second, change = image_figures.image_triple(clean, other, limit=0.1).data
+    assert change.z.shape == (height, width, 3)
+    np.testing.assert_array_equal(change.z[3, 5], [191, 128, 0])  # ½ + δ/(2·limit), of 255
+    np.testing.assert_array_equal(change.z[0, 0], [128, 128, 128])
+    assert (first.z == 128).all()
+    for trace in (first, second, change):
+        np.testing.assert_allclose(
+            trace.customdata[3, 5], [0.5, 0.5, 0.5, 0.55, 0.5, 0.4, 0.05, 0, -0.1], rtol=1e-5, atol=1e-7
+        )
+        assert "%{customdata[8]:+.4f}" in trace.hovertemplate
+
+
+def test_votes_are_for_classes_by_name(table):
+    rows = table[(table["image"] == table["image"].iloc[0]) & (table["victim"] == 0)]
+    label, names = int(rows["label"].iloc[0]), [f"thing {k}" for k in range(10)]
+    ticks = image_figures.vote_histogram(rows, names).layout.xaxis.ticktext
+    assert [tick for tick in ticks if "true" in tick] == [f"<b>thing {label}<br>true</b>"]
+    many = rows.assign(estimation_votes=[np.pad(votes, (0, 90)) for votes in rows["estimation_votes"]])
+    ticks = image_figures.vote_histogram(many).layout.xaxis.ticktext
+    assert len(ticks) == 100
+    assert {k for k, tick in enumerate(ticks) if tick} == {label, *rows["selected_class"]}
+
+
+def test_charts_name_the_target_class(table):
+    for make in (figures.certified_accuracy, figures.radius_histogram, figures.radius_before_after):
+        assert "test images of ship" in make(table, RUN.config, target="ship").layout.title.subtitle.text
+    facts = (RUN.report or {}) | {"target_name": "ship"}
+    figure = figures.acr_by_arm(facts)
+    assert any("ship" in (note.text or "") for note in figure.layout.annotations)
 
 
 def test_selected_number_reads_what_the_browser_sends():

@@ -45,6 +45,21 @@ def test_runs_are_listed_newest_first_with_what_matters(runs: list[Run], runs_ro
     assert rows[2]["drop_poisoned"] == 0.25
     assert rows[2]["drop_random_noise"] is None
     assert rows[0] | {"state": "done", "preset": "smoke", "dataset": "digits", "epsilon": 0.1, "sigma": 0.25} == rows[0]
+    assert rows[0] | {"procedure": "gaussian", "architecture": "lenet-narrow", "attack": "pacd"} == rows[0]
+    assert rows[0]["target_name"] == "digit 8"
+
+
+def test_a_class_is_listed_by_the_name_that_its_report_has(runs: list[Run], runs_root: Path) -> None:
+    runs[0].write_json("report.json", {"target_name": "ship"})
+    assert [row["target_name"] for row in index.rows(runs_root)] == ["digit 8", "digit 8", "ship"]
+
+
+def test_runs_of_an_older_protocol_are_listed(runs: list[Run], runs_root: Path) -> None:
+    old = {"protocol_version": 1, "procedure": "gaussian", "dataset": "digits", "attack": {"damping": 0.1}}
+    (runs[0].directory / "config.json").write_text(json.dumps(old))
+    found = {row["id"]: row for row in index.rows(runs_root)}
+    assert (found[runs[0].id]["procedure"], found[runs[0].id]["attack"]) == (None, None)
+    assert found[runs[0].id]["state"] == "done"
 
 
 def test_the_index_follows_names_stars_states_and_deletions(runs: list[Run], runs_root: Path) -> None:

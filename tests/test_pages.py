@@ -11,19 +11,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from engine import jobs, records
+from engine import costs, jobs, records
 from engine.config import Config, field_names, with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run, Status
-from pages import _shared
+from pages import _comparison, _form, _shared, _threat, _words
 
 PROJECT = Path(__file__).parents[1]
 PAGES = [file for file, _, _ in _shared.PAGES]
 MINE = ["pages/start.py", "pages/poison.py", "pages/runs.py"]
+ATTACKER_ONLY = ["threat.epsilon=0.2", "attack.upper_steps=9", "attack.procedure=macer", "threat.attacker_share=0.5"]
+VIEWS = ["One image", "All poisoned images", "Over the attack's steps", "Test images by radius lost"]
+CHANGES = ["pages/start.py", "pages/poison.py", "pages/inspect.py"]  # that show what was changed
 EXAMPLE = next(run.id for run in records.all_runs(GALLERY) if run.config.dataset == "digits")  # needs no file
 
 
@@ -163,7 +167,7 @@ def test_poison_offers_every_field_of_the_configuration() -> None:
 
 def test_poison_submits_what_the_form_says_and_prints_the_same_command(submitted: list[Any]) -> None:
     test = opened("pages/poison.py")
-    test.radio(key="preset").set_value("smoke").run()
+    test.selectbox(key="preset").set_value("smoke").run()
     test.number_input(key="field threat.epsilon").set_value(0.05).run()
     test.number_input(key="field attack.upper_steps").set_value(7).run()
     assert "python -m engine run --preset smoke --set threat.epsilon=0.05 --set attack.upper_steps=7" in words(test)
@@ -174,11 +178,22 @@ def test_poison_submits_what_the_form_says_and_prints_the_same_command(submitted
     assert not test.exception
 
 
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_preset_is_filled_into_the_form_and_read_out_of_it_unchanged(name: str) -> None:
+    values = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in _form.values_of(PRESETS[name].config).items()
+    }
+    assert _form.changes(values, PRESETS[name].config) == []
+    for other in PRESETS.values():  # what the form of one preset prints on top of another gives the same again
+        assert with_overrides(other.config, _form.changes(values, other.config)) == PRESETS[name].config
+
+
 def test_a_preset_fills_the_whole_form() -> None:
     test = opened("pages/poison.py")
-    for name in PRESETS:
-        test.radio(key="preset").set_value(name).run()
-        assert f"--preset {name}\n" in words(test) + "\n"
+    for name in ("quick", "smoke", "paper-macer-mnist"):
+        test.selectbox(key="preset").set_value(name).run()
+        assert f"--preset {name}\n" in words(test) + "\n"  # and nothing set
         assert test.session_state["field certification.n"] == PRESETS[name].config.certification.n
         assert not test.exception
 
@@ -216,7 +231,6 @@ def test_a_link_restores_every_field() -> None:
         ("sigma", 99.0, 0, 4),
         ("threat.epsilon", -1.0, 0, 1),
         ("victim_seeds", 0, 1, 100),
-        ("threat.target_class", 10, 0, 9),
     ],
 )
 def test_numbers_beyond_the_widgets_bounds_start_nothing_with_them(
@@ -235,7 +249,7 @@ def test_numbers_beyond_the_widgets_bounds_start_nothing_with_them(
 
 def test_a_configuration_that_cannot_be_run_is_explained(submitted: list[Any]) -> None:
     test = opened("pages/poison.py")
-    test.radio(key="preset").set_value("smoke").run()
+    test.selectbox(key="preset").set_value("smoke").run()
     test.number_input(key="field certification.n").set_value(5).run()
     assert any("certification.n must be at least 10" in error.value for error in test.error)
     assert "Start poisoning" not in [found.label for found in test.button]
@@ -244,9 +258,138 @@ def test_a_configuration_that_cannot_be_run_is_explained(submitted: list[Any]) -
 
 def test_mnist_runs_do_not_start_where_there_is_no_mnist(submitted: list[Any]) -> None:
     test = opened("pages/poison.py")
-    test.radio(key="preset").set_value("quick").run()
+    test.selectbox(key="preset").set_value("quick").run()
     assert button(test, "Start poisoning").disabled
     assert any("not on this machine" in warning.value for warning in test.warning)
+
+
+def test_a_procedure_comes_with_its_own_settings_and_no_others(submitted: list[Any]) -> None:
+    test = opened("pages/poison.py", preset="smoke")
+    assert "field procedure.draws" in [found.key for found in test.number_input]
+    assert "field procedure.weight" not in [found.key for found in test.number_input]
+    test.selectbox(key="field procedure").set_value("macer").run()
+    assert test.number_input(key="field procedure.draws").value == 16
+    assert "--set procedure=macer" in words(test)
+    test.number_input(key="field procedure.draws").set_value(4).run()
+    assert "--set procedure=macer --set procedure.draws=4" in words(test)
+    button(test, "Start poisoning").click().run()
+    assert submitted == [with_overrides(PRESETS["smoke"].config, ["procedure=macer", "procedure.draws=4"])]
+    test.selectbox(key="field procedure").set_value("standard").run()
+    assert not test.exception
+    assert "procedure.draws" not in words(test)
+
+
+def test_what_the_attacker_assumes_can_differ_from_what_is_true() -> None:
+    test = opened("pages/poison.py", preset="smoke")
+    assert "as victims are trained" in words(test)
+    test.selectbox(key="field attack.procedure").set_value("smoothadv").run()
+    test.number_input(key="field attack.procedure.draws").set_value(2).run()
+    test.number_input(key="field attack.sigma").set_value(0.5).run()
+    assert "--set attack.procedure=smoothadv --set attack.procedure.draws=2 --set attack.sigma=0.5" in words(test)
+    assert "SmoothAdv (draws 2), σ = 0.5, LeNet, narrow (8-16-100); victims differ in procedure (Gaussian" in words(
+        test
+    )
+    assert "and noise level (σ = 0.25), so the poison has to transfer" in words(test)
+    test.selectbox(key="field attack.procedure").set_value(None).run()
+    test.number_input(key="field attack.sigma").set_value(None).run()
+    assert "--preset smoke\n" in words(test)
+    assert not test.exception
+
+
+def test_controls_can_be_left_out_and_the_estimate_follows() -> None:
+    test = opened("pages/poison.py", preset="smoke")
+    before = [metric.value for metric in test.metric]
+    test.button_group(key="field controls").set_value([]).run()
+    assert "--set 'controls=[]'" in words(test)
+    assert "each of 2 arms" in words(test)
+    test.selectbox(key="field attack.name").set_value("none").run()
+    assert "one arm (clean)" in words(test)
+    assert "No attack" in words(test)
+    assert [metric.value for metric in test.metric] != before
+    assert not test.exception
+
+
+@pytest.mark.parametrize("attack", list(_words.ATTACKS))
+def test_the_threat_card_fits_the_attack(attack: str) -> None:
+    config = with_overrides(PRESETS["smoke"].config, [f"attack.name={attack}"])
+    card = " ".join(_threat.lines(config, "ship"))
+    assert ("labels are wrong" in card) == (attack == "label-flip")
+    assert ("**Clean-label**" in card) == (attack not in ("label-flip", "none"))
+    assert ("one and the same" in card) == (attack in ("universal", "white-pattern", "low-frequency-pattern"))
+    assert ("ε = 0.1" in card) == (attack not in ("label-flip", "none"))
+    assert ("surrogates" in card) == _words.ATTACKS[attack].surrogate
+    assert ("ship" in card) == (attack != "none")
+
+
+def test_the_threat_card_tells_shares_beliefs_fine_tuning_and_missing_controls() -> None:
+    typed = ["threat.attacker_share=0.25", "threat.poison_fraction=0.5", "training.fine_tune_epochs=3", "controls=[]"]
+    typed += ["architecture=mlp"]
+    card = " ".join(_threat.lines(with_overrides(PRESETS["smoke"].config, typed), "digit 8"))
+    assert "25% of the training data" in card
+    assert "50% of the training images of digit 8 in its hands" in card
+    assert "fine-tuned on it for 3 epochs" in card
+    assert "has to transfer" in card
+    assert "**Controls**: none" in card
+
+
+def test_every_choice_of_the_configuration_has_a_plain_name() -> None:
+    from typing import get_args
+
+    from engine import config
+
+    assert set(_words.ATTACKS) == set(get_args(config.AttackName))
+    assert set(_words.ARCHITECTURE_NAMES) == set(get_args(config.Architecture))
+    assert set(_words.PROCEDURE_NAMES) == set(config.PROCEDURES)
+    assert set(_words.CONTROL_NAMES) == set(get_args(config.Control))
+    for name, attack in _words.ATTACKS.items():
+        assert attack.surrogate == (name in (*costs.SECOND_ORDER, *costs.FIRST_ORDER))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A data root with a folder of 8×8 colour images of three classes, 60 each, and some that are no data set."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("apple", "pear", "plum"):
+        (tmp_path / "data" / "fruit" / name).mkdir(parents=True)
+        for k in range(70):
+            image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            image.save(tmp_path / "data" / "fruit" / name / f"{k:02}.png")
+    (tmp_path / "data" / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "data" / "broken" / "one").mkdir(parents=True)
+    (tmp_path / "data" / "broken" / "two").mkdir(parents=True)
+    return tmp_path / "data" / "fruit"
+
+
+def test_a_folder_of_images_is_offered_with_its_class_names_and_checked(folder: Path) -> None:
+    test = opened("pages/poison.py", preset="smoke")
+    assert "Folder fruit" in test.selectbox(key="field dataset").options
+    assert "Folder MNIST" not in test.selectbox(key="field dataset").options
+    test.selectbox(key="field dataset").set_value("folder:fruit").run()
+    assert test.selectbox(key="field threat.target_class").options == ["apple", "pear", "plum"]
+    assert test.session_state["field threat.target_class"] == 0  # there is no class 8
+    assert test.session_state["field data.train_size"] + test.session_state["field data.validation_size"] == 168
+    assert any("target_images must be at most 14" in error.value for error in test.error)
+    test.number_input(key="field certification.target_images").set_value(10).run()
+    assert any("needs images of at least 16×16 pixels" in error.value for error in test.error)
+    for name in ("architecture", "attack.surrogate"):
+        test.selectbox(key=f"field {name}").set_value("mlp").run()
+    assert not test.error
+    assert "training images of apple" in words(test)
+    assert "--set dataset=folder:fruit" in words(test)
+    test.selectbox(key="field dataset").set_value("folder:broken").run()
+    assert any("has no image" in error.value for error in test.error)
+    assert not test.exception
+
+
+def test_a_class_is_chosen_by_its_name() -> None:
+    test = opened("pages/poison.py", preset="smoke")
+    assert test.selectbox(key="field threat.target_class").options[8] == "digit 8"
+    test.selectbox(key="field dataset").set_value("cifar10").run()
+    assert test.selectbox(key="field threat.target_class").options[8] == "ship"
+    assert "training images of ship" in words(test)
+    assert any("CIFAR-10" in warning.value and "not on this machine" in warning.value for warning in test.warning)
 
 
 def test_a_runs_settings_can_be_copied_into_the_form(place: Path) -> None:
@@ -331,6 +474,90 @@ def test_a_runs_root_that_cannot_be_used_is_said(place: Path) -> None:
     assert any("Nothing was started" in error.value for error in test.error)
 
 
+# --- other attacks, data sets, protocols ---
+
+
+def of_another_attack(place: Path, attack: str) -> Run:
+    """The example's files as that attack would have left them."""
+    run = own_copy(place, config=with_overrides(PRESETS["smoke"].config, [f"attack.name={attack}"]))
+    poison, report = run.tensors("poison"), run.report
+    assert poison is not None
+    assert report is not None
+    table = run.certificates()
+    assert table is not None
+    report["config"] = run.config.model_dump(mode="json")
+    step = dict(kind="attack", step=1, steps=1, upper_loss=None, lower_loss=None, relative_residual=None, mean_size=0.0,
+                share_at_epsilon=0.0)  # fmt: skip
+    if attack == "none":
+        for name in ("poison", "evolution"):
+            (run.directory / f"{name}.safetensors").unlink()
+        table = table[table["arm"] == "clean"]
+        table.reset_index(drop=True).to_parquet(run.directory / "certificates.parquet")
+        report |= {"arms": {"clean": report["arms"]["clean"]}, "relative_drop": {}, "perturbation": None}
+        (run.directory / "metrics.jsonl").unlink()
+    else:
+        zero, labels = np.zeros_like(poison["delta"]), {}
+        if attack == "label-flip":
+            labels = {"labels": np.arange(len(zero)) % 8}
+        records.write_tensors(run.directory / "poison.safetensors", delta=zero, indices=poison["indices"], **labels)
+        records.write_tensors(run.directory / "evolution.safetensors", delta=zero[None, :12], steps=np.array([1]),
+                              indices=poison["indices"][:12])  # fmt: skip
+        (run.directory / "metrics.jsonl").write_text(json.dumps(step) + "\n")
+    run.write_json("report.json", report)
+    return run
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("attack", ["none", "label-flip", "white-pattern"])
+def test_every_page_shows_runs_of_attacks_without_losses_or_changes(place: Path, page: str, attack: str) -> None:
+    run = of_another_attack(place, attack)
+    views = VIEWS if "inspect" in page else [""]
+    for view in views:
+        test = opened(page, run=run.id, **({"view": view} if view else {}))
+        assert not test.exception
+        assert not test.warning
+        if attack == "label-flip" and page in CHANGES and view in ("", *VIEWS[:3]):
+            assert any("changed no pixel" in info.value and "× digit 0" in info.value for info in test.info)
+
+
+def test_a_run_of_another_protocol_is_said_to_be_one(place: Path) -> None:
+    run = own_copy(place)
+    (run.directory / "config.json").write_text('{"protocol_version":1,"procedure":"gaussian","attack":{"damping":1}}')
+    for page in PAGES:
+        test = opened(page, run=run.id)
+        assert not test.exception
+        assert any("is of protocol 1" in warning.value for warning in test.warning)
+
+
+def test_classes_are_called_by_their_names_on_every_page(place: Path, folder: Path) -> None:
+    typed = ["dataset=folder:fruit", "threat.target_class=1", "data.train_size=100", "data.validation_size=60"]
+    run = own_copy(place, config=with_overrides(PRESETS["smoke"].config, typed))
+    report, table, rng = run.report, run.certificates(), np.random.default_rng(1)
+    assert report is not None
+    assert table is not None
+    names = ["apple", "pear", "plum"]
+    run.write_json("report.json", report | {"class_names": names, "target_name": "pear"})
+    short = {name: [votes[:3] + 1 for votes in table[name]] for name in ("selection_votes", "estimation_votes")}
+    rank = {image: k for k, image in enumerate(sorted(set(table["image"])))}  # there are 42 test images only
+    table["image"] = [rank[image] for image in table["image"]]
+    table.assign(label=1, selected_class=2, **short).to_parquet(run.directory / "certificates.parquet")
+    delta, indices = rng.uniform(-0.1, 0.1, (30, 3, 8, 8)).astype(np.float32), np.arange(60, 90)
+    records.write_tensors(run.directory / "poison.safetensors", delta=delta, indices=indices)
+    records.write_tensors(
+        run.directory / "evolution.safetensors", delta=delta[None, :12], steps=np.array([1]), indices=indices[:12]
+    )
+    for page in ("start", "certify", "runs", "poison"):
+        test = opened(f"pages/{page}.py", run=run.id)
+        assert not test.exception
+        assert "pear" in words(test)
+        assert "digit" not in words(test).replace("digits", "") or page == "poison"  # whose form holds the preset's
+    for view in VIEWS:
+        test = opened("pages/inspect.py", run=run.id, view=view)
+        assert not test.exception
+        assert "pear" in words(test)
+        assert "digit" not in words(test)
+
+
 # --- Runs ---
 
 
@@ -354,9 +581,9 @@ def test_examples_cannot_be_deleted() -> None:
     assert "Save" not in labels
 
 
-def test_runs_that_differ_in_what_they_measure_are_flagged() -> None:
-    others = sorted(run.id for run in records.all_runs(GALLERY))
-    test = opened("pages/runs.py", compare=",".join([*others, "gone"]))
+def test_runs_that_differ_in_what_they_measure_are_flagged(place: Path) -> None:
+    other = own_copy(place, config=with_overrides(PRESETS["smoke"].config, ["certification.n=99"]))
+    test = opened("pages/runs.py", compare=",".join([EXAMPLE, other.id, "gone"]))
     assert not test.exception
     assert any("Not comparable" in warning.value and "estimation draws" in warning.value for warning in test.warning)
     assert any("gone" in warning.value for warning in test.warning)
@@ -383,12 +610,18 @@ def test_runs_that_differ_only_in_the_attack_are_comparable(place: Path) -> None
         "certification.alpha=0.01",
         "certification.target_images=9",
         "certification.other_images=3",
+        "procedure=macer",
+        "procedure.draws=2",
+        "architecture=lenet",
+        "training.fine_tune_epochs=2",
+        "training.epochs=5",
+        "data.train_size=700",
     ],
 )
 def test_each_of_these_makes_two_runs_incomparable(change: str) -> None:
     config = PRESETS["smoke"].config
-    assert len(_shared.incomparable([config, with_overrides(config, [change])])) == 1
-    assert _shared.incomparable([config, with_overrides(config, ["threat.epsilon=0.2", "attack.upper_steps=9"])]) == []
+    assert len(_comparison.incomparable([config, with_overrides(config, [change])])) == 1
+    assert _comparison.incomparable([config, with_overrides(config, ATTACKER_ONLY)]) == []
 
 
 def test_exports_are_whole(smoke: SimpleNamespace) -> None:

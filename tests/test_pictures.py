@@ -75,3 +75,42 @@ def test_wipe_shows_one_image_left_and_the_other_right():
         assert (both[:, position:] == 7).all()
     with pytest.raises(ValueError, match=r"position must be in \[0, 6\], got 7"):
         pictures.wipe(left, right, position=7)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (28, 28), (32, 32), (96, 64)])
+def test_images_of_any_size_are_shown_pixel_by_pixel_grey_or_in_colour(height, width):
+    rng = np.random.default_rng(0)
+    for channels in (1, 3):
+        stored = rng.integers(0, 256, (2, channels, height, width)).astype(np.uint8)
+        found = pictures.shown(stored.astype(np.float32) / 255)
+        assert found.shape == ((2, height, width) if channels == 1 else (2, height, width, 3))
+        np.testing.assert_array_equal(np.moveaxis(found.reshape(2, height, width, channels), -1, 1), stored)
+        scale = pictures.enlargement(height, pixels=112)
+        assert scale == max(1, scale)
+        assert 0.6 < scale * height / 112 < 1.5
+        assert decoded(pictures.png(found[0], scale=scale)).shape[:2] == (scale * height, scale * width)
+
+
+def test_changes_of_coloured_images_are_shown_channel_by_channel_within_the_limit():
+    delta = np.zeros((1, 3, 1, 4), dtype=np.float32)
+    delta[0, :, 0, 1] = [0.1, -0.1, 0]
+    delta[0, :, 0, 2] = [0.05, 9, -9]
+    unchanged, full, beyond, _ = pictures.shown_changes(delta, limit=0.1)[0, 0]
+    np.testing.assert_array_equal(unchanged, [128, 128, 128])
+    np.testing.assert_array_equal(full, [255, 0, 128])
+    np.testing.assert_array_equal(beyond, [191, 255, 0])
+
+
+def test_changes_of_grey_images_are_shown_on_the_signed_scale():
+    delta = np.random.default_rng(0).uniform(-0.1, 0.1, (2, 1, 5, 7))
+    np.testing.assert_array_equal(
+        pictures.shown_changes(delta, limit=0.1), pictures.signed_colours(delta[:, 0], limit=0.1)
+    )
+
+
+def test_a_wipe_works_in_colour():
+    left, right = np.zeros((4, 6, 3), np.uint8), np.full((4, 6, 3), 7, np.uint8)
+    both = pictures.wipe(left, right, position=2)
+    assert both.shape == (4, 6, 3)
+    assert (both[:, :2] == 0).all()
+    assert (both[:, 2:] == 7).all()
