@@ -290,7 +290,8 @@ def table_and_downloads(found: dict[str, Any]) -> None:
 def start(study: Study, preset: str | None) -> None:
     """Callback: submits, and shows it."""
     try:
-        missing = [name for name in datasets_of(study) if not datasets.available(name, _shared.data_root())]
+        wanted = dict.fromkeys(cell.config.dataset for cell in study.cells())
+        missing = [name for name in wanted if not datasets.available(name, _shared.data_root())]
         if missing:
             words = ", ".join(DATASETS.get(name, name) for name in missing)
             raise ConfigError(f"not on this machine: {words}. Get it with `python -m engine fetch {missing[0]}`")
@@ -299,10 +300,6 @@ def start(study: Study, preset: str | None) -> None:
         st.session_state["studies problem"] = f"Nothing was started: {error}."
     else:
         st.session_state["study"] = record.id
-
-
-def datasets_of(study: Study) -> list[str]:
-    return list(dict.fromkeys(cell.config.dataset for cell in study.cells()))
 
 
 def new_study() -> None:
