@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import pickle
 import struct
 import tarfile
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_a_damaged_cifar10_file_is_named(tmp_path, monkeypatch, content, told):
     assert str(path) in str(caught.value)
 
 
-def test_cifar10s_pickled_version_is_not_read_and_it_is_said_why(tmp_path, monkeypatch):
+def test_cifar10_that_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
     def no_network(url: str, root: str, md5: str, remove_finished: bool) -> None:
         assert url == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
         assert md5 == "c32a1d4ab5d03f1284b67883e8d87530"
@@ -205,12 +206,47 @@ def test_cifar10s_pickled_version_is_not_read_and_it_is_said_why(tmp_path, monke
     monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", no_network)
     with pytest.raises(DatasetUnavailable, match="CIFAR-10 is not under"):
         load("cifar10", tmp_path, train=True)
-    (tmp_path / "cifar-10-batches-py").mkdir()
     assert not datasets.available("cifar10", tmp_path)
     with pytest.raises(DatasetUnavailable) as caught:
         datasets.fetch("cifar10", tmp_path)
-    for needed in ("cifar-10-batches-py", "pickles", "no route to host", "cifar-10-binary.tar.gz", "PACD_DATA"):
+    for needed in ("no route to host", "cifar-10-binary.tar.gz", "PACD_DATA"):
         assert needed in str(caught.value)
+
+
+def pickled_cifar10(root: Path, monkeypatch, content: bytes, *, published: bool) -> None:
+    """One file of torchvision's Python version, as if its checksum were the published one or not."""
+    name, md5 = "some_batch", hashlib.md5(content).hexdigest() if published else "0" * 32
+    (root / "cifar-10-batches-py").mkdir(parents=True)
+    (root / "cifar-10-batches-py" / name).write_bytes(content)
+    meta = pickle.dumps({"label_names": [f"class {k}" for k in range(10)]})
+    (root / "cifar-10-batches-py" / "batches.meta").write_bytes(meta)
+    known = {"filename": "batches.meta", "key": "label_names", "md5": hashlib.md5(meta).hexdigest()}
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.meta", known)
+    for files in ("train_list", "test_list"):
+        monkeypatch.setattr(f"torchvision.datasets.CIFAR10.{files}", [[name, md5]])
+
+
+def test_a_python_version_of_cifar10_that_is_there_is_read_by_torchvision(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3 * 32 * 32), dtype=np.uint8)
+    content = pickle.dumps({"data": pixels, "labels": [3, 1, 4, 1, 5, 9]})
+    pickled_cifar10(tmp_path, monkeypatch, content, published=True)
+    assert datasets.available("cifar10", tmp_path)
+    found = load("cifar10", tmp_path, train=True)
+    assert found.labels.tolist() == [3, 1, 4, 1, 5, 9]
+    assert torch.equal(found.images, torch.from_numpy(pixels.reshape(6, 3, 32, 32)) / 255)
+    few = datasets.read_training_images("cifar10", tmp_path, np.array([4, 2]))
+    assert np.array_equal(few, found.images.numpy()[[4, 2]])
+
+
+def test_a_pickle_that_is_not_the_published_one_is_never_opened(tmp_path, monkeypatch):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    pickled_cifar10(tmp_path, monkeypatch, pickle.dumps(Trap()), published=False)
+    with pytest.raises(DatasetUnavailable, match=r"not those that were published.*fetch cifar10"):
+        load("cifar10", tmp_path, train=True)
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_cifar10_is_unpacked_where_it_is_read(tmp_path, monkeypatch):

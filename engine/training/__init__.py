@@ -1,21 +1,18 @@
-"""Robust training procedures, one per file. Adding one is a file and a line here, with its settings in config."""
+"""Robust training procedures, one file each, found by the names and settings that config.PROCEDURES lists.
 
-from engine.config import ProcedureConfig
-from engine.training import consistency, gaussian, macer, smoothadv, smoothmix, standard
+Adding one is a file here, whose PROCEDURES names its classes, and a line there. A name's part before "-" is the file.
+"""
+
+from importlib import import_module
+
+from engine import config
 from engine.training.base import Procedure
 
 PROCEDURES: dict[str, type[Procedure]] = {
-    "standard": standard.Standard,
-    "gaussian": gaussian.Gaussian,
-    "smoothadv": smoothadv.SmoothAdv,
-    "smoothadv-pacd": smoothadv.SmoothAdvPacd,
-    "macer": macer.Macer,
-    "macer-pacd": macer.MacerPacd,
-    "consistency": consistency.Consistency,
-    "smoothmix": smoothmix.SmoothMix,
+    name: import_module(f"engine.training.{name.partition('-')[0]}").PROCEDURES[name] for name in config.PROCEDURES
 }
 
 
-def make(settings: ProcedureConfig, *, sigma: float) -> Procedure:
+def make(settings: config.ProcedureConfig, *, sigma: float) -> Procedure:
     """The procedure of these settings at this noise level."""
     return PROCEDURES[settings.name](settings, sigma)

@@ -31,3 +31,6 @@ class Consistency(Procedure):
         disagreement = (mean * (log_mean - log_each)).sum(dim=1).mean()
         entropy = -(mean * log_mean).sum(dim=1).mean()
         return nll_loss(log_each, labels) + self.settings.weight * disagreement + ENTROPY_WEIGHT * entropy
+
+
+PROCEDURES = {"consistency": Consistency}

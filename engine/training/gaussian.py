@@ -21,3 +21,6 @@ class Gaussian(Procedure):
         """Mean cross-entropy of f at image + noise."""
         logits = base_classifier(noisy_copies(images, noise))
         return cross_entropy(logits, labels.repeat_interleave(noise.shape[1]))
+
+
+PROCEDURES = {"gaussian": Gaussian}

@@ -49,3 +49,6 @@ class MacerPacd(Macer):
     """MACER as the authors of PACD ran it: squeezed, so that no margin reaches γ, and with its full weight at once."""
 
     squeeze = 1e-3
+
+
+PROCEDURES = {"macer": Macer, "macer-pacd": MacerPacd}

@@ -66,3 +66,6 @@ class SmoothAdvPacd(SmoothAdv):
     def step(self, images: Tensor, length: float) -> Step:
         adam = Adam(images, learning_rate=length)
         return lambda gradient: adam.step(-gradient)
+
+
+PROCEDURES = {"smoothadv": SmoothAdv, "smoothadv-pacd": SmoothAdvPacd}

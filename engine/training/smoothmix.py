@@ -66,3 +66,6 @@ class SmoothMix(Procedure):
         right = log_mean.argmax(dim=1) == labels
         mix = torch.where(right, divergence, 0.0).mean()
         return nll_loss(logits.log_softmax(dim=2).mean(dim=1), labels) + self.settings.weight * strength * mix
+
+
+PROCEDURES = {"smoothmix": SmoothMix}

@@ -20,3 +20,6 @@ class Standard(Procedure):
     ) -> Tensor:
         """Mean cross-entropy of f at the clean images; the noise [N, 0, C, H, W] is empty."""
         return cross_entropy(base_classifier(images), labels)
+
+
+PROCEDURES = {"standard": Standard}
