@@ -52,9 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fetch = commands.add_parser("fetch", help="Put a data set on this machine, from the network if need be.")
     fetch.add_argument("dataset", choices=list(datasets.DATASETS))
-    fetch.add_argument(
-        "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
-    )
+    fetch.add_argument("--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)")
     fetch.set_defaults(command=_fetch)
 
     presets = command("presets", _presets, "List the presets.")
@@ -232,7 +230,7 @@ def _runs(options: argparse.Namespace) -> int:
     for row in rows:
         drop = "" if row["drop_poisoned"] is None else f"drop {row['drop_poisoned']:.0%}"
         print(
-            f"{row['id']}  {row['state']:<10}{row['preset'] or '':<16}{row['dataset']!s:<8}"
+            f"{row['id']}  {row['state']:<10}{row['preset'] or '':<16}{row['dataset']!s:<8}  "
             f"{row['target_name']}  epsilon {row['epsilon']!s:<6}sigma {row['sigma']!s:<6}"
             f"seed {row['seed']!s:<6}{drop}  {row['name']}"
         )

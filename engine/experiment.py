@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from engine import threat
+from engine import datasets, threat
 from engine.attacks import ATTACKS
 from engine.attacks.base import AttackProblem
 from engine.attacks.random_noise import random_noise
@@ -66,11 +66,13 @@ class Experiment:
         Raises: Cancelled soon after cancelled() became true, and whatever a stage raises.
         """
         problem = pose(self.config, self.data_root, self.device)
+        self.book.class_names = problem.class_names
         self._problem_key = {
             "protocol": PROTOCOL_VERSION,
             "torch": torch.__version__,
             "device": self.device.type,
             "dataset": self.config.dataset,
+            "images": datasets.fingerprint(self.config.dataset, self.data_root),
             "data": self.config.data.model_dump(),
             "seed": self.config.seed,
         }
