@@ -224,7 +224,9 @@ def _runs(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
         return OK
     if options.markdown:
-        order = sorted(rows, key=lambda row: (row["target_class"], row["epsilon"], row["sigma"], row["seed"]))
+        order = sorted(
+            rows, key=lambda row: (row["procedure"], row["target_class"], row["epsilon"], row["sigma"], row["seed"])
+        )
         print(tables.markdown([Run(options.runs_root / row["id"]) for row in order]))
         return OK
     for row in rows:

@@ -3,22 +3,22 @@
 import os
 from dataclasses import dataclass
 
-from engine.config import Config, arms_of, lower_level
+from engine.config import Config, ProcedureConfig, arms_of, lower_level
 
 # One unit is the forward pass of one 28×28 image through the 20-50-500 LeNet. Measured on one CPU thread in batches of
 # 100. Of networks with batch normalisation, between what certification (a sixth less) and training (a third more) take.
 RELATIVE_COST = {
-    "mlp": 0.3,
+    "mlp": 0.08,
     "lenet-narrow": 0.4,
     "lenet": 1.0,
-    "convnet": 6.0,
-    "resnet8": 6.0,
-    "resnet20": 18.0,
-    "resnet32": 30.0,
-    "resnet44": 42.0,
-    "resnet56": 54.0,
-    "resnet20-pacd": 16.0,
-    "resnet18": 15.0,
+    "convnet": 6.5,
+    "resnet8": 4.0,
+    "resnet20": 12.0,
+    "resnet32": 19.0,
+    "resnet44": 26.0,
+    "resnet56": 34.0,
+    "resnet20-pacd": 11.0,
+    "resnet18": 115.0,
 }
 IMAGE_COST = {"cifar10": 1.4}  # of an image, where it is not one of 28×28 in one channel
 BACKWARD, HESSIAN_VECTOR = 2.0, 8.0  # in forward passes
@@ -62,11 +62,11 @@ def work_of_attack(config: Config) -> float:
     attack, (procedure, _) = config.attack, lower_level(config)
     if attack.name not in (*SECOND_ORDER, *FIRST_ORDER):
         return 0.0
-    images = (attack.clean_batch + attack.poison_batch) * max(1, procedure.draws)
+    images = (attack.clean_batch + attack.poison_batch) * _passes(procedure)
     first = 1 + BACKWARD
     lives = -(-attack.upper_steps // attack.restart_every)
     upper = attack.upper_batch * attack.upper_noise * first
-    adversary = images * first * procedure.adversary_steps
+    adversary = (attack.clean_batch + attack.poison_batch) * first * procedure.draws * procedure.adversary_steps
     cross_term = images * (first + HESSIAN_VECTOR)
     if attack.name in FIRST_ORDER:
         direction = images * first
@@ -85,8 +85,9 @@ def work_of_attack(config: Config) -> float:
 def work_of_training(config: Config, *, epochs: int | None = None) -> float:
     """One victim's training, or these epochs of it."""
     epochs = config.training.epochs + config.training.fine_tune_epochs if epochs is None else epochs
-    step = (1 + BACKWARD) * max(1, config.procedure.draws) * (1 + config.procedure.adversary_steps)
-    return _unit(config, config.architecture) * epochs * config.data.train_size * step
+    procedure = config.procedure
+    passes = _passes(procedure) + procedure.draws * procedure.adversary_steps
+    return _unit(config, config.architecture) * epochs * config.data.train_size * (1 + BACKWARD) * passes
 
 
 def work_of_votes(config: Config) -> float:
@@ -112,10 +113,15 @@ def estimate(config: Config, *, device: str) -> Estimate:
     # the attack is one worker's task, and half of the victims have to wait for it
     wall = max((work.poison + victims) / workers, work.poison + victims / 2 / workers)
     attack, (procedure, _) = config.attack, lower_level(config)
-    images = (attack.clean_batch + attack.poison_batch) * max(1, procedure.draws)
+    images = (attack.clean_batch + attack.poison_batch) * _passes(procedure)
     images += attack.upper_batch * attack.upper_noise // 2
     memory = BASE_MEMORY + images * BYTES_PER_UNIT * _unit(config, attack.surrogate) + workers * 150e6
     return Estimate(STARTUP_SECONDS + wall / rate, memory)
+
+
+def _passes(procedure: ProcedureConfig) -> int:
+    """Images that go forward and backward in a procedure's loss for each image of a batch."""
+    return max(1, procedure.draws) * (2 if procedure.name == "smoothmix" else 1)
 
 
 def _unit(config: Config, architecture: str) -> float:

@@ -36,8 +36,9 @@ def markdown(runs: Sequence[Run]) -> str:
     """A Markdown table of finished runs, a row each, and below it what they ran on; unfinished ones are left out."""
     finished = [run for run in runs if (run.report or {}).get("complete")]
     lines = [
-        "| target | ε (L∞) | σ | seed | victims | ACR clean | drop poisoned | random noise | shuffled signs | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| procedure | target | ε (L∞) | σ | seed | victims | ACR clean | drop poisoned | random noise | shuffled signs "
+        "| seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     grounds = set()
     for run in finished:
@@ -45,6 +46,7 @@ def markdown(runs: Sequence[Run]) -> str:
         config, arms, drops = report["config"], report["arms"], report["relative_drop"]
         settings = config["certification"]
         cells = [
+            config["procedure"]["name"],
             report["target_name"],
             config["threat"]["epsilon"],
             config["sigma"],
