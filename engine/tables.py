@@ -35,8 +35,8 @@ def summary(report: dict[str, Any]) -> str:
 def markdown(runs: Sequence[Run]) -> str:
     """A Markdown table of finished runs, a row each, and below it what they ran on; unfinished ones are left out."""
     finished = [run for run in runs if (run.report or {}).get("complete")]
-    columns = ("procedure", "target", "ε (L∞)", "σ", "seed", "victims", "ACR clean")
-    columns += ("drop poisoned", "random noise", "shuffled signs", "seconds")
+    columns = ["procedure", "target", "ε (L∞)", "σ", "seed", "victims", "ACR clean"]
+    columns += ["drop poisoned", "random noise", "shuffled signs", "seconds"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     grounds = set()
     for run in finished:
