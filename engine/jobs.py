@@ -252,7 +252,7 @@ def environment(device: str) -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "numpy": numpy.__version__,
         "platform": platform.platform(),
-        "commit": _commit(),
+        "commit": commit(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -271,7 +271,7 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The project's commit, marked where the working tree differs from it; None outside a checkout."""
     try:
         done = subprocess.run(
