@@ -165,7 +165,8 @@ def work(directory: Path) -> int:
             with contextlib.suppress(Timeout), device.acquire(timeout=0):
                 return _experiment(run, replace(status, state="running", started=time.time(), phase="starting"))
         status = replace(status, heartbeat=time.time())
-        run.write_status(status)
+        with contextlib.suppress(FileNotFoundError):  # deleted just now: the next look sees it
+            run.write_status(status)
         time.sleep(0.3)
     return end(run, replace(status, state="cancelled"))
 
