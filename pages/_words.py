@@ -4,29 +4,41 @@ from dataclasses import dataclass
 
 from engine.config import PROCEDURES, Config, ProcedureConfig
 
-PROCEDURE_NAMES = {
-    "standard": "Standard (no robustness)",
-    "gaussian": "Gaussian augmentation",
-    "smoothadv": "SmoothAdv",
-    "smoothadv-pacd": "SmoothAdv as PACD ran it",
-    "macer": "MACER",
-    "macer-pacd": "MACER as PACD ran it",
-    "consistency": "Consistency regularisation",
-    "smoothmix": "SmoothMix",
-}
-ARCHITECTURE_NAMES = {
-    "mlp": "Perceptron (MLP)",
-    "lenet-narrow": "LeNet, narrow (8-16-100)",
-    "lenet": "LeNet (20-50-500)",
-    "convnet": "ConvNet",
-    "resnet8": "ResNet-8",
-    "resnet20": "ResNet-20",
-    "resnet32": "ResNet-32",
-    "resnet44": "ResNet-44",
-    "resnet56": "ResNet-56",
-    "resnet20-pacd": "ResNet-20 as PACD ran it",
-    "resnet18": "ResNet-18 (torchvision)",
-}
+
+class Names(dict[str, str]):
+    """Plain names of code names; what has none yet goes by its code name."""
+
+    def __missing__(self, key: str) -> str:
+        return key
+
+
+PROCEDURE_NAMES = Names(
+    {
+        "standard": "Standard (no robustness)",
+        "gaussian": "Gaussian augmentation",
+        "smoothadv": "SmoothAdv",
+        "smoothadv-pacd": "SmoothAdv as PACD ran it",
+        "macer": "MACER",
+        "macer-pacd": "MACER as PACD ran it",
+        "consistency": "Consistency regularisation",
+        "smoothmix": "SmoothMix",
+    }
+)
+ARCHITECTURE_NAMES = Names(
+    {
+        "mlp": "Perceptron (MLP)",
+        "lenet-narrow": "LeNet, narrow (8-16-100)",
+        "lenet": "LeNet (20-50-500)",
+        "convnet": "ConvNet",
+        "resnet8": "ResNet-8",
+        "resnet20": "ResNet-20",
+        "resnet32": "ResNet-32",
+        "resnet44": "ResNet-44",
+        "resnet56": "ResNet-56",
+        "resnet20-pacd": "ResNet-20 as PACD ran it",
+        "resnet18": "ResNet-18 (torchvision)",
+    }
+)
 DATASET_NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "digits": "embedded digits"}
 SETTING_NAMES = {  # of procedures
     "draws": "Noise draws per image",
