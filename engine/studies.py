@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from engine import jobs
+from engine import datasets, jobs
 from engine.config import Config, ConfigError, Settings, arms_of, lower_level, with_overrides
 from engine.costs import STARTUP_SECONDS, UNITS_PER_SECOND, work_of_attack, work_of_training, work_of_votes, workers_for
 from engine.records import (
@@ -203,6 +203,12 @@ def all_studies(runs_root: Path) -> Iterator[StudyRecord]:
 def find(runs_root: Path, identifier: str) -> StudyRecord:
     """The study of this id, or of the one id that begins so. Raises: RunNotFound."""
     return the_one(all_studies(runs_root), identifier, f"study under {runs_root}")
+
+
+def check(study: Study, data_root: Path) -> None:
+    """Raises ConfigError or DatasetUnavailable where a cell does not fit a folder of images, before anything starts."""
+    for cell in study.cells():
+        datasets.check(cell.config, data_root)
 
 
 def submit(study: Study, *, runs_root: Path, data_root: Path, preset: str | None = None) -> StudyRecord:
