@@ -67,8 +67,7 @@ _QUICK = Config(
     victim_seeds=3,
 )
 _SMOOTHADV = ProcedureConfig(name="smoothadv", draws=1, adversary_steps=2, adversary_size=1.0, warmup=0.25)
-_MACER = ProcedureConfig(name="macer", draws=4, weight=1.0, warmup=0.25)
-_MORE_STEPS: dict[str, Any] = dict(upper_steps=200)
+_MACER = ProcedureConfig(name="macer", draws=4, weight=4.0, warmup=0.25)
 _TITLES = {"ga": "Gaussian augmentation", "smoothadv": "SmoothAdv", "macer": "MACER"}
 
 
@@ -114,20 +113,13 @@ PRESETS = {
         Preset(
             "quick-smoothadv",
             "As quick, with victims and attacker trained by SmoothAdv: two steps of the inner adversary.",
-            _QUICK.model_copy(update=dict(procedure=_SMOOTHADV, attack=_QUICK_ATTACK.model_copy(update=_MORE_STEPS))),
+            _QUICK.model_copy(update=dict(procedure=_SMOOTHADV)),
             _FASTER,
         ),
         Preset(
             "quick-macer",
             "As quick, with victims and attacker trained by MACER: four noise draws per image.",
-            _QUICK.model_copy(
-                update=dict(
-                    procedure=_MACER,
-                    attack=_QUICK_ATTACK.model_copy(
-                        update=_MORE_STEPS | dict(procedure=_MACER.model_copy(update=dict(draws=2)))
-                    ),
-                )
-            ),
+            _QUICK.model_copy(update=dict(procedure=_MACER)),
             _FASTER,
         ),
         Preset(
