@@ -33,8 +33,11 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """A Markdown table of finished runs, a row each, and below it what they ran on; unfinished ones are left out."""
-    finished = [run for run in runs if (run.report or {}).get("complete")]
+    """A Markdown table of finished runs, a row each, and below it what they ran on.
+
+    Unfinished ones are left out, and so are those of older protocols, whose reports have other fields.
+    """
+    finished = [run for run in runs if (run.report or {}).get("complete") and "target_name" in (run.report or {})]
     columns = ["procedure", "target", "ε (L∞)", "σ", "seed", "victims", "ACR clean"]
     columns += ["drop poisoned", "random noise", "shuffled signs", "seconds"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -45,6 +48,7 @@ def markdown(runs: Sequence[Run]) -> str:
         settings = config["certification"]
         cells = [
             config["procedure"]["name"],
+            config["attack"]["name"],
             report["target_name"],
             config["threat"]["epsilon"],
             config["sigma"],

@@ -24,9 +24,9 @@ def test_a_markdown_table_has_a_row_for_each_finished_run_and_says_what_it_ran_o
     unfinished.directory.mkdir()
     unfinished.write_json("report.json", smoke.report | {"complete": False})
     text = tables.markdown([smoke.run, unfinished])
-    rows = [line for line in text.splitlines() if line.startswith("| gaussian | digit ")]
+    rows = [line for line in text.splitlines() if line.startswith("| gaussian | pacd | digit ")]
     assert len(rows) == 1
     assert f"{smoke.report['relative_drop']['poisoned']['mean']:.0%}" in rows[0]
-    assert all(len(line.split("|")) == 13 for line in text.splitlines() if line.startswith("|"))
+    assert all(len(line.split("|")) == 14 for line in text.splitlines() if line.startswith("|"))
     assert str(smoke.run.environment["commit"]) in text
     assert "n = 100" in text
