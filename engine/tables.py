@@ -38,7 +38,7 @@ def markdown(runs: Sequence[Run]) -> str:
     Unfinished ones are left out, and so are those of older protocols, whose reports have other fields.
     """
     finished = [run for run in runs if (run.report or {}).get("complete") and "target_name" in (run.report or {})]
-    columns = ["procedure", "target", "ε (L∞)", "σ", "seed", "victims", "ACR clean"]
+    columns = ["procedure", "attack", "target", "ε (L∞)", "σ", "seed", "victims", "ACR clean"]
     columns += ["drop poisoned", "random noise", "shuffled signs", "seconds"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     grounds = set()
