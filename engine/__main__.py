@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -25,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
+    except BrokenPipeError:  # whoever read the output has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except (ConfigError, RunNotFound, OSError, ValueError) as error:
         print("error:", *str(error).split(), file=sys.stderr)  # in one line, whatever it was
         return BAD_INPUT
@@ -107,7 +111,9 @@ def _add_studies(commands: Any, command: Callable[..., argparse.ArgumentParser])
         )
 
     listed = command("studies", _studies, "List the studies; or print, cancel, delete or publish one.")
-    listed.add_argument("id", nargs="?", metavar="ID", help="print this study's table as it is now")
+    listed.add_argument(
+        "id", nargs="?", metavar="ID", help="print this study's table as it is now, or that of a published one"
+    )
     listed.add_argument("--cancel", metavar="ID", help="stop a study and its current run; what is finished stays")
     listed.add_argument("--delete", metavar="ID", help="remove a study; its runs stay")
     listed.add_argument("--publish", metavar="ID", help="copy a finished study's results into gallery/studies/")
@@ -319,7 +325,9 @@ def _studies(options: argparse.Namespace) -> int:
         record = chosen(options.publish)
         print(studies.publish(record, study_tables.results(record)))
     elif options.id:
-        print(_study_text(study_tables.results(chosen(options.id)), options.form))
+        shipped = [found for found in studies.published() if found["id"].startswith(options.id)]
+        found = shipped[0] if len(shipped) == 1 else study_tables.results(chosen(options.id))
+        print(_study_text(found, options.form))
     else:
         known = sorted(studies.all_studies(options.runs_root), key=lambda record: -record.status().submitted)
         rows = [_study_row(record) for record in known]
