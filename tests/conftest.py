@@ -128,3 +128,43 @@ def busy() -> Iterator[None]:
     yield
     process.kill()
     process.wait()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty runs root and no MNIST."""
+    monkeypatch.setenv("PACD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PACD_DATA", str(tmp_path / "data"))
+    import streamlit as st
+
+    st.cache_data.clear()
+    st.cache_resource.clear()
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Configurations handed to `jobs.submit`; no process starts."""
+    seen: list[Any] = []
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda *_, **__: None)
+    submit = jobs.submit
+    monkeypatch.setattr(jobs, "submit", lambda config, **rest: (seen.append(config), submit(config, **rest))[1])
+    return seen
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A data root with a folder of 8×8 colour images of three classes, 60 each, and some that are no data set."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("apple", "pear", "plum"):
+        (tmp_path / "data" / "fruit" / name).mkdir(parents=True)
+        for k in range(70):
+            image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            image.save(tmp_path / "data" / "fruit" / name / f"{k:02}.png")
+    (tmp_path / "data" / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "data" / "broken" / "one").mkdir(parents=True)
+    (tmp_path / "data" / "broken" / "two").mkdir(parents=True)
+    return tmp_path / "data" / "fruit"

@@ -1,7 +1,6 @@
 """The Studies page in Streamlit's own test harness: results, partial ones, links to runs, a study of one's own."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import streamlit as st
@@ -9,6 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from engine import jobs, studies, study_kinds, study_tables
 from engine.records import Status
+from tests.app import button, words
 from tests.test_studies import fake_report, with_reports
 
 PAGE = str(Path(__file__).parents[1] / "pages" / "studies.py")
@@ -30,15 +30,6 @@ def opened(**query: str) -> AppTest:
     for name, value in query.items():
         test.query_params[name] = value
     return test.run()
-
-
-def words(test: AppTest) -> str:
-    kinds = ("title", "subheader", "markdown", "caption", "error", "warning", "info", "success", "code")
-    return "\n".join(str(element.value) for kind in kinds for element in getattr(test, kind))
-
-
-def button(test: AppTest, label: str) -> Any:
-    return next(found for found in test.button if found.label == label)
 
 
 def finished(place: Path, kind: str = "transfer-sigma", reports: int = 9, state: str = "done") -> studies.StudyRecord:
