@@ -1,12 +1,10 @@
 """CERTIFY of Cohen et al.: from votes under noise to an L2 radius that holds with a stated probability.
 
-Torch is imported only where votes are counted: pages turn recorded votes into radii without it.
+Torch is imported only by `certify`: pages turn recorded votes into radii without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,53 +56,6 @@ def radius_cap(*, n: int, sigma: float, alpha: float) -> float:
     return float(certified_radius(n, n=n, sigma=sigma, alpha=alpha))
 
 
-@dataclass(frozen=True)
-class Votes:
-    """The raw outcome of CERTIFY for one image; radii at any n' ≤ n and alpha follow from it (row by row)."""
-
-    selection: Tensor  # int64 [K], votes of the n0 selection draws
-    estimation: Tensor  # int64 [K], votes of the n estimation draws
-
-    @property
-    def selected_class(self) -> int:
-        return int(self.selection.argmax())
-
-
-def count_votes(
-    base_classifier: Classifier,
-    images: Tensor,
-    *,
-    sigma: float,
-    n0: int,
-    n: int,
-    num_classes: int,
-    batch_size: int,
-    generators: Iterable[torch.Generator],
-) -> Iterator[Votes]:
-    """Yields, image by image, the votes of n0 selection draws and of n fresh estimation draws.
-
-    Args:
-        images: [N, C, H, W] in [0, 1].
-        generators: one per image, so that an image's noise depends neither on the others nor on batch_size.
-    """
-    from engine.smoothing import noisy_class_counts
-
-    for image, generator in zip(images, generators, strict=True):
-        selection, estimation = (
-            noisy_class_counts(
-                base_classifier,
-                image,
-                draws,
-                sigma=sigma,
-                num_classes=num_classes,
-                batch_size=batch_size,
-                generator=generator,
-            )
-            for draws in (n0, n)
-        )
-        yield Votes(selection, estimation)
-
-
 def certify(
     base_classifier: Classifier,
     image: Tensor,
@@ -114,7 +65,7 @@ def certify(
     n: int,
     alpha: float,
     num_classes: int,
-    batch_size: int = 100,
+    block: int = 100,
     generator: torch.Generator,
 ) -> tuple[int, float]:
     """(class of the smoothed classifier g at this image [C, H, W], its certified L2 radius), or (ABSTAIN, 0.0).
@@ -122,15 +73,20 @@ def certify(
     With probability ≥ 1 − alpha over the noise: g abstains, or its answer is constant within the radius.
     Source: Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918, CERTIFY.
     """
-    (votes,) = count_votes(
+    import torch
+
+    from engine.votes import count_votes
+
+    *_, votes = count_votes(
         base_classifier,
         image.unsqueeze(0),
         sigma=sigma,
         n0=n0,
         n=n,
         num_classes=num_classes,
-        batch_size=batch_size,
-        generators=[generator],
+        block=block,
+        groups=[(torch.zeros(1, dtype=torch.int64), generator)],
     )
-    radius = float(certified_radius(int(votes.estimation[votes.selected_class]), n=n, sigma=sigma, alpha=alpha))
-    return (votes.selected_class, radius) if radius > 0 else (ABSTAIN, 0.0)
+    answer = int(votes.selected_class)
+    radius = float(certified_radius(int(votes.estimation[0, answer]), n=n, sigma=sigma, alpha=alpha))
+    return (answer, radius) if radius > 0 else (ABSTAIN, 0.0)

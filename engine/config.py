@@ -155,6 +155,10 @@ class TrainingConfig(Settings):
     augmentation: Literal["none", "crop-flip", "crop-flip-batch"] = Field(
         default="none", description="crop out of 4 pixels of padding and flip, per image, or one crop for a whole batch"
     )
+    precision: Literal["float32", "fast"] = Field(
+        default="float32",
+        description="of a victim's arithmetic; fast: multiplies in bfloat16 where the processor can, which env.json says",
+    )
     fine_tune_epochs: int = Field(
         default=0,
         ge=0,

@@ -22,7 +22,6 @@ from engine.attacks import ATTACKS
 from engine.attacks.base import AttackProblem
 from engine.attacks.random_noise import random_noise
 from engine.attacks.shuffled_signs import shuffled_signs
-from engine.certification import count_votes
 from engine.config import PROTOCOL_VERSION, arms_of, lower_level
 from engine.costs import work_of_attack, work_of_training, work_of_votes, workers_for
 from engine.data import LabelledImages
@@ -36,15 +35,23 @@ from engine.streams import stream
 from engine.threat import Poison
 from engine.training import make
 from engine.training.base import fit
+from engine.votes import Votes, count_votes
 
 EVOLVING = 12  # poison images whose evolution is recorded
 SNAPSHOTS = 24  # at most, over the attack
 CURVES = ("upper_loss", "lower_loss", "relative_residual", "mean_size", "share_at_epsilon")  # of each upper step
-CERTIFICATION_BATCH = {"cpu": 100, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
+LANES = 8  # groups of test images, each with its own noise
+VOTES_BLOCK = {"cpu": 100, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
 
 
 def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16; without such instructions it is up to ten times slower at it."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 class Experiment:
@@ -53,6 +60,7 @@ class Experiment:
     def __init__(self, run: Run, *, runs_root: Path, data_root: Path, device: torch.device) -> None:
         self.run, self.config, self.device, self.data_root = run, run.config, device, data_root
         self.book = Recorder(run)
+        self._bfloat16 = self.config.training.precision == "fast" and device.type == "cpu" and has_bfloat16()
         self._stages = StageCache(runs_root)
         self._stop = threading.Event()
         self._clean_victims = [threading.Lock() for _ in range(self.config.victim_seeds)]
@@ -232,7 +240,8 @@ class Experiment:
             "procedure": config.procedure.model_dump(),
             "architecture": config.architecture,
             "sigma": config.sigma,
-            "training": config.training.model_dump(exclude={"fine_tune_epochs"}),
+            "training": config.training.model_dump(exclude={"fine_tune_epochs", "precision"}),
+            "bfloat16": self._bfloat16,
             "victim": k,
         }
         data = problem.training if poison is None else poison.apply(problem.training)
@@ -286,7 +295,13 @@ class Experiment:
         config, started = self.config, time.monotonic()
         procedure = make(config.procedure, sigma=config.sigma)
         for record in fit(
-            model, training, procedure=procedure, config=config.training, epochs=epochs, generator=generator
+            model,
+            training,
+            procedure=procedure,
+            config=config.training,
+            epochs=epochs,
+            generator=generator,
+            bfloat16=self._bfloat16,
         ):
             self.book.add_work("train", whole / record.steps, f"victim {name}: epoch {record.epoch} of {epochs}")
             if record.loss is not None:
@@ -300,34 +315,47 @@ class Experiment:
         self.book.add_seconds("train", started)
 
     def _vote(self, model: nn.Module, problem: Problem, name: str, k: int) -> dict[str, np.ndarray]:
-        """Votes under noise for every image to certify. All arms' k-th victims see the same noise, to be paired."""
+        """Votes under noise for every image to certify. All arms' k-th victims see the same noise, to be paired.
+
+        An image belongs to a lane by its index, and a lane's images share their draws: whatever else is certified,
+        an image sees the same noise.
+        """
         config, settings, started = self.config, self.config.certification, time.monotonic()
-        whole = work_of_votes(config)
-        images = problem.test.images
-        generators = (
-            stream(config.seed, f"certification {k}", int(image), device=self.device) for image in problem.test.indices
-        )
-        votes = []
-        for found in count_votes(
-            model,
-            images,
-            sigma=config.sigma,
-            n0=settings.n0,
-            n=settings.n,
-            num_classes=len(problem.class_names),
-            batch_size=CERTIFICATION_BATCH[self.device.type],
-            generators=generators,
+        images, lane_of = problem.test.images, problem.test.indices % LANES
+        lanes = [int(lane) for lane in lane_of.unique()]
+        block = VOTES_BLOCK[self.device.type]
+        blocks = len(lanes) * (-(-settings.n0 // block) - (-settings.n // block))
+        votes: Votes | None = None
+        for done, votes in enumerate(
+            count_votes(
+                model,
+                images,
+                sigma=config.sigma,
+                n0=settings.n0,
+                n=settings.n,
+                num_classes=len(problem.class_names),
+                block=block,
+                groups=(
+                    (
+                        (lane_of == lane).nonzero().squeeze(1),
+                        stream(config.seed, f"certification {k}", lane, device=self.device),
+                    )
+                    for lane in lanes
+                ),
+                screened=self.device.type == "cpu" and has_bfloat16(),
+            ),
+            start=1,
         ):
-            votes.append(found)
-            self.book.add_work("certify", whole / len(images), f"votes {name}: image {len(votes)} of {len(images)}")
+            self.book.add_work("certify", work_of_votes(config) / blocks, f"votes {name}: {done / blocks:.0%}")
             self._check_stop()
+        assert votes is not None
         self.book.add_seconds("certify", started)
         return {
             "image": problem.test.indices.cpu().numpy(),
             "label": problem.test.labels.cpu().numpy(),
             "weight": problem.test_weights.numpy(),
-            "selection": torch.stack([found.selection for found in votes]).numpy(),
-            "estimation": torch.stack([found.estimation for found in votes]).numpy(),
+            "selection": votes.selection.cpu().numpy(),
+            "estimation": votes.estimation.cpu().numpy(),
         }
 
     def _measure(self, problem: Problem, arm: str, poison: Poison) -> None:

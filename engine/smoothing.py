@@ -29,26 +29,6 @@ def log_mean_softmax(logits: Tensor) -> Tensor:
     return logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(logits.shape[1])
 
 
-def noisy_class_counts(
-    base_classifier: Classifier,
-    image: Tensor,
-    draws: int,
-    *,
-    sigma: float,
-    num_classes: int,
-    batch_size: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Votes of f over `draws` noisy copies of one image [C, H, W]: int64 [K] on the CPU."""
-    counts = torch.zeros(num_classes, dtype=torch.int64, device=image.device)
-    with torch.inference_mode():
-        for start in range(0, draws, batch_size):
-            shape = (min(batch_size, draws - start), *image.shape)
-            noisy = gaussian_noise(shape, sigma=sigma, generator=generator).add_(image)
-            counts += base_classifier(noisy).argmax(dim=1).bincount(minlength=num_classes)
-    return counts.cpu()
-
-
 def soft_margin(
     logits: Tensor, *, inverse_temperature: float = 16.0, squeeze: float = 1e-3, most: float = math.inf
 ) -> tuple[Tensor, Tensor]:

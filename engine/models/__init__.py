@@ -11,10 +11,10 @@ from engine.models.initialise import Initialiser, glorot_uniform, he_normal, he_
 from engine.models.lenet import LeNet
 from engine.models.plain import ConvNet, Perceptron
 from engine.models.resnet import Affine, ResNet, ResNet18
-from engine.models.shape import Shape
+from engine.models.network import Network, Shape
 
 # How an architecture is built, and how its weights of two and more dimensions begin; biases begin at 0, scales at 1.
-BUILDERS: dict[str, tuple[Callable[[Shape, int], nn.Module], Initialiser]] = {
+BUILDERS: dict[str, tuple[Callable[[Shape, int], Network], Initialiser]] = {
     "mlp": (Perceptron, glorot_uniform),
     "lenet-narrow": (partial(LeNet, widths=(8, 16, 100)), glorot_uniform),
     "lenet": (LeNet, glorot_uniform),
@@ -31,7 +31,7 @@ BUILDERS: dict[str, tuple[Callable[[Shape, int], nn.Module], Initialiser]] = {
 
 def build(
     architecture: str, *, shape: tuple[int, ...] = (1, 28, 28), num_classes: int = 10, generator: torch.Generator
-) -> nn.Module:
+) -> Network:
     """A base classifier with fresh weights for images of this shape (C, H, W), on the generator's device.
 
     Raises: ValueError if the images are too small for it.

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.shape import Shape
+from engine.models.network import Network, Shape, halved
 
 
-class LeNet(nn.Module):
+class LeNet(Network):
     """The 20-50-500 LeNet of MACER, Consistency and PACD: 431 080 parameters for 28×28 images of one channel.
 
     Pooling comes before ReLU: the same function, since both are monotone, at a quarter of the ReLU's cost. Layers
@@ -23,9 +23,11 @@ class LeNet(nn.Module):
         self.fc1 = nn.Linear(pixels * widths[1], widths[2])
         self.fc2 = nn.Linear(widths[2], num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(memory_format=torch.channels_last)
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
-        x = x.permute(0, 2, 3, 1).flatten(1)  # [N, 800] in (H, W, C) order: free in channels_last, and as Keras has it
-        return self.fc2(F.relu(self.fc1(x)))
+    def stem(self, x: Tensor) -> Tensor:
+        return self.conv1(x.to(memory_format=torch.channels_last))
+
+    def rest(self, h: Tensor) -> Tensor:
+        h = F.relu(halved(h))
+        h = F.relu(halved(self.conv2(h)))
+        h = h.permute(0, 2, 3, 1).flatten(1)  # [N, 800] in (H, W, C) order: free in channels_last, and as Keras has it
+        return self.fc2(F.relu(self.fc1(h)))

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.shape import Shape
+from engine.models.network import Network, Shape, halved
 
 
-class Perceptron(nn.Module):
+class Perceptron(Network):
     """Two hidden layers of 256: 269 322 parameters for 28×28 images of one channel."""
 
     def __init__(self, shape: Shape, num_classes: int) -> None:
@@ -18,11 +18,14 @@ class Perceptron(nn.Module):
         self.fc2 = nn.Linear(256, 256)
         self.fc3 = nn.Linear(256, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
+    def stem(self, x: Tensor) -> Tensor:
+        return self.fc1(x.flatten(1))
+
+    def rest(self, h: Tensor) -> Tensor:
+        return self.fc3(F.relu(self.fc2(F.relu(h))))
 
 
-class ConvNet(nn.Module):
+class ConvNet(Network):
     """Four convolutions in the manner of VGG, pooled after each two, and two linear layers; images of any size."""
 
     def __init__(self, shape: Shape, num_classes: int) -> None:
@@ -35,8 +38,10 @@ class ConvNet(nn.Module):
         self.fc1 = nn.Linear(64 * (height // 4) * (width // 4), 256)
         self.fc2 = nn.Linear(256, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(memory_format=torch.channels_last)
-        x = F.relu(F.max_pool2d(self.conv2(F.relu(self.conv1(x))), 2))
-        x = F.relu(F.max_pool2d(self.conv4(F.relu(self.conv3(x))), 2))
-        return self.fc2(F.relu(self.fc1(x.permute(0, 2, 3, 1).flatten(1))))
+    def stem(self, x: Tensor) -> Tensor:
+        return self.conv1(x.to(memory_format=torch.channels_last))
+
+    def rest(self, h: Tensor) -> Tensor:
+        h = F.relu(halved(self.conv2(F.relu(h))))
+        h = F.relu(halved(self.conv4(F.relu(self.conv3(h)))))
+        return self.fc2(F.relu(self.fc1(h.permute(0, 2, 3, 1).flatten(1))))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.shape import Shape
+from engine.models.network import Network, Shape
 
 WIDTHS = (16, 32, 64)
 
@@ -70,7 +70,7 @@ class Block(nn.Module):
         return F.relu(inner + self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """6n + 2 layers: a stem and three stages of n blocks, 16, 32 and 64 wide, then the mean over the image.
 
     He et al.'s own is batch-normalised, its shortcuts are projections where the shape changes (their option B).
@@ -96,12 +96,14 @@ class ResNet(nn.Module):
         )
         self.fc = nn.Linear(WIDTHS[-1], num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(memory_format=torch.channels_last)
-        return self.fc(self.blocks(F.relu(self.norm(self.conv(x)))).mean(dim=(2, 3)))
+    def stem(self, x: Tensor) -> Tensor:
+        return self.conv(x.to(memory_format=torch.channels_last))
+
+    def rest(self, h: Tensor) -> Tensor:
+        return self.fc(self.blocks(F.relu(self.norm(h))).mean(dim=(2, 3)))
 
 
-class ResNet18(nn.Module):
+class ResNet18(Network):
     """torchvision's ResNet-18, whose stem keeps a small image's size: 3×3 at stride 1, and no pooling.
 
     11 173 962 parameters for 32×32 images in colour and ten classes. Source: He et al. 2016, Section 4.1.
@@ -116,8 +118,14 @@ class ResNet18(nn.Module):
         self.network.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
         self.network.maxpool = nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.to(memory_format=torch.channels_last))
+    def stem(self, x: Tensor) -> Tensor:
+        return self.network.conv1(x.to(memory_format=torch.channels_last))
+
+    def rest(self, h: Tensor) -> Tensor:
+        network = self.network
+        for stage in (network.bn1, network.relu, network.layer1, network.layer2, network.layer3, network.layer4):
+            h = stage(h)
+        return network.fc(network.avgpool(h).flatten(1))
 
 
 def _conv(channels: int, width: int, *, stride: int, pacd: bool) -> nn.Conv2d:

@@ -89,18 +89,21 @@ def fit(
     config: TrainingConfig,
     epochs: int,
     generator: torch.Generator,
+    bfloat16: bool = False,
 ) -> Iterator[TrainingRecord]:
     """Trains the model in place, yielding after every step; the last partial batch is dropped.
 
     Args:
-        config: all but its numbers of epochs, of which `epochs` is the one that is meant.
+        config: all but its numbers of epochs, of which `epochs` is the one that is meant, and its precision.
         generator: orders the images and draws noise and augmentation; on the device of data and model.
+        bfloat16: products of weights and activations are in bfloat16; weights, their updates and losses in float32.
     Raises: FloatingPointError at the end of an epoch whose loss is not finite.
     """
     batches = max(1, len(data) // config.batch_size)
     steps = epochs * batches
     optimiser = _optimiser(model, config)
     fixed = procedure.draw_noise(data.images, generator=generator) if procedure.fixed_noise else None
+    classifier = _multiplying_in_bfloat16(model) if bfloat16 else model
     model.train()
     for epoch in range(epochs):
         order = torch.randperm(len(data), generator=generator, device=generator.device)
@@ -113,9 +116,9 @@ def fit(
             images, labels = augment(data.images[chosen], config.augmentation, generator=generator), data.labels[chosen]
             noise = procedure.draw_noise(images, generator=generator) if fixed is None else fixed[chosen]
             model.eval()  # an adversary attacks the classifier as it will be used (Salman et al. 2019)
-            constants = procedure.prepare(model, images, labels, noise, strength=strength, generator=generator)
+            constants = procedure.prepare(classifier, images, labels, noise, strength=strength, generator=generator)
             model.train()
-            loss = procedure.loss(model, images, labels, noise, constants, strength=strength)
+            loss = procedure.loss(classifier, images, labels, noise, constants, strength=strength)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -126,10 +129,18 @@ def fit(
         if not math.isfinite(mean):
             raise FloatingPointError(f"the training loss became {mean} in epoch {epoch + 1} of {epochs}")
         model.eval()
-        accuracy = _noisy_accuracy(model, data, sigma=procedure.sigma, generator=generator)
+        accuracy = _noisy_accuracy(classifier, data, sigma=procedure.sigma, generator=generator)
         model.train()
         yield TrainingRecord((epoch + 1) * batches, steps, epoch + 1, mean, accuracy)
     model.eval()
+
+
+def _multiplying_in_bfloat16(model: nn.Module) -> Classifier:
+    def classifier(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return model(images).float()
+
+    return classifier
 
 
 def rate_at(schedule: str, progress: float) -> float:
