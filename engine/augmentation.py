@@ -8,18 +8,23 @@ PADDING = 4  # zero pixels on each side, out of which a crop of the old size is 
 
 
 def augment(images: Tensor, augmentation: str, *, generator: torch.Generator) -> Tensor:
-    """Images [N, C, H, W] cropped and flipped at random; "none" leaves them as they are.
+    """Images [N, C, H, W] cropped and flipped at random; "none" leaves them as they are."""
+    drawn = draw_crops(len(images), augmentation, generator=generator)
+    return images if drawn is None else crop_and_flip(images, *drawn)
+
+
+def draw_crops(n: int, augmentation: str, *, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
+    """(Offsets [N, 2], flips [N]) for `crop_and_flip`, or None for "none".
 
     "crop-flip" draws an offset for each image. "crop-flip-batch" draws one for all of them, as the released code of
     Mehra et al. 2021 does (its tf.image.random_crop sees the batch as one array). Flips are always per image.
     """
     if augmentation == "none":
-        return images
-    n, device = len(images), generator.device
+        return None
+    device = generator.device
     drawn = 1 if augmentation == "crop-flip-batch" else n
     offsets = torch.randint(0, 2 * PADDING + 1, (drawn, 2), generator=generator, device=device)
-    flips = torch.rand(n, generator=generator, device=device) < 0.5
-    return crop_and_flip(images, offsets.expand(n, 2), flips)
+    return offsets.expand(n, 2), torch.rand(n, generator=generator, device=device) < 0.5
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ class TrainingConfig(Settings):
     )
     precision: Literal["float32", "fast"] = Field(
         default="float32",
-        description="of a victim's arithmetic; fast: multiplies in bfloat16 where the processor can, which env.json says",
+        description="of victims' arithmetic; fast: products in bfloat16 where the processor has it (env.json says)",
     )
     fine_tune_epochs: int = Field(
         default=0,

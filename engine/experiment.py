@@ -35,12 +35,13 @@ from engine.streams import stream
 from engine.threat import Poison
 from engine.training import make
 from engine.training.base import fit
-from engine.votes import Votes, count_votes
+from engine.votes import count_votes
 
 EVOLVING = 12  # poison images whose evolution is recorded
 SNAPSHOTS = 24  # at most, over the attack
 CURVES = ("upper_loss", "lower_loss", "relative_residual", "mean_size", "share_at_epsilon")  # of each upper step
 LANES = 8  # groups of test images, each with its own noise
+PART = {"cpu": 100, "cuda": 1_000_000}  # noisy images in a part of a loss of the attack
 VOTES_BLOCK = {"cpu": 100, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
 
 
@@ -86,7 +87,10 @@ class Experiment:
         }
         self.book.phase = "attack and first victims"
         seeds = range(self.config.victim_seeds)
-        pool = ThreadPoolExecutor(workers_for(self.device.type), initializer=torch.set_num_threads, initargs=(1,))
+        pool, self._helpers = (
+            ThreadPoolExecutor(workers_for(self.device.type), initializer=torch.set_num_threads, initargs=(1,))
+            for _ in range(2)  # the attack is one task of the first and has the second compute its parts
+        )
         try:
             arms = arms_of(self.config)
             attack = pool.submit(self._poison, problem) if "poisoned" in arms else None
@@ -114,7 +118,8 @@ class Experiment:
                     raise Cancelled
         finally:
             self._stop.set()  # whoever still computes stops at its next step
-            pool.shutdown(wait=True, cancel_futures=True)
+            for each in (pool, self._helpers):
+                each.shutdown(wait=True, cancel_futures=True)
 
     def _poison(self, problem: Problem) -> Poison:
         """The attack, or its result from an earlier run that asked for the same."""
@@ -177,6 +182,8 @@ class Experiment:
             num_classes=len(problem.class_names),
             procedure=make(procedure, sigma=sigma),
             augmentation=config.training.augmentation,
+            each=self._helpers.map if self.device.type == "cpu" else map,
+            part=PART[self.device.type],
         )
         try:
             for record in ATTACKS[config.attack.name](given, config.attack, config.seed):
@@ -325,30 +332,28 @@ class Experiment:
         lanes = [int(lane) for lane in lane_of.unique()]
         block = VOTES_BLOCK[self.device.type]
         blocks = len(lanes) * (-(-settings.n0 // block) - (-settings.n // block))
-        votes: Votes | None = None
-        for done, votes in enumerate(
-            count_votes(
-                model,
-                images,
-                sigma=config.sigma,
-                n0=settings.n0,
-                n=settings.n,
-                num_classes=len(problem.class_names),
-                block=block,
-                groups=(
-                    (
-                        (lane_of == lane).nonzero().squeeze(1),
-                        stream(config.seed, f"certification {k}", lane, device=self.device),
-                    )
-                    for lane in lanes
-                ),
-                screened=self.device.type == "cpu" and has_bfloat16(),
-            ),
-            start=1,
-        ):
+        groups = (
+            (
+                (lane_of == lane).nonzero().squeeze(1),
+                stream(config.seed, f"certification {k}", lane, device=self.device),
+            )
+            for lane in lanes
+        )
+        counting = count_votes(
+            model,
+            images,
+            sigma=config.sigma,
+            n0=settings.n0,
+            n=settings.n,
+            num_classes=len(problem.class_names),
+            block=block,
+            groups=groups,
+            screened=self.device.type == "cpu" and has_bfloat16(),
+        )
+        for done, found in enumerate(counting, start=1):
+            votes = found
             self.book.add_work("certify", work_of_votes(config) / blocks, f"votes {name}: {done / blocks:.0%}")
             self._check_stop()
-        assert votes is not None
         self.book.add_seconds("certify", started)
         return {
             "image": problem.test.indices.cpu().numpy(),

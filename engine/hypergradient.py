@@ -4,8 +4,9 @@ Implicit differentiation gives  df/dx = f_x − g_xw · p  with  (g_ww + damping
 (weights, x); both arguments are single tensors, weights a vector [W]. This module knows neither images nor networks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,30 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (weights [W], x) → scalar
 Operator = Callable[[Tensor], Tensor]  # a symmetric linear map [W] → [W]
 WORST_START = 3.0  # times the target's norm; measured: residuals of good warm starts stay near 1
 System = Callable[[], tuple[Operator, Tensor]]  # draws (g_ww, f_w); with noisy losses each call may differ
+
+
+Each = Callable[[Callable, Iterable], Iterable]  # as `map`; an executor's computes side by side
+
+
+class Part(NamedTuple):
+    """A term of a `Sum`, and whether it depends on x."""
+
+    loss: Loss
+    has_x: bool
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A loss in parts, which `each` computes side by side; results do not depend on how many at a time.
+
+    What is random is drawn by `parts` alone, anew for each evaluation of the loss.
+    """
+
+    parts: Callable[[], Sequence[Part]]
+    each: Each = map
+
+    def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
+        return _total([part.loss(weights, x) for part in self.parts()])
 
 
 class LinearSolution(NamedTuple):
@@ -48,23 +73,55 @@ class Adam:
 
 def gradient(loss: Loss, weights: Tensor, x: Tensor) -> tuple[float, Tensor]:
     """(loss, d loss / d weights [W])."""
-    weights = weights.detach().requires_grad_()
-    value = loss(weights, x.detach())
-    return float(value.detach()), grad(value, weights)[0]
+
+    def of(part: Part) -> tuple[Tensor, Tensor]:
+        at = weights.detach().requires_grad_()
+        value = part.loss(at, x.detach())
+        return value.detach(), grad(value, at)[0]
+
+    parts, each = _in_parts(loss)
+    values, gradients = zip(*each(of, parts), strict=True)
+    return float(_total(values)), _total(gradients)
 
 
 def hessian(loss: Loss, weights: Tensor, x: Tensor) -> Operator:
     """v → g_ww v at these weights, by one backward pass each through one kept graph (Pearlmutter 1994)."""
-    weights = weights.detach().requires_grad_()
-    (first,) = grad(loss(weights, x.detach()), weights, create_graph=True)
-    return lambda vector: grad(first, weights, vector, retain_graph=True)[0]
+
+    def kept(part: Part) -> tuple[Tensor, Tensor]:
+        at = weights.detach().requires_grad_()
+        return grad(part.loss(at, x.detach()), at, create_graph=True)[0], at
+
+    parts, each = _in_parts(loss)
+    graphs = list(each(kept, parts))
+
+    def product(vector: Tensor) -> Tensor:
+        def of(graph: tuple[Tensor, Tensor]) -> Tensor:
+            first, at = graph
+            return grad(first, at, vector, retain_graph=True)[0]
+
+        return _total(list(each(of, graphs)))
+
+    return product
 
 
 def cross_term(loss: Loss, weights: Tensor, x: Tensor, vector: Tensor) -> Tensor:
     """g_xw · vector, of x's shape."""
-    weights, x = weights.detach().requires_grad_(), x.detach().requires_grad_()
-    (first,) = grad(loss(weights, x), weights, create_graph=True)
-    return grad(first, x, vector)[0]
+
+    def of(part: Part) -> Tensor:
+        at, at_x = weights.detach().requires_grad_(), x.detach().requires_grad_()
+        (first,) = grad(part.loss(at, at_x), at, create_graph=True)
+        return grad(first, at_x, vector)[0]
+
+    parts, each = _in_parts(loss)
+    return _total(list(each(of, [part for part in parts if part.has_x])))
+
+
+def _in_parts(loss: Loss) -> tuple[Sequence[Part], Each]:
+    return (loss.parts(), loss.each) if isinstance(loss, Sum) else ([Part(loss, True)], map)
+
+
+def _total(terms: Sequence[Tensor]) -> Tensor:
+    return reduce(torch.add, terms)
 
 
 def adam_on_residual(system: System, start: Tensor, *, steps: int, damping: float, adam: Adam) -> LinearSolution:

@@ -243,11 +243,14 @@ def environment(device: str) -> dict[str, Any]:
     import torch
     import torchvision
 
+    from engine.experiment import has_bfloat16
+
     names = {"cuda": lambda: torch.cuda.get_device_name(), "cpu": _processor}
     return {
         "device": device,
         "device_name": names[device](),
         "cpus": os.cpu_count(),
+        "bfloat16": device == "cpu" and has_bfloat16(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

@@ -9,7 +9,7 @@ gained: the first layer sees each draw once for all images, and two classifiers 
 
 import copy
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch

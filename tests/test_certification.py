@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 from torch import Tensor
 
-from engine.certification import ABSTAIN, Votes, certified_radius, certify, count_votes, lower_confidence_bound
+from engine.certification import ABSTAIN, certified_radius, certify, lower_confidence_bound
 from engine.certification import radius_cap as cap
-from engine.models import build
 from engine.streams import stream
 
 quickly = settings(deadline=None, derandomize=True, database=None, max_examples=100)
@@ -47,7 +46,7 @@ def test_certificates_of_a_half_space_hold_and_are_not_uselessly_small(sigma, pi
             n=500,
             alpha=0.01,
             num_classes=2,
-            batch_size=500,
+            block=500,
             generator=stream(0, f"half-space {side} {sigma}", index),
         )
         for index in range(400)
@@ -181,56 +180,6 @@ def test_the_estimation_draws_do_not_choose_the_class():
         calls.append(len(images))
         return constant(1 if len(calls) == 1 else 0)(images)
 
-    found = certify(
-        turncoat, torch.zeros(1, 4, 4), **SETTINGS, num_classes=3, batch_size=500, generator=stream(0, "test")
-    )
+    found = certify(turncoat, torch.zeros(1, 4, 4), **SETTINGS, num_classes=3, block=500, generator=stream(0, "test"))
     assert calls == [20, 200]
     assert found == (ABSTAIN, 0.0)
-
-
-def test_selection_and_estimation_see_different_draws():
-    seen = []
-
-    def classifier(images: Tensor) -> Tensor:
-        seen.append(images.clone())
-        return constant(0)(images)
-
-    generators = [stream(0, "test", index) for index in range(2)]
-    images = torch.zeros(2, 1, 4, 4)
-    votes = list(
-        count_votes(classifier, images, sigma=1, n0=30, n=30, num_classes=3, batch_size=7, generators=generators)
-    )
-    copies = torch.cat(seen).flatten(1)
-    assert len(copies) == 120
-    assert len(copies.unique(dim=0)) == 120
-    assert [int(found.selection.sum()) for found in votes] == [30, 30]
-    assert [int(found.estimation.sum()) for found in votes] == [30, 30]
-
-
-def test_the_selected_class_is_that_of_the_selection_votes():
-    assert Votes(torch.tensor([1, 5, 4]), torch.tensor([100, 0, 0])).selected_class == 1
-
-
-def votes_of(images: Tensor, names: list[int], batch_size: int) -> list[tuple[list[int], list[int]]]:
-    model = build("lenet-narrow", generator=stream(0, "model"))
-    generators = (stream(0, "votes", name) for name in names)
-    found = count_votes(
-        model, images, sigma=0.5, n0=10, n=60, num_classes=10, batch_size=batch_size, generators=generators
-    )
-    return [(one.selection.tolist(), one.estimation.tolist()) for one in found]
-
-
-def test_votes_depend_neither_on_the_batch_size_nor_on_the_order_of_the_images():
-    images = torch.rand(4, 1, 28, 28, generator=stream(0, "images"))
-    expected = votes_of(images, [0, 1, 2, 3], 100)
-    assert len({str(one) for one in expected}) > 1
-    assert votes_of(images, [0, 1, 2, 3], 7) == expected
-    assert votes_of(images, [0, 1, 2, 3], 1) == expected
-    order = [2, 0, 3, 1]
-    assert votes_of(images[order], order, 100) == [expected[index] for index in order]
-    assert votes_of(images[1:2], [1], 100) == expected[1:2]
-
-
-def test_each_image_needs_its_own_generator():
-    with pytest.raises(ValueError, match="shorter"):
-        votes_of(torch.zeros(2, 1, 28, 28), [0], 100)

@@ -9,24 +9,10 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from torch import Tensor
 
-from engine.models import build
-from engine.smoothing import gaussian_noise, noisy_class_counts, noisy_copies, soft_radius
+from engine.smoothing import gaussian_noise, noisy_copies, soft_radius
 from engine.streams import stream
 
 quickly = settings(deadline=None, derandomize=True, database=None, max_examples=60)
-
-
-def counts(classifier, image: Tensor, draws: int, *, sigma: float = 0.5, num_classes: int = 2, batch_size: int = 100):
-    generator = stream(0, "test")
-    return noisy_class_counts(
-        classifier,
-        image,
-        draws,
-        sigma=sigma,
-        num_classes=num_classes,
-        batch_size=batch_size,
-        generator=generator,
-    )
 
 
 def test_noise_has_the_mean_and_the_spread_that_it_should_have():
@@ -42,35 +28,6 @@ def test_noisy_copies_are_image_plus_noise_with_an_images_copies_adjacent():
     noise = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]).reshape(2, 3, 1, 1, 1)
     expected = torch.tensor([0.1, 0.2, 0.3, 1.4, 1.5, 1.6])
     assert torch.equal(noisy_copies(images, noise), expected.reshape(6, 1, 1, 1))
-
-
-def test_votes_add_up_to_the_draws_and_name_every_class():
-    def always_two(images: Tensor) -> Tensor:
-        return torch.eye(4)[2].expand(len(images), 4)
-
-    assert counts(always_two, torch.zeros(1, 4, 4), 257, num_classes=4, batch_size=50).tolist() == [0, 0, 257, 0]
-
-
-def test_votes_are_the_same_whatever_the_batch_size():
-    model = build("lenet-narrow", generator=stream(0, "model"))
-    image = torch.rand(1, 28, 28, generator=stream(0, "image"))
-    found = [counts(model, image, 240, num_classes=10, batch_size=size).tolist() for size in (1, 7, 100, 240, 999)]
-    assert all(one == found[0] for one in found)
-    assert sum(vote > 0 for vote in found[0]) > 1  # the image is one that noise moves across boundaries
-
-
-def test_a_half_space_is_voted_for_with_its_gaussian_probability():
-    image, distance, draws = torch.full((1, 4, 4), 0.5), 0.2, 20_000
-
-    def half_space(images: Tensor) -> Tensor:  # w = 1/4 in all 16 pixels, |w| = 1
-        side = 0.25 * (images - 0.5).flatten(1).sum(dim=1) + distance
-        return torch.stack([-side, side], dim=1)
-
-    for sigma in (0.25, 0.5, 1.0):
-        p = norm.cdf(distance / sigma)
-        found = int(counts(half_space, image, draws, sigma=sigma, batch_size=5000)[1])
-        # 5 standard errors: false alarm 5.7e-7 each
-        assert abs(found - draws * p) < 5 * math.sqrt(draws * p * (1 - p))
 
 
 def logits_of(probabilities: Tensor, inverse_temperature: float = 16.0) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from engine.config import AttackConfig
 from engine.data import LabelledImages
+from engine.hypergradient import Each
 from engine.training.base import Procedure
 
 
@@ -23,6 +24,8 @@ class AttackProblem:
     num_classes: int
     procedure: Procedure  # how the attacker believes that victims are trained, at which sigma
     augmentation: str = "none"
+    each: Each = map  # an executor's, to compute parts of a loss side by side
+    part: int = 100  # noisy images in such a part: what fits a CPU's cache
 
     @property
     def x_clean(self) -> Tensor:

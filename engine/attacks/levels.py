@@ -26,13 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from engine.attacks.base import AttackProblem
-from engine.augmentation import augment
+from engine.augmentation import augment, crop_and_flip, draw_crops
 from engine.config import AttackConfig
-from engine.hypergradient import Loss
+from engine.hypergradient import Loss, Part, Sum
 from engine.models import with_weights
 from engine.smoothing import Classifier, gaussian_noise, noisy_copies, noisy_logits, soft_radius
 from engine.streams import stream
 from engine.threat import project_linf
+
+Crops = tuple[Tensor, Tensor]  # as draw_crops gives them
 
 
 def upper_loss(
@@ -89,31 +91,59 @@ class Levels:
         problem, procedure = self._problem, self._problem.procedure
         clean = self._clean[next(self._batches)]
         which = torch.cat([clean, problem.indices[rows]])
-        clean_images, labels = problem.training.images[clean], problem.training.labels[which]
+        originals, labels = problem.training.images[which], problem.training.labels[which]
+        clean_images = originals[: len(clean)]
         self._minibatches += 1
         held = f"minibatch {self._minibatches}"
 
-        def drawn(x_poison: Tensor) -> tuple[Tensor, Tensor, torch.Generator]:
-            """(Images, their noise, the generator after both draws); the same draws at every call if held."""
+        def drawn() -> tuple[Crops | None, Tensor, torch.Generator]:
+            """(Crops, noise [N, M, …], the generator after both draws); the same draws at every call if held."""
             generator = stream(self._seed, held, device=labels.device) if procedure.prepares else self._draw
-            images = augment(torch.cat([clean_images, x_poison]), problem.augmentation, generator=generator)
+            crops = draw_crops(len(labels), problem.augmentation, generator=generator)
             if self._lower_noise is not None:
-                return images, self._lower_noise[which], generator
-            return images, procedure.draw_noise(images, generator=generator), generator
+                return crops, self._lower_noise[which], generator
+            return crops, procedure.draw_noise(originals, generator=generator), generator
 
+        normalised = next(model.buffers(), None) is not None
         constants: tuple[Tensor, ...] = ()
-        if procedure.prepares or next(model.buffers(), None) is not None:
-            images, noise, generator = drawn(x_poison)
+        if procedure.prepares or normalised:
+            crops, noise, generator = drawn()
+            images = torch.cat([clean_images, x_poison])
+            images = images if crops is None else crop_and_flip(images, *crops)
             _move_statistics(model, weights, noisy_copies(images, noise) if noise.shape[1] else images)
             f = with_weights(model.eval(), weights)
             constants = procedure.prepare(f, images, labels, noise, strength=strength, generator=generator)
 
-        def loss(weights: Tensor, x_poison: Tensor) -> Tensor:
-            images, noise, _ = drawn(x_poison)
-            f = with_weights(model.train(), weights)
-            return procedure.loss(f, images, labels, noise, constants, strength=strength)
+        def parts() -> list[Part]:
+            crops, noise, _ = drawn()
+            model.train()
 
-        return loss
+            def part(images: slice) -> Part:
+                first = images.start - len(clean)  # of the poison images
+                poison = slice(max(0, first), max(0, images.stop - len(clean)))
+
+                def loss(weights: Tensor, x_poison: Tensor) -> Tensor:
+                    x = torch.cat([clean_images[images], x_poison[poison]])
+                    if crops is not None:
+                        x = crop_and_flip(x, *(each[images] for each in crops))
+                    mean = procedure.loss(
+                        with_weights(model, weights),
+                        x,
+                        labels[images],
+                        noise[images],
+                        tuple(each[images] for each in constants),
+                        strength=strength,
+                    )
+                    return mean * (len(x) / len(labels))
+
+                return Part(loss, poison.stop > 0)
+
+            whole = slice(0, len(labels))
+            separate = (slice(0, len(clean)), slice(len(clean), len(labels)))
+            ranges = [whole] if normalised else [each for one in separate for each in self._cut(one, noise.shape[1])]
+            return [part(images) for images in ranges]
+
+        return Sum(parts, problem.each)
 
     def upper(self, model: nn.Module) -> Loss:
         """f on a minibatch of held-out images of the target class."""
@@ -121,22 +151,37 @@ class Levels:
         rows = sample(len(problem.validation), config.upper_batch, generator=draw)
         held_out, sigma = problem.validation.select(rows), problem.procedure.sigma
 
-        def loss(weights: Tensor, _x_poison: Tensor) -> Tensor:
+        def parts() -> list[Part]:
             images = augment(held_out.images, problem.augmentation, generator=draw)
             shape = (len(images), config.upper_noise, *images.shape[1:])
             fixed = self._upper_noise
             noise = gaussian_noise(shape, sigma=sigma, generator=draw) if fixed is None else fixed[rows]
-            return upper_loss(
-                with_weights(model.eval(), weights),
-                images,
-                held_out.labels,
-                noise,
-                sigma=sigma,
-                inverse_temperature=config.inverse_temperature,
-                squeeze=config.squeeze,
-            )
+            model.eval()
 
-        return loss
+            def part(some: slice) -> Part:
+                def loss(weights: Tensor, _x_poison: Tensor) -> Tensor:
+                    mean = upper_loss(
+                        with_weights(model, weights),
+                        images[some],
+                        held_out.labels[some],
+                        noise[some],
+                        sigma=sigma,
+                        inverse_temperature=config.inverse_temperature,
+                        squeeze=config.squeeze,
+                    )
+                    return mean * ((some.stop - some.start) / len(images))
+
+                return Part(loss, has_x=False)
+
+            return [part(some) for some in self._cut(slice(0, len(images)), config.upper_noise)]
+
+        return Sum(parts, problem.each)
+
+    def _cut(self, images: slice, draws: int) -> list[slice]:
+        """Ranges of images that have about `part` noisy copies each."""
+        size = max(1, self._problem.part // max(1, draws))
+        starts = range(images.start, images.stop, size)
+        return [slice(start, min(start + size, images.stop)) for start in starts]
 
 
 def _move_statistics(model: nn.Module, weights: Tensor, images: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Base classifiers f: images [N, C, H, W] in [0, 1] → logits [N, K]. Adding one is a class and a line in BUILDERS."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 from engine.config import SMALLEST_SIDE
 from engine.models.initialise import Initialiser, glorot_uniform, he_normal, he_normal_truncated
 from engine.models.lenet import LeNet
+from engine.models.network import Network, Shape
 from engine.models.plain import ConvNet, Perceptron
 from engine.models.resnet import Affine, ResNet, ResNet18
-from engine.models.network import Network, Shape
 
 # How an architecture is built, and how its weights of two and more dimensions begin; biases begin at 0, scales at 1.
 BUILDERS: dict[str, tuple[Callable[[Shape, int], Network], Initialiser]] = {
@@ -65,8 +66,10 @@ def with_weights(model: nn.Module, weights: Tensor) -> Callable[[Tensor], Tensor
     """The model as a function of images that uses (and is differentiable in) the weight vector [W].
 
     The model stays as it is: batch normalisation in training mode moves a copy of its running statistics, which no
-    output depends on then. So what a loss gives depends on its arguments alone, however often it is called.
+    output depends on then. So what a loss gives depends on its arguments alone, however often it is called, and the
+    functions of one model may be called side by side.
     """
+    model = copy.deepcopy(model)  # functional_call swaps the weights of the module at hand while it runs
     parameters = dict(model.named_parameters())
     pieces = weights.split([parameter.numel() for parameter in parameters.values()])
     named = {

@@ -1,0 +1,163 @@
+"""Votes: exact where they can be, independent of blocks and order, and float32's own whatever counts them."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import norm
+from torch import Tensor, nn
+
+from engine.models import BUILDERS, build
+from engine.smoothing import Classifier, gaussian_noise
+from engine.streams import stream
+from engine.votes import Answers, Screen, Votes, count_votes
+
+SHORT = [name for name in BUILDERS if name not in ("resnet32", "resnet44", "resnet56")]  # those are resnet20 but longer
+
+
+def counted(
+    classifier: Classifier,
+    images: Tensor,
+    draws: int,
+    *,
+    groups: list[list[int]] | None = None,
+    names: list[int] | None = None,
+    block: int = 100,
+    num_classes: int = 10,
+    **settings,
+) -> Votes:
+    """Votes where each group of positions has a stream of its own, by the group's name."""
+    groups = [list(range(len(images)))] if groups is None else groups
+    names = list(range(len(groups))) if names is None else names
+    *_, votes = count_votes(
+        classifier,
+        images,
+        n0=10,
+        n=draws,
+        num_classes=num_classes,
+        block=block,
+        groups=[(torch.tensor(group), stream(0, "votes", n)) for group, n in zip(groups, names, strict=True)],
+        **{"sigma": 0.5} | settings,
+    )
+    return votes
+
+
+def network(name: str = "lenet-narrow", shape: tuple[int, int, int] = (1, 28, 28)):
+    return build(name, shape=shape, generator=stream(0, "model")).eval()
+
+
+def some_images(count: int, shape: tuple[int, int, int] = (1, 28, 28)) -> Tensor:
+    return torch.rand(count, *shape, generator=stream(0, "images"))
+
+
+def test_votes_add_up_to_the_draws_and_name_every_class():
+    def always_two(images: Tensor) -> Tensor:
+        return torch.eye(4)[2].expand(len(images), 4)
+
+    votes = counted(always_two, torch.zeros(3, 1, 4, 4), 257, num_classes=4, block=50)
+    assert votes.estimation.tolist() == [[0, 0, 257, 0]] * 3
+    assert votes.selection.tolist() == [[0, 0, 10, 0]] * 3
+    assert votes.selected_class.tolist() == [2, 2, 2]
+
+
+def test_the_selected_class_is_that_of_the_selection_votes():
+    votes = Votes(torch.tensor([[1, 5, 4], [3, 3, 0]]), torch.tensor([[100, 0, 0], [0, 0, 9]]))
+    assert votes.selected_class.tolist() == [1, 0]
+
+
+def test_a_half_space_is_voted_for_with_its_gaussian_probability():
+    image, distance, draws = torch.full((1, 1, 4, 4), 0.5), 0.2, 20_000
+
+    def half_space(images: Tensor) -> Tensor:  # w = 1/4 in all 16 pixels, |w| = 1
+        side = 0.25 * (images - 0.5).flatten(1).sum(dim=1) + distance
+        return torch.stack([-side, side], dim=1)
+
+    for sigma in (0.25, 0.5, 1.0):
+        p = norm.cdf(distance / sigma)
+        found = int(counted(half_space, image, draws, sigma=sigma, block=5000, num_classes=2).estimation[0, 1])
+        # 5 standard errors: false alarm 5.7e-7 each
+        assert abs(found - draws * p) < 5 * math.sqrt(draws * p * (1 - p))
+
+
+def test_selection_and_estimation_see_different_draws_and_a_group_the_same():
+    seen = []
+
+    def classifier(images: Tensor) -> Tensor:
+        seen.append(images.clone())
+        return torch.eye(3)[0].expand(len(images), 3)
+
+    counted(classifier, torch.zeros(3, 1, 4, 4), 30, groups=[[0, 2], [1]], block=7, num_classes=3)
+    copies = torch.cat(seen).flatten(1)
+    assert len(copies) == 3 * (10 + 30)
+    assert len(copies.unique(dim=0)) == 2 * (10 + 30)
+
+
+def test_votes_depend_neither_on_blocks_nor_on_order_nor_on_what_else_is_counted():
+    model, images = network(), some_images(5)
+    whole = counted(model, images, 60, groups=[[0, 2, 3], [1, 4]])
+    assert len({str(row) for row in whole.estimation.tolist()}) > 1
+    for block in (1, 7, 60, 999):
+        assert torch.equal(
+            counted(model, images, 60, groups=[[0, 2, 3], [1, 4]], block=block).estimation, whole.estimation
+        )
+    swapped = counted(model, images, 60, groups=[[4, 1], [3, 0, 2]], names=[1, 0])
+    assert torch.equal(swapped.estimation, whole.estimation)
+    alone = counted(model, images[4:], 60, groups=[[0]], names=[1])
+    assert torch.equal(alone.estimation[0], whole.estimation[4])
+
+
+def test_what_is_yielded_on_the_way_are_the_votes_so_far():
+    totals = [
+        int(votes.selection.sum() + votes.estimation.sum())
+        for votes in count_votes(
+            network(),
+            some_images(2),
+            sigma=0.5,
+            n0=10,
+            n=25,
+            num_classes=10,
+            block=10,
+            groups=[(torch.arange(2), stream(0, "votes"))],
+        )
+    ]
+    assert totals == [20, 40, 60, 70]
+
+
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 16)])
+def test_answers_on_shared_noise_are_those_of_the_network_at_the_noisy_images(name, shape):
+    model, images = network(name, shape), some_images(3, shape)
+    noise = gaussian_noise((8, *shape), sigma=0.5, generator=stream(0, "noise"))
+    with torch.no_grad():
+        logits = model((images[:, None] + noise).flatten(0, 1)).unflatten(0, (3, 8))
+    top = logits.topk(2, dim=2).values
+    clear = top[..., 0] - top[..., 1] > 1e-4  # a sum in another order may turn a tie
+    assert clear.float().mean() > 0.9
+    assert torch.equal(Answers(model, images)(noise)[clear], logits.argmax(dim=2)[clear])
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_screened_votes_are_the_votes_of_float32(name):
+    shape = (1, 16, 16)
+    model, images, draws = network(name, shape), some_images(6, shape), 100 if name == "resnet18" else 500
+    *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
+    with torch.no_grad():  # no class is more likely than another
+        last.bias -= model(images + gaussian_noise((6, *shape), sigma=0.5, generator=stream(0, "test"))).mean(dim=0)
+    plain = counted(model, images, draws)
+    assert (plain.estimation > 0).sum(dim=1).max() > 1  # noise moves some image across a boundary
+    assert torch.equal(counted(model, images, draws, screened=True).estimation, plain.estimation)
+
+
+def test_what_the_screen_calls_sure_leaves_little_to_repeat_and_errors_far_behind():
+    model, images = network("lenet"), some_images(4)
+    screen = Screen(model, images, sigma=0.5, compiled_for=None)
+    with torch.inference_mode():
+        shared = model.stem(gaussian_noise((500, 1, 28, 28), sigma=0.5, generator=stream(0, "noise")))
+        at = model.stem(images[:1]) - model.stem(torch.zeros_like(images[:1]))
+        answers, sure = screen(shared, at)
+        exact = model.rest(shared + at)
+        narrow = screen._logits(shared, at)
+    assert torch.equal(answers[sure], exact.argmax(dim=1)[sure])
+    error = narrow - exact
+    assert float((error.amax(dim=1) - error.amin(dim=1)).max()) < 0.5 * screen.threshold
+    assert 0 < float((~sure).float().mean()) < 0.9  # fresh weights know no class, so that many margins are small
