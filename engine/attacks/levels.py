@@ -10,7 +10,7 @@ To retrace an upper step by hand, say with another implementation's weights, min
     procedure.prepare(f, images, labels, noise, strength=…, generator=…) # those constants, if procedure.prepares
     hypergradient.gradient(loss, weights, x_poison)                      # of any loss(weights, x_poison)
     hypergradient.hessian(loss, weights, x_poison)(vector)
-    hypergradient.adam_on_residual(system, p, steps=…, damping=…, adam=Adam(p, learning_rate=…))
+    solvers.adam_on_residual(system, p, steps=…, damping=…, adam=Adam(p, learning_rate=…))
                                        # system() → (hessian of lower, gradient of upper), asked anew for each step
     hypergradient.cross_term(lower, weights, x_poison, p)                # minus the hypergradient
     updated_poison(x_poison, x_clean, change, epsilon=…)                 # change = Adam.step(hypergradient)
@@ -20,7 +20,7 @@ tests/test_levels.py does so for Gaussian augmentation and MACER.
 Source: Mehra, Kailkhura, Chen, Hamm, CVPR 2021, arXiv:2012.01274, Section 3, with the released code's settings.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -108,10 +108,10 @@ class Levels:
             f = with_weights(model.eval(), weights)
             constants = procedure.prepare(f, images, labels, noise, strength=strength, generator=generator)
 
-        def loss(weights: Tensor, x_poison: Tensor) -> Tensor:
+        def loss(weights: Tensor, x_poison: Tensor, tap: Callable[[Tensor], Tensor] = lambda logits: logits) -> Tensor:
             images, noise, _ = drawn(x_poison)
             f = with_weights(model.train(), weights)
-            return procedure.loss(f, images, labels, noise, constants, strength=strength)
+            return procedure.loss(lambda x: tap(f(x)), images, labels, noise, constants, strength=strength)
 
         return loss
 
