@@ -44,6 +44,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "nystrom": (*_SMALL, "linear_solver=nystrom", "linear_steps=5", "damping=0.1"),
     "adam": (*_SMALL, "linear_solver=adam"),
     "one-step": (*_SMALL, "linear_solver=one-step", "upper_steps=240", "restart_every=80"),
+    "one-step, short lives": (*_SMALL, "linear_solver=one-step", "restart_every=15"),
     "unrolled": (*_SMALL, "linear_solver=unrolled", "linear_learning_rate=0.02"),
     "penalty": (*_SMALL, "linear_solver=penalty", "linear_steps=2", "damping=1", "linear_learning_rate=1e-3"),
 }
