@@ -158,32 +158,27 @@ def certified(config: Config, problem: Problem, k: int, poison: Poison | None) -
 
 
 def markdown(trials: list[Trial]) -> str:
-    """A line per row: its settings, cost, and drops as mean ± standard deviation over victims and seeds."""
-    digits = sorted({trial.target_class for trial in trials}, reverse=True)
-    lines = [
-        [
-            "solver",
-            "attack settings beside those of quick",
-            "HVPs",
-            "core s",
-            "residual",
-            *(f"drop, digit {d} (n)" for d in digits),
-        ]
-    ]
+    """A line per row: its settings, cost, and for each problem the drop, mean ± standard deviation over victims."""
+    problems = sorted(
+        {(trial.target_class, trial.seed) for trial in trials}, key=lambda problem: (-problem[0], problem[1])
+    )
+    head = ["solver", "attack settings beside those of quick", "HVPs", "core s", "residual"]
+    lines = [[*head, *(f"drop, digit {digit}, seed {seed}" for digit, seed in problems)]]
     for name, changes in ROWS.items():
-        mine = [trial for trial in trials if trial.name == name]
+        mine = {(trial.target_class, trial.seed): trial for trial in trials if trial.name == name}
         if not mine:
             continue
-        residuals = [trial.relative_residual for trial in mine if trial.relative_residual is not None]
-        cells = []
-        for digit in digits:
-            drops = [100 * drop for trial in mine if trial.target_class == digit for drop in trial.drops]
-            spread = f" ± {stdev(drops):.0f}" if len(drops) > 1 else ""
-            cells.append(f"{fmean(drops):.0f}{spread} % ({len(drops)})" if drops else "–")
-        cost = f"{fmean(trial.core_seconds for trial in mine):.0f}"
+        products, cost = next(iter(mine.values())).products, fmean(trial.core_seconds for trial in mine.values())
+        residuals = [trial.relative_residual for trial in mine.values() if trial.relative_residual is not None]
         residual = f"{fmean(residuals):.2f}" if residuals else "–"
-        lines.append([name, ", ".join(changes) or "–", str(mine[0].products), cost, residual, *cells])
+        drops = [in_words(mine[problem].drops) if problem in mine else "–" for problem in problems]
+        lines.append([name, ", ".join(changes), str(products), f"{cost:.0f}", residual, *drops])
     return table(lines)
+
+
+def in_words(drops: list[float]) -> str:
+    spread = f" ± {100 * stdev(drops):.0f}" if len(drops) > 1 else ""
+    return f"{100 * fmean(drops):.0f}{spread} %"
 
 
 if __name__ == "__main__":
