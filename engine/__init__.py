@@ -3,7 +3,7 @@
 The import line; every module may import only modules to its left (tests/test_line.py):
 
     streams → config → paper → presets → datasets → data → augmentation → models → smoothing → votes → certification
-            → sequential → metrics → hypergradient → training → threat → attacks → perception → records → tables → costs
-            → report → index → stages → figures → attack_figures → pictures → image_figures → problem → recorder
-            → experiment → jobs → studies → study_kinds → study_tables → study_figures → __main__
+            → sequential → metrics → solvers → hypergradient → training → threat → attacks → perception → records
+            → tables → costs → report → index → stages → figures → attack_figures → pictures → image_figures → problem
+            → recorder → experiment → jobs → studies → study_kinds → study_tables → study_figures → __main__
 """

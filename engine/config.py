@@ -38,6 +38,9 @@ AttackName = Literal[
     "label-flip",
 ]
 Control = Literal["random_noise", "shuffled_signs"]
+LinearSolver = Literal[
+    "adam", "cg", "minres", "neumann", "nystrom", "one-step", "gauss-newton-cg", "unrolled", "penalty"
+]
 
 # Training procedures and the settings that each takes, with their values where nothing else is said.
 PROCEDURES: dict[str, dict[str, float]] = {
@@ -127,15 +130,28 @@ class AttackConfig(Settings):
     restart_every: int = Field(ge=1, description="upper steps until the surrogate starts again from new weights")
     warmup_steps: int = Field(default=0, ge=0, description="lower steps of a new surrogate before its first upper step")
     lower_steps: int = Field(ge=1, description="surrogate training steps per upper step")
-    linear_steps: int = Field(ge=1, description="steps of the linear solver per upper step")
-    linear_solver: Literal["adam", "cg"] = Field(description="adam: as PACD's code, fresh noise in each step; cg")
-    damping: float = Field(gt=0, description="added to the Hessian's diagonal")
+    linear_steps: int = Field(
+        ge=1, description="steps of the linear solver per upper step; nystrom: the rank; unrolled: lower steps"
+    )
+    linear_solver: LinearSolver = Field(
+        description="adam: as PACD's code, fresh noise in each step; cg; minres; neumann: its series; nystrom: a low "
+        "rank; one-step: the upper gradient in place of a solution; gauss-newton-cg: cg, but for the curvature of the "
+        "network itself; unrolled: differentiated descent on the lower "
+        "loss; penalty: the weights lower the upper loss and the lower one's slope"
+    )
+    damping: float = Field(
+        gt=0,
+        description="added to the Hessian's diagonal; penalty: 1 over what its weight grows by in each upper step "
+        "(unused by one-step and unrolled)",
+    )
     clean_batch: int = Field(ge=1, description="clean images in a lower-level minibatch")
     poison_batch: int = Field(ge=1, description="poison images in a lower-level minibatch, updated together")
     upper_batch: int = Field(ge=1, description="held-out target-class images in the upper loss")
     upper_noise: int = Field(ge=1, description="noise draws for each of them")
     weights_learning_rate: float = Field(gt=0, description="Adam, surrogate")
-    linear_learning_rate: float = Field(gt=0, description="Adam, linear system (unused by cg)")
+    linear_learning_rate: float = Field(
+        gt=0, description="Adam, linear system or penalty; of the unrolled descent (unused by other solvers)"
+    )
     poison_learning_rate: float = Field(gt=0, description="Adam, poison, pixel units of [0, 1]")
     inverse_temperature: float = Field(default=16.0, gt=0, description="multiplies logits in the soft radius")
     squeeze: float = Field(default=1e-3, ge=1e-6, lt=0.5, description="keeps the soft radius finite")

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from engine.config import Config, ProcedureConfig, arms_of, lower_level
+from engine.config import AttackConfig, Config, ProcedureConfig, arms_of, lower_level
 
 # One unit is the forward pass of one 28×28 image through the 20-50-500 LeNet. Measured on one CPU thread in batches of
 # 100. Of networks with batch normalisation, between what certification (a sixth less) and training (a third more) take.
@@ -65,21 +65,30 @@ def work_of_attack(config: Config) -> float:
     images = (attack.clean_batch + attack.poison_batch) * _passes(procedure)
     first = 1 + BACKWARD
     lives = -(-attack.upper_steps // attack.restart_every)
-    upper = attack.upper_batch * attack.upper_noise * first
     adversary = (attack.clean_batch + attack.poison_batch) * first * procedure.draws * procedure.adversary_steps
-    cross_term = images * (first + HESSIAN_VECTOR)
-    if attack.name in FIRST_ORDER:
-        direction = images * first
-    elif attack.name == "gradient-matching":
-        direction = upper + cross_term
-    elif attack.linear_solver == "adam":  # a new system for each linear step, and two products
-        linear = attack.linear_steps * (upper + images * (first + 2 * HESSIAN_VECTOR)) + images * HESSIAN_VECTOR
-        direction = linear + cross_term
-    else:
-        direction = upper + images * (first + (attack.linear_steps + 1) * HESSIAN_VECTOR) + cross_term
+    direction = images * first if attack.name in FIRST_ORDER else _direction(attack, images)
     step = adversary + images * first * attack.lower_steps + direction
     warmup = lives * attack.warmup_steps * (adversary + images * first)
     return _unit(config, attack.surrogate) * (attack.upper_steps * step + warmup)
+
+
+def _direction(attack: AttackConfig, images: int) -> float:
+    """Forward passes for what the poison descends, of an attack of second order with minibatches of so many images."""
+    first, steps = 1 + BACKWARD, attack.linear_steps
+    upper, cross_term = attack.upper_batch * attack.upper_noise * first, images * (first + HESSIAN_VECTOR)
+    solver = "one-step" if attack.name == "gradient-matching" else attack.linear_solver
+    if solver == "one-step":
+        return upper + cross_term
+    if solver == "unrolled":
+        return upper + steps * cross_term
+    if solver == "penalty":
+        return (steps + 1) * (upper + cross_term)
+    if solver == "adam":  # a new system for each linear step, and two products
+        linear = steps * (upper + images * (first + 2 * HESSIAN_VECTOR)) + images * HESSIAN_VECTOR
+    else:
+        more = 4 if solver == "neumann" else 1  # products beside those of the steps
+        linear = upper + images * (first + (steps + more) * HESSIAN_VECTOR)
+    return linear + cross_term
 
 
 def work_of_training(config: Config, *, epochs: int | None = None) -> float:

@@ -39,7 +39,7 @@ from engine.votes import count_votes
 
 EVOLVING = 12  # poison images whose evolution is recorded
 SNAPSHOTS = 24  # at most, over the attack
-CURVES = ("upper_loss", "lower_loss", "relative_residual", "mean_size", "share_at_epsilon")  # of each upper step
+CURVES = ("upper_loss", "lower_loss", "relative_residual", "products", "mean_size", "share_at_epsilon")  # of each step
 LANES = 8  # groups of test images, each with its own noise
 PART = {"cpu": 100, "cuda": 1_000_000}  # noisy images in a part of a loss of the attack
 VOTES_BLOCK = {"cpu": 100, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
@@ -193,12 +193,14 @@ class Experiment:
                     "upper_loss": record.upper_loss,
                     "lower_loss": record.lower_loss,
                     "relative_residual": record.relative_residual,
+                    "products": record.products,
                     "mean_size": float(sizes.mean()),
                     "share_at_epsilon": float((sizes > 0.999 * config.threat.epsilon).float().mean()),
                 }
                 for name, value in point.items():
                     curves[name].append(value)
                 self.book.add_metrics("attack", step=record.step, steps=record.steps, **point)
+                self.book.products += record.products
                 self.book.add_work("poison", whole / record.steps, f"attack: step {record.step} of {record.steps}")
                 if record.event:
                     self.book.add_event(f"attack, {record.event}")
@@ -374,11 +376,12 @@ class Experiment:
 
 def _replay(book: Recorder, evolution: dict[str, np.ndarray]) -> None:
     """Writes the step records of an attack that was reused, as if it had run here."""
-    curves = {name: evolution[name] for name in CURVES}
+    curves = {name: evolution[name] for name in CURVES if name in evolution}  # earlier runs counted no products
     steps = len(curves["upper_loss"])
     for step in range(steps):
         point = {name: float(values[step]) for name, values in curves.items()}
         book.add_metrics("attack", step=step + 1, steps=steps, **point)
+    book.products = int(sum(curves.get("products", ())))
 
 
 def _write_poison(path: Path, problem: Problem, poison: Poison) -> None:

@@ -6,19 +6,27 @@ Implicit differentiation gives  df/dx = f_x − g_xw · p  with  (g_ww + damping
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, partial, reduce
+from math import nan
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # (weights [W], x) → scalar
-Operator = Callable[[Tensor], Tensor]  # a symmetric linear map [W] → [W]
-WORST_START = 3.0  # times the target's norm; measured: residuals of good warm starts stay near 1
-System = Callable[[], tuple[Operator, Tensor]]  # draws (g_ww, f_w); with noisy losses each call may differ
+from engine.solvers import (
+    Adam,
+    LinearSolution,
+    Operator,
+    adam_on_residual,
+    conjugate_gradient,
+    minres,
+    neumann,
+    nystrom,
+    one_step,
+)
 
-
+Loss = Callable[..., Tensor]  # (weights [W], x) → scalar; for Gauss–Newton (weights, x, tap), which sees the outputs
 Each = Callable[[Callable, Iterable], Iterable]  # as `map`; an executor's computes side by side
 
 
@@ -41,34 +49,6 @@ class Sum:
 
     def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
         return _total([part.loss(weights, x) for part in self.parts()])
-
-
-class LinearSolution(NamedTuple):
-    solution: Tensor  # p [W]
-    relative_residual: float  # |(H + damping·I) p − b| / |b|, of the last system drawn
-
-
-class Adam:
-    """Adam in TensorFlow's form, whose epsilon is not bias-corrected; it updates a whole tensor or chosen rows of it.
-
-    With per_row, moments and step counts belong to the rows: one that is not in a batch keeps its own.
-    Source: Kingma and Ba 2015, arXiv:1412.6980, end of Section 2 ("epsilon hat").
-    """
-
-    def __init__(self, like: Tensor, *, learning_rate: float, per_row: bool = False) -> None:
-        self.first = torch.zeros_like(like)
-        self.second = torch.zeros_like(like)
-        self.steps = torch.zeros(like.shape[0] if per_row else 1, dtype=like.dtype, device=like.device)
-        self.learning_rate = learning_rate
-
-    def step(self, gradient: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
-        """The change to add to x[rows] for this gradient of x[rows]."""
-        steps = self.steps[rows] + 1
-        first = torch.lerp(self.first[rows], gradient, 0.1)
-        second = torch.lerp(self.second[rows], gradient.square(), 0.001)
-        self.steps[rows], self.first[rows], self.second[rows] = steps, first, second
-        rate = self.learning_rate * (1 - 0.999**steps).sqrt() / (1 - 0.9**steps)
-        return -rate.view(-1, *[1] * (gradient.ndim - 1)) * first / (second.sqrt() + 1e-8)
 
 
 def gradient(loss: Loss, weights: Tensor, x: Tensor) -> tuple[float, Tensor]:
@@ -104,6 +84,43 @@ def hessian(loss: Loss, weights: Tensor, x: Tensor) -> Operator:
     return product
 
 
+def gauss_newton(loss: Loss, weights: Tensor, x: Tensor) -> Operator:
+    """v → Jᵀ (∂²g/∂z²) J v, the Hessian without the curvature of the outputs z(w) themselves; J = ∂z/∂w.
+
+    Positive semidefinite where g is convex in z. The loss must pass what it computes from the weights through its
+    third argument, once or several times. Source: Schraudolph 2002, Neural Computation 14(7).
+    """
+
+    def kept(part: Part) -> Operator:
+        return _gauss_newton(part.loss, weights.detach().requires_grad_(), x.detach())
+
+    parts, each = _in_parts(loss)
+    products = list(each(kept, parts))
+    return lambda vector: _total(list(each(lambda product: product(vector), products)))
+
+
+def _gauss_newton(loss: Loss, weights: Tensor, x: Tensor) -> Operator:
+    outputs: list[Tensor] = []
+    leaves: list[Tensor] = []
+
+    def tap(output: Tensor) -> Tensor:
+        outputs.append(output)
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    value = loss(weights, x, tap)
+    slopes = grad(value, leaves, create_graph=True)
+    pulled_from = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
+    (pulled,) = grad(outputs, weights, pulled_from, create_graph=True)  # Jᵀ u, whose derivative along v is J v
+
+    def product(vector: Tensor) -> Tensor:
+        pushed = grad(pulled, pulled_from, vector, retain_graph=True)
+        curved = grad(slopes, leaves, pushed, retain_graph=True)
+        return grad(outputs, weights, curved, retain_graph=True)[0]
+
+    return product
+
+
 def cross_term(loss: Loss, weights: Tensor, x: Tensor, vector: Tensor) -> Tensor:
     """g_xw · vector, of x's shape."""
 
@@ -124,58 +141,30 @@ def _total(terms: Sequence[Tensor]) -> Tensor:
     return reduce(torch.add, terms)
 
 
-def adam_on_residual(system: System, start: Tensor, *, steps: int, damping: float, adam: Adam) -> LinearSolution:
-    """Adam on ‖H p + damping·p − b‖², with a system drawn afresh for every step, as PACD's code solves it.
-
-    Two Hessian-vector products a step (the gradient is 2 (H + damping·I) r, r the residual), one for the last residual.
-    """
-    solution = start
-    for _ in range(steps):
-        operator, target = system()
-        residual = operator(solution) + damping * solution - target
-        solution = solution + adam.step(2 * (operator(residual) + damping * residual))
-    residual = operator(solution) + damping * solution - target
-    return LinearSolution(solution, float(residual.norm() / target.norm()))
-
-
-def conjugate_gradient(system: System, start: Tensor, *, steps: int, damping: float) -> LinearSolution:
-    """At most `steps` conjugate-gradient steps on a system drawn once; one Hessian-vector product each, and one.
-
-    A start whose residual is more than WORST_START times that of zero belongs to another system: zero takes its place,
-    since warm starts from one stochastic system to the next otherwise grow without bound. The damped Hessian must be
-    positive definite along the search; where it is not, the search stops there (Steihaug 1983), after the first
-    direction with b itself (one-step approximation). What was reached comes back with its residual.
-    """
-    operator, target = system()
-    solution = start
-    residual = target - operator(solution) - damping * solution
-    if residual.norm() > WORST_START * target.norm():
-        solution, residual = torch.zeros_like(target), target
-    direction, size = residual, residual.dot(residual)
-    for _ in range(steps):
-        if size == 0:
-            break
-        image = operator(direction) + damping * direction
-        curvature = direction.dot(image)
-        if curvature <= 0:
-            if not solution.any():
-                solution, residual = target, target - image
-            break
-        length = size / curvature
-        solution = solution + length * direction
-        residual = residual - length * image
-        previous, size = size, residual.dot(residual)
-        direction = residual + size / previous * direction
-    return LinearSolution(solution, float(residual.norm() / target.norm()))
-
-
 @dataclass(frozen=True)
 class Hypergradient:
     """d upper / d x at the current approximate lower-level solution, with what is known about its quality."""
 
     gradient: Tensor  # of x's shape
     upper_loss: float
-    relative_residual: float
+    relative_residual: float = nan  # of the linear system, where there is one
+    products: int = 0  # of a lower-level Hessian with a vector that it took
+
+
+def unrolled(
+    lower_loss: Loss, upper_loss: Loss, weights: Tensor, x: Tensor, *, steps: int, learning_rate: float
+) -> Hypergradient:
+    """d upper(w(x), x) / d x where w(x) is `steps` steps of gradient descent on the lower loss away from weights.
+
+    With one step it is one-step's direction at w(x); with many, at a learning rate that converges, it is exact.
+    Source: Shaban, Cheng, Hatch, Boots 2019, arXiv:1810.10667 (truncated back-propagation).
+    """
+    weights, x = weights.detach().requires_grad_(), x.detach().requires_grad_()
+    for _ in range(steps):
+        (first,) = grad(lower_loss(weights, x), weights, create_graph=True)
+        weights = weights - learning_rate * first
+    value = upper_loss(weights, x)
+    return Hypergradient(grad(value, x)[0], float(value.detach()), products=steps - 1)
 
 
 class ApproxGrad:
@@ -183,6 +172,11 @@ class ApproxGrad:
 
     An upper step is `descend` (lower_steps of Adam on the lower loss) and then `hypergradient` (linear_steps on the
     linear system, warm-started, and one cross term); what to do with the gradient is the caller's.
+
+    Args:
+        linear_solver: one of config.LinearSolver; "unrolled" and "penalty" do without a linear system.
+        linear_learning_rate: of "adam" and "penalty"; of the unrolled gradient descent.
+        generator: draws the sketches of "nystrom", and nothing else.
     """
 
     def __init__(
@@ -194,12 +188,22 @@ class ApproxGrad:
         damping: float,
         weights_learning_rate: float,
         linear_learning_rate: float,
+        generator: torch.Generator,
     ) -> None:
         self.weights = weights
         self.p = torch.zeros_like(weights)
         self._adam_weights = Adam(weights, learning_rate=weights_learning_rate)
         self._adam_linear = Adam(weights, learning_rate=linear_learning_rate)
-        self._solver, self._steps, self._damping = linear_solver, linear_steps, damping
+        self._name, self._steps, self._damping, self._penalty = linear_solver, linear_steps, damping, 0.0
+        self._solvers: dict[str, Callable[..., LinearSolution]] = {
+            "adam": partial(adam_on_residual, adam=self._adam_linear),
+            "cg": conjugate_gradient,
+            "gauss-newton-cg": conjugate_gradient,
+            "minres": minres,
+            "neumann": neumann,
+            "nystrom": partial(nystrom, generator=generator),
+            "one-step": one_step,
+        }
 
     def descend(self, lower_loss: Loss, x: Tensor, *, steps: int) -> float:
         """Adam steps of the weights on the lower loss; returns its value before the last of them."""
@@ -211,20 +215,48 @@ class ApproxGrad:
 
     def hypergradient(self, lower_loss: Loss, upper_loss: Loss, x: Tensor) -> Hypergradient:
         """Improves p on the linear system at the current weights and returns −g_xw · p (PACD's f_x is zero)."""
-        value = float("nan")
+        if self._name == "unrolled":
+            rate = self._adam_linear.learning_rate
+            return unrolled(lower_loss, upper_loss, self.weights, x, steps=self._steps, learning_rate=rate)
+        if self._name == "penalty":
+            return self._penalised(lower_loss, upper_loss, x)
+        value = nan
 
         def system() -> tuple[Operator, Tensor]:
             nonlocal value
             value, target = gradient(upper_loss, self.weights, x)
-            return hessian(lower_loss, self.weights, x), target
+            curvature = gauss_newton if self._name == "gauss-newton-cg" else hessian
+            operator = cache(lambda: curvature(lower_loss, self.weights, x))  # its graph is for who multiplies
+            return lambda vector: operator()(vector), target
 
-        if self._solver == "adam":
-            solved = adam_on_residual(system, self.p, steps=self._steps, damping=self._damping, adam=self._adam_linear)
-        else:
-            solved = conjugate_gradient(system, self.p, steps=self._steps, damping=self._damping)
+        solved = self._solvers[self._name](system, self.p, steps=self._steps, damping=self._damping)
         self.p = solved.solution
         indirect = cross_term(lower_loss, self.weights, x, self.p)
-        return Hypergradient(-indirect, value, solved.relative_residual)
+        return Hypergradient(-indirect, value, solved.relative_residual, solved.products)
+
+    def _penalised(self, lower_loss: Loss, upper_loss: Loss, x: Tensor) -> Hypergradient:
+        """d (upper + γ/2 |g_w|²) / d x after linear_steps of Adam that lower the same in the weights, which they move.
+
+        Where those have converged γ g_w is −p, but for a damping that goes to 0 as γ grows: by 1 / damping with every
+        call. One product a step, and one.
+        Source: Mehra and Hamm 2019, arXiv:1911.03432, Algorithm 1. Departs: γ grows by the clock, where theirs waits
+            for the slopes to be small; `descend` in between takes the place of their term λ g; no Lagrange multipliers.
+        """
+        self._penalty += 1 / self._damping
+        value = nan
+
+        def penalised(weights: Tensor, x: Tensor) -> Tensor:
+            nonlocal value
+            (first,) = grad(lower_loss(weights, x), weights, create_graph=True)
+            upper = upper_loss(weights, x)
+            value = float(upper.detach())
+            return upper + self._penalty / 2 * first.square().sum()
+
+        for _ in range(self._steps):
+            self.weights = self.weights + self._adam_linear.step(gradient(penalised, self.weights, x)[1])
+        x = x.detach().requires_grad_()
+        total = penalised(self.weights.detach().requires_grad_(), x)
+        return Hypergradient(grad(total, x)[0], value, products=self._steps + 1)
 
 
 def exact(lower_loss: Loss, upper_loss: Loss, weights: Tensor, x: Tensor, *, damping: float = 0.0) -> Tensor:

@@ -23,6 +23,7 @@ class Recorder:
         self.phase, self.detail = "reading data", ""
         self.class_names: tuple[str, ...] = ()  # known once the data is read
         self.events: list[str] = []
+        self.products = 0  # of the lower level's Hessian with a vector, in the attack, whenever it ran
         self._seconds = {"poison": 0.0, "train": 0.0, "certify": 0.0}  # of computing, summed over workers
         self._reused: list[str] = []
         self._whole, self._done = work_of(self.config), Work()
@@ -89,6 +90,7 @@ class Recorder:
             seconds={name: round(value, 2) for name, value in seconds.items()},
             reused=sorted(self._reused),
             events=self.events,
+            products=self.products,
             perturbation=self._perturbations.get("poisoned"),
             perturbation_controls={arm: self._perturbations.get(arm) for arm in CONTROLS},
         )

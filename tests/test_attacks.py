@@ -109,9 +109,12 @@ def posed(**changes) -> AttackProblem:
 # --- from outside
 
 
-@pytest.mark.parametrize("solver", ["cg", "adam"])
-@pytest.mark.parametrize("name", list(PROCEDURES))
-def test_after_every_step_the_poison_is_clean_label_within_its_budget_and_in_range(solver, name):
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [(name, solver) for name in PROCEDURES for solver in ("cg", "adam", "gauss-newton-cg")]
+    + [("gaussian", solver) for solver in ("minres", "neumann", "nystrom", "one-step", "unrolled", "penalty")],
+)
+def test_after_every_step_the_poison_is_clean_label_within_its_budget_and_in_range(name, solver):
     before = TRAINING.images.clone()
     config = CONFIG.model_copy(update=dict(linear_solver=solver))
     records = attacked(config, procedure=procedure(name))

@@ -102,6 +102,8 @@ def test_live_charts_find_every_step_and_epoch(smoke: SimpleNamespace) -> None:
     config = smoke.run.config
     steps = [record["step"] for record in smoke.run.metrics("attack")]
     assert steps == list(range(1, config.attack.upper_steps + 1))
+    products = [record["products"] for record in smoke.run.metrics("attack")]
+    assert smoke.report["products"] == sum(products) > 0
     epochs = {(record["victim"], record["epoch"]) for record in smoke.run.metrics("training")}
     assert len(epochs) == len(ARMS) * config.victim_seeds * config.training.epochs
     evolution, poison = smoke.run.tensors("evolution"), smoke.run.tensors("poison")

@@ -16,9 +16,10 @@ from engine.attacks.base import AttackProblem
 from engine.attacks.levels import Levels, updated_poison, upper_loss
 from engine.config import AttackConfig, ProcedureConfig
 from engine.data import LabelledImages
-from engine.hypergradient import Adam, adam_on_residual, cross_term, hessian
+from engine.hypergradient import cross_term, hessian
 from engine.models import flat_weights, with_weights
 from engine.presets import PRESETS
+from engine.solvers import Adam, adam_on_residual
 from engine.streams import stream
 from engine.training import Procedure, make
 

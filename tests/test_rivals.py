@@ -23,9 +23,10 @@ from engine.attacks.watermark import OPACITY
 from engine.config import AttackName, ProcedureConfig, with_overrides
 from engine.costs import FIRST_ORDER, SECOND_ORDER, work_of_attack
 from engine.data import LabelledImages
-from engine.hypergradient import Adam, ApproxGrad, Loss, exact, gradient
+from engine.hypergradient import ApproxGrad, Loss, exact, gradient
 from engine.presets import PRESETS
 from engine.smoothing import gaussian_noise
+from engine.solvers import Adam
 from engine.streams import stream
 from engine.threat import Poison, check
 from engine.training import PROCEDURES, make
@@ -159,6 +160,16 @@ def test_an_attack_costs_what_it_differentiates():
     assert {name for name in names if work[name] > 0} == {*OPTIMISED}
 
 
+def test_a_solver_costs_what_it_multiplies():
+    def work(solver: str) -> float:
+        return work_of_attack(with_overrides(QUICK, [f"attack.linear_solver={solver}", "attack.linear_steps=3"]))
+
+    assert work("adam") > work("neumann") > work("cg") == work("minres") == work("nystrom") == work("gauss-newton-cg")
+    assert work("cg") > work("unrolled") > work("one-step")
+    assert work("penalty") > work("unrolled")
+    assert work("one-step") == work_of_attack(with_overrides(QUICK, ["attack.name=gradient-matching"]))
+
+
 # --- one change for the whole class
 
 
@@ -287,7 +298,7 @@ LONG: dict[str, Any] = dict(upper_steps=30, restart_every=15, warmup_steps=30, p
 def at(weights: Tensor) -> ApproxGrad:
     """A surrogate with these weights; its linear solver is not used."""
     unused: dict[str, Any] = dict(linear_steps=1, damping=1.0, linear_learning_rate=1.0)
-    return ApproxGrad(weights, linear_solver="cg", weights_learning_rate=0.05, **unused)
+    return ApproxGrad(weights, linear_solver="cg", weights_learning_rate=0.05, generator=stream(0, "unused"), **unused)
 
 
 @pytest.fixture(scope="module")

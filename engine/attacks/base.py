@@ -52,6 +52,7 @@ class AttackRecord:
     upper_loss: float = float("nan")  # soft radius of the target class at the surrogate, pixel units
     lower_loss: float = float("nan")
     relative_residual: float = float("nan")
+    products: int = 0  # of the lower level's Hessian with a vector
     event: str | None = None  # what went wrong, in words
     labels: Tensor | None = None  # [P] int64, of an attack that is not clean-label
 

@@ -20,7 +20,7 @@ from engine.hypergradient import ApproxGrad, Hypergradient, Loss
 def lower_slope(surrogate: ApproxGrad, lower: Loss, _upper: Loss, x_poison: Tensor) -> Hypergradient:
     """d lower / d x_poison at the surrogate as it is."""
     x_poison = x_poison.detach().requires_grad_()
-    return Hypergradient(grad(lower(surrogate.weights, x_poison), x_poison)[0], nan, nan)
+    return Hypergradient(grad(lower(surrogate.weights, x_poison), x_poison)[0], nan)
 
 
 def error_minimising(problem: AttackProblem, config: AttackConfig, seed: int) -> Iterator[AttackRecord]:

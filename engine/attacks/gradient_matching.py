@@ -6,7 +6,6 @@ Departs: the gradient is that of a whole minibatch, clean images included; surro
 """
 
 from collections.abc import Iterator
-from math import nan
 
 from torch import Tensor
 from torch.autograd import grad
@@ -27,7 +26,7 @@ def mismatch_slope(surrogate: ApproxGrad, lower: Loss, upper: Loss, x_poison: Te
     weights, x_poison = surrogate.weights.detach().requires_grad_(), x_poison.detach().requires_grad_()
     (found,) = grad(lower(weights, x_poison), weights, create_graph=True)
     mismatch = 1 - cosine_similarity(found, wanted, dim=0)
-    return Hypergradient(grad(mismatch, x_poison)[0], value, nan)
+    return Hypergradient(grad(mismatch, x_poison)[0], value)
 
 
 def gradient_matching(problem: AttackProblem, config: AttackConfig, seed: int) -> Iterator[AttackRecord]:

@@ -10,7 +10,7 @@ To retrace an upper step by hand, say with another implementation's weights, min
     procedure.prepare(f, images, labels, noise, strength=…, generator=…) # those constants, if procedure.prepares
     hypergradient.gradient(loss, weights, x_poison)                      # of any loss(weights, x_poison)
     hypergradient.hessian(loss, weights, x_poison)(vector)
-    hypergradient.adam_on_residual(system, p, steps=…, damping=…, adam=Adam(p, learning_rate=…))
+    solvers.adam_on_residual(system, p, steps=…, damping=…, adam=Adam(p, learning_rate=…))
                                        # system() → (hessian of lower, gradient of upper), asked anew for each step
     hypergradient.cross_term(lower, weights, x_poison, p)                # minus the hypergradient
     updated_poison(x_poison, x_clean, change, epsilon=…)                 # change = Adam.step(hypergradient)
@@ -20,7 +20,7 @@ tests/test_levels.py does so for Gaussian augmentation and MACER.
 Source: Mehra, Kailkhura, Chen, Hamm, CVPR 2021, arXiv:2012.01274, Section 3, with the released code's settings.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from engine.streams import stream
 from engine.threat import project_linf
 
 Crops = tuple[Tensor, Tensor]  # as draw_crops gives them
+Tap = Callable[[Tensor], Tensor]  # sees logits
 
 
 def upper_loss(
@@ -122,12 +123,13 @@ class Levels:
                 first = images.start - len(clean)  # of the poison images
                 poison = slice(max(0, first), max(0, images.stop - len(clean)))
 
-                def loss(weights: Tensor, x_poison: Tensor) -> Tensor:
+                def loss(weights: Tensor, x_poison: Tensor, tap: Tap = lambda logits: logits) -> Tensor:
                     x = torch.cat([clean_images[images], x_poison[poison]])
                     if crops is not None:
                         x = crop_and_flip(x, *(each[images] for each in crops))
+                    f = with_weights(model, weights)
                     mean = procedure.loss(
-                        with_weights(model, weights),
+                        lambda noisy: tap(f(noisy)),
                         x,
                         labels[images],
                         noise[images],

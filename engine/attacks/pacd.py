@@ -7,13 +7,15 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from engine.attacks.base import AttackProblem, AttackRecord
 from engine.attacks.levels import Levels, sample, updated_poison
 from engine.config import AttackConfig
-from engine.hypergradient import Adam, ApproxGrad, Hypergradient, Loss
+from engine.hypergradient import ApproxGrad, Hypergradient, Loss
 from engine.models import build, flat_weights
+from engine.solvers import Adam
 from engine.streams import stream
 
 MOST_RESTARTS = 3  # surrogates that may diverge before the attack gives up
@@ -107,7 +109,8 @@ def optimise(
             generator = stream(seed, "surrogate", lives, device=device)
             shape = tuple(problem.training.images.shape[1:])
             model = build(config.surrogate, shape=shape, num_classes=problem.num_classes, generator=generator)
-            bilevel = _fresh_approx_grad(model, config)
+            sketches = stream(seed, "sketch", lives, device=device)
+            bilevel = _fresh_approx_grad(model, config, generator=sketches)
             unknowns.restart()
             lives, age, warmup = lives + 1, 0, config.warmup_steps
         strength = problem.procedure.strength(age / config.restart_every)
@@ -144,11 +147,12 @@ def optimise(
             found.upper_loss,
             lower_value,
             found.relative_residual,
+            found.products,
             event,
         )
 
 
-def _fresh_approx_grad(model: nn.Module, config: AttackConfig) -> ApproxGrad:
+def _fresh_approx_grad(model: nn.Module, config: AttackConfig, *, generator: torch.Generator) -> ApproxGrad:
     return ApproxGrad(
         flat_weights(model),
         linear_solver=config.linear_solver,
@@ -156,4 +160,5 @@ def _fresh_approx_grad(model: nn.Module, config: AttackConfig) -> ApproxGrad:
         damping=config.damping,
         weights_learning_rate=config.weights_learning_rate,
         linear_learning_rate=config.linear_learning_rate,
+        generator=generator,
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 from engine.attacks.base import AttackProblem, AttackRecord
 from engine.attacks.pacd import optimise
 from engine.config import AttackConfig
-from engine.hypergradient import Adam
+from engine.solvers import Adam
 
 
 class Shared:

@@ -6,8 +6,8 @@ Source: Salman et al. 2019, arXiv:1906.04584; the second form is the one that Me
 import torch
 from torch import Tensor
 
-from engine.hypergradient import Adam
 from engine.smoothing import Classifier
+from engine.solvers import Adam
 from engine.training.adversary import Step, ascend, normalised
 from engine.training.gaussian import Gaussian
 
