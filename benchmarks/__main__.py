@@ -35,13 +35,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def tables(groups: list[str], rounds: int) -> Iterator[Table]:
     """The tables of these groups, as each is ready."""
-    rates = ceilings.rates() if {"ceilings", *SHARES} & set(groups) else {}
+    rates: Rates = {}
+    if {"ceilings", *SHARES} & {*groups}:
+        rates = ceilings.rates(*ceilings.KINDS if "ceilings" in groups else ["convolution float32"])
     for name in groups:
         yield from GROUPS[name](rates, rounds)
 
 
 def against(title: str, comparisons: Callable[[], list[Comparison]], rates: Rates, rounds: int) -> Iterator[Table]:
-    yield ratios(title, [compare(comparison, rounds) for comparison in comparisons()], rates)
+    for comparison in comparisons():
+        yield ratios(title, compare(comparison, rounds), rates)
 
 
 def bounds(rates: Rates, rounds: int) -> Iterator[Table]:

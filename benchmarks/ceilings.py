@@ -29,10 +29,11 @@ KINDS = {
 }
 
 
-def rates() -> dict[str, float]:
-    """Operations, bytes or draws per second, by what and "one core" or "all cores"."""
+def rates(*names: str) -> dict[str, float]:
+    """Operations, bytes or draws per second of these kinds, as "KIND, one core" and "KIND, all cores"."""
     found = {}
-    for name, (kind, dtype, amount, _) in KINDS.items():
+    for name in names:
+        kind, dtype, amount, _ = KINDS[name]
         for where, threads in (("one core", 1), ("all cores", workers_for("cpu"))):
             side = Side(name, f"ceilings.{kind}", dict(dtype=dtype, threads=threads), "malloc")
             with children([side]) as (child,):

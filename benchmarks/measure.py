@@ -151,22 +151,24 @@ def compare(comparison: Comparison, rounds: int) -> dict[str, Any]:
     }
 
 
-def ratios(title: str, found: list[dict[str, Any]], rates: dict[str, float]) -> Table:
-    """A row for each side that is not the engine; the share is of the time that the ceiling allows for the work."""
-    rows = []
-    for result in found:
-        ours, share = result["sides"][0]["seconds"], ""
-        if result["flops"]:
-            share = f"{result['flops'] / statistics.median(ours) / rates[result['ceiling']]:.0%}"
-        for side in result["sides"][1:]:
-            against = f"{side['label']} ({side['environment']})"
-            if side["seconds"] is None:
-                rows.append((result["what"], against, f"not installed ({INSTALL})", "", "", ""))
-                continue
-            each = [theirs / own for own, theirs in zip(ours, side["seconds"], strict=True)]
-            rows.append((result["what"], against, median(side["seconds"]), median(ours), f"**{spread(each)}**", share))
-    columns = ("what", "against (environment)", "its s", "engine's s", "ratio, median (range)", "share of ceiling")
-    return Table(title, columns, rows, found)
+def ratios(title: str, found: dict[str, Any], rates: dict[str, float]) -> Table:
+    """A row for each side: its seconds, over the engine's in the same round, and its share of the machine's ceiling.
+
+    The share is the time that the ceiling allows for plain code's operations, over the side's time: code that saves
+    operations has a larger one.
+    """
+    rows, engine = [], found["sides"][0]["seconds"]
+    for side in found["sides"]:
+        seconds, share = side["seconds"], ""
+        if seconds is None:
+            rows.append((side["label"], side["environment"], f"not installed ({INSTALL})", "", ""))
+            continue
+        if found["flops"]:
+            share = f"{found['flops'] / statistics.median(seconds) / rates[found['ceiling']]:.0%}"
+        each = [own / ours for own, ours in zip(seconds, engine, strict=True)]
+        rows.append((side["label"], side["environment"], spread(seconds), f"**{spread(each)}**", share))
+    columns = ("who", "environment", "s, median (range)", "times the engine's, median (range)", "share of ceiling")
+    return Table(f"{title}: {found['what']}", columns, rows, [found])
 
 
 def median(values: Sequence[float]) -> str:

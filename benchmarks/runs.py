@@ -20,7 +20,7 @@ SHORT = (
     *("attack.linear_steps=2", "training.epochs=1", "victim_seeds=1"),
     *("certification.target_images=2", "certification.other_images=1", "certification.n=1000"),
 )
-SETTLED = 15.0  # seconds of victims' training after which a peak that did not grow will not
+SETTLED = 10.0  # seconds of victims' training after which a peak that did not grow will not
 MEASURED = (
     *("smoke", "quick", "quick-smoothadv", "quick-macer", "class"),
     *("paper-ga-mnist", "paper-smoothadv-mnist", "paper-macer-mnist"),

@@ -82,16 +82,16 @@ def test_rounds_alternate_and_a_ratio_is_of_one_round():
     found = measure.compare(Comparison("start", ENGINE, (OTHER,)), rounds=2)
     own, other = (side["seconds"] for side in found["sides"])
     assert len(own) == len(other) == 2
-    row = measure.ratios("Start", [found], {}).rows[0]
+    row = measure.ratios("Start", found, {}).rows[1]
     each = sorted(b / a for a, b in zip(own, other, strict=True))
-    assert row[4] == f"**{sum(each) / 2:.2f} ({each[0]:.2f}–{each[1]:.2f})**"
+    assert row[3] == f"**{sum(each) / 2:.2f} ({each[0]:.2f}–{each[1]:.2f})**"
 
 
 def test_a_peer_that_is_not_installed_is_said_to_be(monkeypatch):
     monkeypatch.setattr(measure, "PEER", ("no_such_module",))
     found = measure.compare(Comparison("start", ENGINE, (PEER,)), rounds=1)
     assert found["sides"][1]["seconds"] is None
-    assert measure.INSTALL in measure.ratios("Start", [found], {}).rows[0][2]
+    assert measure.INSTALL in measure.ratios("Start", found, {}).rows[1][2]
 
 
 def test_the_environment_of_a_side_is_its_own(monkeypatch):
