@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from engine.costs import workers_for
 from engine.jobs import PROJECT, WORKER_ENVIRONMENT, environment
 
@@ -25,6 +27,7 @@ ENVIRONMENTS = {
     "engine": WORKER_ENVIRONMENT,
 }
 PEER = ("art", "statsmodels")  # modules without which the peer cannot work
+QUIET = 0.15  # cores that others may keep busy before a table says so
 INSTALL = "pip install adversarial-robustness-toolbox statsmodels"
 
 
@@ -90,7 +93,12 @@ class Child:
         """Counted in the thread that asks: for work that is done in one."""
         return self._ask("flops")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def close(self) -> None:
+        self._process.kill()  # it waits, or is at work that nobody wants any more
         self._process.communicate()
 
     def _ask(self, question: str) -> float:
@@ -120,6 +128,20 @@ def busy(processes: int) -> Iterator[None]:
 
 
 @contextmanager
+def others(started: list[Child], *, expected: int) -> Iterator[list[float]]:
+    """How many cores all that is neither these children nor expected kept busy meanwhile, in a list at the end."""
+
+    def spent() -> float:
+        now = psutil.cpu_times()
+        own = (psutil.Process(child.pid).cpu_times() for child in started)
+        return sum(now) - now.idle - getattr(now, "iowait", 0.0) - sum(each.user + each.system for each in own)
+
+    before, began, found = spent(), time.perf_counter(), list[float]()
+    yield found
+    found.append(max(0.0, (spent() - before) / (time.perf_counter() - began) - expected))
+
+
+@contextmanager
 def children(sides: list[Side]) -> Iterator[list[Child]]:
     """One after the other they get ready; from then on they only wait."""
     started: list[Child] = []
@@ -138,7 +160,7 @@ def compare(comparison: Comparison, rounds: int) -> dict[str, Any]:
     present = [side for side in sides if not side.missing]
     with children(present) as started:
         flops = started[1].flops() if comparison.ceiling else None
-        with busy(comparison.busy):
+        with busy(comparison.busy), others(started, expected=comparison.busy) as elsewhere:
             each = [[child.seconds() for child in started] for _ in range(rounds)]
     seconds = dict(zip(present, map(list, zip(*each, strict=True)), strict=True))
     return {
@@ -146,6 +168,7 @@ def compare(comparison: Comparison, rounds: int) -> dict[str, Any]:
         "sides": [
             {"label": side.label, "environment": side.environment, "seconds": seconds.get(side)} for side in sides
         ],
+        "others": elsewhere[0],
         "flops": flops,
         "ceiling": comparison.ceiling,
     }
@@ -168,7 +191,8 @@ def ratios(title: str, found: dict[str, Any], rates: dict[str, float]) -> Table:
         each = [own / ours for own, ours in zip(seconds, engine, strict=True)]
         rows.append((side["label"], side["environment"], spread(seconds), f"**{spread(each)}**", share))
     columns = ("who", "environment", "s, median (range)", "times the engine's, median (range)", "share of ceiling")
-    return Table(f"{title}: {found['what']}", columns, rows, [found])
+    disturbed = f" (others kept {found['others']:.1f} cores busy)" if found["others"] > QUIET else ""
+    return Table(f"{title}: {found['what']}{disturbed}", columns, rows, [found])
 
 
 def median(values: Sequence[float]) -> str:
