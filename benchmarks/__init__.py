@@ -1,1 +1,1 @@
-"""Speed as ratios to the plainest correct implementation, measured in alternation on one machine."""
+"""Speed as ratios to plain code and to a peer, beside what the machine can do, measured in alternation."""

@@ -200,7 +200,7 @@ def with_loss(name: str, change) -> Procedure:
 
 
 def counting(name: str = "gaussian") -> tuple[Procedure, list[tuple[int, int]]]:
-    """The procedure, and the list of (batch size, images of the target class) that it will have seen."""
+    """The procedure, and the list of (images, those of the target class) in the parts that it will have seen."""
     seen: list[tuple[int, int]] = []
 
     def change(value: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -230,15 +230,17 @@ def test_each_life_begins_with_new_weights_and_a_warm_up(monkeypatch):
     assert len(built) == 3  # steps 1, 4 and 7
     assert not torch.equal(built[0], built[1])
     # per life 4 of warm-up; per step 2 lower steps, one Hessian of conjugate gradients, one cross term
-    assert len(seen) == 3 * 4 + 7 * (2 + 1 + 1)
-    assert {size for size, _ in seen} == {15 + 6}
-    assert min(of_class for _, of_class in seen) >= 6
+    clean, poison = ([part for part in seen if part[0] == size] for size in (15, 6))
+    assert len(poison) == 3 * 4 + 7 * (2 + 1 + 1)
+    assert len(clean) == 3 * 4 + 7 * (2 + 1)  # the cross term is of the poison alone
+    assert len(clean) + len(poison) == len(seen)
+    assert {of_class for _, of_class in poison} == {6}
 
 
 def test_adam_on_the_linear_system_draws_a_system_for_every_step():
     spied, seen = counting()
     attacked(procedure=spied, config=CONFIG.model_copy(update=dict(linear_solver="adam", linear_steps=5)))
-    assert len(seen) == 3 * 4 + 7 * (2 + 5 + 1)
+    assert seen.count((6, 6)) == 3 * 4 + 7 * (2 + 5 + 1)
 
 
 def test_noise_is_fresh_at_every_evaluation_of_both_levels(monkeypatch):
@@ -259,10 +261,12 @@ def test_noise_is_fresh_at_every_evaluation_of_both_levels(monkeypatch):
 
 
 def failing(when) -> Procedure:
-    """Gaussian augmentation whose loss is nan at those of its calls for which when(call) is true."""
+    """Gaussian augmentation whose loss of the poison is nan at those of its calls for which when(call) is true."""
     calls = []
 
-    def change(value: Tensor, _images: Tensor, _labels: Tensor) -> Tensor:
+    def change(value: Tensor, images: Tensor, _labels: Tensor) -> Tensor:
+        if len(images) != CONFIG.poison_batch:
+            return value
         calls.append(1)
         return value * math.nan if when(len(calls)) else value
 

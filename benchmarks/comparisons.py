@@ -1,0 +1,74 @@
+"""What is compared: the engine's way of working with plain code, and with the peer where it does the same work.
+
+The engine's side is one worker thread for each core, or for an attack one; the others have torch's default threads.
+"""
+
+from typing import Any
+
+from benchmarks.measure import Comparison, Side
+from engine.costs import workers_for
+
+CERTIFIED = dict(victims=2, images=16, n=1000)
+TRAINED = {"gaussian": 3000, "smoothadv": 1000, "macer": 400}  # images, in batches of 200
+NINE = dict(victims=9, epochs=2, images=20, n=400)  # three arms of three seeds; quick has 8 epochs and 118 images
+TRAINERS = {
+    "gaussian": "ART's Gaussian trainer",
+    "smoothadv": "ART's SmoothAdv trainer, other work: its attack is in L∞",
+    "macer": "ART's MACER trainer",
+}
+ALL, ONE = "convolution float32, all cores", "convolution float32, one core"
+
+
+def certification() -> list[Comparison]:
+    what = "{victims} victims, {images} images each, n = {n}".format(**CERTIFIED)
+    engine = Side("engine", "tasks.engine_certification", CERTIFIED, "engine")
+    plain = _plain("Cohen's loop, batch 400", "tasks.plain_certification", CERTIFIED)
+    peers = [
+        Side(label, "tasks.peer_certification", CERTIFIED | dict(batch_size=size))
+        for label, size in (("ART's certify, batch 400", 400), ("ART's certify, its own batch of 32", 32))
+    ]
+    return [
+        Comparison(what, engine, (*plain, *peers), ALL),
+        Comparison(f"{what}, beside a busy process", engine, plain[:1], ALL, busy=1),
+    ]
+
+
+def training() -> list[Comparison]:
+    found = []
+    for procedure, images in TRAINED.items():
+        settings = dict(procedure=procedure, victims=workers_for("cpu"), images=images, batch_size=200)
+        what = f"{procedure}: an epoch of {images} images for each of {settings['victims']} victims, batch 200"
+        engine = Side("engine", "tasks.engine_training", settings, "engine")
+        plain = _plain("plain loop", "tasks.plain_training", settings)
+        found.append(
+            Comparison(what, engine, (*plain, Side(TRAINERS[procedure], "tasks.peer_training", settings)), ALL)
+        )
+        if procedure == "gaussian":
+            found.append(Comparison(f"{what}, beside a busy process", engine, plain[:1], ALL, busy=1))
+    return found
+
+
+def attack() -> list[Comparison]:
+    found = []
+    for preset, sizes, steps in (("paper-ga-mnist", "the authors'", 3), ("quick", "quick's", 3)):
+        settings = dict(preset=preset, steps=steps)
+        what = f"an upper step of {sizes} sizes, {steps} lower and {steps} linear steps"
+        plain = (
+            *_plain("plain ApproxGrad", "tasks.plain_upper_step", settings),
+            Side("plain ApproxGrad, one thread", "tasks.plain_upper_step", settings | dict(threads=1)),
+        )
+        for solver, system in (("adam", "drawn afresh for each"), ("cg", "drawn once, conjugate gradient")):
+            engine = Side("engine", "tasks.engine_upper_step", settings | dict(solver=solver), "engine")
+            found.append(Comparison(f"{what}; the engine's linear system {system}", engine, plain, ONE))
+    return found
+
+
+def quick() -> list[Comparison]:
+    what = "{victims} victims, each {epochs} epochs of 3000 images, {images} certified at n = {n}".format(**NINE)
+    engine = Side("engine", "tasks.engine_victims", NINE, "engine")
+    return [Comparison(what, engine, _plain("one after the other", "tasks.plain_victims", NINE), ALL)]
+
+
+def _plain(label: str, task: str, settings: dict[str, Any]) -> tuple[Side, Side]:
+    """Plain code as anyone would start it, and with the engine's malloc."""
+    return Side(label, task, settings), Side(label, task, settings, "malloc")

@@ -1,0 +1,107 @@
+"""All that is asked of the engine, as an experiment asks it: one call of each kind, in one place."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import plain
+from engine import datasets
+from engine.attacks.base import AttackProblem, AttackRecord
+from engine.attacks.pacd import pacd
+from engine.certification import Votes, certified_radius, count_votes
+from engine.config import AttackConfig, ProcedureConfig
+from engine.costs import workers_for
+from engine.experiment import CERTIFICATION_BATCH
+from engine.models import build
+from engine.presets import PRESETS
+from engine.problem import Problem, pose
+from engine.streams import stream
+from engine.training import make
+from engine.training.base import fit
+
+SIGMA, ALPHA, N0 = 0.5, 0.001, 100
+PROCEDURES = {
+    "gaussian": ProcedureConfig(name="gaussian"),
+    "smoothadv": ProcedureConfig(name="smoothadv", draws=1, adversary_steps=2, adversary_size=1.0, warmup=0.0),
+    "macer": ProcedureConfig(name="macer", draws=16, weight=16.0, warmup=0.0),
+}
+
+
+@cache
+def problem() -> Problem:
+    """The quick preset's problem: 3 000 training images of MNIST."""
+    return pose(PRESETS["quick"].config, datasets.default_root(), torch.device("cpu"))
+
+
+def train(seed: int, images: int, *, procedure: str, epochs: int, batch_size: int) -> nn.Module:
+    """A LeNet trained from scratch on the first images of the problem."""
+    model, data = build("lenet", generator=stream(seed, "benchmark")), problem().training
+    config = PRESETS["quick"].config.training.model_copy(update=dict(batch_size=batch_size))
+    few = data.select(torch.arange(images))
+    how, draws = make(PROCEDURES[procedure], sigma=SIGMA), stream(seed, "benchmark training")
+    for _ in fit(model, few, procedure=how, config=config, epochs=epochs, generator=draws):
+        pass
+    return model
+
+
+@cache
+def victim() -> nn.Module:
+    """A LeNet that knows its digits: what certification costs may depend on how sure its votes are."""
+    return train(0, 3000, procedure="gaussian", epochs=3, batch_size=50)
+
+
+def votes(model: nn.Module, images: Tensor, *, n: int, seed: int) -> list[Votes]:
+    """Of images [N, C, H, W], each with its own noise."""
+    found = count_votes(
+        model,
+        images,
+        sigma=SIGMA,
+        n0=N0,
+        n=n,
+        num_classes=10,
+        batch_size=CERTIFICATION_BATCH["cpu"],
+        generators=(stream(seed, "benchmark votes", k) for k in range(len(images))),
+    )
+    return list(found)
+
+
+def certify(model: nn.Module, images: Tensor, *, n: int, seed: int) -> list[tuple[int, float]]:
+    """(Selected class, radius) of images [N, C, H, W]."""
+    return [
+        (v.selected_class, float(certified_radius(int(v.estimation[v.selected_class]), n=n, sigma=SIGMA, alpha=ALPHA)))
+        for v in votes(model, images, n=n, seed=seed)
+    ]
+
+
+def attack(settings: AttackConfig) -> Iterator[AttackRecord]:
+    """PACD's upper steps against Gaussian augmentation."""
+    training, indices = problem().attackers_training()
+    given = AttackProblem(
+        training,
+        problem().validation,
+        indices,
+        epsilon=0.1,
+        target_class=PRESETS["quick"].config.threat.target_class,
+        num_classes=10,
+        procedure=make(PROCEDURES["gaussian"], sigma=SIGMA),
+    )
+    return pacd(given, settings, 0)
+
+
+def on_workers(tasks: Iterable[Callable[[], object]], workers: int | None = None) -> None:
+    """Does the tasks as an experiment does its own: in a few threads of one torch thread each."""
+    count = workers or workers_for("cpu")
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for done in [pool.submit(task) for task in tasks]:
+            done.result()
+
+
+def plainly(model: nn.Module) -> nn.Sequential:
+    """The same function in plain code's layout, whose first linear layer takes channels first."""
+    theirs, weights = plain.lenet(), list(model.state_dict().values())
+    weights[4] = weights[4].unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2).flatten(1)
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), weights, strict=True)))
+    return theirs.eval()

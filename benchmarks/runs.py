@@ -1,0 +1,112 @@
+"""Whole runs, each a process of the engine's own: how long they take and how much memory, beside what was predicted."""
+
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from benchmarks.measure import Table, spread
+from engine import datasets, jobs
+from engine.config import Config, with_overrides
+from engine.costs import estimate
+from engine.presets import PRESETS
+
+# Shortened: two steps of each kind reach the largest buffers, and nothing here changes how large those are.
+SHORT = (
+    *("attack.upper_steps=2", "attack.restart_every=2", "attack.warmup_steps=0", "attack.lower_steps=1"),
+    *("attack.linear_steps=2", "training.epochs=1", "victim_seeds=1"),
+    *("certification.target_images=2", "certification.other_images=1", "certification.n=1000"),
+)
+SETTLED = 10.0  # seconds of victims' training after which a peak that did not grow will not
+MEASURED = (
+    *("smoke", "quick", "quick-smoothadv", "quick-macer", "class"),
+    *("paper-ga-mnist", "paper-smoothadv-mnist", "paper-macer-mnist"),
+    *("paper-ga-cifar10", "paper-smoothadv-cifar10", "paper-macer-cifar10"),
+)
+# as quick as it can be while most of a what-if is still there
+WHAT_IF = ("attack.upper_steps=12", "training.epochs=2", "certification.target_images=20")
+
+
+class Followed(NamedTuple):
+    seconds: float
+    peak: int  # bytes, resident
+
+
+def follow(config: Config, root: Path, *, settled: float = math.inf) -> Followed:
+    """Submits a run and waits for its end, or until its peak has not grown for so many seconds after the attack.
+
+    Raises: RuntimeError if it fails.
+    """
+    started = grown = time.perf_counter()
+    peak, run = 0, jobs.submit(config, runs_root=root, data_root=datasets.default_root())
+    while (status := run.status()).active:
+        now, before = time.perf_counter(), peak
+        peak = max(peak, _peak(status.pid)) if status.pid else peak
+        if peak > 1.01 * before or status.phase != "victims and certificates":
+            grown = now
+        if now - grown > settled:
+            jobs.stop_now(run)
+        time.sleep(0.05)
+    if status.state not in ("done", "cancelled"):
+        raise RuntimeError(f"run {run.id} is {status.state}: {status.error}")
+    return Followed(time.perf_counter() - started, peak)
+
+
+def quick(rounds: int) -> Table:
+    """The quick preset from an empty directory to its report."""
+    config, seconds = PRESETS["quick"].config, []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as root:
+            seconds.append(follow(config, Path(root)).seconds)
+    predicted = estimate(config, device="cpu").seconds
+    rows = [("quick, whole", spread(seconds), f"{predicted:.0f}")]
+    return Table("A whole run", ("preset", "s, median (range)", "s predicted"), rows, [{"seconds": seconds}])
+
+
+def grid() -> Table:
+    """A shortened quick run, then what-ifs that change only epsilon, and one that changes the seed."""
+    rows, raw = [], []
+    with tempfile.TemporaryDirectory() as root:
+        for what, change in (
+            ("the first run", "threat.epsilon=0.1"),
+            ("another ε", "threat.epsilon=0.05"),
+            ("a third ε", "threat.epsilon=0.2"),
+            ("the first again", "threat.epsilon=0.1"),
+            ("another seed", "seed=1"),
+        ):
+            config = with_overrides(PRESETS["quick"].config, [*WHAT_IF, change])
+            seconds = follow(config, Path(root)).seconds
+            rows.append((what, change, f"{seconds:.1f}"))
+            raw.append({"what": what, "change": change, "seconds": seconds})
+    return Table("A grid of ε: what is reused", ("run", "setting", "s"), rows, raw)
+
+
+def memory() -> Table:
+    """Peak memory of shortened runs of the presets whose data set is here, beside what `engine.costs` predicts."""
+    rows, raw = [], []
+    for preset in MEASURED:
+        config = with_overrides(PRESETS[preset].config, list(SHORT))
+        predicted = estimate(config, device="cpu").memory_bytes
+        if not datasets.available(config.dataset, datasets.default_root()):
+            rows.append((preset, f"{predicted / 1e9:.2f}", f"{config.dataset} is not on this machine", ""))
+            continue
+        with tempfile.TemporaryDirectory() as root:
+            peak = follow(config, Path(root), settled=SETTLED).peak
+        rows.append((preset, f"{predicted / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{predicted / peak:.2f}"))
+        raw.append({"preset": preset, "predicted": predicted, "measured": peak})
+    return Table("Memory", ("preset", "predicted, GB", "measured, GB", "predicted / measured"), rows, raw)
+
+
+def _peak(pid: int) -> int:
+    """Bytes of the largest resident set so far of a process; where the system does not say, the present one."""
+    try:
+        line = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()
+        return int(line[0]) * 1024
+    except (OSError, IndexError):
+        try:
+            return psutil.Process(pid).memory_info().rss
+        except psutil.NoSuchProcess:
+            return 0

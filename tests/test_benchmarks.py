@@ -1,0 +1,130 @@
+"""Plain code does the engine's mathematics, the count of operations is right, and the command says what it measured."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import PROJECT
+
+from benchmarks import __main__ as command
+from benchmarks import ceilings, measure, ours, plain
+from benchmarks.measure import Comparison, Side
+from engine.models import build
+from engine.smoothing import gaussian_noise
+from engine.streams import stream
+from engine.training import make
+
+ENGINE = Side("engine", "startup.command", dict(arguments=["-c", "pass"]), "engine")
+OTHER = Side("plain", "startup.command", dict(arguments=["-c", "import json"]))
+PEER = Side("peer", "tasks.peer_training", {})
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    return build("lenet", generator=stream(0, "test"))
+
+
+def images(n: int) -> torch.Tensor:
+    return torch.rand(n, 1, 28, 28, generator=stream(1, "test"))
+
+
+def test_the_plain_network_is_the_same_function(model):
+    x = images(7)
+    torch.testing.assert_close(ours.plainly(model)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("procedure", plain.LOSSES)
+def test_plain_losses_and_their_gradients_are_the_engines_on_the_same_noise(model, procedure):
+    x, y = images(6), torch.arange(6)
+    how = make(ours.PROCEDURES[procedure], sigma=0.5)
+    theirs, (loss, draws) = ours.plainly(model), plain.LOSSES[procedure]
+    noise = gaussian_noise((6, draws, 1, 28, 28), sigma=0.5, generator=stream(2, "test"))
+    y = model(x).argmax(dim=1) if procedure == "macer" else y  # so that its hinge counts
+    found = loss(theirs, x, y, noise)
+    constants = how.prepare(model, x, y, noise, strength=1.0, generator=stream(3, "test"))
+    own = how.loss(model, x, y, noise, constants)
+    assert found.item() == pytest.approx(own.item(), rel=1e-4)
+    (bias,) = torch.autograd.grad(own, model.fc2.bias)
+    torch.testing.assert_close(torch.autograd.grad(found, theirs[-1].bias)[0], bias, rtol=1e-3, atol=1e-5)
+
+
+def test_plain_votes_are_the_engines_but_for_the_draws(model):
+    """Two binomials of n = 2000: a difference beyond 4.5 of its standard deviations has probability 7e-6."""
+    image, n = images(1), 2000
+    torch.manual_seed(0)  # plain code knows no other
+    theirs = plain.votes(ours.plainly(model), image[0], n=n, sigma=0.5)
+    selected, _ = ours.certify(model, image, n=n, seed=0)[0]
+    own = ours.votes(model, image, n=n, seed=0)[0].estimation.numpy()
+    assert theirs.argmax() == selected
+    p = (theirs + own)[selected] / (2 * n)
+    assert abs(theirs[selected] - own[selected]) < 4.5 * (2 * n * p * (1 - p)) ** 0.5 + 1
+
+
+def test_plain_certificates_abstain_and_reach_the_cap():
+    """With nothing but biases every vote is alike, and none with two classes drawn by a coin."""
+    sure = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    torch.nn.init.zeros_(sure[1].weight)
+    found, radius = plain.certify(sure, images(1)[0], n0=10, n=100, sigma=0.5, alpha=0.001)
+    assert found == sure[1].bias.argmax()
+    assert radius == pytest.approx(0.5 * 1.5004750)
+    torch.manual_seed(0)
+    coin = lambda x: torch.stack([x.flatten(1)[:, 0], -x.flatten(1)[:, 0]], dim=1)  # noqa: E731
+    assert plain.certify(coin, torch.zeros(1, 28, 28), n0=10, n=100, sigma=0.5, alpha=0.001) == (-1, 0.0)
+
+
+def test_a_lenet_takes_2_293_000_multiply_adds():
+    assert ceilings.lenet_flops()["forward"] == 2 * 2_293_000
+
+
+def test_rounds_alternate_and_a_ratio_is_of_one_round():
+    found = measure.compare(Comparison("start", ENGINE, (OTHER,)), rounds=2)
+    own, other = (side["seconds"] for side in found["sides"])
+    assert len(own) == len(other) == 2
+    row = measure.ratios("Start", found, {}).rows[1]
+    each = sorted(b / a for a, b in zip(own, other, strict=True))
+    assert row[3] == f"**{sum(each) / 2:.2f} ({each[0]:.2f}–{each[1]:.2f})**"
+
+
+def test_a_peer_that_is_not_installed_is_said_to_be(monkeypatch):
+    monkeypatch.setattr(measure, "PEER", ("no_such_module",))
+    found = measure.compare(Comparison("start", ENGINE, (PEER,)), rounds=1)
+    assert found["sides"][1]["seconds"] is None
+    assert measure.INSTALL in measure.ratios("Start", found, {}).rows[1][2]
+
+
+def test_the_environment_of_a_side_is_its_own(monkeypatch):
+    code = "import os; assert os.environ.get('OMP_NUM_THREADS') == {}; assert os.environ['MALLOC_TOP_PAD_']"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    for environment, threads in (("engine", "'1'"), ("malloc", None)):
+        side = Side("a", "startup.command", dict(arguments=["-c", code.format(threads)]), environment)
+        with measure.children([side]):
+            pass
+
+
+def test_a_child_that_fails_is_named():
+    side = Side("a task", "startup.command", dict(arguments=["-c", "raise SystemExit(3)"]))
+    with pytest.raises(RuntimeError, match="a task"), measure.children([side]):
+        pass
+
+
+def test_the_command_prints_tables_and_writes_json(tmp_path):
+    output = tmp_path / "b.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "startup", "--rounds", "1", "--output", output],
+        cwd=PROJECT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| Python alone |" in done.stdout
+    written = json.loads(output.read_text())
+    assert written["rounds"] == 1
+    assert written["device_name"]
+    assert all(row["seconds"][0] > 0 for row in written["tables"]["Start"])
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["startup", "--rounds", "0"]])
+def test_bad_input_is_refused_before_anything_is_measured(arguments, capsys):
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert "must be at least 1" in (error := capsys.readouterr().err) or "a group is one of" in error

@@ -1,0 +1,70 @@
+"""What a run is predicted to need in memory, beside what was counted and measured."""
+
+import pytest
+import torch
+
+from engine.config import with_overrides
+from engine.costs import KEPT, memory_of
+from engine.models import BUILDERS, build
+from engine.presets import PRESETS
+from engine.streams import stream
+
+# GB at the peak of shortened runs with two workers; CIFAR-10's are of random images, and the last was cut off early.
+MEASURED = {
+    "smoke": 0.93,
+    "quick": 1.51,
+    "quick-smoothadv": 1.60,
+    "quick-macer": 1.72,
+    "class": 1.57,
+    "paper-ga-mnist": 2.79,
+    "paper-smoothadv-mnist": 3.14,
+    "paper-macer-mnist": 3.49,
+    "paper-ga-cifar10": 6.77,
+    "paper-smoothadv-cifar10": 7.51,
+    "paper-macer-cifar10": 13.63,
+}
+
+
+def kept(model: torch.nn.Module, images: int) -> int:
+    """Bytes that are kept for the backward pass of so many images, weights aside."""
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    storages = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(torch.zeros(images, 1, 28, 28))
+        result = torch.nn.functional.cross_entropy(logits, torch.zeros(images, dtype=torch.int64))
+    assert result.requires_grad  # until here, what was kept lives
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
+def test_what_a_backward_pass_keeps_is_counted(architecture):
+    model = build(architecture, generator=stream(0, "test"))
+    assert (kept(model, 6) - kept(model, 4)) / 2 == pytest.approx(KEPT[architecture], rel=0.1)
+
+
+@pytest.mark.parametrize("preset", MEASURED)
+def test_predicted_memory_is_within_30_percent_of_what_was_measured(preset):
+    assert memory_of(PRESETS[preset].config, workers=2) == pytest.approx(1e9 * MEASURED[preset], rel=0.3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("attack.clean_batch=2000", "attack.upper_noise=80", "attack.fixed_lower_noise=true"),
+        *("attack.surrogate=lenet", "data.train_size=30000", "procedure=macer", "procedure=smoothadv-pacd"),
+    ],
+)
+def test_more_of_what_is_kept_takes_more(change):
+    config = PRESETS["quick"].config
+    assert memory_of(with_overrides(config, [change]), workers=2) > memory_of(config, workers=2)
+
+
+def test_an_attack_without_derivatives_takes_no_more_than_victims_do():
+    config = PRESETS["baseline-ga-mnist"].config
+    assert memory_of(with_overrides(config, ["attack.clean_batch=59000"]), workers=2) == memory_of(config, workers=2)
