@@ -11,16 +11,17 @@ from benchmarks import plain
 from engine import datasets
 from engine.attacks.base import AttackProblem, AttackRecord
 from engine.attacks.pacd import pacd
-from engine.certification import Votes, certified_radius, count_votes
+from engine.certification import certified_radius
 from engine.config import AttackConfig, ProcedureConfig
 from engine.costs import workers_for
-from engine.experiment import CERTIFICATION_BATCH
+from engine.experiment import LANES, PART, VOTES_BLOCK, has_bfloat16
 from engine.models import build
 from engine.presets import PRESETS
 from engine.problem import Problem, pose
 from engine.streams import stream
 from engine.training import make
 from engine.training.base import fit
+from engine.votes import Votes, count_votes
 
 SIGMA, ALPHA, N0 = 0.5, 0.001, 100
 PROCEDURES = {
@@ -36,13 +37,16 @@ def problem() -> Problem:
     return pose(PRESETS["quick"].config, datasets.default_root(), torch.device("cpu"))
 
 
-def train(seed: int, images: int, *, procedure: str, epochs: int, batch_size: int) -> nn.Module:
+def train(
+    seed: int, images: int, *, procedure: str, epochs: int, batch_size: int, precision: str = "fast"
+) -> nn.Module:
     """A LeNet trained from scratch on the first images of the problem."""
     model, data = build("lenet", generator=stream(seed, "benchmark")), problem().training
     config = PRESETS["quick"].config.training.model_copy(update=dict(batch_size=batch_size))
     few = data.select(torch.arange(images))
     how, draws = make(PROCEDURES[procedure], sigma=SIGMA), stream(seed, "benchmark training")
-    for _ in fit(model, few, procedure=how, config=config, epochs=epochs, generator=draws):
+    narrow = precision == "fast" and has_bfloat16()
+    for _ in fit(model, few, procedure=how, config=config, epochs=epochs, generator=draws, bfloat16=narrow):
         pass
     return model
 
@@ -53,27 +57,33 @@ def victim() -> nn.Module:
     return train(0, 3000, procedure="gaussian", epochs=3, batch_size=50)
 
 
-def votes(model: nn.Module, images: Tensor, *, n: int, seed: int) -> list[Votes]:
-    """Of images [N, C, H, W], each with its own noise."""
-    found = count_votes(
+def votes(model: nn.Module, images: Tensor, *, n: int, seed: int) -> Votes:
+    """Of images [N, C, H, W] in lanes that share their noise."""
+    lane_of = torch.arange(len(images)) % LANES
+    *_, found = count_votes(
         model,
         images,
         sigma=SIGMA,
         n0=N0,
         n=n,
         num_classes=10,
-        batch_size=CERTIFICATION_BATCH["cpu"],
-        generators=(stream(seed, "benchmark votes", k) for k in range(len(images))),
+        block=VOTES_BLOCK["cpu"],
+        groups=((where(lane_of == lane), stream(seed, "benchmark votes", lane)) for lane in lane_of.unique().tolist()),
+        screened=has_bfloat16(),
     )
-    return list(found)
+    return found
+
+
+def where(mask: Tensor) -> Tensor:
+    return mask.nonzero().squeeze(1)
 
 
 def certify(model: nn.Module, images: Tensor, *, n: int, seed: int) -> list[tuple[int, float]]:
     """(Selected class, radius) of images [N, C, H, W]."""
-    return [
-        (v.selected_class, float(certified_radius(int(v.estimation[v.selected_class]), n=n, sigma=SIGMA, alpha=ALPHA)))
-        for v in votes(model, images, n=n, seed=seed)
-    ]
+    found = votes(model, images, n=n, seed=seed)
+    n_top = found.estimation.gather(1, found.selected_class[:, None]).squeeze(1).numpy()
+    radii = certified_radius(n_top, n=n, sigma=SIGMA, alpha=ALPHA)
+    return list(zip(found.selected_class.tolist(), radii.tolist(), strict=True))
 
 
 def attack(settings: AttackConfig) -> Iterator[AttackRecord]:
@@ -87,6 +97,8 @@ def attack(settings: AttackConfig) -> Iterator[AttackRecord]:
         target_class=PRESETS["quick"].config.threat.target_class,
         num_classes=10,
         procedure=make(PROCEDURES["gaussian"], sigma=SIGMA),
+        each=ThreadPoolExecutor(workers_for("cpu"), initializer=torch.set_num_threads, initargs=(1,)).map,
+        part=PART["cpu"],
     )
     return pacd(given, settings, 0)
 

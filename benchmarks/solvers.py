@@ -15,7 +15,6 @@ import torch
 from engine import datasets, jobs
 from engine.attacks import ATTACKS
 from engine.attacks.base import AttackProblem
-from engine.certification import count_votes
 from engine.config import Config, with_overrides
 from engine.costs import workers_for
 from engine.metrics import average_certified_radius, relative_drop
@@ -28,6 +27,7 @@ from engine.study_tables import table
 from engine.threat import Poison
 from engine.training import make
 from engine.training.base import fit
+from engine.votes import count_votes
 
 _LARGE, _SMALL = ("clean_batch=200", "poison_batch=100"), ("clean_batch=60", "poison_batch=60")
 # What a row of the table sets in the attack of `quick`.
@@ -135,24 +135,22 @@ def certified(config: Config, problem: Problem, k: int, poison: Poison | None) -
     list(fit(model, data, procedure=procedure, config=config.training, epochs=epochs, generator=generator))
     chosen = problem.test.labels == config.threat.target_class
     test = problem.test.select(chosen)
-    votes = list(
-        count_votes(
-            model,
-            test.images,
-            sigma=config.sigma,
-            n0=settings.n0,
-            n=settings.n,
-            num_classes=len(problem.class_names),
-            batch_size=100,
-            generators=(stream(config.seed, f"certification {k}", int(image)) for image in test.indices),
-        )
+    *_, votes = count_votes(
+        model,
+        test.images,
+        sigma=config.sigma,
+        n0=settings.n0,
+        n=settings.n,
+        num_classes=len(problem.class_names),
+        block=100,
+        groups=[(torch.arange(len(test)), stream(config.seed, f"certification {k}"))],
     )
     counted = {
         "image": test.indices.numpy(),
         "label": test.labels.numpy(),
         "weight": problem.test_weights[chosen].numpy(),
-        "selection": torch.stack([found.selection for found in votes]).numpy(),
-        "estimation": torch.stack([found.estimation for found in votes]).numpy(),
+        "selection": votes.selection.numpy(),
+        "estimation": votes.estimation.numpy(),
     }
     return average_certified_radius(certificate_rows("clean", k, counted, config=config))
 

@@ -39,7 +39,7 @@ AttackName = Literal[
 ]
 Control = Literal["random_noise", "shuffled_signs"]
 LinearSolver = Literal[
-    "adam", "cg", "minres", "neumann", "nystrom", "one-step", "gauss-newton-cg", "unrolled", "penalty"
+    "adam", "adam-shared", "cg", "minres", "neumann", "nystrom", "one-step", "gauss-newton-cg", "unrolled", "penalty"
 ]
 
 # Training procedures and the settings that each takes, with their values where nothing else is said.
@@ -134,10 +134,10 @@ class AttackConfig(Settings):
         ge=1, description="steps of the linear solver per upper step; nystrom: the rank; unrolled: lower steps"
     )
     linear_solver: LinearSolver = Field(
-        description="adam: as PACD's code, fresh noise in each step; cg; minres; neumann: its series; nystrom: a low "
-        "rank; one-step: the upper gradient in place of a solution; gauss-newton-cg: cg, but for the curvature of the "
-        "network itself; unrolled: differentiated descent on the lower "
-        "loss; penalty: the weights lower the upper loss and the lower one's slope"
+        description="adam: as PACD's code, fresh noise in each step; adam-shared: one draw for all steps, as for the "
+        "others; cg; minres; neumann: its series; nystrom: a low rank; one-step: the upper gradient in place of a "
+        "solution; gauss-newton-cg: cg, but for the curvature of the network itself; unrolled: differentiated descent "
+        "on the lower loss; penalty: the weights lower the upper loss and the lower one's slope"
     )
     damping: float = Field(
         gt=0,

@@ -106,7 +106,8 @@ def _direction(attack: AttackConfig, images: int) -> float:
         linear = steps * (upper + images * (first + 2 * HESSIAN_VECTOR)) + images * HESSIAN_VECTOR
     else:
         more = 4 if solver == "neumann" else 1  # products beside those of the steps
-        linear = upper + images * (first + (steps + more) * HESSIAN_VECTOR)
+        each = 2 if solver == "adam-shared" else 1
+        linear = upper + images * (first + (each * steps + more) * HESSIAN_VECTOR)
     return linear + cross_term
 
 

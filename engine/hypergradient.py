@@ -197,6 +197,7 @@ class ApproxGrad:
         self._name, self._steps, self._damping, self._penalty = linear_solver, linear_steps, damping, 0.0
         self._solvers: dict[str, Callable[..., LinearSolution]] = {
             "adam": partial(adam_on_residual, adam=self._adam_linear),
+            "adam-shared": lambda system, *a, **k: adam_on_residual(cache(system), *a, adam=self._adam_linear, **k),
             "cg": conjugate_gradient,
             "gauss-newton-cg": conjugate_gradient,
             "minres": minres,

@@ -56,7 +56,7 @@ def test_plain_votes_are_the_engines_but_for_the_draws(model):
     torch.manual_seed(0)  # plain code knows no other
     theirs = plain.votes(ours.plainly(model), image[0], n=n, sigma=0.5)
     selected, _ = ours.certify(model, image, n=n, seed=0)[0]
-    own = ours.votes(model, image, n=n, seed=0)[0].estimation.numpy()
+    own = ours.votes(model, image, n=n, seed=0).estimation[0].numpy()
     assert theirs.argmax() == selected
     p = (theirs + own)[selected] / (2 * n)
     assert abs(theirs[selected] - own[selected]) < 4.5 * (2 * n * p * (1 - p)) ** 0.5 + 1

@@ -1,6 +1,7 @@
 """Hypergradients and second derivatives: closed forms and finite differences."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn.functional import softplus
 
 from engine import hypergradient
 from engine.config import LinearSolver
-from engine.hypergradient import ApproxGrad, cross_term, exact, gauss_newton, hessian, unrolled
+from engine.hypergradient import ApproxGrad, Part, Sum, cross_term, exact, gauss_newton, hessian, unrolled
 from engine.solvers import Adam, Operator
 from engine.streams import stream
 
@@ -195,7 +196,14 @@ def approx_grad(weights: Tensor, **changes) -> ApproxGrad:
 
 @pytest.mark.parametrize(
     ("solver", "steps", "tolerance"),
-    [("cg", 4, 1e-9), ("adam", 1500, 1e-3), ("minres", 4, 1e-9), ("neumann", 300, 1e-9), ("nystrom", 4, 1e-9)],
+    [
+        ("cg", 4, 1e-9),
+        ("adam", 1500, 1e-3),
+        ("adam-shared", 1500, 1e-3),
+        ("minres", 4, 1e-9),
+        ("neumann", 300, 1e-9),
+        ("nystrom", 4, 1e-9),
+    ],
 )
 def test_with_many_linear_steps_the_hypergradient_becomes_exact(solver, steps, tolerance):
     problem = Quadratic()
@@ -228,6 +236,45 @@ def test_p_is_carried_from_one_upper_step_to_the_next():
     assert not torch.equal(once.p, often.p)
 
 
+@pytest.mark.parametrize("solver", ["cg", "adam", "gauss-newton-cg"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_loss_in_parts_gives_what_the_whole_gives_however_many_work_on_it(solver, workers):
+    x = INPUT
+
+    def part(row: int) -> Part:
+        def loss(weights: Tensor, x: Tensor, tap=lambda outputs: outputs) -> Tensor:
+            first, bias, second, last = weights[:6].view(2, 3), weights[6:9], weights[9:12], weights[12]
+            return (tap(softplus(x[row] @ first + bias) @ second + last) - LABEL[row]).square() / len(x)
+
+        return Part(loss, True)
+
+    parts = [part(row) for row in range(len(x))]
+
+    def whole(weights: Tensor, x: Tensor, tap=lambda outputs: outputs) -> Tensor:
+        return torch.stack([one.loss(weights, x, tap) for one in parts]).sum()
+
+    def upper(weights: Tensor, _x: Tensor) -> Tensor:
+        return (weights.sin() * normal(13, index=30)).sum()
+
+    idle = Part(lambda weights, x: weights.square().sum(), False)  # x does not matter to it
+    with ThreadPoolExecutor(workers) as pool:
+        found = approx_grad(WEIGHTS, linear_solver=solver, damping=8.0)
+        expected = approx_grad(WEIGHTS, linear_solver=solver, damping=8.0)
+        lower = Sum(lambda: parts, pool.map)
+        assert float(lower(WEIGHTS, x)) == pytest.approx(float(whole(WEIGHTS, x)), rel=1e-12)
+        first, second = (
+            found.hypergradient(lower, Sum(lambda: [Part(upper, False)], pool.map), x),
+            expected.hypergradient(whole, upper, x),
+        )
+        assert torch.allclose(first.gradient, second.gradient, rtol=1e-9, atol=1e-12)
+        assert first.relative_residual == pytest.approx(second.relative_residual, rel=1e-9)
+        assert found.descend(lower, x, steps=3) == pytest.approx(expected.descend(whole, x, steps=3), rel=1e-12)
+        assert torch.allclose(found.weights, expected.weights, rtol=1e-12)
+        vector = normal(13, index=31)
+        in_parts = cross_term(Sum(lambda: [*parts, idle], pool.map), WEIGHTS, x, vector)
+        assert torch.allclose(in_parts, cross_term(whole, WEIGHTS, x, vector), rtol=1e-12)
+
+
 @pytest.mark.parametrize("solver", sorted(set(get_args(LinearSolver)) - {"penalty", "gauss-newton-cg"}))
 def test_a_hypergradient_leaves_the_weights_and_a_descent_leaves_p(solver):
     problem = Quadratic()
@@ -256,7 +303,15 @@ def test_a_descent_is_adam_on_the_lower_loss_and_returns_its_value_before_the_la
 
 @pytest.mark.parametrize(
     ("solver", "steps", "products"),
-    [("adam", 3, 7), ("cg", 3, 4), ("minres", 3, 4), ("neumann", 3, 7), ("nystrom", 3, 4), ("one-step", 3, 0)],
+    [
+        ("adam", 3, 7),
+        ("adam-shared", 3, 7),
+        ("cg", 3, 4),
+        ("minres", 3, 4),
+        ("neumann", 3, 7),
+        ("nystrom", 3, 4),
+        ("one-step", 3, 0),
+    ],
 )
 def test_products_are_counted_and_only_who_multiplies_asks_for_the_hessian(monkeypatch, solver, steps, products):
     problem, asked, made = Quadratic(size=6), [], []
