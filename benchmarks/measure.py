@@ -192,7 +192,7 @@ def ratios(title: str, found: dict[str, Any], rates: dict[str, float]) -> Table:
         rows.append((side["label"], side["environment"], spread(seconds), f"**{spread(each)}**", share))
     columns = ("who", "environment", "s, median (range)", "times the engine's, median (range)", "share of ceiling")
     disturbed = f" (others kept {found['others']:.1f} cores busy)" if found["others"] > QUIET else ""
-    return Table(f"{title}: {found['what']}{disturbed}", columns, rows, [found])
+    return Table(f"{title}: {found['what']}{disturbed}", columns, rows, [found | {"rate": rates.get(found["ceiling"])}])
 
 
 def median(values: Sequence[float]) -> str:
