@@ -333,7 +333,7 @@ class Experiment:
         images, lane_of = problem.test.images, problem.test.indices % LANES
         lanes = [int(lane) for lane in lane_of.unique()]
         block = VOTES_BLOCK[self.device.type]
-        blocks = len(lanes) * (-(-settings.n0 // block) - (-settings.n // block))
+        blocks = len(lanes) * -(-(settings.n0 + settings.n) // block)
         groups = (
             (
                 (lane_of == lane).nonzero().squeeze(1),

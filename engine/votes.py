@@ -66,13 +66,14 @@ def count_votes(
         screen = Screen(base_classifier, images, sigma=sigma, compiled_for=block if compiled else None)
     for positions, generator in groups:
         answers = Answers(base_classifier, images[positions], screen)
-        for count, draws in zip(counts, (n0, n), strict=True):
-            for start in range(0, draws, block):
-                shape = (min(block, draws - start), *images.shape[1:])
-                found = answers(gaussian_noise(shape, sigma=sigma, generator=generator))
-                ones = torch.ones_like(found)
-                count[positions] = count[positions].scatter_add(1, found, ones)  # unlike bincount, waits for no GPU
-                yield votes
+        for start in range(0, n0 + n, block):
+            shape = (min(block, n0 + n - start), *images.shape[1:])
+            found = answers(gaussian_noise(shape, sigma=sigma, generator=generator))
+            split = min(max(n0 - start, 0), shape[0])  # draws of the selection come first
+            for count, part in zip(counts, (found[:, :split], found[:, split:]), strict=True):
+                ones = torch.ones_like(part)  # unlike bincount, scatter_add waits for no GPU
+                count[positions] = count[positions].scatter_add(1, part, ones)
+            yield votes
 
 
 class Answers:
@@ -90,7 +91,8 @@ class Answers:
         shared = self._stem(noise)
         if self._screen is None:
             return torch.stack([self._rest(shared + at).argmax(dim=1) for at in self._at_images.split(1)])
-        screened = [self._screen(shared, at) for at in self._at_images.split(1)]
+        narrow, narrow_at = shared.to(torch.bfloat16), self._at_images.to(torch.bfloat16)
+        screened = [self._screen(narrow, at) for at in narrow_at.split(1)]
         answers, sure = (torch.stack(parts) for parts in zip(*screened, strict=True))
         rows, draws = (~sure).nonzero(as_tuple=True)
         if len(rows) > 0:
@@ -112,20 +114,27 @@ class Screen:
         self._compiled_for = compiled_for
         generator = torch.Generator().manual_seed(0)
         with torch.inference_mode():
-            chosen = torch.arange(CALIBRATED) * len(images) // CALIBRATED
             noise = gaussian_noise((CALIBRATED, *images.shape[1:]), sigma=sigma, generator=generator)
-            parts = [base_classifier.stem(part) for part in (images[chosen] + noise).split(64)]
-            errors = torch.cat([self._logits(h, torch.zeros(1)) - base_classifier.rest(h) for h in parts])  # [·, K]
+            chosen = images[torch.arange(CALIBRATED) * len(images) // CALIBRATED]
+            errors = torch.cat(
+                [self._error(base_classifier, *part) for part in zip(noise.split(64), chosen.split(64), strict=True)]
+            )
         self.threshold = SAFETY * float((errors.amax(dim=1) - errors.amin(dim=1)).max())
 
     def __call__(self, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """(Answers int64 [M], whether they are sure [M]) where the stem gives shared [M, …] + at [1, …]."""
+        """(Answers int64 [M], whether they are sure [M]) for the stem at shared [M, …] + at [1, …], in bfloat16."""
         logits = self._compiled if len(shared) == self._compiled_for else self._logits
         largest, classes = logits(shared, at).topk(2, dim=1)
         return classes[:, 0], largest[:, 0] - largest[:, 1] > self.threshold
 
     def _logits(self, shared: Tensor, at: Tensor) -> Tensor:
-        return self._narrow.rest((shared + at).to(torch.bfloat16)).float()
+        return self._narrow.rest(shared + at).float()
+
+    def _error(self, base_classifier: Network, noise: Tensor, images: Tensor) -> Tensor:
+        """Of the logits [N, K] at images [N, C, H, W] with a noise draw each."""
+        stem = base_classifier.stem
+        shared, at = stem(noise), stem(images) - stem(torch.zeros_like(images[:1]))
+        return self._logits(shared.to(torch.bfloat16), at.to(torch.bfloat16)) - base_classifier.rest(shared + at)
 
 
 def _halves(base_classifier: Classifier) -> tuple[Classifier, Classifier]:

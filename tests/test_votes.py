@@ -120,7 +120,7 @@ def test_what_is_yielded_on_the_way_are_the_votes_so_far():
             groups=[(torch.arange(2), stream(0, "votes"))],
         )
     ]
-    assert totals == [20, 40, 60, 70]
+    assert totals == [20, 40, 60, 70]  # selection first, then estimation
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -154,10 +154,11 @@ def test_what_the_screen_calls_sure_leaves_little_to_repeat_and_errors_far_behin
     with torch.inference_mode():
         shared = model.stem(gaussian_noise((500, 1, 28, 28), sigma=0.5, generator=stream(0, "noise")))
         at = model.stem(images[:1]) - model.stem(torch.zeros_like(images[:1]))
-        answers, sure = screen(shared, at)
+        narrow, narrow_at = shared.to(torch.bfloat16), at.to(torch.bfloat16)
+        answers, sure = screen(narrow, narrow_at)
         exact = model.rest(shared + at)
-        narrow = screen._logits(shared, at)
+        found = screen._logits(narrow, narrow_at)
     assert torch.equal(answers[sure], exact.argmax(dim=1)[sure])
-    error = narrow - exact
+    error = found - exact
     assert float((error.amax(dim=1) - error.amin(dim=1)).max()) < 0.5 * screen.threshold
     assert 0 < float((~sure).float().mean()) < 0.9  # fresh weights know no class, so that many margins are small

@@ -13,7 +13,7 @@ from engine.config import ProcedureConfig, TrainingConfig
 from engine.data import LabelledImages
 from engine.smoothing import Classifier, gaussian_noise
 
-EVALUATED = 1000  # training images on which an epoch's accuracy is read
+EVALUATED = 300  # training images on which an epoch's accuracy is read
 MOMENTUM = 0.9  # of SGD
 
 
@@ -78,7 +78,7 @@ class TrainingRecord:
     steps: int
     epoch: int
     loss: float | None = None  # mean over the epoch's steps
-    accuracy: float | None = None  # of f on one noisy copy of up to 1 000 training images
+    accuracy: float | None = None  # of f on one noisy copy of up to EVALUATED training images
 
 
 def fit(
