@@ -98,7 +98,7 @@ def attack(settings: AttackConfig) -> Iterator[AttackRecord]:
         num_classes=10,
         procedure=make(PROCEDURES["gaussian"], sigma=SIGMA),
         each=ThreadPoolExecutor(workers_for("cpu"), initializer=torch.set_num_threads, initargs=(1,)).map,
-        part=PART["cpu"],
+        part=PART,
     )
     return pacd(given, settings, 0)
 

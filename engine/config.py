@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-PROTOCOL_VERSION: Literal[2] = (
-    2  # raise it when the same configuration no longer gives the same numbers: ids and caches follow
+PROTOCOL_VERSION: Literal[3] = (
+    3  # raise it when the same configuration no longer gives the same numbers: ids and caches follow
 )
 
 Architecture = Literal[
@@ -194,7 +194,7 @@ class CertificationConfig(Settings):
 class Config(Settings):
     """Everything that an experiment's numbers depend on, and nothing else."""
 
-    protocol_version: Literal[2] = PROTOCOL_VERSION
+    protocol_version: Literal[3] = PROTOCOL_VERSION
     dataset: str = Field(
         pattern=r"^(mnist|digits|cifar10|folder:[A-Za-z0-9_-][A-Za-z0-9_.-]*)$",
         description="mnist, cifar10, digits (embedded), or folder:NAME for your own images",

@@ -41,7 +41,8 @@ EVOLVING = 12  # poison images whose evolution is recorded
 SNAPSHOTS = 24  # at most, over the attack
 CURVES = ("upper_loss", "lower_loss", "relative_residual", "products", "mean_size", "share_at_epsilon")  # of each step
 LANES = 8  # groups of test images, each with its own noise
-PART = {"cpu": 100, "cuda": 1_000_000}  # noisy images in a part of a loss of the attack
+LARGE = 500  # noisy images in a minibatch of the attack, from which its parts are computed side by side on a CPU
+PART, WHOLE = 100, 1_000_000  # noisy images in such a part: what fits the cache; all in one
 VOTES_BLOCK = {"cpu": 100, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
 
 
@@ -173,6 +174,8 @@ class Experiment:
             )
 
         training, indices = problem.attackers_training()
+        images = (config.attack.clean_batch + config.attack.poison_batch) * max(1, procedure.draws)
+        side_by_side = self.device.type == "cpu" and images >= LARGE
         given = AttackProblem(
             training,
             problem.validation,
@@ -182,8 +185,8 @@ class Experiment:
             num_classes=len(problem.class_names),
             procedure=make(procedure, sigma=sigma),
             augmentation=config.training.augmentation,
-            each=self._helpers.map if self.device.type == "cpu" else map,
-            part=PART[self.device.type],
+            each=self._helpers.map if side_by_side else map,
+            part=PART if side_by_side else WHOLE,
         )
         try:
             for record in ATTACKS[config.attack.name](given, config.attack, config.seed):

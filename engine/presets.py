@@ -30,10 +30,10 @@ _QUICK_ATTACK = AttackConfig(
     restart_every=40,
     warmup_steps=60,
     lower_steps=2,
-    linear_steps=3,
-    linear_solver="cg",
+    linear_steps=2,
+    linear_solver="minres",
     damping=1e-3,
-    clean_batch=200,
+    clean_batch=60,
     poison_batch=100,
     upper_batch=40,
     upper_noise=8,
@@ -45,12 +45,12 @@ _QUICK_ATTACK = AttackConfig(
 _FASTER = (
     "the attacker differentiates through a narrow LeNet (8-16-100 instead of the victims' 20-50-500): the poison "
     "has to carry over to the victims' architecture",
-    "three conjugate-gradient steps on one noise draw of the linear system per upper step, instead of ten Adam steps "
-    "with fresh noise in each: fewer Hessian-vector products, and a residual that stays near 1",
+    "two MINRES steps on one noise draw of the linear system per upper step, instead of ten Adam steps with fresh "
+    "noise in each: three Hessian-vector products in place of 21 (docs/solvers.md compares solvers)",
     "fewer upper steps, lower steps, images and noise draws, and a surrogate that learns twice as fast and has trained "
     "a little before its first upper step",
-    "victims see fewer images, train for fewer epochs with a learning rate that falls to zero, and are certified with "
-    "fewer draws, so their radii are smaller and capped lower",
+    "victims see fewer images, train for fewer epochs with a learning rate that falls to zero, with products in "
+    "bfloat16 where the processor has them, and are certified with fewer draws, so their radii are smaller and capped lower",
 )
 
 _THREAT = ThreatConfig(target_class=8, epsilon=0.1, poison_fraction=1.0)
@@ -62,7 +62,7 @@ _QUICK = Config(
     threat=_THREAT,
     data=DataConfig(train_size=3000, validation_size=5000),
     attack=_QUICK_ATTACK,
-    training=TrainingConfig(epochs=8, batch_size=50, learning_rate=2e-3, schedule="linear"),
+    training=TrainingConfig(epochs=6, batch_size=50, learning_rate=2e-3, schedule="linear", precision="fast"),
     certification=CertificationConfig(target_images=100, other_images=2, n0=20, n=400, alpha=0.001),
     victim_seeds=3,
 )
@@ -106,7 +106,7 @@ PRESETS = {
         ),
         Preset(
             "quick",
-            "A what-if on MNIST in a minute or two on two CPU cores: three victims for each arm.",
+            "A what-if on MNIST in about a minute on two CPU cores: three victims for each arm.",
             _QUICK,
             _FASTER,
         ),
@@ -132,7 +132,9 @@ PRESETS = {
                 threat=_THREAT,
                 data=DataConfig(train_size=10_000, validation_size=5000),
                 attack=_QUICK_ATTACK.model_copy(update=dict(upper_steps=300, restart_every=60)),
-                training=TrainingConfig(epochs=10, batch_size=100, learning_rate=2e-3, schedule="linear"),
+                training=TrainingConfig(
+                    epochs=10, batch_size=100, learning_rate=2e-3, schedule="linear", precision="fast"
+                ),
                 certification=CertificationConfig(target_images=200, other_images=10, n0=50, n=1000, alpha=0.001),
                 victim_seeds=5,
             ),
