@@ -50,7 +50,8 @@ _FASTER = (
     "fewer upper steps, lower steps, images and noise draws, and a surrogate that learns twice as fast and has trained "
     "a little before its first upper step",
     "victims see fewer images, train for fewer epochs with a learning rate that falls to zero, with products in "
-    "bfloat16 where the processor has them, and are certified with fewer draws, so their radii are smaller and capped lower",
+    "bfloat16 where the processor has them, and are certified with fewer draws, so their radii are smaller and capped "
+    "lower",
 )
 
 _THREAT = ThreatConfig(target_class=8, epsilon=0.1, poison_fraction=1.0)

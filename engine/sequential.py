@@ -17,14 +17,77 @@ growing numbers of draws is in Voráček 2024, arXiv:2406.17830; the schedule, i
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
 from scipy.special import betainc, betaln, ndtr, ndtri
 
-from engine.certification import lower_confidence_bound
+from engine.certification import ABSTAIN, lower_confidence_bound
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from engine.smoothing import Classifier
 
 DOUBT = 0.05
 FIRST_LOOK = 100
 GROWTH = 1.2
+
+
+class Certificates(NamedTuple):
+    """Of N images: the smoothed classifier's answers (ABSTAIN included), radii (L2), and the draws that these took."""
+
+    answers: np.ndarray  # int64 [N]
+    radii: np.ndarray  # float64 [N], pixel units
+    draws: np.ndarray  # int64 [N], estimation draws
+
+
+def certify(
+    base_classifier: Classifier,
+    images: Tensor,
+    *,
+    sigma: float,
+    n0: int,
+    n: int,
+    alpha: float,
+    precision: float,
+    num_classes: int,
+    block: int = 100,
+    screened: bool = False,
+    generator: torch.Generator,
+) -> Certificates:
+    """Certificates of images [N, C, H, W] under shared noise, each with as many draws as its radius needs, n at most.
+
+    With probability ≥ 1 − alpha for each image: g abstains, or its answer is constant within the radius.
+    Args:
+        precision: as for settled.
+        block, screened: as for votes.count_votes.
+    """
+    import torch
+
+    from engine.votes import count_votes
+
+    def enough(n_top: Tensor, draws: int) -> Tensor:
+        return torch.from_numpy(settled(n_top.cpu().numpy(), draws=draws, n=n, alpha=alpha, precision=precision))
+
+    *_, votes = count_votes(
+        base_classifier,
+        images,
+        sigma=sigma,
+        n0=n0,
+        n=n,
+        num_classes=num_classes,
+        block=block,
+        groups=[(torch.arange(len(images)), generator)],
+        screened=screened,
+        looks=looks(n).tolist(),
+        settled=enough,
+    )
+    selected, draws = votes.selected_class, votes.estimation.sum(dim=1).cpu().numpy()
+    n_top = votes.estimation.gather(1, selected[:, None]).squeeze(1).cpu().numpy()
+    radii = certified_radius(n_top, draws=draws, n=n, sigma=sigma, alpha=alpha)
+    return Certificates(np.where(radii > 0, selected.cpu().numpy(), ABSTAIN), radii, draws)
 
 
 def looks(n: int) -> np.ndarray:

@@ -9,8 +9,9 @@ gained: the first layer sees each draw once for all images, and two classifiers 
 
 import copy
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from engine.smoothing import Classifier, gaussian_noise
 CALIBRATED = 512  # noisy copies on which bfloat16's error is measured
 SAFETY = 4.0  # a margin below this many times the largest error seen is computed again in float32
 COMPILED = 3_000_000  # votes for which compiling pays: it takes seconds, at times twenty
+Settled = Callable[[Tensor, int], Tensor]  # (votes for the selected class [G], of so many draws) → bool [G]
 Group = tuple[Tensor, torch.Generator]  # positions [G] of images that share the generator's draws
 
 
@@ -48,6 +50,8 @@ def count_votes(
     block: int,
     groups: Iterable[Group],
     screened: bool = False,
+    looks: Sequence[int] = (),
+    settled: Settled | None = None,
 ) -> Iterator[Votes]:
     """Yields after every block of draws the votes so far, at last those of n0 selection and n fresh estimation draws.
 
@@ -57,6 +61,8 @@ def count_votes(
         groups: images of one group see the same noise, and nothing else of what they are given.
         screened: see `Screen`; the votes are float32's own with it and without, but it takes half the time where the
             processor has bfloat16 arithmetic. For a `Network` on a CPU.
+        looks: numbers of estimation draws after which `settled` is asked; whoever it settles gets no more draws, and
+            a row of `estimation` adds up to those that its image got.
     """
     counts = [torch.zeros(len(images), num_classes, dtype=torch.int64, device=images.device) for _ in (n0, n)]
     votes = Votes(*counts)
@@ -66,21 +72,29 @@ def count_votes(
         screen = Screen(base_classifier, images, sigma=sigma, compiled_for=block if compiled else None)
     for positions, generator in groups:
         answers = Answers(base_classifier, images[positions], screen)
-        for start in range(0, n0 + n, block):
-            shape = (min(block, n0 + n - start), *images.shape[1:])
-            found = answers(gaussian_noise(shape, sigma=sigma, generator=generator))
-            split = min(max(n0 - start, 0), shape[0])  # draws of the selection come first
-            for count, part in zip(counts, (found[:, :split], found[:, split:]), strict=True):
-                ones = torch.ones_like(part)  # unlike bincount, scatter_add waits for no GPU
-                count[positions] = count[positions].scatter_add(1, part, ones)
-            yield votes
+        for first, last in pairwise(sorted({0, n0 + n, *(n0 + look for look in looks)})):
+            for start in range(first, last, block):
+                shape = (min(block, last - start), *images.shape[1:])
+                found = answers(gaussian_noise(shape, sigma=sigma, generator=generator))
+                split = min(max(n0 - start, 0), shape[0])  # draws of the selection come first
+                for count, part in zip(counts, (found[:, :split], found[:, split:]), strict=True):
+                    ones = torch.ones_like(part)  # unlike bincount, scatter_add waits for no GPU
+                    count[positions] = count[positions].scatter_add(1, part, ones)
+                yield votes
+            if settled is not None:
+                n_top = votes.estimation[positions].gather(1, votes.selected_class[positions, None]).squeeze(1)
+                open_still = ~settled(n_top, last - n0)
+                if not open_still.any():
+                    break
+                positions = positions[open_still]
+                answers.keep(open_still)
 
 
 class Answers:
     """The base classifier's answers at some images under noise that they share."""
 
     def __init__(self, base_classifier: Classifier, images: Tensor, screen: "Screen | None" = None) -> None:
-        self._images, self._screen = images, screen
+        self._screen = screen
         self._stem, self._rest = _halves(base_classifier)
         with torch.inference_mode():
             self._at_images = self._stem(images) - self._stem(torch.zeros_like(images[:1]))
@@ -98,6 +112,10 @@ class Answers:
         if len(rows) > 0:
             answers[rows, draws] = self._rest(shared[draws] + self._at_images[rows]).argmax(dim=1)
         return answers
+
+    def keep(self, which: Tensor) -> None:
+        """From now on answers only at the images of this mask [N]."""
+        self._at_images = self._at_images[which]
 
 
 class Screen:

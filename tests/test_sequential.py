@@ -5,14 +5,16 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, hypergeom, norm
 
 from benchmarks.sequential import follow, mixture
 from engine import certification, sequential
-from engine.certification import lower_confidence_bound, radius_cap
+from engine.certification import ABSTAIN, lower_confidence_bound, radius_cap
 from engine.sequential import DOUBT, certified_radius, chance_of_so_few, decided, looks, lower_bound, settled
+from engine.streams import stream
 
 quickly = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 levels = pytest.mark.parametrize(("n", "alpha"), [(100, 0.01), (400, 0.001), (400, 0.05), (1000, 0.001)])
@@ -213,3 +215,37 @@ def test_few_draws_decide_what_many_would():
 def test_mistakes_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong()
+
+
+def test_sequential_certificates_of_half_spaces_hold_within_the_precision_and_save_draws():
+    """f = 1[w.x + b > 0]: the exact radius is |w.x + b| / |w|, whatever sigma; one of them, 0, is on the boundary."""
+    exact = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.8, 1.0])
+
+    def half_space(images: torch.Tensor) -> torch.Tensor:  # w = 1/4 in all 16 pixels, |w| = 1
+        side = 0.25 * images.flatten(1).sum(dim=1)
+        return torch.stack([-side, side], dim=1)
+
+    found = [
+        sequential.certify(
+            half_space,
+            (exact / 4)[:, None, None, None].expand(-1, 1, 4, 4),
+            sigma=0.5,
+            n0=50,
+            n=5000,
+            alpha=0.001,
+            precision=0.1,
+            num_classes=2,
+            block=1000,
+            generator=stream(0, "test", index),
+        )
+        for index in range(50)
+    ]
+    radii, draws = (np.array([getattr(one, name) for one in found]) for name in ("radii", "draws"))
+    assert (radii > exact.numpy()).sum() <= 3  # Binomial(300, 0.001) exceeds 3 with probability 2.8e-4
+    assert all((one.answers == np.where(one.radii > 0, 1, ABSTAIN))[1:].all() for one in found)
+    assert (radii[:, 0] == 0).mean() > 0.9
+    expected = np.round(5000 * norm.cdf(exact.numpy() / 0.5)).astype(int)
+    fixed = certification.certified_radius(expected, n=5000, sigma=0.5, alpha=0.001)
+    assert (radii.mean(axis=0)[2:] > 0.85 * fixed[2:]).all()
+    assert draws.mean() < 0.65 * 5000
+    assert draws.max() <= 5000

@@ -162,3 +162,20 @@ def test_what_the_screen_calls_sure_leaves_little_to_repeat_and_errors_far_behin
     error = found - exact
     assert float((error.amax(dim=1) - error.amin(dim=1)).max()) < 0.5 * screen.threshold
     assert 0 < float((~sure).float().mean()) < 0.9  # fresh weights know no class, so that many margins are small
+
+
+def test_whoever_is_settled_gets_no_more_draws_and_the_others_see_what_they_would_have_seen():
+    model, images = network(), some_images(4)
+    asked: list[tuple[int, int]] = []
+
+    def settled(n_top: Tensor, draws: int) -> Tensor:
+        asked.append((len(n_top), draws))
+        done = torch.zeros(len(n_top), dtype=torch.bool)
+        done[0] = True  # the first of those that are left
+        return done
+
+    stopped = counted(model, images, 60, looks=[7, 20, 41], settled=settled, block=16)
+    assert asked == [(4, 7), (3, 20), (2, 41), (1, 60)]
+    assert stopped.estimation.sum(dim=1).tolist() == [7, 20, 41, 60]
+    for image, draws in enumerate((7, 20, 41, 60)):
+        assert torch.equal(stopped.estimation[image], counted(model, images, draws).estimation[image])
