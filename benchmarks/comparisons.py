@@ -3,12 +3,16 @@
 The engine's side is one worker thread for each core, or for an attack one; the others have torch's default threads.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.measure import Comparison, Side
+from benchmarks.ours import N0
 from engine.costs import workers_for
 
 CERTIFIED = dict(victims=2, images=16, n=1000)
+LONG, SHORT = dict(victims=2, images=16, n=100_000), dict(victims=2, images=16, n=5000)  # as for a paper, and less
+PART = (SHORT["n"] + N0) / (LONG["n"] + N0)  # of the draws
 TRAINED = {"gaussian": 3000, "smoothadv": 1000, "macer": 400}  # images, in batches of 200
 NINE = dict(victims=9, epochs=2, images=20, n=400)  # three arms of three seeds; quick has 8 epochs and 118 images
 TRAINERS = {
@@ -30,6 +34,15 @@ def certification() -> list[Comparison]:
     return [
         Comparison(what, engine, (*plain, *peers), ALL),
         Comparison(f"{what}, beside a busy process", engine, plain[:1], ALL, busy=1),
+        Comparison(
+            "{victims} victims, {images} images each, n = {n}".format(**LONG) + f"; by others n = {SHORT['n']}, scaled",
+            replace(engine, settings=LONG),
+            (
+                replace(plain[0], settings=SHORT, part=PART),
+                replace(peers[0], settings=SHORT | dict(batch_size=400), part=PART),
+            ),
+            ALL,
+        ),
     ]
 
 
@@ -50,14 +63,18 @@ def training() -> list[Comparison]:
 
 def attack() -> list[Comparison]:
     found = []
-    for preset, sizes, steps in (("paper-ga-mnist", "the authors'", 3), ("quick", "quick's", 3)):
+    for preset, sizes, steps in (("paper-ga-mnist", "the authors'", 10), ("quick", "quick's", 3)):
         settings = dict(preset=preset, steps=steps)
         what = f"an upper step of {sizes} sizes, {steps} lower and {steps} linear steps"
         plain = (
             *_plain("plain ApproxGrad", "tasks.plain_upper_step", settings),
             Side("plain ApproxGrad, one thread", "tasks.plain_upper_step", settings | dict(threads=1)),
         )
-        for solver, system in (("adam", "drawn afresh for each"), ("cg", "drawn once, conjugate gradient")):
+        for solver, system in (
+            ("adam", "drawn afresh for each"),
+            ("adam-shared", "drawn once"),
+            ("minres", "drawn once, MINRES"),
+        ):
             engine = Side("engine", "tasks.engine_upper_step", settings | dict(solver=solver), "engine")
             found.append(Comparison(f"{what}; the engine's linear system {system}", engine, plain, ONE))
     return found

@@ -39,6 +39,7 @@ class Side:
     task: str  # "module.function" of benchmarks: it prepares the work and returns what is timed
     settings: dict[str, Any]
     environment: str = "default"
+    part: float = 1.0  # of the work, which this side does; its seconds stand for the whole
 
     @property
     def missing(self) -> bool:
@@ -83,15 +84,15 @@ class Child:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._label = side.label
+        self._label, self._part = side.label, side.part
         self._answer()
 
     def seconds(self) -> float:
-        return self._ask("seconds")
+        return self._ask("seconds") / self._part
 
     def flops(self) -> float:
         """Counted in the thread that asks: for work that is done in one."""
-        return self._ask("flops")
+        return self._ask("flops") / self._part
 
     @property
     def pid(self) -> int:

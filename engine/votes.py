@@ -21,7 +21,7 @@ from engine.smoothing import Classifier, gaussian_noise
 
 CALIBRATED = 512  # noisy copies on which bfloat16's error is measured
 SAFETY = 4.0  # a margin below this many times the largest error seen is computed again in float32
-COMPILED = 3_000_000  # votes for which compiling pays: it takes seconds, at times twenty
+COMPILED = 1_500_000  # votes for which compiling pays: it takes seconds, at times twenty
 Settled = Callable[[Tensor, int], Tensor]  # (votes for the selected class [G], of so many draws) → bool [G]
 Group = tuple[Tensor, torch.Generator]  # positions [G] of images that share the generator's draws
 
