@@ -112,7 +112,7 @@ def minres(system: System, start: Tensor, *, steps: int, damping: float) -> Line
         basis = torch.cat([basis, (image / rest)[None]])
     columns, wanted = reduced.shape[1], target.new_zeros(len(reduced))
     wanted[:1] = size
-    lengths = torch.linalg.pinv(reduced) @ wanted
+    lengths = _pseudo_inverse(reduced) @ wanted
     solution = solution + lengths @ basis[:columns]
     left = (wanted - reduced @ lengths).norm()
     return LinearSolution(solution, float(left / target.norm()), 1 + columns)
@@ -155,7 +155,7 @@ def nystrom(system: System, start: Tensor, *, steps: int, damping: float, genera
     columns = torch.stack([operator(direction) for direction in sketch])  # Cᵀ [steps, W]
     core = columns @ sketch.T  # Ωᵀ H Ω
     inner = damping * (core + core.T) / 2 + columns @ columns.T
-    low_rank = columns.T @ (torch.linalg.pinv(inner, hermitian=True) @ (columns @ target))
+    low_rank = columns.T @ (_pseudo_inverse(inner, hermitian=True) @ (columns @ target))
     solution = (target - low_rank) / damping
     residual = operator(solution) + damping * solution - target
     return LinearSolution(solution, float(residual.norm() / target.norm()), steps + 1)
@@ -164,6 +164,13 @@ def nystrom(system: System, start: Tensor, *, steps: int, damping: float, genera
 def one_step(system: System, start: Tensor, *, steps: int, damping: float) -> LinearSolution:
     """b itself, in the direction of the solution for a large damping: no product, and no residual."""
     return LinearSolution(system()[1], math.nan, 0)
+
+
+def _pseudo_inverse(matrix: Tensor, *, hermitian: bool = False) -> Tensor:
+    """As torch.linalg.pinv, but nan for a matrix that is not finite, as products with other diverged values are."""
+    if not matrix.isfinite().all():
+        return torch.full_like(matrix.T, torch.nan)
+    return torch.linalg.pinv(matrix, hermitian=hermitian)
 
 
 def _begun(operator: Operator, target: Tensor, start: Tensor, damping: float) -> tuple[Tensor, Tensor]:

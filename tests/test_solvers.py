@@ -1,6 +1,7 @@
 """Linear solvers on systems that are solved densely, and Adam computed a second time in numpy."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -416,3 +417,11 @@ def test_adam_forgets_the_scale_of_gradients_that_are_not_tiny(scale, seed):
     plain, scaled = (Adam(gradients[0], learning_rate=0.1) for _ in range(2))
     for gradient in gradients:
         assert torch.allclose(scaled.step(scale * gradient), plain.step(gradient), rtol=0.02)
+
+
+@pytest.mark.parametrize("solver", [minres, partial(nystrom, generator=stream(0, "sketch"))])
+def test_what_has_diverged_comes_back_as_nan_and_not_as_an_error(solver):
+    start, target = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    found = solver(lambda: (lambda vector: vector * torch.nan, target), start, steps=2, damping=0.1)
+    assert not found.solution.isfinite().any()
+    assert math.isnan(found.relative_residual)
