@@ -125,7 +125,7 @@ PRESETS = {
         ),
         Preset(
             "class",
-            "About ten minutes on two cores: more data, better trained victims, more draws, five victims for each arm.",
+            "Some minutes on two cores: more data, better trained victims, more draws, five victims for each arm.",
             Config(
                 dataset="mnist",
                 procedure=ProcedureConfig(name="gaussian"),

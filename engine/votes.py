@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.models.network import Network
 from engine.smoothing import Classifier, gaussian_noise
+from engine.streams import stream
 
 CALIBRATED = 512  # noisy copies on which bfloat16's error is measured
 SAFETY = 4.0  # a margin below this many times the largest error seen is computed again in float32
@@ -130,7 +131,7 @@ class Screen:
         self._narrow = copy.deepcopy(base_classifier).to(torch.bfloat16).eval()
         self._compiled = torch.compile(self._logits, dynamic=False)
         self._compiled_for = compiled_for
-        generator = torch.Generator().manual_seed(0)
+        generator = stream(0, "screen")
         with torch.inference_mode():
             noise = gaussian_noise((CALIBRATED, *images.shape[1:]), sigma=sigma, generator=generator)
             chosen = images[torch.arange(CALIBRATED) * len(images) // CALIBRATED]
