@@ -379,12 +379,12 @@ class Experiment:
 
 def _replay(book: Recorder, evolution: dict[str, np.ndarray]) -> None:
     """Writes the step records of an attack that was reused, as if it had run here."""
-    curves = {name: evolution[name] for name in CURVES if name in evolution}  # earlier runs counted no products
+    curves = {name: evolution[name] for name in CURVES}
     steps = len(curves["upper_loss"])
     for step in range(steps):
         point = {name: float(values[step]) for name, values in curves.items()}
         book.add_metrics("attack", step=step + 1, steps=steps, **point)
-    book.products = int(sum(curves.get("products", ())))
+    book.products = int(curves["products"].sum())
 
 
 def _write_poison(path: Path, problem: Problem, poison: Poison) -> None:
