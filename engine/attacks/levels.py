@@ -21,6 +21,7 @@ Source: Mehra, Kailkhura, Chen, Hamm, CVPR 2021, arXiv:2012.01274, Section 3, wi
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -89,63 +90,22 @@ class Levels:
 
         An adversary, if the procedure has one, answers to these weights and to x_poison.
         """
-        problem, procedure = self._problem, self._problem.procedure
+        problem = self._problem
         clean = self._clean[next(self._batches)]
         which = torch.cat([clean, problem.indices[rows]])
-        originals, labels = problem.training.images[which], problem.training.labels[which]
-        clean_images = originals[: len(clean)]
         self._minibatches += 1
-        held = f"minibatch {self._minibatches}"
-
-        def drawn() -> tuple[Crops | None, Tensor, torch.Generator]:
-            """(Crops, noise [N, M, …], the generator after both draws); the same draws at every call if held."""
-            generator = stream(self._seed, held, device=labels.device) if procedure.prepares else self._draw
-            crops = draw_crops(len(labels), problem.augmentation, generator=generator)
-            if self._lower_noise is not None:
-                return crops, self._lower_noise[which], generator
-            return crops, procedure.draw_noise(originals, generator=generator), generator
-
-        normalised = next(model.buffers(), None) is not None
-        constants: tuple[Tensor, ...] = ()
-        if procedure.prepares or normalised:
-            crops, noise, generator = drawn()
-            images = torch.cat([clean_images, x_poison])
-            images = images if crops is None else crop_and_flip(images, *crops)
-            _move_statistics(model, weights, noisy_copies(images, noise) if noise.shape[1] else images)
-            f = with_weights(model.eval(), weights)
-            constants = procedure.prepare(f, images, labels, noise, strength=strength, generator=generator)
-
-        def parts() -> list[Part]:
-            crops, noise, _ = drawn()
-            model.train()
-
-            def part(images: slice) -> Part:
-                first = images.start - len(clean)  # of the poison images
-                poison = slice(max(0, first), max(0, images.stop - len(clean)))
-
-                def loss(weights: Tensor, x_poison: Tensor, tap: Tap = lambda logits: logits) -> Tensor:
-                    x = torch.cat([clean_images[images], x_poison[poison]])
-                    if crops is not None:
-                        x = crop_and_flip(x, *(each[images] for each in crops))
-                    f = with_weights(model, weights)
-                    mean = procedure.loss(
-                        lambda noisy: tap(f(noisy)),
-                        x,
-                        labels[images],
-                        noise[images],
-                        tuple(each[images] for each in constants),
-                        strength=strength,
-                    )
-                    return mean * (len(x) / len(labels))
-
-                return Part(loss, poison.stop > 0)
-
-            whole = slice(0, len(labels))
-            separate = (slice(0, len(clean)), slice(len(clean), len(labels)))
-            ranges = [whole] if normalised else [each for one in separate for each in self._cut(one, noise.shape[1])]
-            return [part(images) for images in ranges]
-
-        return Sum(parts, problem.each)
+        held = (self._seed, f"minibatch {self._minibatches}") if problem.procedure.prepares else None
+        batch = Minibatch(
+            problem,
+            problem.training.images[which],
+            problem.training.labels[which],
+            clean=len(clean),
+            fixed_noise=None if self._lower_noise is None else self._lower_noise[which],
+            held=held,
+            generator=self._draw,
+            strength=strength,
+        )
+        return batch.loss(model, batch.constants(model, weights, x_poison))
 
     def upper(self, model: nn.Module) -> Loss:
         """f on a minibatch of held-out images of the target class."""
@@ -175,15 +135,93 @@ class Levels:
 
                 return Part(loss, has_x=False)
 
-            return [part(some) for some in self._cut(slice(0, len(images)), config.upper_noise)]
+            return [part(some) for some in _cut(slice(0, len(images)), config.upper_noise, problem.part)]
 
         return Sum(parts, problem.each)
 
-    def _cut(self, images: slice, draws: int) -> list[slice]:
-        """Ranges of images that have about `part` noisy copies each."""
-        size = max(1, self._problem.part // max(1, draws))
-        starts = range(images.start, images.stop, size)
-        return [slice(start, min(start + size, images.stop)) for start in starts]
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Clean images and poison ones behind them, for the lower level: what is drawn for them, and the loss in parts."""
+
+    problem: AttackProblem
+    originals: Tensor  # [N, C, H, W], the poison images as they were
+    labels: Tensor  # [N]
+    clean: int  # how many of the N are clean
+    fixed_noise: Tensor | None  # [N, M, C, H, W], where every image has one draw for ever
+    held: tuple[int, str] | None  # (seed, purpose) of the stream where all evaluations share their draws
+    generator: torch.Generator  # of fresh draws, where they do not
+    strength: float
+
+    def drawn(self) -> tuple[Crops | None, Tensor, torch.Generator]:
+        """(Crops, noise [N, M, C, H, W], the generator after both draws)."""
+        generator = self.generator if self.held is None else stream(*self.held, device=self.labels.device)
+        crops = draw_crops(len(self.labels), self.problem.augmentation, generator=generator)
+        if self.fixed_noise is not None:
+            return crops, self.fixed_noise, generator
+        return crops, self.problem.procedure.draw_noise(self.originals, generator=generator), generator
+
+    def constants(self, model: nn.Module, weights: Tensor, x_poison: Tensor) -> tuple[Tensor, ...]:
+        """What the procedure prepares at these weights and poison images; moves running statistics if there are any."""
+        if not self.problem.procedure.prepares and not _is_normalised(model):
+            return ()
+        crops, noise, generator = self.drawn()
+        images = self._images(x_poison, slice(0, len(self.labels)), crops)
+        _move_statistics(model, weights, noisy_copies(images, noise) if noise.shape[1] else images)
+        f = with_weights(model.eval(), weights)
+        return self.problem.procedure.prepare(
+            f, images, self.labels, noise, strength=self.strength, generator=generator
+        )
+
+    def loss(self, model: nn.Module, constants: tuple[Tensor, ...]) -> Sum:
+        """g, in one part where batch normalisation ties the images together, else in parts of clean or poison ones."""
+
+        def parts() -> list[Part]:
+            crops, noise, _ = self.drawn()
+            model.train()
+            ranges = [slice(0, len(self.labels))]
+            if not _is_normalised(model):
+                separate = (slice(0, self.clean), slice(self.clean, len(self.labels)))
+                ranges = [each for one in separate for each in _cut(one, noise.shape[1], self.problem.part)]
+            return [self._part(model, images, crops, noise, constants) for images in ranges]
+
+        return Sum(parts, self.problem.each)
+
+    def _part(
+        self, model: nn.Module, images: slice, crops: Crops | None, noise: Tensor, constants: tuple[Tensor, ...]
+    ) -> Part:
+        def loss(weights: Tensor, x_poison: Tensor, tap: Tap = lambda logits: logits) -> Tensor:
+            x = self._images(x_poison, images, crops)
+            f = with_weights(model, weights)
+            mean = self.problem.procedure.loss(
+                lambda noisy: tap(f(noisy)),
+                x,
+                self.labels[images],
+                noise[images],
+                tuple(each[images] for each in constants),
+                strength=self.strength,
+            )
+            return mean * (len(x) / len(self.labels))
+
+        return Part(loss, has_x=images.stop > self.clean)
+
+    def _images(self, x_poison: Tensor, which: slice, crops: Crops | None) -> Tensor:
+        """Some of [clean; x_poison], augmented."""
+        poison = slice(max(0, which.start - self.clean), max(0, which.stop - self.clean))
+        x = torch.cat([self.originals[: self.clean][which], x_poison[poison]])
+        return x if crops is None else crop_and_flip(x, *(each[which] for each in crops))
+
+
+def _is_normalised(model: nn.Module) -> bool:
+    """Whether it has running statistics, and so batch normalisation."""
+    return next(model.buffers(), None) is not None
+
+
+def _cut(images: slice, draws: int, part: int) -> list[slice]:
+    """Ranges of images that have about `part` noisy copies each."""
+    size = max(1, part // max(1, draws))
+    starts = range(images.start, images.stop, size)
+    return [slice(start, min(start + size, images.stop)) for start in starts]
 
 
 def _move_statistics(model: nn.Module, weights: Tensor, images: Tensor) -> None:
