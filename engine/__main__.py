@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import datasets, index, jobs, paper, records, studies, study_kinds, study_tables, tables
-from engine.config import Config, ConfigError, with_overrides
+from engine import datasets, grid, index, jobs, paper, records, studies, study_kinds, study_tables, tables
+from engine.config import Config, ConfigError, parse, with_overrides
 from engine.costs import estimate
 from engine.presets import PRESETS
 from engine.records import Record, Run, RunNotFound
@@ -73,6 +73,19 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "Print the report of a run.")
     report.add_argument("id", help="a run id, or its first digits")
     report.add_argument("--json", action="store_true")
+
+    gallery = command("gallery", _gallery, "Compute the grid of runs on Explore; resumes where it was stopped.")
+    for name, values in (
+        ("procedures", grid.BASES),
+        ("classes", grid.CLASSES),
+        ("sigmas", grid.SIGMAS),
+        ("epsilons", grid.EPSILONS),
+    ):
+        gallery.add_argument(f"--{name}", default=",".join(map(str, values)), metavar="V1,V2", help="default: all")
+    gallery.add_argument(
+        "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
+    )
+    gallery.add_argument("--dry-run", action="store_true", help="print the points that are missing, run nothing")
 
     work = commands.add_parser("work", help="Do the work of a run directory: what `run` and the app start.")
     work.add_argument("directory", type=Path)
@@ -138,18 +151,24 @@ def _run(options: argparse.Namespace) -> int:
         return OK
     datasets.fetch(config.dataset, data_root)
     run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=options.preset)
+    if (code := _wait_for(run)) == OK:
+        _print_report(run, as_json=options.json)
+    return code
+
+
+def _wait_for(run: Run) -> int:
+    """Shows a run's progress until it ends; FAILED, with the reason, where it did not come to its end."""
     try:
         _follow(run, lambda: jobs.queue_position(run))
     except KeyboardInterrupt:
         print("\ncancelling; what is finished stays in the run's directory", file=sys.stderr)
         jobs.stop_now(run)
     status = run.status()
-    if status.state != "done":
-        reason = f": {status.error}" if status.error else ""
-        print(f"run {run.id} {status.state}{reason}. Its directory: {run.directory}", file=sys.stderr)
-        return FAILED
-    _print_report(run, as_json=options.json)
-    return OK
+    if status.state == "done":
+        return OK
+    reason = f": {status.error}" if status.error else ""
+    print(f"run {run.id} {status.state}{reason}. Its directory: {run.directory}", file=sys.stderr)
+    return FAILED
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -223,7 +242,8 @@ def _runs(options: argparse.Namespace) -> int:
         jobs.delete(records.find(options.runs_root, options.delete, gallery=False))
         return OK
     if options.publish:
-        print(records.publish(records.find(options.runs_root, options.publish), records.GALLERY).directory)
+        run = records.find(options.runs_root, options.publish)
+        print(records.publish(run, records.GALLERY, weights=True).directory)
         return OK
     rows = index.rows(options.runs_root)
     if options.json:
@@ -242,6 +262,34 @@ def _runs(options: argparse.Namespace) -> int:
             f"{row['target_name']}  epsilon {row['epsilon']!s:<6}sigma {row['sigma']!s:<6}"
             f"seed {row['seed']!s:<6}{drop}  {row['name']}"
         )
+    return OK
+
+
+def _gallery(options: argparse.Namespace) -> int:
+    def values(name: str, convert: Callable[[str], Any]) -> list[Any]:
+        return [convert(part) for part in getattr(options, name).split(",") if part.strip()]
+
+    wanted = grid.plan(
+        values("procedures", str), values("classes", int), values("sigmas", float), values("epsilons", float)
+    )
+    if unknown := {point.procedure for point in wanted} - set(grid.BASES):
+        raise ConfigError(f"--procedures must be among {', '.join(grid.BASES)}, got {', '.join(sorted(unknown))}")
+    configs = {point: grid.config_of(point) for point in wanted}
+    published = {run.id for folder in (records.GALLERY, records.GRID) for run in records.all_runs(folder)}
+    missing = {point: config for point, config in configs.items() if records.run_id(config) not in published}
+    data_root = options.data_root or datasets.default_root()
+    for config in missing.values():
+        datasets.check(parse(config.model_dump()), data_root)
+    print(f"{len(wanted)} points, {len(missing)} of them missing", file=sys.stderr)
+    for point, config in missing.items():
+        print(" ".join(["--preset", point.preset, *point.overrides]), flush=True)
+        if options.dry_run:
+            continue
+        datasets.fetch(config.dataset, data_root)
+        run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=point.preset)
+        if (code := _wait_for(run)) != OK:
+            return code
+        records.publish(run, records.GRID, weights=False)
     return OK
 
 

@@ -36,6 +36,7 @@ AttackName = Literal[
     "error-maximising",
     "gradient-matching",
     "label-flip",
+    "from-file",
 ]
 Control = Literal["random_noise", "shuffled_signs"]
 LinearSolver = Literal[
@@ -157,6 +158,20 @@ class AttackConfig(Settings):
     squeeze: float = Field(default=1e-3, ge=1e-6, lt=0.5, description="keeps the soft radius finite")
     fixed_lower_noise: bool = Field(default=False, description="one noise draw for ever per image in the lower level")
     fixed_upper_noise: bool = Field(default=False, description="one noise draw for ever per image in the upper level")
+    file: str = Field(
+        default="",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="SHA-256 of a poison file that was brought here (attack from-file; empty for all others)",
+    )
+
+    @model_validator(mode="after")
+    def _file_and_name(self) -> "AttackConfig":
+        if (self.name == "from-file") != bool(self.file):
+            raise ValueError(
+                f"attack.file must be the SHA-256 of a poison file for attack from-file, and empty for all others, "
+                f"got attack {self.name} and file {self.file!r}"
+            )
+        return self
 
 
 class TrainingConfig(Settings):
@@ -170,6 +185,9 @@ class TrainingConfig(Settings):
     weight_decay: float = Field(default=0.0, ge=0)
     augmentation: Literal["none", "crop-flip", "crop-flip-batch"] = Field(
         default="none", description="crop out of 4 pixels of padding and flip, per image, or one crop for a whole batch"
+    )
+    squeezing: Literal["none", "median", "one-bit", "three-bit"] = Field(
+        default="none", description="a defence: what is done to every training image of every arm before victims see it"
     )
     precision: Literal["float32", "fast"] = Field(
         default="float32",

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from engine.problem import Problem, pose
 from engine.recorder import Recorder
 from engine.records import Cancelled, Run, write_tensors
 from engine.report import certificate_rows
+from engine.squeezing import squeeze
 from engine.stages import StageCache
 from engine.streams import stream
 from engine.threat import Poison
@@ -256,7 +258,11 @@ class Experiment:
             "bfloat16": self._bfloat16,
             "victim": k,
         }
-        data = problem.training if poison is None else poison.apply(problem.training)
+        clean_data = replace(problem.training, images=squeeze(problem.training.images, config.training.squeezing))
+        data = clean_data
+        if poison is not None:
+            changed = poison.apply(problem.training)
+            data = replace(changed, images=squeeze(changed.images, config.training.squeezing))
         poisoned = {"poison": None if poison is None else poison.digest()}
         generator = stream(config.seed, "victim", k, device=self.device)
         shape, classes = tuple(data.images.shape[1:]), len(problem.class_names)
@@ -267,7 +273,7 @@ class Experiment:
             return model, depends_on
         with self._clean_victims[k]:  # the arms wait for the one that trains it
             clean = depends_on | {"poison": None}
-            self._train_or_load(model, problem.training, f"before-{k}", clean, epochs=epochs, generator=generator)
+            self._train_or_load(model, clean_data, f"before-{k}", clean, epochs=epochs, generator=generator)
         depends_on |= poisoned | {"fine_tune_epochs": more}
         generator = stream(config.seed, "fine-tuning", k, device=self.device)
         self._train_or_load(model, data, name, depends_on, epochs=more, generator=generator)

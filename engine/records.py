@@ -37,7 +37,8 @@ from engine.config import Config
 if TYPE_CHECKING:
     import pandas as pd
 
-GALLERY = Path(__file__).parents[1] / "gallery"  # finished runs that come with the project, without weights and votes
+GALLERY = Path(__file__).parents[1] / "gallery"  # finished runs that come with the project, without votes
+GRID = GALLERY / "grid"  # and those among which the sliders of Explore move (engine/grid.py)
 ARMS = ("clean", "poisoned", "random_noise", "shuffled_signs")
 CONTROLS = ("random_noise", "shuffled_signs")
 ACTIVE = ("queued", "running")
@@ -196,8 +197,12 @@ class Run(Record):
         return [record for record in records if record["kind"] == kind]
 
     def tensors(self, name: str) -> dict[str, np.ndarray] | None:
+        """A safetensors file; what a published copy holds in fewer bits comes back as float32."""
         path = self.directory / f"{name}.safetensors"
-        return load_file(path) if path.exists() else None
+        tensors = load_file(path) if path.exists() else None
+        if tensors is not None and "unit" in tensors:  # of whole numbers, see `publish`
+            tensors["delta"] = tensors["delta"] * tensors.pop("unit")
+        return tensors
 
     def certificates(self) -> "pd.DataFrame | None":
         import pandas as pd  # takes longer to import than all the rest
@@ -231,7 +236,7 @@ def find(root: Path, identifier: str, *, gallery: bool = True) -> Run:
 
     Raises: RunNotFound, naming what is wrong.
     """
-    folders = (GALLERY, root) if gallery else (root,)
+    folders = (GRID, GALLERY, root) if gallery else (root,)
     return the_one((run for folder in folders for run in all_runs(folder)), identifier, f"run under {root}")
 
 
@@ -255,8 +260,13 @@ def all_runs(root: Path) -> Iterator[Run]:
             yield run
 
 
-def publish(run: Run, folder: Path) -> Run:
-    """A small copy of a finished run: no weights, no votes, changes to images rounded to float16."""
+def publish(run: Run, folder: Path, *, weights: bool) -> Run:
+    """A small copy of a finished run, without votes; changes to images are whole multiples of max |delta| / 127.
+
+    Args:
+        weights: whether the first clean and the first poisoned victim come along, as float16; and all recorded steps
+            of the attack, not only half of them.
+    """
     copy = Run(folder / run.id)
     copy.directory.mkdir(parents=True, exist_ok=True)
     for name in ("config", "request", "env", "status", "report"):
@@ -268,9 +278,21 @@ def publish(run: Run, folder: Path) -> Run:
     for name in ("poison", "evolution"):
         tensors = run.tensors(name)
         if tensors is not None:
-            small = tensors | {"delta": tensors["delta"].astype(np.float16)}
-            write_tensors(copy.directory / f"{name}.safetensors", **small)
+            if name == "evolution" and not weights:
+                tensors |= {part: tensors[part][1::2] for part in ("steps", "delta")}
+            write_tensors(copy.directory / f"{name}.safetensors", **tensors | _in_units(tensors["delta"]))
+    if weights:
+        (copy.directory / "victims").mkdir(exist_ok=True)
+        for victim in ("victims/clean-0", "victims/poisoned-0"):
+            if (tensors := run.tensors(victim)) is not None:
+                small = {name: t.astype(np.float16) if t.dtype == np.float32 else t for name, t in tensors.items()}
+                write_tensors(copy.directory / f"{victim}.safetensors", **small)
     return copy
+
+
+def _in_units(delta: np.ndarray) -> dict[str, np.ndarray]:
+    unit = np.float32(np.abs(delta).max(initial=0) / 127 or 1)
+    return {"delta": np.rint(delta / unit).astype(np.int8), "unit": unit.reshape(1)}
 
 
 def process_start(pid: int) -> float | None:

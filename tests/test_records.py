@@ -239,7 +239,7 @@ def test_the_gallery_is_found_only_where_it_is_wanted(tmp_path: Path, monkeypatc
 
 
 def test_a_published_copy_opens_and_names_no_place_on_this_machine(smoke: SimpleNamespace, tmp_path: Path) -> None:
-    copy = records.publish(smoke.run, tmp_path)
+    copy = records.publish(smoke.run, tmp_path, weights=False)
     assert copy.config == smoke.run.config
     assert copy.status().state == "done"
     report, certificates, poison = copy.report, copy.certificates(), copy.tensors("poison")
@@ -251,7 +251,8 @@ def test_a_published_copy_opens_and_names_no_place_on_this_machine(smoke: Simple
     assert copy.request["data_root"] is None
     assert certificates["radius"].tolist() == smoke.run.certificates()["radius"].tolist()
     original = smoke.run.tensors("poison")["delta"]
-    np.testing.assert_allclose(poison["delta"], original, atol=1e-4)
+    np.testing.assert_allclose(poison["delta"], original, atol=np.abs(original).max() / 254 * 1.001)
+    assert np.abs(poison["delta"]).max() == np.abs(original).max()
     assert not (copy.directory / "victims").exists()
     for path in copy.directory.rglob("*"):
         assert str(smoke.root).encode() not in path.read_bytes()
@@ -261,7 +262,7 @@ def test_a_published_copy_opens_and_names_no_place_on_this_machine(smoke: Simple
 
 def test_a_run_without_metrics_can_be_published(tmp_path: Path) -> None:
     run = new_run(tmp_path / "runs")
-    copy = records.publish(run, tmp_path / "copies")
+    copy = records.publish(run, tmp_path / "copies", weights=True)
     assert copy.config == run.config
 
 

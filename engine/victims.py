@@ -1,0 +1,57 @@
+"""Finished victims, asked again: their answers and votes on any image, outside of a run."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.config import CLASSES
+from engine.models import build
+from engine.records import Run
+from engine.streams import stream
+from engine.votes import Votes, count_votes
+
+
+class VictimUnavailable(Exception):
+    """The run has no weights of this victim: not trained yet, or a published copy that left them out."""
+
+
+def kept(run: Run) -> list[tuple[str, int]]:
+    """(arm, number) of the victims whose weights the run directory holds."""
+    names = sorted(path.stem.rpartition("-") for path in (run.directory / "victims").glob("*-*.safetensors"))
+    return [(arm, int(k)) for arm, _, k in names if k.isdigit() and arm != "before"]
+
+
+def load(run: Run, arm: str, k: int, *, shape: tuple[int, ...]) -> nn.Module:
+    """The arm's k-th victim in evaluation mode, float32, on the CPU; shape: of an image, (C, H, W).
+
+    Raises: VictimUnavailable.
+    """
+    weights = run.tensors(f"victims/{arm}-{k}")
+    if weights is None:
+        raise VictimUnavailable(f"run {run.id} keeps no weights of victim {k} of arm {arm}")
+    config = run.config
+    classes = len((run.report or {}).get("class_names") or ()) or CLASSES[config.dataset]
+    model = build(config.architecture, shape=shape, num_classes=classes, generator=torch.Generator())
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    return model.eval()
+
+
+def votes(model: nn.Module, images: np.ndarray, *, sigma: float, n0: int, n: int, seed: int) -> Votes:
+    """Votes of a victim on images [N, C, H, W] in [0, 1] under fresh noise; image by image, each with its own draws.
+
+    The same image, seed and numbers give the same votes whatever else is asked. N at least 1.
+    """
+    with torch.no_grad():
+        num_classes = model(torch.from_numpy(images[:1])).shape[1]
+    alone = ((torch.tensor([k]), stream(seed, "votes of a visitor")) for k in range(len(images)))
+    *_, found = count_votes(
+        model,
+        torch.from_numpy(images),
+        sigma=sigma,
+        n0=n0,
+        n=n,
+        num_classes=num_classes,
+        block=100,
+        groups=alone,
+    )
+    return found
