@@ -41,12 +41,13 @@ def votes(model: nn.Module, images: np.ndarray, *, sigma: float, n0: int, n: int
 
     The same image, seed and numbers give the same votes whatever else is asked. N at least 1.
     """
+    points = torch.tensor(images)
     with torch.no_grad():
-        num_classes = model(torch.from_numpy(images[:1])).shape[1]
-    alone = ((torch.tensor([k]), stream(seed, "votes of a visitor")) for k in range(len(images)))
+        num_classes = model(points[:1]).shape[1]
+    alone = ((torch.tensor([k]), stream(seed, "votes of a visitor")) for k in range(len(points)))
     *_, found = count_votes(
         model,
-        torch.from_numpy(images),
+        points,
         sigma=sigma,
         n0=n0,
         n=n,

@@ -112,6 +112,8 @@ CHOICES = {
     "attack.fixed_upper_noise": ["perhaps", 2],
     "training.schedule": ["cosine", True],
     "training.precision": ["half", 16],
+    "training.squeezing": ["blur", 1],
+    "attack.file": ["poison.npz", "0" * 63, "A" * 64],
     "training.optimiser": ["lion"],
     "training.augmentation": ["mixup"],
 }
@@ -203,6 +205,16 @@ def test_a_value_out_of_bounds_is_refused_in_one_line_that_names_field_and_value
     message = complaint(changed(field, value))
     assert message.startswith(f"{field}: ")
     assert repr(value) in message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["attack.name=from-file"], ["attack.file=" + "0" * 64], ["attack.name=pacd", "attack.file=" + "a" * 64]],
+)
+def test_a_poison_file_belongs_to_the_attack_from_a_file_and_to_no_other(overrides):
+    with pytest.raises(ConfigError, match="attack from-file, and empty for all others"):
+        with_overrides(CONFIG, overrides)
+    with_overrides(CONFIG, ["attack.name=from-file", "attack.file=" + "0" * 64])
 
 
 @pytest.mark.parametrize(

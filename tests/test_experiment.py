@@ -297,6 +297,22 @@ def test_fine_tuning_starts_from_the_clean_victim(tiny: Tiny, work_here: WorkHer
         assert (tuned.directory / "victims" / f"{arm}-0.safetensors").read_bytes() != before.read_bytes()
 
 
+def test_squeezing_changes_every_arms_training_images_and_no_test_image(
+    baseline: Run, tiny: Tiny, work_here: WorkHere, runs_root: Path
+) -> None:
+    run = work_here(tiny("training.squeezing=one-bit", "controls=[]"), runs_root)
+    assert run.status().state == "done", run.status().error
+    poison, before = run.tensors("poison"), baseline.tensors("poison")
+    assert poison is not None
+    assert before is not None
+    assert np.array_equal(poison["delta"], before["delta"])  # the attacker does not know of it
+    for arm in ("clean", "poisoned"):
+        ours, plain = (r.directory / "victims" / f"{arm}-0.safetensors" for r in (run, baseline))
+        assert ours.read_bytes() != plain.read_bytes()
+    ours, plain = run.certificates(), baseline.certificates()
+    assert set(ours["image"]) == set(plain["image"])
+
+
 def test_a_report_calls_classes_by_name(baseline: Run) -> None:
     assert baseline.report is not None
     assert baseline.report["target_name"] == "digit 8"

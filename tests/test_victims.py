@@ -1,0 +1,45 @@
+"""Finished victims answer again as they did in their run, and a published copy's small weights vote nearly alike."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from engine import datasets, records, victims
+from engine.victims import VictimUnavailable
+
+
+def images(count: int) -> np.ndarray:
+    return datasets.read("digits", Path("nowhere"), train=False)[0][:count]
+
+
+def test_a_run_keeps_all_its_victims(smoke: SimpleNamespace) -> None:
+    assert victims.kept(smoke.run) == sorted((arm, k) for arm in records.ARMS for k in range(2))
+
+
+def test_votes_do_not_depend_on_what_else_is_asked(smoke: SimpleNamespace) -> None:
+    given = images(5)
+    model = victims.load(smoke.run, "clean", 0, shape=given.shape[1:])
+    settings = dict(sigma=0.25, n0=10, n=60, seed=3)
+    together, alone = (victims.votes(model, part, **settings) for part in (given, given[3:4]))
+    assert torch.equal(together.estimation[3], alone.estimation[0])
+    assert together.selection.sum(dim=1).tolist() == [10] * 5
+    assert together.estimation.sum(dim=1).tolist() == [60] * 5
+    other = victims.votes(model, given, **settings | dict(seed=4))
+    assert not torch.equal(together.estimation, other.estimation)
+
+
+def test_weights_of_a_published_copy_are_small_and_vote_alike(smoke: SimpleNamespace, tmp_path: Path) -> None:
+    copy = records.publish(smoke.run, tmp_path, weights=True)
+    assert victims.kept(copy) == [("clean", 0), ("poisoned", 0)]
+    given = images(20)
+    for arm, k in victims.kept(copy):
+        ours, theirs = (victims.load(run, arm, k, shape=given.shape[1:]) for run in (copy, smoke.run))
+        size = (copy.directory / "victims" / f"{arm}-{k}.safetensors").stat().st_size
+        assert size < 0.55 * (smoke.run.directory / "victims" / f"{arm}-{k}.safetensors").stat().st_size
+        with torch.no_grad():
+            torch.testing.assert_close(*(m(torch.tensor(given)) for m in (ours, theirs)), atol=0.02, rtol=0.02)
+    with pytest.raises(VictimUnavailable, match="victim 1 of arm clean"):
+        victims.load(copy, "clean", 1, shape=given.shape[1:])
