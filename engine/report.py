@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from engine import metrics
-from engine.certification import radius_cap
+from engine.certification import ABSTAIN, radius_cap
 from engine.config import Config
 from engine.datasets import class_in_words
 from engine.records import ARMS
@@ -55,6 +55,38 @@ def summary(values: np.ndarray | pd.Series) -> dict[str, Any]:
         "sd": float(np.std(finite, ddof=1)) if len(finite) > 1 else None,
         "seeds": finite,
     }
+
+
+def estimates(table: pd.DataFrame, scope: str, config: Config) -> pd.DataFrame:
+    """ACR (L2, pixel units), accuracy and abstention of each arm, means over victims; a row per arm.
+
+    Columns: acr, acr_low, acr_high, accuracy, accuracy_low, accuracy_high, abstains. The intervals are approximate 95 %
+    ones over test images, taken as independent: normal for the ACR, Wilson's for the share.
+    """
+    part, lines = of_scope(table, scope, config), {}
+    part = part.assign(
+        value=metrics.correct_radius(part),
+        correct=metrics.is_correct(part).astype(float),
+        abstained=(part["prediction"] == ABSTAIN).astype(float),
+    )
+    for arm in ARMS:
+        rows = part[part["arm"] == arm]
+        if rows.empty:
+            continue
+        images = rows.groupby("image")[["value", "correct", "abstained", "weight"]].mean()
+        acr = metrics.interval_of_mean(images["value"], images["weight"])
+        share = float(np.average(images["correct"], weights=images["weight"]))
+        accuracy = metrics.interval_of_share(share, metrics.effective_count(images["weight"]))
+        lines[arm] = {
+            "acr": acr.value,
+            "acr_low": acr.low,
+            "acr_high": acr.high,
+            "accuracy": share,
+            "accuracy_low": accuracy.low,
+            "accuracy_high": accuracy.high,
+            "abstains": float(np.average(images["abstained"], weights=images["weight"])),
+        }
+    return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def drops(table: pd.DataFrame, config: Config) -> dict[str, dict[str, Any]]:

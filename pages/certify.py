@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
 from engine import figures, image_figures, metrics, report
-from engine.certification import ABSTAIN, radius_cap
+from engine.certification import radius_cap
 from engine.config import Config, arms_of, smallest_useful_n
 from engine.figures import ARM_STYLE
 from engine.records import ARMS, Run
@@ -159,30 +158,17 @@ def missing_arms(table: pd.DataFrame) -> None:
 
 
 def estimates(table: pd.DataFrame, scope: str) -> pd.DataFrame:
-    """ACR and accuracies of each arm with their intervals, one row per arm."""
-    part, lines = report.of_scope(table, scope, run.config), []
-    part = part.assign(
-        value=metrics.correct_radius(part),
-        correct=metrics.is_correct(part).astype(float),
-        abstained=(part["prediction"] == ABSTAIN).astype(float),
+    """ACR and accuracies of each arm with their intervals in words, one row per arm."""
+    found = report.estimates(table, scope, run.config)
+    return pd.DataFrame(
+        {
+            "arm": ARM_STYLE[str(arm)].name,
+            "ACR (95 % interval)": f"{row.acr:.3f} ({row.acr_low:.3f}–{row.acr_high:.3f})",
+            "accuracy": f"{100 * row.accuracy:.0f} % ({100 * row.accuracy_low:.0f}–{100 * row.accuracy_high:.0f})",
+            "abstain": f"{row.abstains:.0%}",
+        }
+        for arm, row in zip(found.index, found.itertuples(), strict=True)
     )
-    for arm in ARMS:
-        rows = part[part["arm"] == arm]
-        if rows.empty:
-            continue
-        images = rows.groupby("image")[["value", "correct", "abstained", "weight"]].mean()
-        acr = metrics.interval_of_mean(images["value"], images["weight"])
-        share = float(np.average(images["correct"], weights=images["weight"]))
-        accuracy = metrics.interval_of_share(share, metrics.effective_count(images["weight"]))
-        lines.append(
-            {
-                "arm": ARM_STYLE[arm].name,
-                "ACR (95 % interval)": f"{acr.value:.3f} ({acr.low:.3f}–{acr.high:.3f})",
-                "accuracy": f"{100 * share:.0f} % ({100 * accuracy.low:.0f}–{100 * accuracy.high:.0f})",
-                "abstain": f"{np.average(images['abstained'], weights=images['weight']):.0%}",
-            }
-        )
-    return pd.DataFrame(lines)
 
 
 def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> None:
