@@ -1,0 +1,373 @@
+"""Explore: finished runs on a grid of settings; a slider moves from one to the next at once."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from engine import figures, grid, grid_figures, jobs, pictures, records, report
+from engine.config import Config, ConfigError, parse
+from engine.costs import estimate
+from engine.datasets import DatasetUnavailable, available
+from engine.figures import ARM_STYLE
+from engine.grid import Point
+from engine.records import CONTROLS, GALLERY, GRID, Run
+from pages import _images, _live, _shared, _words
+
+FIELDS = ("procedure", "digit", "sigma", "epsilon")  # of the address; in this order one narrows the next
+BEGIN = Point("gaussian", 8, 0.5, 0.1)
+SHOWN = 8
+
+
+@st.cache_resource(show_spinner=False)
+def shipped() -> dict[Point, Run]:
+    """The points that come with the project."""
+    return dict(grid.found(run for folder in (GALLERY, GRID) for run in records.all_runs(folder)))
+
+
+def points() -> dict[Point, Run]:
+    """All finished points, one's own included."""
+    return dict(grid.found(records.all_runs(_shared.runs_root()))) | shipped()
+
+
+@st.cache_data(max_entries=400, show_spinner=False)
+def drops(directory: str, stamp: int) -> dict[str, Any]:
+    return (Run(Path(directory)).report or {}).get("relative_drop", {})
+
+
+@st.cache_data(max_entries=100, show_spinner=False)
+def charts(directory: str, stamp: int) -> tuple[Any, Any, Any, pd.DataFrame]:
+    """(certified accuracy, radii, ACR by arm, estimates of the target class) of a run."""
+    run = Run(Path(directory))
+    table, config, found = run.certificates(), run.config, run.report
+    assert table is not None
+    assert found is not None
+    target = _shared.target_of(run)
+    return (
+        figures.certified_accuracy(table, config, target=target),
+        figures.radius_histogram(table, config, arms=["clean", "poisoned"], target=target),
+        figures.acr_by_arm(found),
+        report.estimates(table, "target", config),
+    )
+
+
+@st.cache_data(max_entries=100, show_spinner=False)
+def poison(directory: str, stamp: int) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, float32 delta) of the first images."""
+    tensors = Run(Path(directory)).tensors("poison")
+    assert tensors is not None
+    return tensors["indices"][:SHOWN], tensors["delta"][:SHOWN]
+
+
+def stamp(run: Run) -> int:
+    return (run.directory / "report.json").stat().st_mtime_ns
+
+
+# --- where we are ---
+
+
+def begin(known: dict[Point, Run]) -> None:
+    """Once per session: the point that the address asks for, refused in words where it is none."""
+    if "explore_epsilon" in st.session_state:
+        return
+    start = BEGIN if BEGIN in known else next(iter(known))
+    try:
+        start = asked(start)
+        if start not in known:
+            raise ConfigError(
+                f"{name_of(start)}: this point is not computed yet; compute it below, or choose among what there is"
+            )
+    except ConfigError as error:
+        st.session_state["explore problem"] = str(error)
+        start = BEGIN if BEGIN in known else next(iter(known))
+    go_to(start)
+
+
+def asked(start: Point) -> Point:
+    """The point of the address. Raises: ConfigError, naming the field."""
+    query = st.query_params
+    if (procedure := query.get("procedure", start.procedure)) not in grid.BASES:
+        raise ConfigError(f"procedure must be one of {', '.join(grid.BASES)}, got {procedure[:40]!r}")
+    numbers: dict[str, float] = {}
+    for field, value in zip(FIELDS[1:], start[1:], strict=True):
+        text = query.get(field, str(value))
+        try:
+            numbers[field] = float(text)
+        except ValueError:
+            raise ConfigError(f"{field} must be a number, got {text[:40]!r}") from None
+    if numbers["digit"] not in range(10):
+        raise ConfigError(f"digit must be a whole number from 0 to 9, got {query['digit'][:40]!r}")
+    point = Point(procedure, int(numbers["digit"]), numbers["sigma"], numbers["epsilon"])
+    parse(grid.config_of(point).model_dump())
+    return point
+
+
+def go_to(point: Point) -> None:
+    for field, value in zip(FIELDS, point, strict=True):
+        st.session_state[f"explore_{field}"] = value
+
+
+def chosen(known: dict[Point, Run]) -> Point:
+    """Where the sliders stand. Each offers what is computed under those before it, and snaps to the nearest."""
+    values: list[Any] = []
+    places = st.columns([3, 2, 2, 3], gap="medium", vertical_alignment="bottom")
+    labels = (
+        "Victims' and attacker's training procedure",
+        "Target digit",
+        "Noise level σ (pixel units)",
+        "Budget ε (L∞, pixel units)",
+    )
+    for position, (field, label) in enumerate(zip(FIELDS, labels, strict=True)):
+        options = sorted({point[position] for point in known if point[:position] == tuple(values)})
+        if field == "procedure":
+            options = [name for name in grid.BASES if name in options]
+        key = f"explore_{field}"
+        if st.session_state[key] not in options:
+            st.session_state[key] = nearest(options, st.session_state[key])
+        with places[position]:
+            if field == "procedure":
+                st.selectbox(label, options, key=key, format_func=_words.PROCEDURE_NAMES.__getitem__)
+            elif len(options) == 1:
+                st.selectbox(label, options, key=key, format_func=lambda value: f"{value:g}")
+            else:
+                st.select_slider(label, options, key=key, format_func=lambda value: f"{value:g}")
+        values.append(st.session_state[key])
+    point = Point(*values)
+    st.query_params.update({field: str(value) for field, value in zip(FIELDS, point, strict=True)})
+    return point
+
+
+def nearest(options: list[Any], value: Any) -> Any:
+    return options[0] if isinstance(value, str) else min(options, key=lambda option: abs(option - value))
+
+
+def name_of(point: Point) -> str:
+    return (
+        f"{_words.PROCEDURE_NAMES[point.procedure]}, digit {point.target_class}, σ = {point.sigma:g}, "
+        f"ε = {point.epsilon:g}"
+    )
+
+
+# --- what is there ---
+
+
+def numbers(run: Run, found: pd.DataFrame) -> None:
+    """ACR with its interval, and the drop beside the controls'."""
+    facts = run.report or {}
+    places = st.columns(4)
+    for place, arm in zip(places, ("clean", "poisoned"), strict=False):
+        row = found.loc[arm]
+        place.metric(
+            f"ACR, {ARM_STYLE[arm].name} victims",
+            f"{row.acr:.3f}",
+            f"95 % interval {row.acr_low:.3f}–{row.acr_high:.3f}",
+            delta_color="off",
+            delta_arrow="off",
+            border=True,
+            help="Average certified radius of the target digit (L2, pixel units): mean over victims, approximate "
+            "interval over test images.",
+        )
+    drop = facts["relative_drop"]
+    places[2].metric(
+        "ACR gone: poison",
+        in_percent(drop.get("poisoned")),
+        border=True,
+        help="1 − ACR / ACR of the clean victim of the same seed; mean ± standard deviation over victims.",
+    )
+    places[3].metric(
+        "ACR gone: controls",
+        " · ".join(in_percent(drop.get(arm)).partition(" ±")[0].removesuffix(" %") + " %" for arm in CONTROLS),
+        border=True,
+        help="Random noise of the same ε, and the poison with its signs shuffled: what any change of this size does. "
+        + "; ".join(f"{ARM_STYLE[arm].name}: {in_percent(drop.get(arm))}" for arm in CONTROLS),
+    )
+
+
+def in_percent(found: dict[str, Any] | None) -> str:
+    if not found or found["mean"] is None:
+        return "–"
+    return f"{100 * found['mean']:.0f}" + ("" if found["sd"] is None else f" ± {100 * found['sd']:.0f}") + " %"
+
+
+def images(run: Run, largest: float) -> None:
+    """A few images: clean, poisoned, and their change on a scale that is the same for every ε."""
+    indices, delta = poison(str(run.directory), stamp(run))
+    x_clean = _images.training_images(run, indices)
+    rows = (
+        [] if x_clean is None else [("Clean", pictures.shown(x_clean)), ("Poisoned", pictures.shown(x_clean + delta))]
+    )
+    rows.append((f"Change δ, magnified ×{1 / (2 * largest):.3g}", pictures.shown_changes(delta, limit=largest)))
+    scale = pictures.enlargement(delta.shape[2], pixels=84)
+    for title, tiles in rows:
+        st.image(
+            pictures.png(pictures.mosaic(tiles, columns=SHOWN), scale=scale),
+            caption=title,
+            output_format="PNG",
+            width="stretch",
+            alt=f"{title}: {len(tiles)} training images of {_shared.target_of(run)}",
+        )
+    st.caption(
+        f"The first {len(delta)} poisoned training images; each column is one. δ: {_images.change_words(delta)}; its "
+        f"scale ends at ±{largest:g}, the largest ε here, so that a small ε looks faint."
+    )
+
+
+def take_epsilon() -> None:
+    """Moves to the ε of the point that was clicked."""
+    for mark in st.session_state["explore_line"].selection.points:
+        data = mark.get("customdata")
+        if data is not None and len(data):
+            st.session_state["explore_epsilon"] = float(data["0"] if isinstance(data, dict) else data[0])
+
+
+def show(key: str, figure: Any, **options: Any) -> None:
+    st.plotly_chart(figure, key=f"explore_{key}", alt=figures.alt(figure), config=figures.SAVE, **options)
+
+
+@st.fragment
+def grid_view() -> None:
+    known = points()
+    begin(known)
+    if problem := st.session_state.pop("explore problem", None):
+        st.error(f"The link asks for what cannot be shown: {problem}.", icon=":material/error:")
+    point = chosen(known)
+    run, line = known[point], {other.epsilon: r for other, r in known.items() if other[:3] == point[:3]}
+    accuracy, radii, by_arm, found = charts(str(run.directory), stamp(run))
+    st.markdown(_shared.headline(run.report or {}))
+    numbers(run, found)
+    left, right = st.columns(2, gap="medium")
+    with left:
+        images(run, max(line))
+    with right:
+        figure = grid_figures.drop_by_epsilon(
+            {epsilon: drops(str(r.directory), stamp(r)) for epsilon, r in line.items()}, point.epsilon
+        )
+        show("line", figure, on_select=take_epsilon, selection_mode="points")
+        st.caption("Click a point to go there. Poison beyond the controls is what its direction does.")
+    left, right = st.columns(2, gap="medium")
+    with left:
+        show("accuracy", accuracy)
+        st.caption("The share of test images that keep their right answer under any change of L2 size below r.")
+    with right:
+        show("radii", radii)
+        st.caption("Left of the line: wrong and refused answers, whose radius counts as 0.")
+    show("arms", by_arm)
+    st.caption(f"Run {run.id}. {_shared.limits_line(run)}{rounding(run)}")
+    ways_on(run, point)
+
+
+def rounding(run: Run) -> str:
+    return (
+        "" if run.directory.parent == _shared.runs_root() else " Changes are rounded to ε/254 in this published copy."
+    )
+
+
+def ways_on(run: Run, point: Point) -> None:
+    places = st.columns(3)
+    for place, (page, label, icon) in zip(
+        places,
+        (
+            ("pages/inspect.py", "Look closely at this poison", ":material/search:"),
+            ("pages/certify.py", "Its certificates, image by image", ":material/verified:"),
+        ),
+        strict=False,
+    ):
+        if place.button(label, icon=icon, key=f"explore_to {page}", on_click=_shared.choose, args=(run.id,)):
+            st.switch_page(page)
+    with places[2].popover("The same from the command line", icon=":material/terminal:"):
+        st.code(command(point), language="bash", wrap_lines=True)
+
+
+def command(point: Point) -> str:
+    return " ".join(["python -m engine run --preset", point.preset, *(f"--set {item}" for item in point.overrides)])
+
+
+# --- any other point ---
+
+
+@st.fragment
+def another_point() -> None:
+    """What is not computed yet: its settings, what it costs, a button that computes it, its progress."""
+    st.subheader("Any other point")
+    first, second, third, fourth = st.columns(4, vertical_alignment="bottom")
+    procedure = first.selectbox(
+        "Procedure", list(grid.BASES), format_func=_words.PROCEDURE_NAMES.__getitem__, key="other_procedure",
+        persist_state="session",
+    )  # fmt: skip
+    digit = second.selectbox("Digit", list(range(10)), index=8, key="other_digit", persist_state="session")
+    sigma = third.number_input("σ", 0.05, 2.0, 0.5, 0.05, key="other_sigma", persist_state="session")
+    epsilon = fourth.number_input("ε", 0.0, 1.0, 0.15, 0.01, key="other_epsilon", persist_state="session")
+    point = Point(str(procedure), int(digit), round(float(sigma), 6), round(float(epsilon), 6))
+    try:
+        config = parse(grid.config_of(point).model_dump())
+    except ConfigError as error:
+        st.error(f"This cannot be computed: {error}.")
+        return
+    found = points().get(point)
+    run = Run(_shared.runs_root() / records.run_id(config))
+    if found is not None:
+        st.success(f"{name_of(point)}: computed (run {found.id}).", icon=":material/check_circle:")
+        st.button("Show it above", key="other_show", on_click=go_to, args=(point,), icon=":material/arrow_upward:")
+        if st.session_state.get("other_show"):
+            st.rerun()
+        return
+    if run.exists() and run.status().active:
+        progress(run)
+        return
+    if run.exists():
+        st.warning(f"This run was {run.status().state} before; starting it again reuses what is finished.")
+    left(config, point)
+
+
+def left(config: Config, point: Point) -> None:
+    """What the point will cost, and the button."""
+    expected = estimate(config, device=_shared.expected_device())
+    here = available(config.dataset, _shared.data_root())
+    st.caption(
+        f"{name_of(point)}: about {_shared.duration(expected.seconds)} on this {_shared.expected_device().upper()} "
+        f"(less where clean victims can be reused); then it joins the sliders."
+        + ("" if here else " It needs MNIST, which is not on this machine.")
+    )
+    st.button(
+        "Compute this for real", key="other_start", type="primary", icon=":material/play_arrow:", disabled=not here,
+        on_click=start, args=(config, point.preset),
+    )  # fmt: skip
+    if problem := st.session_state.get("other problem"):
+        st.error(f"Nothing was started: {problem}.", icon=":material/error:")
+
+
+def start(config: Config, preset: str) -> None:
+    st.session_state.pop("other problem", None)
+    try:
+        jobs.submit(config, runs_root=_shared.runs_root(), data_root=_shared.data_root(), preset=preset)
+    except (ConfigError, DatasetUnavailable, OSError) as error:
+        st.session_state["other problem"] = str(error)
+
+
+def progress(run: Run) -> None:
+    st.button("Cancel", key="other_cancel", on_click=_live.cancel, args=(run,), icon=":material/stop:")
+
+    @st.fragment(run_every="1s")
+    def live() -> None:
+        status = run.status()
+        if not status.active:
+            st.rerun()
+        _live.progress(run, status)
+
+    live()
+
+
+_shared.need_frame()
+st.title("Explore")
+st.markdown(
+    "Every position of these sliders is a finished experiment: poison made, victims trained from scratch on it, each "
+    "test image certified. Move one, and all of it follows."
+)
+if points():
+    grid_view()
+    st.divider()
+else:
+    st.info("No finished run of a quick preset is here, not even those that come with the project (folder gallery/).")
+another_point()

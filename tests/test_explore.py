@@ -1,0 +1,125 @@
+"""Explore: sliders stand on finished runs only, links are checked, and any other point can be computed."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import grid, records
+from engine.grid import Point
+from engine.records import GALLERY, GRID, Run
+from tests.app import button, opened, words
+
+PAGE = "pages/explore.py"
+KNOWN = dict(grid.found(run for folder in (GALLERY, GRID) for run in records.all_runs(folder)))
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def at(test: Any) -> Point:
+    state = test.session_state
+    return Point(*(state[f"explore_{field}"] for field in ("procedure", "digit", "sigma", "epsilon")))
+
+
+def own_run(root: Path, point: Point, drop: float) -> Run:
+    """A finished run of the reader's own at a point, with another run's files."""
+    config = grid.config_of(point)
+    source = KNOWN[Point("gaussian", 8, 0.5, 0.1)].directory
+    run = Run(Path(shutil.copytree(source, root / records.run_id(config))))
+    (run.directory / "config.json").write_text(config.canonical())
+    report = run.report or {}
+    report["relative_drop"]["poisoned"]["mean"] = drop
+    (run.directory / "report.json").write_text(json.dumps(report))
+    return run
+
+
+def test_the_project_comes_with_a_grid() -> None:
+    assert len(KNOWN) >= 12
+    for run in KNOWN.values():
+        assert run.directory.stat().st_nlink  # there, and small: a grid of tens of megabytes at most
+    assert sum(run.disk_bytes() for run in KNOWN.values()) < 100_000_000
+
+
+def test_the_first_sight_is_a_finished_result_and_its_controls() -> None:
+    test = opened(PAGE)
+    assert not test.exception
+    assert at(test) == Point("gaussian", 8, 0.5, 0.1)
+    report = KNOWN[at(test)].report
+    assert report is not None
+    assert f"{report['relative_drop']['poisoned']['mean']:.0%} less" in words(test)
+    assert [metric.label for metric in test.metric][2:] == ["ACR gone: poison", "ACR gone: controls"]
+    assert len(test.get("plotly_chart")) == 4
+
+
+def test_a_slider_moves_everything_to_another_run() -> None:
+    test = opened(PAGE)
+    slider = next(each for each in test.select_slider if each.key == "explore_epsilon")
+    slider.set_value(0.2).run()
+    assert at(test).epsilon == 0.2
+    assert f"Run {KNOWN[at(test)].id}" in words(test)
+    assert test.query_params["epsilon"] == "0.2"
+
+
+def test_a_value_that_another_digit_lacks_snaps_to_the_nearest_that_it_has(place: Path) -> None:
+    own_run(place, Point("gaussian", 8, 0.5, 0.33), 0.5)
+    test = opened(PAGE, epsilon="0.33")
+    assert at(test).epsilon == 0.33
+    next(each for each in test.select_slider if each.key == "explore_digit").set_value(3).run()
+    assert at(test) == Point("gaussian", 3, 0.5, 0.2)
+
+
+def test_a_finished_run_of_ones_own_joins_the_sliders(place: Path) -> None:
+    own_run(place, Point("gaussian", 8, 0.5, 0.123), 0.375)
+    test = opened(PAGE, epsilon="0.123", digit="8", sigma="0.5", procedure="gaussian")
+    assert not test.error
+    assert "38 ± " in next(each.value for each in test.metric if each.label == "ACR gone: poison")
+
+
+@pytest.mark.parametrize("point", list(KNOWN)[::5])
+def test_every_point_opens_by_its_link(point: Point) -> None:
+    fields = zip(("procedure", "digit", "sigma", "epsilon"), map(str, point), strict=True)
+    test = opened(PAGE, **dict(fields))
+    assert not test.error
+    assert not test.exception
+    assert at(test) == point
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "said"),
+    [
+        ("epsilon", "7", "threat.epsilon"),
+        ("epsilon", "nan", "epsilon"),
+        ("epsilon", "much", "epsilon must be a number"),
+        ("epsilon", "0.37", "not computed yet"),
+        ("sigma", "-1", "sigma"),
+        ("digit", "12", "digit must be a whole number from 0 to 9"),
+        ("digit", "8.5", "digit must be a whole number from 0 to 9"),
+        ("procedure", "<script>", "procedure must be one of"),
+    ],
+)
+def test_a_link_to_what_cannot_be_shown_is_refused_by_name(field: str, text: str, said: str) -> None:
+    test = opened(PAGE, **{field: text})
+    assert not test.exception
+    assert said in " ".join(error.value for error in test.error)
+    assert at(test) == Point("gaussian", 8, 0.5, 0.1)
+
+
+def test_any_other_point_is_computed_for_real(
+    submitted: list[Any], monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
+    monkeypatch.setattr("engine.datasets.available", lambda *_: True)
+    monkeypatch.setattr("engine.datasets.check", lambda *_: None)
+    test = opened(PAGE)
+    next(each for each in test.number_input if each.key == "other_epsilon").set_value(0.17).run()
+    button(test, "Compute this for real").click().run()
+    assert not test.exception
+    assert submitted == [grid.config_of(Point("gaussian", 8, 0.5, 0.17))]
+    assert any("Cancel" in each.label for each in test.button)
+
+
+def test_without_mnist_nothing_can_be_started_and_the_changes_are_still_shown() -> None:
+    test = opened(PAGE)
+    assert button(test, "Compute this for real").disabled
+    assert "needs MNIST" in words(test)
+    assert len(test.get("image")) == 1
