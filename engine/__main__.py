@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("id", help="a run id, or its first digits")
     report.add_argument("--json", action="store_true")
 
-    gallery = command("gallery", _gallery, "Compute the grid of runs on Explore; resumes where it was stopped.")
+    gallery = command("gallery", _gallery, "Compute the runs of Explore and of the lesson; resumes where it stopped.")
     for name, values in (
         ("procedures", grid.BASES),
         ("classes", grid.CLASSES),
@@ -82,10 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         ("epsilons", grid.EPSILONS),
     ):
         gallery.add_argument(f"--{name}", default=",".join(map(str, values)), metavar="V1,V2", help="default: all")
+    gallery.add_argument("--what-ifs", action="store_true", help="only these: one other field than quick's, each")
     gallery.add_argument(
         "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
     )
-    gallery.add_argument("--dry-run", action="store_true", help="print the points that are missing, run nothing")
+    gallery.add_argument("--dry-run", action="store_true", help="print what is missing, run nothing")
 
     work = commands.add_parser("work", help="Do the work of a run directory: what `run` and the app start.")
     work.add_argument("directory", type=Path)
@@ -269,24 +270,26 @@ def _gallery(options: argparse.Namespace) -> int:
     def values(name: str, convert: Callable[[str], Any]) -> list[Any]:
         return [convert(part) for part in getattr(options, name).split(",") if part.strip()]
 
-    wanted = grid.plan(
+    points = grid.plan(
         values("procedures", str), values("classes", int), values("sigmas", float), values("epsilons", float)
     )
-    if unknown := {point.procedure for point in wanted} - set(grid.BASES):
+    if unknown := {point.procedure for point in points} - set(grid.BASES):
         raise ConfigError(f"--procedures must be among {', '.join(grid.BASES)}, got {', '.join(sorted(unknown))}")
-    configs = {point: grid.config_of(point) for point in wanted}
+    wanted = [("quick", [override], config) for override, config in grid.what_ifs().items()]
+    if not options.what_ifs:
+        wanted = [(point.preset, point.overrides, grid.config_of(point)) for point in points] + wanted
     published = {run.id for folder in (records.GALLERY, records.GRID) for run in records.all_runs(folder)}
-    missing = {point: config for point, config in configs.items() if records.run_id(config) not in published}
+    missing = [each for each in wanted if records.run_id(each[2]) not in published]
     data_root = options.data_root or datasets.default_root()
-    for config in missing.values():
+    for _, _, config in missing:
         datasets.check(parse(config.model_dump()), data_root)
-    print(f"{len(wanted)} points, {len(missing)} of them missing", file=sys.stderr)
-    for point, config in missing.items():
-        print(" ".join(["--preset", point.preset, *point.overrides]), flush=True)
+    print(f"{len(wanted)} runs, {len(missing)} of them missing", file=sys.stderr)
+    for preset, overrides, config in missing:
+        print(" ".join(["--preset", preset, *(f"--set {override}" for override in overrides)]), flush=True)
         if options.dry_run:
             continue
         datasets.fetch(config.dataset, data_root)
-        run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=point.preset)
+        run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=preset)
         if (code := _wait_for(run)) != OK:
             return code
         records.publish(run, records.GRID, weights=False)

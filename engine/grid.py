@@ -9,11 +9,22 @@ from functools import cache
 from itertools import product
 from typing import NamedTuple
 
-from engine.config import Config
+from engine.config import Config, with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, run_id
 
 BASES = {preset.config.procedure.name: name for name, preset in PRESETS.items() if name.partition("-")[0] == "quick"}
+WHAT_IFS = (  # at quick's own point: what a defender or a weaker attacker would change, each by itself
+    "training.squeezing=one-bit",
+    "training.squeezing=three-bit",
+    "training.squeezing=median",
+    "threat.attacker_share=0.5",
+    "threat.attacker_share=0.25",
+    "threat.poison_fraction=0.5",
+    "threat.poison_fraction=0.25",
+    "training.fine_tune_epochs=2",
+    "attack.sigma=0.25",
+)
 CLASSES, SIGMAS, EPSILONS = (8, 3, 7, 0, 1, 2, 4, 5, 6, 9), (0.5, 0.25), (0.1, 0.2, 0.05)  # most wanted first
 
 
@@ -58,6 +69,11 @@ def plan(
 ) -> list[Point]:
     """The points that `python -m engine gallery` computes, in its order: one procedure, one class after the other."""
     return [Point(*values) for values in product(procedures, classes, sigmas, epsilons)]
+
+
+def what_ifs() -> dict[str, Config]:
+    """The other runs that `python -m engine gallery` computes: quick with one field changed, by that override."""
+    return {override: with_overrides(PRESETS["quick"].config, [override]) for override in WHAT_IFS}
 
 
 def found(runs: Iterable[Run]) -> Iterator[tuple[Point, Run]]:

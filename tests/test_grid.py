@@ -65,16 +65,17 @@ def test_the_command_computes_what_is_missing_and_publishes_it(
     monkeypatch.setattr(
         grid, "config_of", lambda point: tiny(f"sigma={point.sigma}", f"threat.epsilon={point.epsilon}")
     )
+    monkeypatch.setattr(grid, "what_ifs", lambda: {"seed=1": tiny("sigma=0.5", "seed=1")})
     monkeypatch.setattr(records, "GALLERY", tmp_path / "gallery")
     monkeypatch.setattr(records, "GRID", tmp_path / "gallery" / "grid")
     typed = ["gallery", "--procedures", "gaussian", "--classes", "8", "--sigmas", "0.5", "--runs-root", str(tmp_path)]
     assert __main__.main([*typed, "--epsilons", "0.1,0.2"]) == 0
-    made = {run.id for run in records.all_runs(records.GRID)}
+    made = {run.id for run in records.all_runs(records.GRID)} - {records.run_id(tiny("sigma=0.5", "seed=1"))}
     assert made == {records.run_id(tiny("sigma=0.5", f"threat.epsilon={epsilon}")) for epsilon in (0.1, 0.2)}
-    assert in_this_process == ["work", "work"]
-    assert "2 points, 2 of them missing" in capsys.readouterr().err
+    assert in_this_process == ["work"] * 3
+    assert "3 runs, 3 of them missing" in capsys.readouterr().err
     assert __main__.main([*typed, "--epsilons", "0.1,0.2"]) == 0
-    assert in_this_process == ["work", "work"]  # nothing twice
+    assert in_this_process == ["work"] * 3  # nothing twice
 
 
 @pytest.mark.parametrize(
