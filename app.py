@@ -37,6 +37,9 @@ def run_picker() -> None:
     )
     wanted = identifier.strip().lower() or (example.id if example else "none")
     matches = [known for known in labels if known.startswith(wanted)]
+    if not matches and (of_grid := _shared.grid_run(wanted)) is not None:
+        labels[of_grid["id"]] = _shared.row_label(of_grid)
+        matches = [of_grid["id"]]
     st.session_state["listed_run"] = matches[0] if len(matches) == 1 else None
     place.selectbox(
         "Open run",

@@ -8,7 +8,7 @@ import streamlit as st
 
 from engine import figures, image_figures, perception, pictures
 from engine.figures import ARM_STYLE
-from engine.records import CONTROLS, GALLERY, Run
+from engine.records import CONTROLS, GALLERY, GRID, Run
 
 COLOURS = """
 - **Images**: black is 0, white is 1 (of a coloured image: of each of red, green and blue), for every image alike. No
@@ -118,6 +118,7 @@ def _perturbation(table: pd.DataFrame) -> perception.Perturbation:
 
 
 def rounding(run: Run) -> str:
-    """Published copies hold δ as 16-bit floats, which a reader of the numbers should know."""
-    published = run.directory.parent == GALLERY
-    return " In this published copy, changes are rounded to 16-bit floats (to 0.00003 at most)." if published else ""
+    """Published copies hold δ in 255 steps, which a reader of the numbers should know."""
+    published = run.directory.parent in (GALLERY, GRID)
+    step = run.config.threat.epsilon / 254
+    return f" In this published copy, changes are rounded (by {step:.4f} at most)." if published else ""

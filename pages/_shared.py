@@ -16,7 +16,7 @@ from engine import datasets, index, paper, records
 from engine.config import PROTOCOL_VERSION, Config
 from engine.datasets import DATASETS
 from engine.figures import TARGET
-from engine.records import GALLERY, Run
+from engine.records import GALLERY, GRID, Run
 from pages import _words
 
 RUN_PARAMETER = "run"  # of the URL, and the key of the run picker in app.py
@@ -116,7 +116,7 @@ def example_run() -> Run | None:
 
 
 def is_example(run: Run) -> bool:
-    return run.directory.parent == GALLERY
+    return run.directory.parent in (GALLERY, GRID)
 
 
 def run_of(row: dict[str, Any]) -> Run:
@@ -134,6 +134,15 @@ def run_rows() -> list[dict[str, Any]]:
     mine = {row["id"] for row in own}
     examples = [row for row in _gallery_rows() if row["id"] not in mine]
     return [row | {"example": False} for row in own] + [row | {"example": True} for row in examples]
+
+
+def grid_run(identifier: str) -> dict[str, Any] | None:
+    """The row of a run of Explore's grid, which the list of runs leaves out."""
+    try:
+        run = records.find(runs_root(), identifier)
+    except records.RunNotFound:
+        return None
+    return index.row_of(run) | {"example": True} if run.directory.parent == GRID else None
 
 
 def protocol_of(run: Run) -> int | None:

@@ -123,3 +123,13 @@ def test_without_mnist_nothing_can_be_started_and_the_changes_are_still_shown() 
     assert button(test, "Compute this for real").disabled
     assert "needs MNIST" in words(test)
     assert len(test.get("image")) == 1
+
+
+def test_a_run_of_the_grid_opens_on_every_page_and_in_the_picker() -> None:
+    run = next(run for run in KNOWN.values() if run.directory.parent == GRID)
+    test = opened("app.py", run=run.id)
+    assert test.sidebar.selectbox[0].value == run.id
+    for page in ("pages/certify.py", "pages/inspect.py", "pages/runs.py"):
+        alone = opened(page, run=run.id)
+        assert not alone.exception
+        assert "may have been deleted" not in words(alone)
