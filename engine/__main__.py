@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
     )
     gallery.add_argument("--dry-run", action="store_true", help="print what is missing, run nothing")
+    gallery.add_argument("--markdown", action="store_true", help="print a table of what is there, run nothing")
 
     work = commands.add_parser("work", help="Do the work of a run directory: what `run` and the app start.")
     work.add_argument("directory", type=Path)
@@ -278,7 +279,11 @@ def _gallery(options: argparse.Namespace) -> int:
     wanted = [("quick", [override], config) for override, config in grid.what_ifs().items()]
     if not options.what_ifs:
         wanted = [(point.preset, point.overrides, grid.config_of(point)) for point in points] + wanted
-    published = {run.id for folder in (records.GALLERY, records.GRID) for run in records.all_runs(folder)}
+    published = {run.id: run for folder in (records.GALLERY, records.GRID) for run in records.all_runs(folder)}
+    if options.markdown:
+        there = (published.get(records.run_id(config)) for _, _, config in wanted)
+        print(tables.markdown([run for run in there if run is not None]))
+        return OK
     missing = [each for each in wanted if records.run_id(each[2]) not in published]
     data_root = options.data_root or datasets.default_root()
     for _, _, config in missing:

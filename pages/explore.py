@@ -7,29 +7,15 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import figures, grid, grid_figures, jobs, pictures, records, report
-from engine.config import Config, ConfigError, parse
-from engine.costs import estimate
-from engine.datasets import DatasetUnavailable, available
+from engine import figures, grid, grid_figures, pictures, report
+from engine.config import ConfigError, parse
 from engine.figures import ARM_STYLE
 from engine.grid import Point
-from engine.records import CONTROLS, GALLERY, GRID, Run
-from pages import _images, _live, _shared, _words
+from engine.records import CONTROLS, Run
+from pages import _another_point, _grid, _images, _shared, _words
 
-FIELDS = ("procedure", "digit", "sigma", "epsilon")  # of the address; in this order one narrows the next
 BEGIN = Point("gaussian", 8, 0.5, 0.1)
 SHOWN = 8
-
-
-@st.cache_resource(show_spinner=False)
-def shipped() -> dict[Point, Run]:
-    """The points that come with the project."""
-    return dict(grid.found(run for folder in (GALLERY, GRID) for run in records.all_runs(folder)))
-
-
-def points() -> dict[Point, Run]:
-    """All finished points, one's own included."""
-    return dict(grid.found(records.all_runs(_shared.runs_root()))) | shipped()
 
 
 @st.cache_data(max_entries=400, show_spinner=False)
@@ -77,12 +63,12 @@ def begin(known: dict[Point, Run]) -> None:
         start = asked(start)
         if start not in known:
             raise ConfigError(
-                f"{name_of(start)}: this point is not computed yet; compute it below, or choose among what there is"
+                f"{_grid.name_of(start)}: not computed yet; compute it below, or choose among what there is"
             )
     except ConfigError as error:
         st.session_state["explore problem"] = str(error)
         start = BEGIN if BEGIN in known else next(iter(known))
-    go_to(start)
+    _grid.go_to(start)
 
 
 def asked(start: Point) -> Point:
@@ -91,7 +77,7 @@ def asked(start: Point) -> Point:
     if (procedure := query.get("procedure", start.procedure)) not in grid.BASES:
         raise ConfigError(f"procedure must be one of {', '.join(grid.BASES)}, got {procedure[:40]!r}")
     numbers: dict[str, float] = {}
-    for field, value in zip(FIELDS[1:], start[1:], strict=True):
+    for field, value in zip(_grid.FIELDS[1:], start[1:], strict=True):
         text = query.get(field, str(value))
         try:
             numbers[field] = float(text)
@@ -104,11 +90,6 @@ def asked(start: Point) -> Point:
     return point
 
 
-def go_to(point: Point) -> None:
-    for field, value in zip(FIELDS, point, strict=True):
-        st.session_state[f"explore_{field}"] = value
-
-
 def chosen(known: dict[Point, Run]) -> Point:
     """Where the sliders stand. Each offers what is computed under those before it, and snaps to the nearest."""
     values: list[Any] = []
@@ -119,7 +100,7 @@ def chosen(known: dict[Point, Run]) -> Point:
         "Noise level σ (pixel units)",
         "Budget ε (L∞, pixel units)",
     )
-    for position, (field, label) in enumerate(zip(FIELDS, labels, strict=True)):
+    for position, (field, label) in enumerate(zip(_grid.FIELDS, labels, strict=True)):
         options = sorted({point[position] for point in known if point[:position] == tuple(values)})
         if field == "procedure":
             options = [name for name in grid.BASES if name in options]
@@ -135,19 +116,12 @@ def chosen(known: dict[Point, Run]) -> Point:
                 st.select_slider(label, options, key=key, format_func=lambda value: f"{value:g}")
         values.append(st.session_state[key])
     point = Point(*values)
-    st.query_params.update({field: str(value) for field, value in zip(FIELDS, point, strict=True)})
+    st.query_params.update({field: str(value) for field, value in zip(_grid.FIELDS, point, strict=True)})
     return point
 
 
 def nearest(options: list[Any], value: Any) -> Any:
     return options[0] if isinstance(value, str) else min(options, key=lambda option: abs(option - value))
-
-
-def name_of(point: Point) -> str:
-    return (
-        f"{_words.PROCEDURE_NAMES[point.procedure]}, digit {point.target_class}, σ = {point.sigma:g}, "
-        f"ε = {point.epsilon:g}"
-    )
 
 
 # --- what is there ---
@@ -228,7 +202,7 @@ def show(key: str, figure: Any, **options: Any) -> None:
 
 @st.fragment
 def grid_view() -> None:
-    known = points()
+    known = _grid.points()
     begin(known)
     if problem := st.session_state.pop("explore problem", None):
         st.error(f"The link asks for what cannot be shown: {problem}.", icon=":material/error:")
@@ -277,86 +251,7 @@ def ways_on(run: Run, point: Point) -> None:
         if place.button(label, icon=icon, key=f"explore_to {page}", on_click=_shared.choose, args=(run.id,)):
             st.switch_page(page)
     with places[2].popover("The same from the command line", icon=":material/terminal:"):
-        st.code(command(point), language="bash", wrap_lines=True)
-
-
-def command(point: Point) -> str:
-    return " ".join(["python -m engine run --preset", point.preset, *(f"--set {item}" for item in point.overrides)])
-
-
-# --- any other point ---
-
-
-@st.fragment
-def another_point() -> None:
-    """What is not computed yet: its settings, what it costs, a button that computes it, its progress."""
-    st.subheader("Any other point")
-    first, second, third, fourth = st.columns(4, vertical_alignment="bottom")
-    procedure = first.selectbox(
-        "Procedure", list(grid.BASES), format_func=_words.PROCEDURE_NAMES.__getitem__, key="other_procedure",
-        persist_state="session",
-    )  # fmt: skip
-    digit = second.selectbox("Digit", list(range(10)), index=8, key="other_digit", persist_state="session")
-    sigma = third.number_input("σ", 0.05, 2.0, 0.5, 0.05, key="other_sigma", persist_state="session")
-    epsilon = fourth.number_input("ε", 0.0, 1.0, 0.15, 0.01, key="other_epsilon", persist_state="session")
-    point = Point(str(procedure), int(digit), round(float(sigma), 6), round(float(epsilon), 6))
-    try:
-        config = parse(grid.config_of(point).model_dump())
-    except ConfigError as error:
-        st.error(f"This cannot be computed: {error}.")
-        return
-    found = points().get(point)
-    run = Run(_shared.runs_root() / records.run_id(config))
-    if found is not None:
-        st.success(f"{name_of(point)}: computed (run {found.id}).", icon=":material/check_circle:")
-        st.button("Show it above", key="other_show", on_click=go_to, args=(point,), icon=":material/arrow_upward:")
-        if st.session_state.get("other_show"):
-            st.rerun()
-        return
-    if run.exists() and run.status().active:
-        progress(run)
-        return
-    if run.exists():
-        st.warning(f"This run was {run.status().state} before; starting it again reuses what is finished.")
-    left(config, point)
-
-
-def left(config: Config, point: Point) -> None:
-    """What the point will cost, and the button."""
-    expected = estimate(config, device=_shared.expected_device())
-    here = available(config.dataset, _shared.data_root())
-    st.caption(
-        f"{name_of(point)}: about {_shared.duration(expected.seconds)} on this {_shared.expected_device().upper()} "
-        f"(less where clean victims can be reused); then it joins the sliders."
-        + ("" if here else " It needs MNIST, which is not on this machine.")
-    )
-    st.button(
-        "Compute this for real", key="other_start", type="primary", icon=":material/play_arrow:", disabled=not here,
-        on_click=start, args=(config, point.preset),
-    )  # fmt: skip
-    if problem := st.session_state.get("other problem"):
-        st.error(f"Nothing was started: {problem}.", icon=":material/error:")
-
-
-def start(config: Config, preset: str) -> None:
-    st.session_state.pop("other problem", None)
-    try:
-        jobs.submit(config, runs_root=_shared.runs_root(), data_root=_shared.data_root(), preset=preset)
-    except (ConfigError, DatasetUnavailable, OSError) as error:
-        st.session_state["other problem"] = str(error)
-
-
-def progress(run: Run) -> None:
-    st.button("Cancel", key="other_cancel", on_click=_live.cancel, args=(run,), icon=":material/stop:")
-
-    @st.fragment(run_every="1s")
-    def live() -> None:
-        status = run.status()
-        if not status.active:
-            st.rerun()
-        _live.progress(run, status)
-
-    live()
+        st.code(_grid.command(point), language="bash", wrap_lines=True)
 
 
 _shared.need_frame()
@@ -365,9 +260,9 @@ st.markdown(
     "Every position of these sliders is a finished experiment: poison made, victims trained from scratch on it, each "
     "test image certified. Move one, and all of it follows."
 )
-if points():
+if _grid.points():
     grid_view()
     st.divider()
 else:
     st.info("No finished run of a quick preset is here, not even those that come with the project (folder gallery/).")
-another_point()
+_another_point.another_point()
