@@ -1,7 +1,7 @@
 """Plotly figures of images to look at closely: one scale for all, values under the pointer, tiles to choose."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -158,6 +158,72 @@ def vote_histogram(rows: pd.DataFrame, class_names: Sequence[str] = ()) -> go.Fi
         "★ selected class; a certificate needs more than half",
         f"Votes under noise for one image. {'; '.join(told)}.",
     )
+
+
+def shares_by_class(
+    panels: Mapping[str, Mapping[str, np.ndarray]],
+    class_names: Sequence[str],
+    *,
+    title: str,
+    subtitle: str,
+    quantity: str,
+    selected: Mapping[tuple[str, str], int] | None = None,
+    label: int | None = None,
+) -> go.Figure:
+    """What each arm's victim says of one or several images: bars by class, with their numbers in per cent.
+
+    Args:
+        panels: name of the image → arm → shares [K] in [0, 1].
+        quantity: what the shares are, for the axis.
+        selected: (image, arm) → the class that its votes chose; draws the line of one half, that a certificate needs.
+        label: the true class, where there is one.
+    """
+    figure = make_subplots(
+        1,
+        len(panels),
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        subplot_titles=list(panels) if len(panels) > 1 else None,
+    )
+    told, selected = [], selected or {}
+    for column, (image, arms) in enumerate(panels.items(), start=1):
+        for arm, shares in arms.items():
+            style, best = ARM_STYLE[arm], int(np.argmax(shares))
+            stars = ["★" if selected.get((image, arm)) == k else "" for k in range(len(shares))]
+            numbers = [f"{100 * share:.0f}" if share >= 0.005 else "" for share in shares]
+            figure.add_bar(
+                x=np.arange(len(shares)),
+                y=shares,
+                name=style.name,
+                legendgroup=arm,
+                showlegend=column == 1,
+                text=[f"{star}<br>{number}" if star else number for star, number in zip(stars, numbers, strict=True)],
+                textposition="outside",
+                textangle=0,
+                textfont_size=11,
+                constraintext="none",
+                cliponaxis=False,
+                hovertext=list(class_names),
+                marker=dict(
+                    color=style.colour,
+                    pattern=dict(shape=style.pattern, fgcolor="white", solidity=0.3, fillmode="overlay"),
+                ),
+                hovertemplate=f"{style.name}, %{{hovertext}}<br>%{{y:.2%}}<extra></extra>",
+                row=1,
+                col=column,
+            )
+            told.append(f"{image}, {style.name}: {class_names[best]} with {shares[best]:.0%}")
+    if selected:
+        figure.add_hline(y=0.5, line=dict(color=GREY, dash="dot"), row="all", col="all")
+    ticks = [f"<b>{name}<br>true</b>" if k == label else name for k, name in enumerate(class_names)]
+    if len(ticks) > _MOST_TICKS:
+        shown = {label, *selected.values()}
+        ticks = [tick if k in shown else "" for k, tick in enumerate(ticks)]
+    figure.update_xaxes(tickvals=list(range(len(ticks))), ticktext=ticks)
+    figure.update_yaxes(range=[0, 1.2], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")
+    figure.update_yaxes(title_text=quantity, col=1)
+    figure.update_annotations(font_size=13)
+    return finish(figure, title, subtitle, f"{title}. {'; '.join(told)}.", height=380, top=110)
 
 
 def picture_wall(

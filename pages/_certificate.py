@@ -18,13 +18,13 @@ NOISY = 6  # pictures shown, the image itself included
 
 
 def from_votes_to_radius(rows: pd.DataFrame, settings: Config, class_names: Sequence[str]) -> None:
-    """The chain of CERTIFY with this image's numbers."""
+    """The chain of CERTIFY with this image's numbers; label −1: an image without a right answer."""
     n, alpha, sigma = int(rows["n"].iloc[0]), settings.certification.alpha, settings.sigma
     st.markdown("**From votes to radius**")
     lines = []
     for row in rows.itertuples():
-        right = row.prediction == row.label
-        verdict = "abstains" if row.prediction == ABSTAIN else "correct" if right else "wrong"
+        right = "certified" if row.label < 0 else "correct" if row.prediction == row.label else "wrong"
+        verdict = "abstains" if row.prediction == ABSTAIN else right
         lines.append(
             {
                 "arm": ARM_STYLE[row.arm].name,

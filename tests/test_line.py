@@ -17,10 +17,10 @@ APP = [ROOT / "app.py", *sorted((ROOT / "pages").rglob("*.py"))]
 WITHOUT_TORCH = ["config", "presets", "datasets", "records", "costs", "index", "stages", "jobs", "__main__"]
 
 
-def imports(source: str) -> set[str]:
-    """Dotted names of all that a module imports, wherever in it; `from engine import x` is engine.x."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
+def imports(source: str, *, at_once: bool = False) -> set[str]:
+    """Dotted names of all that a module imports, wherever in it or at once; `from engine import x` is engine.x."""
+    found, tree = set(), ast.parse(source)
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -37,9 +37,9 @@ def name_in_line(path: Path) -> str:
     return path.relative_to(ROOT / "engine").with_suffix("").parts[0]
 
 
-def engine_imports(source: str) -> set[str]:
+def engine_imports(source: str, *, at_once: bool = False) -> set[str]:
     """Which names of the line a module imports."""
-    return {dotted.split(".")[1] for dotted in imports(source) if dotted.startswith("engine.")}
+    return {dotted.split(".")[1] for dotted in imports(source, at_once=at_once) if dotted.startswith("engine.")}
 
 
 def pointing_right(name: str, source: str) -> list[str]:
@@ -116,8 +116,8 @@ def test_nothing_under_the_engine_prints_but_the_command_line():
 
 
 def test_what_opens_at_once_does_not_import_torch():
-    """Configuration, records, jobs and the command line, and all that the pages import."""
-    of_pages = set().union(*(engine_imports(path.read_text()) for path in APP))
+    """Configuration, records, jobs and the command line, and all that the pages import at once."""
+    of_pages = set().union(*(engine_imports(path.read_text(), at_once=True) for path in APP))
     names = sorted({*WITHOUT_TORCH, *of_pages}, key=LINE.index)
     code = (
         "import importlib, sys\n"

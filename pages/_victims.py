@@ -1,0 +1,127 @@
+"""Finished victims asked by pages: their answers and votes on single images. Torch is imported when first asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from engine.certification import ABSTAIN, certified_radius, lower_confidence_bound
+from engine.figures import ARM_STYLE
+from engine.records import ARMS, Run
+from pages import _shared
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A victim whose weights the run directory holds; stamp: when they were written."""
+
+    directory: str
+    arm: str
+    k: int
+    stamp: int
+
+
+def kept(run: Run) -> list[Victim]:
+    """In the order of arms and numbers."""
+    found = []
+    for path in (run.directory / "victims").glob("*-*.safetensors"):
+        arm, _, k = path.stem.rpartition("-")
+        if arm in ARMS and k.isdigit():
+            found.append(Victim(str(run.directory), arm, int(k), path.stat().st_mtime_ns))
+    return sorted(found, key=lambda victim: (victim.k, ARMS.index(victim.arm)))
+
+
+def to_ask(run: Run, key: str) -> list[Victim]:
+    """The victims of one number, an arm each, as the reader chooses it; else a sentence, and none."""
+    found = kept(run)
+    if not found:
+        st.info(
+            f"Run {run.id} keeps no weights of its victims, so they cannot be asked again. Runs of your own keep them, "
+            "and so do the examples."
+        )
+        example = _shared.example_run()
+        if example is not None and example.id != run.id and kept(example):
+            st.button("Open the example", on_click=_shared.choose, args=(example.id,), icon=":material/folder_open:")
+        return []
+    numbers = sorted({victim.k for victim in found})
+    if st.session_state.get(key) not in (None, *numbers):
+        del st.session_state[key]
+    number = numbers[0]
+    if len(numbers) > 1:
+        number = st.segmented_control("Victim seed", numbers, default=numbers[0], required=True, key=key)
+    return [victim for victim in found if victim.k == number]
+
+
+@st.cache_resource(max_entries=8, show_spinner="Loading the victims …")
+def _model(victim: Victim, shape: tuple[int, ...]) -> Any:
+    """In evaluation mode, and to be left so: all visitors share it."""
+    from pathlib import Path
+
+    from engine import victims
+
+    return victims.load(Run(Path(victim.directory)), victim.arm, victim.k, shape=shape)
+
+
+@st.cache_data(max_entries=64, show_spinner="Asking the victims …")
+def answers(victim: Victim, images: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    """Softmax confidences [N, K] of the base classifier on float32 images [N, C, H, W], without noise."""
+    import torch
+
+    given = torch.tensor(np.frombuffer(images, dtype=np.float32).reshape(-1, *shape))
+    with torch.no_grad():
+        return _model(victim, shape)(given).softmax(dim=1).numpy()
+
+
+@st.cache_data(max_entries=64, show_spinner="The victims vote …")
+def _votes(
+    victim: Victim, image: bytes, shape: tuple[int, int, int], sigma: float, n0: int, n: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    from engine import victims
+
+    given = np.frombuffer(image, dtype=np.float32).reshape(1, *shape)
+    found = victims.votes(_model(victim, shape), given, sigma=sigma, n0=n0, n=n, seed=seed)
+    return found.selection[0].numpy(), found.estimation[0].numpy()
+
+
+def certificates(
+    asked: Sequence[Victim], image: np.ndarray, *, sigma: float, n0: int, n: int, alpha: float, seed: int
+) -> pd.DataFrame:
+    """A row of a certificate table per victim, for an image [C, H, W] that has no label (−1)."""
+    rows = []
+    given = np.ascontiguousarray(image, dtype=np.float32)
+    channels, height, width = given.shape
+    for victim in asked:
+        selection, estimation = _votes(victim, given.tobytes(), (channels, height, width), sigma, n0, n, seed)
+        selected = int(selection.argmax())
+        n_top = int(estimation[selected])
+        radius = float(certified_radius(n_top, n=n, sigma=sigma, alpha=alpha))
+        rows.append(
+            dict(
+                arm=victim.arm,
+                victim=victim.k,
+                label=-1,
+                selected_class=selected,
+                prediction=selected if radius > 0 else ABSTAIN,
+                n=n,
+                n_top=n_top,
+                p_lower=float(lower_confidence_bound(n_top, n=n, alpha=alpha)),
+                radius=radius,
+                estimation_votes=estimation,
+            )
+        )
+    return pd.DataFrame(rows)
+
+
+def verdict(row: Any, names: Sequence[str]) -> str:
+    """A certificate of a certificate table in a sentence."""
+    who, share = f"The **{ARM_STYLE[row.arm].name}** victim", f"{row.n_top:,} of {row.n:,} votes"
+    answer = names[row.selected_class]
+    if row.prediction == ABSTAIN:
+        return (
+            f"{who} **abstains**: {share} for {answer} are too few to be sure that more than half of all noisy copies "
+            f"would be called so (p_lower = {row.p_lower:.3f}), so it gives no answer, and its radius is 0."
+        )
+    return f"{who} answers **{answer}**, and no change of L2 size below **{row.radius:.3f}** can alter that ({share})."

@@ -1,0 +1,227 @@
+"""Try your own: draw a digit or upload a picture, see it brought to the data set's form, voted on and certified."""
+
+import base64
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from engine import datasets, handwriting, image_figures, pictures
+from engine.certification import ABSTAIN, radius_cap
+from engine.handwriting import PictureRefused
+from pages import _canvas, _certificate, _images, _shared, _victims
+from pages._one_image import chart, picture
+
+DRAW, UPLOAD, PICK = "Draw", "Upload a picture", "A test image"
+DRAWS = (10, 20, 50, 100, 200, 400, 1000, 2000)
+ALPHAS = (0.1, 0.05, 0.01, 0.001, 0.0001)
+NOISY = 5
+SHOWN = 108  # pixels on the screen of a step's picture
+
+
+def test_image() -> np.ndarray:
+    """A test image [C, H, W] by its number."""
+    images, labels = _images.images_of(run, train=False)
+    last = len(images) - 1
+    if not 0 <= int(st.session_state.get("try_image") or 0) <= last:
+        del st.session_state["try_image"]
+    number = int(st.number_input(f"Test image, 0 to {last}", 0, last, key="try_image", persist_state="session"))
+    words = datasets.class_in_words(config.dataset, int(labels[number]), names)
+    tile = pictures.shown(images[number : number + 1])[0]
+    scale = pictures.enlargement(tile.shape[0], pixels=280)
+    picture(tile, scale=scale, caption=f"Test image {number}, {words}", text=f"Test image {number}, {words}")
+    if is_digits:
+        st.button("Draw on it", on_click=draw_on, args=(tile,), icon=":material/draw:")
+    return images[number]
+
+
+def draw_on(tile: np.ndarray) -> None:
+    """Lays a test image [28, 28] on a fresh sheet."""
+    st.session_state["try_sheet"] = st.session_state.get("try_sheet", 0) + 1
+    content = pictures.png(tile, scale=10)
+    _canvas.put(sheet_key(), "data:image/png;base64," + base64.b64encode(content).decode())
+    st.session_state["try_source"] = DRAW
+
+
+def sheet_key() -> str:
+    return f"sheet {st.session_state.get('try_sheet', 0)}"
+
+
+def own_picture(source: str) -> np.ndarray | None:
+    """What was drawn or uploaded, as colours [H, W, 3]; None while there is nothing, or it is refused."""
+    if source == UPLOAD:
+        given = st.file_uploader(
+            "Picture (PNG, JPEG or WebP)",
+            type=["png", "jpg", "jpeg", "webp"],
+            max_upload_size=handwriting.MOST_BYTES // 10**6,
+            key="try_upload",
+            help="One dark digit on light paper, or a light one on a dark ground, with room around it.",
+        )
+        st.caption("It stays in this app's memory while this page is open. Nothing is kept, and nothing is sent on.")
+        content = given.getvalue() if given is not None else None
+    else:
+        drawn = _canvas.drawing(sheet_key())
+        content = None if drawn is None else handwriting.from_data_url(drawn)
+    return None if content is None else handwriting.read_picture(content)
+
+
+def brought_to_form(colours: np.ndarray) -> np.ndarray:
+    """The image [C, H, W] that victims are asked about, each step on the way to it shown."""
+    box = handwriting.BOX.get(config.dataset)
+    if box is None:
+        image = handwriting.to_shape(colours, shape)
+        steps = [
+            (pictures.shown(np.moveaxis(colours, -1, 0)[None])[0], "As it came"),
+            (pictures.shown(image[None])[0], f"Its middle, scaled to {shape[2]}×{shape[1]} pixels"),
+        ]
+    else:
+        digit = handwriting.to_digit(colours, box=box)
+        image = digit.image
+        steps = [
+            (pictures.shades(digit.grey), "1. In grey"),
+            (pictures.shades(digit.ink), "2. Inverted" if digit.inverted else "2. Ink to white"),
+            (pictures.shades(digit.cut), "3. Its box"),
+            (pictures.shown(image[None])[0], "4. 28×28"),
+        ]
+    with st.container(horizontal=True):
+        for shown, words in steps:
+            scale = pictures.enlargement(max(shown.shape[:2]), pixels=SHOWN)
+            wide = max(1, round(SHOWN * shown.shape[1] / max(shown.shape[:2])))
+            picture(shown, scale=scale, caption=words, text=words, width=wide)
+    if box:
+        st.caption(
+            f"As MNIST was made: light on black, cut to the ink's box, its longer side scaled to {box} of 28 pixels, "
+            "and placed so that the centre of mass is in the middle."
+        )
+    return image
+
+
+def chosen_settings() -> tuple[int, int, float, int]:
+    """(n0, n, alpha, seed)."""
+    recorded = config.certification
+    with st.expander(f"Draws, α and seed (σ = {config.sigma:g} is the victims' own)", icon=":material/tune:"):
+        first, second, third, fourth = st.columns(4, gap="medium")
+        draws = sorted({*DRAWS, *(n for n in (recorded.n0, recorded.n) if n <= DRAWS[-1])})
+        with first:
+            n0 = int(st.select_slider("Selection draws n0", draws, value=min(recorded.n0, DRAWS[-1]), key="try_n0"))
+        with second:
+            n = int(st.select_slider("Estimation draws n", draws, value=min(recorded.n, DRAWS[-1]), key="try_n"))
+        with third:
+            alpha = st.select_slider(
+                "Failure probability α",
+                sorted({*ALPHAS, recorded.alpha}, reverse=True),
+                value=recorded.alpha,
+                format_func=lambda value: f"{value:g}",
+                key="try_alpha",
+            )
+        with fourth:
+            seed = int(st.number_input("Seed of the noise", 0, 2**31 - 1, 0, key="try_seed"))
+        st.caption(
+            "n0 draws choose the class, n fresh ones bound its share. No radius can exceed the cap σ·Φ⁻¹(α^(1/n)) = "
+            f"{radius_cap(n=n, sigma=config.sigma, alpha=alpha):.3f} (L2, pixel units of [0, 1])."
+        )
+    return n0, n, float(alpha), seed
+
+
+def compared(rows: pd.DataFrame) -> None:
+    """What each victim says, and what poisoning changed, in sentences."""
+    for row in rows.itertuples():
+        st.markdown(_victims.verdict(row, names))
+    by_arm = {row.arm: row for row in rows.itertuples()}
+    if not {"clean", "poisoned"} <= set(by_arm):
+        return
+    clean, poisoned = by_arm["clean"], by_arm["poisoned"]
+    if clean.prediction == poisoned.prediction != ABSTAIN:
+        change = poisoned.radius / clean.radius - 1
+        words = f"{abs(change):.0%} {'smaller' if change < 0 else 'larger'}" if round(change, 2) else "the same"
+        st.markdown(f"For this image, the poisoned victim's certified radius is **{words}**.")
+    elif clean.prediction != poisoned.prediction:
+        st.markdown("Of this image, the two victims do **not** say the same.")
+
+
+def noisy_copies(image: np.ndarray, seed: int) -> None:
+    noise = np.random.default_rng([seed, 1]).standard_normal((NOISY, *image.shape))
+    tiles = pictures.shown(np.concatenate([image[None], image + config.sigma * noise]))
+    picture(
+        pictures.mosaic(tiles, columns=NOISY + 1),
+        scale=pictures.enlargement(image.shape[1], pixels=_images.TILE),
+        caption=f"What is voted on: the image, and {NOISY} noisy copies of it, σ = {config.sigma:g} (cut to [0, 1] "
+        "to be shown; victims see them uncut)",
+        text=f"The image and {NOISY} noisy copies",
+    )
+
+
+def certified(image: np.ndarray, asked: list[_victims.Victim], *, n0: int, n: int, alpha: float, seed: int) -> None:
+    st.subheader("What the victims say")
+    rows = _victims.certificates(asked, image, sigma=config.sigma, n0=n0, n=n, alpha=alpha, seed=seed)
+    compared(rows)
+    st.caption(f"Each certificate holds with probability ≥ 1 − α = {1 - alpha:.2%}, for this one image.")
+    left, right = st.columns(2, gap="medium")
+    with left:
+        shares = {row.arm: row.estimation_votes / row.n for row in rows.itertuples()}
+        figure = image_figures.shares_by_class(
+            {"this image": shares},
+            names,
+            title="Votes under noise",
+            subtitle=f"{n:,} draws, one victim an arm; in %; ★ selected class; a certificate needs more than half",
+            quantity="share of the noise draws",
+            selected={("this image", row.arm): row.selected_class for row in rows.itertuples()},
+        )
+        chart(figure, "try_votes")
+        noisy_copies(image, seed)
+    with right:
+        certification = config.certification.model_copy(update={"n0": n0, "n": n, "alpha": alpha})
+        _certificate.from_votes_to_radius(rows, config.model_copy(update={"certification": certification}), names)
+
+
+run = _shared.open_run()
+config = run.config
+names = _shared.class_names_of(run)
+is_digits = config.dataset in handwriting.BOX
+st.title("Try your own")
+st.markdown(
+    "Draw a digit, or bring a picture. Victims of the open run, one trained on clean and one on poisoned images, vote "
+    "on noisy copies of it, and the votes become a **certificate**: how far (L2) your picture may be changed before "
+    "the answer could."
+)
+st.caption(
+    f"{_shared.settings_line(run)} The attack was made against images of {_shared.target_of(run)}: try those first."
+)
+try:
+    shape = datasets.shape(config.dataset, _shared.data_root())
+except datasets.DatasetUnavailable as error:
+    _images.missing(config.dataset, error)
+    st.stop()
+names = names or tuple(str(k) for k in range(10))
+left, right = st.columns([2, 3], gap="large")
+with left:
+    sources = [*([DRAW] if is_digits else []), UPLOAD, PICK]
+    if st.session_state.get("try_source") not in (None, *sources):
+        del st.session_state["try_source"]
+    source = str(
+        st.segmented_control(
+            "Your image", sources, default=sources[0], required=True, key="try_source", bind="query-params"
+        )
+    )
+    try:
+        image = test_image() if source == PICK else None
+        colours = own_picture(source) if source != PICK else None
+        refused = None
+    except PictureRefused as error:
+        image, colours, refused = None, None, str(error)
+with right:
+    asked = _victims.to_ask(run, "try_victim")
+    if not asked:
+        st.stop()
+    n0, n, alpha, seed = chosen_settings()
+    if colours is not None:
+        try:
+            image = brought_to_form(colours)
+        except PictureRefused as error:
+            refused = str(error)
+    if refused:
+        st.error(refused)
+    if image is None:
+        st.info("Draw a digit on the sheet, as large as you like." if source == DRAW else "Choose a picture.")
+        st.stop()
+certified(image, asked, n0=n0, n=n, alpha=alpha, seed=seed)
