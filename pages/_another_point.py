@@ -2,10 +2,10 @@
 
 import streamlit as st
 
-from engine import grid, jobs, records
+from engine import datasets, grid, jobs, records
 from engine.config import Config, ConfigError, parse
 from engine.costs import estimate
-from engine.datasets import DatasetUnavailable, available
+from engine.datasets import DatasetUnavailable
 from engine.grid import Point
 from engine.records import Run
 from pages import _grid, _live, _shared, _words
@@ -51,7 +51,7 @@ def left(config: Config, point: Point) -> None:
     """What the point will cost, and the button."""
     device = _shared.expected_device()
     expected = estimate(config, device=device)
-    here = available(config.dataset, _shared.data_root())
+    here = datasets.available(config.dataset, _shared.data_root())
     st.caption(
         f"{_grid.name_of(point)}: about {_shared.duration(expected.seconds)} on this {device.upper()} "
         f"(less where clean victims can be reused); then it joins the sliders."
