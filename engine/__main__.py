@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "Print the report of a run.")
     report.add_argument("id", help="a run id, or its first digits")
     report.add_argument("--json", action="store_true")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write it as one file that works offline instead")
+    report.add_argument(
+        "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
+    )
 
     gallery = command("gallery", _gallery, "Compute the runs of Explore and of the lesson; resumes where it stopped.")
     for name, values in (
@@ -302,7 +306,15 @@ def _gallery(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    _print_report(records.find(options.runs_root, options.id), as_json=options.json)
+    run = records.find(options.runs_root, options.id)
+    if options.html:
+        from engine import html_report  # figures are slow to import, and only this needs them
+
+        text = html_report.write(run, data_root=options.data_root or datasets.default_root())
+        records.write_atomically(options.html, text)
+        print(options.html)
+        return OK
+    _print_report(run, as_json=options.json)
     return OK
 
 

@@ -18,8 +18,8 @@ from engine import metrics, report
 from engine.certification import ABSTAIN, radius_cap
 from engine.config import Config
 from engine.records import ARMS
+from engine.sentences import TARGET
 
-TARGET = "the target class"  # where its name is not given
 RADIUS = "certified radius (L2, pixel units)"
 SAVE = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "scale": 2}}  # for plotly_chart(config=…)
 SIGNED_SCALE = ("#4B2E83", "#9E8CC4", "#F7F7F7", "#F2A65A", "#A84B00")  # darker … unchanged … brighter

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.records import CONTROLS, Run
+from engine.sentences import with_spread
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -21,9 +22,9 @@ def summary(report: dict[str, Any]) -> str:
 
     for arm, values in report["arms"].items():
         acr, accuracy = values["average_certified_radius"], values["accuracy"]
-        drop = _spread(report["relative_drop"].get(arm), ".0%")
+        drop = with_spread(report["relative_drop"].get(arm), ".0%")
         lines.append(
-            f"{arm:<16}{_spread(acr['target']):>20}{_spread(acr['all']):>18}{_spread(accuracy['target']):>18}{drop:>22}"
+            f"{arm:<16}{with_spread(acr['target']):>20}{with_spread(acr['all']):>18}{with_spread(accuracy['target']):>18}{drop:>22}"
         )
     lines += [
         "",
@@ -54,8 +55,8 @@ def markdown(runs: Sequence[Run]) -> str:
             config["sigma"],
             config["seed"],
             config["victim_seeds"],
-            _spread(arms["clean"]["average_certified_radius"]["target"]),
-            *(_spread(drops.get(arm), ".0%") for arm in ("poisoned", *CONTROLS)),
+            with_spread(arms["clean"]["average_certified_radius"]["target"]),
+            *(with_spread(drops.get(arm), ".0%") for arm in ("poisoned", *CONTROLS)),
             f"{report['seconds']['total']:.0f}",
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -67,11 +68,3 @@ def markdown(runs: Sequence[Run]) -> str:
     return "\n".join(
         [*lines, "", "Mean ± standard deviation over victims, paired by seed. " + " ".join(sorted(grounds))]
     )
-
-
-def _spread(value: dict[str, Any] | None, form: str = ".3f") -> str:
-    """mean ± sd of a report's summary."""
-    if not value or value["mean"] is None:
-        return "–"
-    spread = "" if value["sd"] is None else f" ± {value['sd']:{form}}"
-    return f"{value['mean']:{form}}{spread}"

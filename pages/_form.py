@@ -1,14 +1,14 @@
 """The form of the Poison page: every field of the configuration is a widget, and a query parameter of its name."""
 
-import json
-import shlex
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
-from urllib.parse import urlencode
 
 import streamlit as st
 
 from engine import datasets
+from engine.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of
+from engine.commands import command as command
+from engine.commands import values_of as values_of
 from engine.config import (
     FOLDER,
     PROCEDURES,
@@ -26,9 +26,6 @@ from engine.records import Run
 from pages import _shared, _words
 
 LARGEST_INTEGER = 2**53 - 1  # that a browser's number field can hold
-NAMES = [name for name in field_names() if name != "protocol_version"]
-OPTIONAL = ("attack.procedure", "attack.sigma")  # null: as the victims
-HEADS = ("procedure", "attack.procedure")  # what has settings of a procedure below it
 LABELS = {
     "dataset": "Data set",
     "threat.target_class": "Target class",
@@ -66,14 +63,6 @@ def key_of(name: str) -> str:
 def chosen(name: str) -> Any:
     """What the form says now."""
     return st.session_state.get(key_of(name))
-
-
-def value_of(config: Config, name: str) -> Any:
-    """The field's value as its widget has it: a procedure by its name."""
-    value: Any = config
-    for part in name.split("."):
-        value = None if value is None else getattr(value, part)
-    return value.name if isinstance(value, ProcedureConfig) else value
 
 
 # --- filling it ---
@@ -148,39 +137,9 @@ def overrides() -> list[str]:
     return changes({name: chosen(name) for name in NAMES}, PRESETS[st.session_state["preset"]].config)
 
 
-def changes(values: dict[str, Any], preset: Config) -> list[str]:
-    """The fields (see `value_of`) that differ from the preset's, as --set takes them."""
-    changed = []
-    for name, value in values.items():
-        before = value_of(preset, name)
-        head, _, setting = name.rpartition(".")
-        if head in HEADS:
-            procedure = values[head]
-            if setting not in PROCEDURES.get(procedure, {}):
-                continue
-            if procedure != value_of(preset, head):
-                before = PROCEDURES[procedure][setting]
-        if name == "controls":
-            value, before = [each for each in _words.CONTROL_NAMES if each in value], list(before)
-        if value != before and (value is not None or name in OPTIONAL):
-            changed.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
-    return changed
-
-
-def values_of(config: Config) -> dict[str, Any]:
-    """Every field that can be chosen, by its dotted name."""
-    return {name: value_of(config, name) for name in NAMES}
-
-
-def command(preset: str, changed: list[str]) -> str:
-    """The command line that runs the same."""
-    return " ".join(["python -m engine run --preset", preset, *(f"--set {shlex.quote(item)}" for item in changed)])
-
-
 def link(preset: str, changed: list[str]) -> str:
     """The address, within the app, of the form filled in this way."""
-    fields = [(name, value) for name, _, value in (item.partition("=") for item in changed)]
-    return "/poison?" + urlencode([("preset", preset), *fields])
+    return f"/poison?{query(preset, changed)}"
 
 
 def config() -> Config:
@@ -218,6 +177,8 @@ def widget(name: str) -> None:
         )
     elif get_origin(annotation) is Literal:
         st.selectbox(options=list(get_args(annotation)), format_func=_plain(name), **options)
+    elif annotation is str:
+        st.text_input(max_chars=64, **options)
     elif annotation is bool:
         st.checkbox(**options)
     else:

@@ -12,11 +12,17 @@ import pandas as pd
 import streamlit as st
 from streamlit.errors import StreamlitAPIException, StreamlitPageNotFoundError
 
-from engine import datasets, index, paper, records
-from engine.config import PROTOCOL_VERSION, Config
+from engine import datasets, index, records
+from engine.config import PROTOCOL_VERSION
 from engine.datasets import DATASETS
-from engine.figures import TARGET
 from engine.records import GALLERY, GRID, Run
+from engine.sentences import class_names_of as class_names_of
+from engine.sentences import headline as headline
+from engine.sentences import limits_line as limits_line
+from engine.sentences import numbers_line as numbers_line
+from engine.sentences import settings_line as settings_line
+from engine.sentences import target_of as target_of
+from engine.sentences import with_spread as with_spread
 from pages import _words
 
 RUN_PARAMETER = "run"  # of the URL, and the key of the run picker in app.py
@@ -185,91 +191,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def with_spread(value: dict[str, Any] | None, form: str = ".3f") -> str:
-    """A summary of report.json as "mean ± standard deviation"."""
-    if not value or value["mean"] is None:
-        return "–"
-    spread = "" if value["sd"] is None else f" ± {value['sd']:{form}}"
-    return f"{value['mean']:{form}}{spread}"
-
-
-def headline(report: dict[str, Any]) -> str:
-    """What happened, in one sentence with the report's numbers."""
-    config, arms = report["config"], report["arms"]
-    target, drop = report.get("target_name", TARGET), report["relative_drop"].get("poisoned")
-    acr = {arm: with_spread(values["average_certified_radius"]["target"]) for arm, values in arms.items()}
-    if config["attack"]["name"] == "none" and "clean" in acr:
-        return f"Clean victims certify {target} with an average certified radius (ACR) of **{acr['clean']}**."
-    if drop and drop["mean"] is None and drop.get("seeds") == [] and {"clean", "poisoned"} <= set(acr):
-        return f"Clean victims certify nothing of {target} (ACR {acr['clean']}), so there was nothing to lose."
-    if not drop or drop["mean"] is None:
-        return f"No victim of the clean and the poisoned arm is certified yet, so the drop for {target} is unknown."
-    if drop["mean"] < -1:
-        return (
-            f"Retrained victims certify {target} with an average certified radius (ACR) of **{acr['poisoned']}** "
-            f"instead of **{acr['clean']}**. Some clean victim certifies almost nothing, so that a relative drop means "
-            "nothing."
-        )
-    share = f"{abs(drop['mean']):.0%} {'less' if drop['mean'] >= 0 else 'more'}"
-    noise, control = report["relative_drop"].get("random_noise"), ""
-    if noise and noise["mean"] is not None:
-        verb = "takes" if noise["mean"] >= 0 else "adds"
-        control = f" Random noise of the same ε {verb} {abs(noise['mean']):.0%}."
-    victims = "fine-tuned" if config["training"]["fine_tune_epochs"] else "retrained"
-    return (
-        f"After poisoning, {victims} victims certify {target} with an average certified radius (ACR) of "
-        f"**{acr['poisoned']}** instead of **{acr['clean']}**: **{share}**.{control}"
-    )
-
-
-def numbers_line(report: dict[str, Any]) -> str:
-    """What the numbers of `headline` are: norm, unit, draws, seeds."""
-    settings, victims = report["config"]["certification"], report["config"]["victim_seeds"]
-    return (
-        f"Radii: L2, pixel units of [0, 1], each wrong with probability ≤ α = {settings['alpha']}. Mean ± standard "
-        f"deviation over {victims} victim seeds; {report['certified_images']['target']} test images, "
-        f"n = {settings['n']} draws each."
-    )
-
-
-def class_names_of(run: Run) -> tuple[str, ...]:
-    """The names of the run's classes: as its report has them, else as the data set does, if it can be read."""
-    if names := (run.report or {}).get("class_names"):
-        return tuple(names)
-    try:
-        return datasets.class_names(run.config.dataset, data_root())
-    except datasets.DatasetUnavailable:
-        return ()
-
-
-def target_of(run: Run) -> str:
-    """The run's target class in words: "digit 8", "ship"."""
-    config = run.config
-    return datasets.class_in_words(config.dataset, config.threat.target_class, class_names_of(run))
-
-
-def dataset_words(config: Config) -> str:
-    words = datasets.describe(config.dataset)
-    return words[0].upper() + words[1:]
-
-
-def settings_line(run: Run) -> str:
-    """What was asked for, in one line."""
-    config, threat, attack = run.config, run.config.threat, _words.attack_of(run.config)
-    share = "" if threat.attacker_share == 1 else f", attacker's share {threat.attacker_share:.0%}"
-    epochs = config.training.fine_tune_epochs
-    victims = (
-        f"{_words.procedure_line(config.procedure)}, {_words.ARCHITECTURE_NAMES[config.architecture]}, "
-        f"σ = {config.sigma:g}{f', fine-tuned for {epochs} epochs' if epochs else ''}"
-    )
-    if config.attack.name == "none":
-        return f"{dataset_words(config)}; no attack; victims: {victims}; seed {config.seed}."
-    return (
-        f"{dataset_words(config)}; {attack.name} on {target_of(run)}, ε = {threat.epsilon:g} (L∞, pixel units of "
-        f"[0, 1]), poison fraction {threat.poison_fraction:.0%}{share}; victims: {victims}; seed {config.seed}."
-    )
-
-
 @st.cache_resource
 def expected_device() -> str:
     """ "cuda" where an NVIDIA GPU and a torch that can use it seem to be here, else "cpu"; asks no torch."""
@@ -317,21 +238,3 @@ def open_certificates(run: Run) -> pd.DataFrame:
     except OSError:
         st.info(f"Run {run.id} has no certificates yet: it is {run.status().state}.")
         st.stop()
-
-
-def limits_line(run: Run) -> str:
-    """What a reader must know before trusting a number of this run: sizes, draws, seeds, data set, whole or partial."""
-    config, settings = run.config, run.config.certification
-    partial = "" if run.status().state == "done" else f"PARTIAL RESULT ({run.status().state}). "
-    authors = (
-        paper.paper(procedure, dataset, config.sigma).model_copy(update={"seed": config.seed, "threat": config.threat})
-        for dataset in paper.DATASETS
-        for procedure in paper.PROCEDURES
-    )
-    other = "" if config in authors else " Not the paper's setting."
-    return (
-        f"{partial}{dataset_words(config)}. {settings.target_images} test images of "
-        f"{target_of(run)} and {settings.other_images} of each other class, n = {settings.n} draws, "
-        f"α = {settings.alpha} for each certificate, σ = {config.sigma}, {config.victim_seeds} victims an arm. "
-        f"ε is L∞, radii are L2, both in pixel units of [0, 1].{other}"
-    )

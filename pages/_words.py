@@ -1,102 +1,13 @@
-"""Plain names for what a configuration calls by code names, and what each attack does in a sentence."""
+"""The engine's words, where pages look for them."""
 
-from dataclasses import dataclass
-
-from engine.config import PROCEDURES, Config, ProcedureConfig
-
-
-class Names(dict[str, str]):
-    """Plain names of code names; what has none yet goes by its code name."""
-
-    def __missing__(self, key: str) -> str:
-        return key
-
-
-PROCEDURE_NAMES = Names(
-    {
-        "standard": "Standard (no robustness)",
-        "gaussian": "Gaussian augmentation",
-        "smoothadv": "SmoothAdv",
-        "smoothadv-pacd": "SmoothAdv as PACD ran it",
-        "macer": "MACER",
-        "macer-pacd": "MACER as PACD ran it",
-        "consistency": "Consistency regularisation",
-        "smoothmix": "SmoothMix",
-    }
-)
-ARCHITECTURE_NAMES = Names(
-    {
-        "mlp": "Perceptron (MLP)",
-        "lenet-narrow": "LeNet, narrow (8-16-100)",
-        "lenet": "LeNet (20-50-500)",
-        "convnet": "ConvNet",
-        "resnet8": "ResNet-8",
-        "resnet20": "ResNet-20",
-        "resnet32": "ResNet-32",
-        "resnet44": "ResNet-44",
-        "resnet56": "ResNet-56",
-        "resnet20-pacd": "ResNet-20 as PACD ran it",
-        "resnet18": "ResNet-18 (torchvision)",
-    }
-)
-DATASET_NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "digits": "embedded digits"}
-SETTING_NAMES = {  # of procedures
-    "draws": "Noise draws per image",
-    "weight": "Robustness term's weight",
-    "adversary_steps": "Inner adversary's steps",
-    "adversary_size": "Inner adversary's size (L2)",
-    "warmup": "Warm-up (share of epochs)",
-}
-
-
-@dataclass(frozen=True)
-class Attack:
-    """An attack for a reader; `changes` says what is done to each of the images that may change."""
-
-    name: str
-    changes: str
-    surrogate: bool = False  # whether it learns from networks of its own
-    labels: bool = False  # whether it changes labels, and so is not clean-label
-
-
-_EACH = "each image gets a change of its own, found by"
-ATTACKS = {
-    "pacd": Attack("PACD", f"{_EACH} bilevel optimisation against the certified radius", surrogate=True),
-    "universal": Attack(
-        "PACD, one shared δ",
-        "all images get one and the same δ, found by bilevel optimisation against the certified radius",
-        surrogate=True,
-    ),
-    "watermark": Attack("Watermark", "an image of another class shines through each image, cut at ε"),
-    "white-pattern": Attack("White pattern", "all images get one and the same random pattern of ±ε"),
-    "low-frequency-pattern": Attack("Low-frequency pattern", "all images get one and the same smooth pattern of ±ε"),
-    "error-minimising": Attack("Error-minimising noise", f"{_EACH} making it easy for surrogates", surrogate=True),
-    "error-maximising": Attack("Error-maximising noise", f"{_EACH} making it hard for surrogates", surrogate=True),
-    "gradient-matching": Attack(
-        "Gradient matching", f"{_EACH} turning training steps against the soft radius", surrogate=True
-    ),
-    "label-flip": Attack("Label flips (visible, not clean-label)", "each image gets a wrong label", labels=True),
-    "none": Attack("None: clean victims only", "nothing is changed"),
-}
-CONTROL_NAMES = {"random_noise": "Random noise", "shuffled_signs": "Shuffled signs"}
-
-
-def dataset_name(dataset: str) -> str:
-    """As in a list: a folder of one's own by its name."""
-    return DATASET_NAMES.get(dataset, dataset.replace("folder:", "Folder "))
-
-
-def procedure_line(procedure: ProcedureConfig) -> str:
-    """The procedure with what was set otherwise than it is by default: "MACER (draws 4)"."""
-    defaults = PROCEDURES[procedure.name]
-    other = [f"{name} {getattr(procedure, name):g}" for name in defaults if getattr(procedure, name) != defaults[name]]
-    return PROCEDURE_NAMES[procedure.name] + (f" ({', '.join(other)})" if other else "")
-
-
-def attack_name(attack: str) -> str:
-    """As in a list: without what is in brackets."""
-    return ATTACKS[attack].name.partition(" (")[0] if attack in ATTACKS else attack
-
-
-def attack_of(config: Config) -> Attack:
-    return ATTACKS[config.attack.name]
+from engine.words import ARCHITECTURE_NAMES as ARCHITECTURE_NAMES
+from engine.words import ATTACKS as ATTACKS
+from engine.words import CONTROL_NAMES as CONTROL_NAMES
+from engine.words import DATASET_NAMES as DATASET_NAMES
+from engine.words import PROCEDURE_NAMES as PROCEDURE_NAMES
+from engine.words import SETTING_NAMES as SETTING_NAMES
+from engine.words import Attack as Attack
+from engine.words import attack_name as attack_name
+from engine.words import attack_of as attack_of
+from engine.words import dataset_name as dataset_name
+from engine.words import procedure_line as procedure_line

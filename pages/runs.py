@@ -9,10 +9,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import figures, jobs, records
-from engine.presets import PRESETS
+from engine import commands, html_report, jobs, records
 from engine.records import Run, RunNotFound
-from pages import _comparison, _form, _shared, _words
+from pages import _comparison, _shared, _words
 
 VOTES = ("selection_votes", "estimation_votes")
 
@@ -179,8 +178,8 @@ def exports(run: Run) -> None:
         disabled=not has_certificates, help="A row per arm, victim and test image, with its votes.",
     )  # fmt: skip
     buttons.download_button(
-        "Figures (HTML)", lambda: figures_html(run), f"{run.id}.html", "text/html",
-        disabled=not has_certificates or report is None, help="One file that works offline.",
+        "Report (HTML)", lambda: html_report.write(run, data_root=_shared.data_root()), f"{run.id}.html", "text/html",
+        disabled=report is None, help="One file that works offline: figures, images, numbers, threat model, limits.",
     )  # fmt: skip
     buttons.download_button(
         "Whole run (zip)", lambda: zipped(run.directory), f"{run.id}.zip", "application/zip",
@@ -188,15 +187,7 @@ def exports(run: Run) -> None:
     )  # fmt: skip
     st.caption("Single figures: the camera in a figure's corner saves it as SVG.")
     st.markdown("**The same from the command line**")
-    st.code(command_of(run), language="bash", wrap_lines=True)
-
-
-def command_of(run: Run) -> str:
-    preset = run.request.get("preset")
-    if preset in PRESETS and PRESETS[preset].config == run.config:
-        return f"python -m engine run --preset {preset}"
-    base = preset if preset in PRESETS else "quick" if run.config.dataset == "mnist" else "smoke"
-    return _form.command(base, _form.changes(_form.values_of(run.config), PRESETS[base].config))
+    st.code(commands.command(*commands.asked_for(run)), language="bash", wrap_lines=True)
 
 
 def certificates_csv(run: Run) -> bytes:
@@ -205,24 +196,6 @@ def certificates_csv(run: Run) -> bytes:
     for name in VOTES:
         table[name] = [" ".join(map(str, votes)) for votes in table[name]]
     return table.to_csv(index=False).encode()
-
-
-def figures_html(run: Run) -> bytes:
-    """The run's main figures and settings as one page that needs nothing else."""
-    report, table, config = run.report, run.certificates(), run.config
-    assert report is not None
-    assert table is not None
-    made = [
-        figures.acr_by_arm(report),
-        figures.certified_accuracy(table, config, target=_shared.target_of(run)),
-        figures.radius_histogram(table, config, target=_shared.target_of(run)),
-    ]
-    parts = [figure.to_html(full_html=False, include_plotlyjs=position == 0) for position, figure in enumerate(made)]
-    text = f"<p>{_shared.headline(report).replace('**', '')} {_shared.numbers_line(report)}</p>"
-    text += f"<p>{_shared.limits_line(run)}</p><pre>{json.dumps(config.model_dump(), indent=1)}</pre>"
-    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>PACD Lab, run {run.id}</title>"
-    style = "<style>body{font-family:sans-serif;max-width:60em;margin:2em auto;padding:0 1em}</style>"
-    return (head + style + f"<h1>Run {run.id}</h1>" + text + "".join(parts) + "</html>").encode()
 
 
 def zipped(directory: Path) -> bytes:

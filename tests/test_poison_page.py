@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from engine import costs, records
+from engine import costs, records, sentences
 from engine.config import field_names, with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, Status
-from pages import _form, _threat, _words
+from pages import _form, _words
 from tests.app import button, opened, own_copy, words
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -166,8 +166,9 @@ def test_controls_can_be_left_out_and_the_estimate_follows() -> None:
 
 @pytest.mark.parametrize("attack", list(_words.ATTACKS))
 def test_the_threat_card_fits_the_attack(attack: str) -> None:
-    config = with_overrides(PRESETS["smoke"].config, [f"attack.name={attack}"])
-    card = " ".join(_threat.lines(config, "ship"))
+    file = [f"attack.file={'0' * 64}"] if attack == "from-file" else []
+    config = with_overrides(PRESETS["smoke"].config, [f"attack.name={attack}", *file])
+    card = " ".join(sentences.threat_model(config, "ship"))
     assert ("labels are wrong" in card) == (attack == "label-flip")
     assert ("**Clean-label**" in card) == (attack not in ("label-flip", "none"))
     assert ("one and the same" in card) == (attack in ("universal", "white-pattern", "low-frequency-pattern"))
@@ -179,7 +180,7 @@ def test_the_threat_card_fits_the_attack(attack: str) -> None:
 def test_the_threat_card_tells_shares_beliefs_fine_tuning_and_missing_controls() -> None:
     typed = ["threat.attacker_share=0.25", "threat.poison_fraction=0.5", "training.fine_tune_epochs=3", "controls=[]"]
     typed += ["architecture=mlp"]
-    card = " ".join(_threat.lines(with_overrides(PRESETS["smoke"].config, typed), "digit 8"))
+    card = " ".join(sentences.threat_model(with_overrides(PRESETS["smoke"].config, typed), "digit 8"))
     assert "25% of the training data" in card
     assert "50% of the training images of digit 8 in its hands" in card
     assert "fine-tuned on it for 3 epochs" in card

@@ -1,0 +1,202 @@
+"""What a run asked for, did and means, in sentences (Markdown): app and report say the same."""
+
+from typing import Any
+
+from engine import datasets, paper, words
+from engine.config import Config, arms_of, lower_level
+from engine.records import Run
+
+TARGET = "the target class"  # where its name is not given
+CITATION = (
+    "Mehra, Kailkhura, Chen, Hamm: How Robust are Randomized Smoothing based Defenses to Data Poisoning? CVPR 2021, "
+    "arXiv:2012.01274. Certification: Cohen, Rosenfeld, Kolter, ICML 2019, arXiv:1902.02918."
+)
+HOW_TO_READ = (
+    "**Average certified radius (ACR)**: the mean, over all test images of a class, of the L2 radius within which the "
+    "smoothed classifier provably keeps its correct answer; wrong answers and abstentions count as 0.",
+    "**A certificate** holds with probability at least 1 − α for its one image; nothing is corrected for their number.",
+    "**The cap** σ·Φ⁻¹(α^(1/n)): no radius can exceed it with n draws, so ACR at different n must not be compared.",
+    "**Relative drop**: 1 − ACR(arm)/ACR(clean), for victims of the same seed, then mean ± standard deviation over "
+    "seeds.",
+    "**Random noise** and **shuffled signs** are controls: the same images, the same budget, without the attack's "
+    "direction. What the attack adds is the poisoned drop beyond theirs.",
+)
+
+
+def with_spread(value: dict[str, Any] | None, form: str = ".3f") -> str:
+    """A summary of report.json as "mean ± standard deviation"."""
+    if not value or value["mean"] is None:
+        return "–"
+    spread = "" if value["sd"] is None else f" ± {value['sd']:{form}}"
+    return f"{value['mean']:{form}}{spread}"
+
+
+def headline(report: dict[str, Any]) -> str:
+    """What happened, in one sentence with the report's numbers."""
+    config, arms = report["config"], report["arms"]
+    target, drop = report.get("target_name", TARGET), report["relative_drop"].get("poisoned")
+    acr = {arm: with_spread(values["average_certified_radius"]["target"]) for arm, values in arms.items()}
+    if config["attack"]["name"] == "none" and "clean" in acr:
+        return f"Clean victims certify {target} with an average certified radius (ACR) of **{acr['clean']}**."
+    if drop and drop["mean"] is None and drop.get("seeds") == [] and {"clean", "poisoned"} <= set(acr):
+        return f"Clean victims certify nothing of {target} (ACR {acr['clean']}), so there was nothing to lose."
+    if not drop or drop["mean"] is None:
+        return f"No victim of the clean and the poisoned arm is certified yet, so the drop for {target} is unknown."
+    if drop["mean"] < -1:
+        return (
+            f"Retrained victims certify {target} with an average certified radius (ACR) of **{acr['poisoned']}** "
+            f"instead of **{acr['clean']}**. Some clean victim certifies almost nothing, so that a relative drop means "
+            "nothing."
+        )
+    share = f"{abs(drop['mean']):.0%} {'less' if drop['mean'] >= 0 else 'more'}"
+    noise, control = report["relative_drop"].get("random_noise"), ""
+    if noise and noise["mean"] is not None:
+        verb = "takes" if noise["mean"] >= 0 else "adds"
+        control = f" Random noise of the same ε {verb} {abs(noise['mean']):.0%}."
+    victims = "fine-tuned" if config["training"]["fine_tune_epochs"] else "retrained"
+    return (
+        f"After poisoning, {victims} victims certify {target} with an average certified radius (ACR) of "
+        f"**{acr['poisoned']}** instead of **{acr['clean']}**: **{share}**.{control}"
+    )
+
+
+def numbers_line(report: dict[str, Any]) -> str:
+    """What the numbers of `headline` are: norm, unit, draws, seeds."""
+    settings, victims = report["config"]["certification"], report["config"]["victim_seeds"]
+    return (
+        f"Radii: L2, pixel units of [0, 1], each wrong with probability ≤ α = {settings['alpha']}. Mean ± standard "
+        f"deviation over {victims} victim seeds; {report['certified_images']['target']} test images, "
+        f"n = {settings['n']} draws each."
+    )
+
+
+def class_names_of(run: Run) -> tuple[str, ...]:
+    """The names of the run's classes: as its report has them, else as the data set does, if it can be read."""
+    if names := (run.report or {}).get("class_names"):
+        return tuple(names)
+    try:
+        return datasets.class_names(run.config.dataset, datasets.default_root())
+    except datasets.DatasetUnavailable:
+        return ()
+
+
+def target_of(run: Run) -> str:
+    """The run's target class in words: "digit 8", "ship"."""
+    config = run.config
+    return datasets.class_in_words(config.dataset, config.threat.target_class, class_names_of(run))
+
+
+def dataset_words(config: Config) -> str:
+    found = datasets.describe(config.dataset)
+    return found[0].upper() + found[1:]
+
+
+def settings_line(run: Run) -> str:
+    """What was asked for, in one line."""
+    config, threat, attack = run.config, run.config.threat, words.attack_of(run.config)
+    share = "" if threat.attacker_share == 1 else f", attacker's share {threat.attacker_share:.0%}"
+    epochs = config.training.fine_tune_epochs
+    victims = (
+        f"{words.procedure_line(config.procedure)}, {words.ARCHITECTURE_NAMES[config.architecture]}, "
+        f"σ = {config.sigma:g}{f', fine-tuned for {epochs} epochs' if epochs else ''}"
+    )
+    if config.attack.name == "none":
+        return f"{dataset_words(config)}; no attack; victims: {victims}; seed {config.seed}."
+    return (
+        f"{dataset_words(config)}; {attack.name} on {target_of(run)}, ε = {threat.epsilon:g} (L∞, pixel units of "
+        f"[0, 1]), poison fraction {threat.poison_fraction:.0%}{share}; victims: {victims}; seed {config.seed}."
+    )
+
+
+def limits_line(run: Run) -> str:
+    """What a reader must know before trusting a number of this run: sizes, draws, seeds, data set, whole or partial."""
+    config, settings = run.config, run.config.certification
+    partial = "" if run.status().state == "done" else f"PARTIAL RESULT ({run.status().state}). "
+    authors = (
+        paper.paper(procedure, dataset, config.sigma).model_copy(update={"seed": config.seed, "threat": config.threat})
+        for dataset in paper.DATASETS
+        for procedure in paper.PROCEDURES
+    )
+    other = "" if config in authors else " Not the paper's setting."
+    return (
+        f"{partial}{dataset_words(config)}. {settings.target_images} test images of "
+        f"{target_of(run)} and {settings.other_images} of each other class, n = {settings.n} draws, "
+        f"α = {settings.alpha} for each certificate, σ = {config.sigma}, {config.victim_seeds} victims an arm. "
+        f"ε is L∞, radii are L2, both in pixel units of [0, 1].{other}"
+    )
+
+
+def threat_model(config: Config, target: str) -> list[str]:
+    attack = words.attack_of(config)
+    if config.attack.name == "none":
+        return ["**No attack**: clean victims are trained and certified as they are, a baseline to compare with."]
+    return [
+        _knowledge(config, attack),
+        _capability(config, attack, target),
+        "**Not clean-label**: labels are wrong, and whoever looks sees it. No image changes. Here for contrast only."
+        if attack.labels
+        else "**Clean-label**: no label changes, no image is added or removed; checked before any victim trains.",
+        f"**Goal**: victims that {_training(config)} certify {target} with a smaller average certified radius (L2).",
+        _controls(config, attack),
+    ]
+
+
+def _knowledge(config: Config, attack: words.Attack) -> str:
+    share = config.threat.attacker_share
+    data = "the training data" if share == 1 else f"{share:.0%} of the training data"
+    if not attack.surrogate:
+        return f"**Knowledge**: {data}, labels included; nothing of how victims train, and no test image."
+    procedure, sigma = lower_level(config)
+    believed = {
+        "procedure": words.procedure_line(procedure),
+        "noise level": f"σ = {sigma:g}",
+        "architecture": words.ARCHITECTURE_NAMES[config.attack.surrogate],
+    }
+    true = [
+        words.procedure_line(config.procedure),
+        f"σ = {config.sigma:g}",
+        words.ARCHITECTURE_NAMES[config.architecture],
+    ]
+    differs = [
+        f"{what} ({is_so})" for (what, taken), is_so in zip(believed.items(), true, strict=True) if taken != is_so
+    ]
+    truth = (
+        f"; victims differ in {' and '.join(differs)}, so the poison has to transfer"
+        if differs
+        else ", as victims are trained"
+    )
+    return (
+        f"**Knowledge**: {data}; no victim's weights, and no test image. Its surrogates: "
+        f"{', '.join(believed.values())}{truth}."
+    )
+
+
+def _capability(config: Config, attack: words.Attack, target: str) -> str:
+    threat = config.threat
+    held = "" if threat.attacker_share == 1 else " in its hands"
+    which = f"{threat.poison_fraction:.0%} of the training images of {target}{held}"
+    if attack.labels:
+        return f"**Capability**: {attack.name.partition(' (')[0]} on {which}: {attack.changes}; no pixel changes."
+    return (
+        f"**Capability**: {attack.name} on {which}: {attack.changes}; no pixel changes by more than "
+        f"ε = {threat.epsilon:g} (L∞, pixel units of [0, 1])."
+    )
+
+
+def _training(config: Config) -> str:
+    epochs = config.training.fine_tune_epochs
+    if not epochs:
+        return "train from scratch on it"
+    return f"were trained on clean data and are fine-tuned on it for {epochs} epoch{'s' * (epochs != 1)}"
+
+
+def _controls(config: Config, attack: words.Attack) -> str:
+    found = [
+        {"random_noise": "random noise of the same ε", "shuffled_signs": "the poison with its signs shuffled"}[arm]
+        for arm in arms_of(config)
+        if arm in words.CONTROL_NAMES
+    ]
+    if not found:
+        return "**Controls**: none, so nothing tells the attack's direction from its mere size."
+    signs = "; with unchanged pixels, shuffled signs are the clean data" if attack.labels else ""
+    return f"**Controls**: {', and '.join(found)}, on the same images{signs}."
