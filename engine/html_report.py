@@ -122,7 +122,7 @@ def figures_of(run: Run) -> dict[str, go.Figure]:
 
 def _figures(run: Run) -> Iterable[str]:
     for name, figure in figures_of(run).items():
-        figure.update_layout(template="plotly")  # Streamlit's own has colours that only its pages know
+        figure.layout.template = "plotly"  # Streamlit's own has colours that only its pages know
         drawing = figure.to_html(
             full_html=False, include_plotlyjs=False, div_id=name, config=figures.SAVE | {"responsive": True}
         )

@@ -100,7 +100,8 @@ def test_streamlit_is_for_the_app_and_its_pages_alone():
 
 def test_plotly_is_for_figures_and_pages_alone():
     figures = {
-        f"engine/{name}.py" for name in ("figures", "attack_figures", "image_figures", "grid_figures", "study_figures")
+        f"engine/{name}.py"
+        for name in ("figures", "attack_figures", "image_figures", "grid_figures", "html_report", "study_figures")
     }
     assert [path for path in users_of("plotly") if path not in figures and not path.startswith("pages/")] == []
 
