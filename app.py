@@ -3,7 +3,7 @@
 import streamlit as st
 
 from engine import jobs
-from pages import _shared
+from pages import _glossary, _shared
 from pages._shared import RUN_PARAMETER
 
 
@@ -77,6 +77,7 @@ adopt(str(_shared.runs_root()))
 with st.sidebar:
     st.title("PACD Lab")
     run_picker()
+    _glossary.panel()
     device_badge()
     safety_note()
 _shared.mnist_notice()

@@ -4,8 +4,8 @@ The import line; every module may import only modules to its left (tests/test_li
 
     streams → config → paper → presets → datasets → data → augmentation → squeezing → models → smoothing → votes
             → certification → sequential → metrics → solvers → hypergradient → training → threat → attacks
-            → perception → handwriting → records → commands → words → sentences → grid → tables → costs → report
+            → perception → abx → handwriting → records → commands → words → sentences → grid → tables → costs → report
             → index → stages → figures → attack_figures → pictures → image_figures → grid_figures → html_report
             → problem → victims → recorder → experiment → jobs → studies → study_kinds → study_tables → study_figures
-            → __main__
+            → lesson_figures → __main__
 """

@@ -29,6 +29,7 @@ RUN_PARAMETER = "run"  # of the URL, and the key of the run picker in app.py
 _OF_A_REPORT = ("config", "arms", "relative_drop", "certified_images", "radius_cap")
 PAGES = (  # file, title, icon
     ("pages/start.py", "Start", ":material/flag:"),
+    ("pages/lesson.py", "Lesson", ":material/school:"),
     ("pages/explore.py", "Explore", ":material/explore:"),
     ("pages/poison.py", "Poison", ":material/science:"),
     ("pages/inspect.py", "Inspect", ":material/search:"),

@@ -76,9 +76,10 @@ def answers(victim: Victim, images: bytes, shape: tuple[int, int, int]) -> np.nd
 
 
 @st.cache_data(max_entries=64, show_spinner="The victims vote …")
-def _votes(
+def votes(
     victim: Victim, image: bytes, shape: tuple[int, int, int], sigma: float, n0: int, n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """(selection, estimation) votes int64 [K] on a float32 image [C, H, W]; the same seed, the same noise."""
     from engine import victims
 
     given = np.frombuffer(image, dtype=np.float32).reshape(1, *shape)
@@ -94,7 +95,7 @@ def certificates(
     given = np.ascontiguousarray(image, dtype=np.float32)
     channels, height, width = given.shape
     for victim in asked:
-        selection, estimation = _votes(victim, given.tobytes(), (channels, height, width), sigma, n0, n, seed)
+        selection, estimation = votes(victim, given.tobytes(), (channels, height, width), sigma, n0, n, seed)
         selected = int(selection.argmax())
         n_top = int(estimation[selected])
         radius = float(certified_radius(n_top, n=n, sigma=sigma, alpha=alpha))

@@ -32,6 +32,12 @@ def imports(source: str, *, at_once: bool = False) -> set[str]:
     return found
 
 
+def at_the_top(source: str) -> str:
+    """The imports of a module that happen when it is imported, and not in a function later."""
+    kinds = (ast.Import, ast.ImportFrom)
+    return "\n".join(ast.unparse(node) for node in ast.parse(source).body if isinstance(node, kinds))
+
+
 def name_in_line(path: Path) -> str:
     """engine/attacks/pacd.py belongs to attacks."""
     return path.relative_to(ROOT / "engine").with_suffix("").parts[0]
@@ -101,7 +107,15 @@ def test_streamlit_is_for_the_app_and_its_pages_alone():
 def test_plotly_is_for_figures_and_pages_alone():
     figures = {
         f"engine/{name}.py"
-        for name in ("figures", "attack_figures", "image_figures", "grid_figures", "html_report", "study_figures")
+        for name in (
+            "figures",
+            "lesson_figures",
+            "attack_figures",
+            "image_figures",
+            "grid_figures",
+            "html_report",
+            "study_figures",
+        )
     }
     assert [path for path in users_of("plotly") if path not in figures and not path.startswith("pages/")] == []
 

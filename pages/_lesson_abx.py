@@ -1,0 +1,122 @@
+"""The lesson's ABX test: A is clean, B is poisoned, X is one of both. Which? The score is told when all is answered."""
+
+import secrets
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from engine import abx, figures, lesson_figures, pictures
+from engine.records import Run
+from pages import _images
+
+LENGTHS = (10, 20, 40)
+PAIRS = 60  # of the run's poison images, the first
+SIZES = {"small": 56, "medium": 140, "large": 280}  # pixels on the screen
+
+
+def can_you_tell(run: Run, revealed: bool) -> None:
+    poison = run.tensors("poison")
+    assert poison is not None
+    delta = poison["delta"][:PAIRS].astype(np.float32)
+    clean = _images.training_images(run, poison["indices"][:PAIRS])
+    if clean is None:
+        return
+    seed, count, size = settings()
+    name = f"abx {run.id} {seed} {count}"
+    answered: list[dict[str, Any]] = st.session_state.setdefault(name, [])
+    trials = abx.trials(seed, count=count, images=len(delta))
+    if len(answered) >= count:
+        result(trials, answered, name)
+        return
+    k = len(answered)
+    trial = trials[k]
+    pair = np.stack([clean[trial.image], clean[trial.image] + delta[trial.image]])
+    st.markdown(f"**Trial {k + 1} of {count}.** A is clean, B is poisoned. Which of them is X?")
+    tiles = pictures.shown(np.concatenate([pair, pair[[int(trial.x_is_poisoned)]]]))
+    scale = pictures.enlargement(tiles.shape[1], pixels=SIZES[size])
+    for place, tile, label in zip(st.columns(3), tiles, ("A, clean", "B, poisoned", "X"), strict=True):
+        with place:
+            st.image(
+                pictures.png(tile, scale=scale), caption=label, output_format="PNG", width=scale * tiles.shape[2],
+                alt=f"Image {label} of trial {k + 1}",
+            )  # fmt: skip
+    first, second, _ = st.columns(3)
+    for place, label, poisoned in ((first, "X is A", False), (second, "X is B", True)):
+        place.button(
+            label, on_click=answer, args=(name, k, poisoned, size), key=f"lesson_abx_{label[-1]}", width="stretch"
+        )
+    st.caption(
+        "True brightness, nothing is stretched; each pixel is only enlarged as a whole. Right or wrong is told at the "
+        "end: "
+        "who may stop when it goes well proves nothing."
+    )
+
+
+def settings() -> tuple[int, int, str]:
+    """(seed, number of trials, size on the screen)."""
+    st.session_state.setdefault("lesson_abx_seed", secrets.randbelow(10_000))
+    with st.container(key="lesson-controls"):
+        first, second, third = st.columns([2, 3, 4], vertical_alignment="bottom")
+        seed = first.number_input(
+            "Seed", 0, 9_999, key="lesson_abx_seed", persist_state="session", help="The same seed asks the same trials."
+        )
+        count = second.segmented_control(
+            "Trials", LENGTHS, default=LENGTHS[0], required=True, key="lesson_abx_count", persist_state="session"
+        )
+        size = third.segmented_control(
+            "Size on the screen", list(SIZES), default="medium", required=True, key="lesson_abx_size",
+            persist_state="session", help="Recorded with each answer: what is seen enlarged may be missed otherwise.",
+        )  # fmt: skip
+    return int(seed), int(count or LENGTHS[0]), str(size or "medium")
+
+
+def answer(name: str, k: int, says_poisoned: bool, size: str) -> None:
+    """Callback: the answer to trial k; a second click on the same trial is none."""
+    if len(st.session_state[name]) == k:
+        st.session_state[name].append({"says_poisoned": says_poisoned, "size": size})
+
+
+def result(trials: list[abx.Trial], answered: list[dict[str, Any]], name: str) -> None:
+    count = len(trials)
+    hits = sum(given["says_poisoned"] == trial.x_is_poisoned for given, trial in zip(answered, trials, strict=True))
+    low, high = abx.hit_rate_interval(hits, count)
+    p, needed = abx.p_value(hits, count), abx.hits_needed(count)
+    st.markdown(f"### {hits} of {count} right")
+    left, middle, right = st.columns(3)
+    left.metric("Hit rate", f"{hits / count:.0%}", border=True)
+    middle.metric("95 % interval of it", f"{low:.0%} to {high:.0%}", border=True, help="Clopper–Pearson, exact.")
+    right.metric("Guessers as good", f"{p:.1%}", border=True, help="One-sided p-value against guessing, exact.")
+    st.markdown(verdict(hits, count))
+    figure = lesson_figures.guessing(hits, count)
+    st.plotly_chart(figure, key="lesson_guessing", config=figures.SAVE, alt=figures.alt(figure))
+    sizes = sorted({given["size"] for given in answered}, key=list(SIZES).index)
+    st.caption(
+        f"To pass (p ≤ 0.05) with {count} trials takes {needed} right. Somebody who is right in 3 of 4 cases needs at "
+        f"least "
+        f"{abx.trials_needed(0.75)} trials to pass with probability 0.8; fewer than 5 can never be enough. Size on the "
+        f"screen: {', '.join(sizes)}."
+    )
+    st.button("Again, with new trials", on_click=again, args=(name,), key="lesson_abx_again", icon=":material/replay:")
+
+
+def again(name: str) -> None:
+    """Callback: another seed, and no answers to it."""
+    st.session_state.pop(name, None)
+    st.session_state["lesson_abx_seed"] = secrets.randbelow(10_000)
+
+
+def verdict(hits: int, count: int) -> str:
+    """What one may conclude, in a sentence."""
+    p = abx.p_value(hits, count)
+    if p <= 0.05:
+        return (
+            f"**You can tell**, at this size and on these images: guessing gets so far in {p:.1%} of cases only. The "
+            f"poison "
+            "is not imperceptible to you, when the clean image lies beside it."
+        )
+    low, high = abx.hit_rate_interval(hits, count)
+    return (
+        f"**This does not show that you can tell**: guessers do as well in {p:.0%} of cases. It doesn't show that you "
+        f"cannot, either: a hit rate anywhere from {low:.0%} to {high:.0%} fits."
+    )

@@ -1,0 +1,298 @@
+"""The lesson's views of finished runs: training with noise, poisoned images, transfer, defences, limits."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from engine import commands, figures, lesson_figures, records, study_figures, study_tables
+from engine.certification import radius_cap
+from engine.config import Config
+from engine.records import GALLERY, GRID, Run
+from engine.sentences import dataset_words
+from pages import _images, _lesson_questions, _shared, _words
+from pages._comparison import incomparable
+
+SHOWN_IMAGES = 8
+DEFENCE_FIELDS = ("sigma", "training.squeezing", "threat.attacker_share", "threat.poison_fraction")
+SQUEEZING = {"median": "median filter (3×3)", "one-bit": "only black and white", "three-bit": "only eight shades"}
+TRY = (  # what a reader may compute
+    *("training.squeezing=median", "training.squeezing=one-bit"),
+    *("threat.attacker_share=0.2", "threat.poison_fraction=0.5"),
+)
+
+
+def finished_runs() -> Iterator[Run]:
+    """All that can be shown: one's own, and those that come with the project."""
+    for folder in (GALLERY, GRID, _shared.runs_root()):
+        for run in records.all_runs(folder):
+            if (run.directory / "certificates.parquet").is_file() and run.status().state == "done" and run.report:
+                yield run
+
+
+def command(run: Run, *overrides: str) -> str:
+    """The command line for a run like this one with other settings."""
+    preset, changed = commands.asked_for(run)
+    return commands.command(preset, [*changed, *overrides])
+
+
+# --- what training with noise buys ---
+
+
+def without_noise(run: Run) -> Run | None:
+    """A run like this one but for victims that were trained without noise, certified alike."""
+    for other in finished_runs():
+        config = other.config
+        if config.procedure.name != "standard" or config.dataset != run.config.dataset:
+            continue
+        reasons = incomparable([run.config, config])
+        if all(reason.startswith(("different victims' procedure", "different number of victim")) for reason in reasons):
+            return other
+    return None
+
+
+def training(run: Run, revealed: bool) -> None:
+    """Certified accuracy of two ways of training, and a radius to read both at."""
+    config, other = run.config, without_noise(run)
+    if other is None:
+        st.info(
+            "Here two curves appear as soon as there is a run whose victims were trained without noise and certified "
+            "like "
+            f"those of run {run.id}. This computes one:"
+        )
+        st.code(
+            command(run, "procedure=standard", "attack.name=none", "victim_seeds=1"), language="bash", wrap_lines=True
+        )
+        return
+    if not revealed:
+        waiting("The two curves stay covered until the answer is revealed.")
+        return
+    cap = radius_cap(n=config.certification.n, sigma=config.sigma, alpha=config.certification.alpha)
+    with st.container(key="lesson-controls"):
+        left, right = st.columns([3, 2], vertical_alignment="bottom")
+        with left:
+            r = st.slider("Read the curves at radius r (L2, pixel units)", 0.0, round(cap, 2), round(cap / 2, 2), 0.01)
+        with right:
+            scope = st.segmented_control(
+                "Test images of", ["target", "all"], default="all", required=True, key="lesson_scope",
+                format_func=lambda scope: "all classes" if scope == "all" else _shared.target_of(run),
+            )  # fmt: skip
+    tables = {
+        "trained with noise": _shared.open_certificates(run).query("arm == 'clean'"),
+        "trained without": _shared.open_certificates(other).query("arm == 'clean'"),
+    }
+    figure = lesson_figures.curves(tables, config, scope=str(scope), radius=r)
+    st.plotly_chart(figure, key="lesson_curves", config=figures.SAVE, alt=figures.alt(figure))
+    words = [
+        f"**{name}**: ACR "
+        f"{_shared.with_spread((each.report or {})['arms']['clean']['average_certified_radius']['target'])}"
+        for name, each in zip(tables, (run, other), strict=True)
+    ]
+    st.markdown(f"{'; '.join(words)} (average certified radius of {_shared.target_of(run)}, L2).")
+    st.caption(
+        f"Runs {run.id} and {other.id}: same data, same σ in certification, same draws and test images. Without noise "
+        f"in "
+        "training the certificates are valid as well, only smaller."
+    )
+
+
+# --- real images ---
+
+
+def images(run: Run, revealed: bool) -> None:
+    poison = run.tensors("poison")
+    assert poison is not None
+    delta = poison["delta"][:SHOWN_IMAGES].astype(np.float32)
+    x_clean = _images.training_images(run, poison["indices"][:SHOWN_IMAGES])
+    if x_clean is not None:
+        _images.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=len(delta))
+    if not revealed:
+        st.caption(_shared.limits_line(run))
+        return
+    report = run.report
+    assert report is not None
+    figure = figures.acr_by_arm(report)
+    st.plotly_chart(figure, key="lesson_acr", config=figures.SAVE, alt=figures.alt(figure))
+    st.caption(f"{_shared.numbers_line(report)} {_shared.limits_line(run)}")
+
+
+def waiting(words: str) -> None:
+    st.info(words, icon=":material/visibility_off:")
+
+
+# --- transfer ---
+
+
+def transfer(run: Run, revealed: bool) -> None:
+    found = _lesson_questions.transfer_study()
+    if found is None:
+        st.info("No study of transfer comes with this copy. The Studies page can compute one.")
+        return
+    rows, columns = (study_tables.names(found, axis) for axis in ("rows", "columns"))
+    st.markdown(
+        f"Somebody computed all {len(rows) * len(columns)} pairs: poison made against one training procedure (rows), "
+        "victims trained by another (columns)."
+    )
+    if not revealed:
+        waiting("The table of drops stays covered until the answer is revealed.")
+        return
+    row = _lesson_questions.surprising_row(found)
+    drops = [study_tables.cell_at(found, row, column)["drop"]["mean"] for column in range(len(columns))]
+    figure = study_figures.heat_map(found, (row, drops.index(max(drops))))
+    st.plotly_chart(figure, key="lesson_transfer", config=figures.SAVE, alt=figures.alt(figure))
+    st.caption(
+        "Drop of the target class's average certified radius, mean ± standard deviation over victims; beneath it what "
+        f"random noise of the same ε (L∞) takes. Framed: the largest of the row asked for. "
+        f"{study_tables.grounds(found)}"
+    )
+    _shared.page_link("pages/studies.py", "More of this: Studies", ":material/grid_view:")
+
+
+# --- what a defender can do ---
+
+
+def changed_fields(config: Config, base: Config) -> dict[str, Any]:
+    """Dotted fields of config in which it differs from base, with its values."""
+
+    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return found
+
+    mine, theirs = flat(config.model_dump(mode="json")), flat(base.model_dump(mode="json"))
+    return {name: value for name, value in mine.items() if value != theirs.get(name, value)}
+
+
+def defence_rows(run: Run) -> list[dict[str, Any]]:
+    """A row per finished run that differs from this one in one thing that a defender can change, this one first."""
+    rows = [_row(run, "as it was")]
+    for other in finished_runs():
+        changed = changed_fields(other.config, run.config)
+        if len(changed) == 1 and (field := next(iter(changed))) in DEFENCE_FIELDS:
+            name = _words_of(field, changed[field])
+            if name not in {row["name"] for row in rows}:
+                rows.append(_row(other, name))
+    return rows[:1] + sorted(rows[1:], key=lambda row: row["name"])
+
+
+def _words_of(field: str, value: Any) -> str:
+    if field == "training.squeezing":
+        return SQUEEZING.get(value, str(value))
+    return {
+        "sigma": f"noise σ = {value}", "threat.attacker_share": f"attacker has {value:.0%} of the data",
+        "threat.poison_fraction": f"{value:.0%} of the class poisoned",
+    }[field]  # fmt: skip
+
+
+def _row(run: Run, name: str) -> dict[str, Any]:
+    report = run.report or {}
+    acr = {arm: report["arms"][arm]["average_certified_radius"]["target"] for arm in ("clean", "poisoned")}
+    return {
+        "name": name, "run": run, "clean": acr["clean"]["mean"], "poisoned": acr["poisoned"]["mean"],
+        "cap": report["radius_cap"], "drop": report["relative_drop"]["poisoned"], "acr": acr,
+    }  # fmt: skip
+
+
+def defender(run: Run, revealed: bool) -> None:
+    rows = defence_rows(run)
+    st.markdown(
+        "Three ways: make the attacker's **share smaller** (more sources, trusted data), **squeeze** training images "
+        "so that "
+        "faint changes vanish, or choose **another noise level**. Each has its price."
+    )
+    if len(rows) > 1:
+        with st.container(key="lesson-controls"):
+            chosen = st.multiselect(
+                "Show",
+                [row["name"] for row in rows[1:]],
+                default=[row["name"] for row in rows[1:]],
+                key="lesson_defences",
+            )
+        rows = [row for row in rows if row["name"] in (rows[0]["name"], *chosen)]
+        figure = lesson_figures.defences(rows)
+        st.plotly_chart(figure, key="lesson_defence", config=figures.SAVE, alt=figures.alt(figure))
+    first = rows[0]
+    st.dataframe(
+        pd.DataFrame(
+            {
+                "defence": [row["name"] for row in rows],
+                "ACR clean": [_shared.with_spread(row["acr"]["clean"]) for row in rows],
+                "ACR poisoned": [_shared.with_spread(row["acr"]["poisoned"]) for row in rows],
+                "drop left": [study_tables.percent(row["drop"]) for row in rows],
+                "price: clean ACR": [_price(row, first) for row in rows],
+            }
+        ),
+        hide_index=True,
+        alt="Defences: average certified radius of clean and poisoned victims, drop left, price",
+    )
+    other = {row["cap"] for row in rows} != {first["cap"]}
+    st.caption(
+        f"Target class {_shared.target_of(run)}, mean ± standard deviation over victims; ACR: L2, pixel units. Price: "
+        f"what "
+        "clean victims lose by the defence alone. **The attacker here does not know the defence**; one who does may "
+        "find a "
+        "way around it, so these are upper bounds of what a defence is worth."
+        + (" At another σ radii have another cap, so only the drops compare." if other else "")
+    )
+    missing = [item for item in TRY if not any(_words_of_override(item) == row["name"] for row in defence_rows(run))]
+    if missing:
+        with st.expander("Compute what is missing", icon=":material/terminal:"):
+            st.code("\n".join(command(run, item) for item in missing), language="bash", wrap_lines=True)
+
+
+def _words_of_override(item: str) -> str:
+    field, _, value = item.partition("=")
+    return _words_of(field, value if field == "training.squeezing" else float(value))
+
+
+def _price(row: dict[str, Any], first: dict[str, Any]) -> str:
+    if row is first:
+        return "–"
+    return "another cap" if row["cap"] != first["cap"] else f"{row['clean'] / first['clean'] - 1:+.0%}"
+
+
+# --- limits and ethics ---
+
+LINKS = """
+- The attack: Mehra, Kailkhura, Chen, Hamm, *How Robust are Randomized Smoothing based Defenses to Data Poisoning?*
+  CVPR 2021, [arXiv:2012.01274](https://arxiv.org/abs/2012.01274)
+- Certificates: Cohen, Rosenfeld, Kolter, *Certified Adversarial Robustness via Randomized Smoothing*, ICML 2019,
+  [arXiv:1902.02918](https://arxiv.org/abs/1902.02918)
+- Training for larger radii: SmoothAdv [arXiv:1906.04584](https://arxiv.org/abs/1906.04584), MACER
+  [arXiv:2001.02378](https://arxiv.org/abs/2001.02378)
+"""
+
+
+def limits(run: Run, revealed: bool) -> None:
+    report = run.report or {}
+    drop, victims = study_tables.percent(report["relative_drop"]["poisoned"]), run.config.victim_seeds
+    st.markdown(
+        f"**What the {drop} of this run does not say**\n"
+        f"- *Other data.* {dataset_words(run.config)}; one class, {report['certified_images']['target']} test "
+        f"images, {victims} victims an arm.\n"
+        "- *A weaker attacker.* This one owns the images of a whole class and knows how victims train.\n"
+        f"- *The full radius.* With n = {run.config.certification.n} draws no radius exceeds "
+        f"{report['radius_cap']:.3f}.\n"
+        "- *That certificates lie.* Each holds as promised, around the test image, for the model that was trained.\n\n"
+        "**What to do with it**\n"
+        "- Know where training data come from; keep some that nobody else could touch, and compare radii on models "
+        "trained "
+        "on them alone.\n"
+        "- Report average certified radius class by class: a single class can be hit.\n"
+        "- When you claim that a defence works, attack it yourself, and show controls.\n\n"
+        "**What not to do.** Changing data that others train on, without their consent, does harm and is illegal in "
+        "many "
+        "places. This program works on copies on your own machine and sends nothing anywhere."
+    )
+    with st.container(key="lesson-controls"):
+        said = st.text_area(
+            "In one sentence of your own: what may one conclude from this run? (kept in this session only)",
+            key="lesson_sentence", max_chars=500, persist_state="session",
+        )  # fmt: skip
+        if said:
+            st.caption(f"{len(said.split())} words. Does it name data set, class, ε and what the attacker knew?")
+    st.markdown(f"**To read**\n{LINKS}")
+    st.caption(_words.attack_of(run.config).name + ", " + _shared.limits_line(run))

@@ -1,0 +1,61 @@
+"""For teachers: links that preset the lesson and hide parts of it, and question sheets."""
+
+from collections.abc import Sequence
+from urllib.parse import urlencode
+
+import streamlit as st
+
+from engine.records import Run
+from pages import _lesson_sheet, _shared
+from pages._lesson_link import HIDEABLE, VALUES
+from pages._lesson_steps import Step
+
+
+def for_teachers(steps: Sequence[Step], run: Run) -> None:
+    with st.expander("For teachers: links and question sheets", icon=":material/school:"):
+        left, right = st.columns(2, gap="large")
+        with left:
+            links(steps, run)
+        with right:
+            sheets(steps, run)
+
+
+def links(steps: Sequence[Step], run: Run) -> None:
+    st.markdown("**A link to a step**, as it stands now")
+    number = st.selectbox(
+        "Step", range(1, len(steps) + 1), key="lesson_link_step", format_func=lambda k: f"{k}. {steps[k - 1].title}",
+        index=st.session_state.get("step", 1) - 1,
+    )  # fmt: skip
+    hide = st.multiselect("Hide", list(HIDEABLE), format_func=HIDEABLE.__getitem__, key="lesson_link_hide")
+    without = st.toggle("Answers cannot be revealed", key="lesson_link_answers")
+    st.code(link(number, hide=hide, answers_hidden=without, run=run), language=None, wrap_lines=True)
+    st.caption(
+        "Append it to this app's address. It carries the open run and the sliders of the step on screen. It hides; it "
+        "does "
+        "not lock: who edits the address sees everything."
+    )
+
+
+def link(number: int, *, hide: Sequence[str], answers_hidden: bool, run: Run) -> str:
+    """The address, without the host, of a step with the values that the widgets have now."""
+    query: dict[str, object] = {"step": number}
+    query |= {"hide": ",".join(hide)} if hide else {}
+    query |= {"answers": "hidden"} if answers_hidden else {}
+    query |= {"run": run.id} if run != _shared.example_run() else {}
+    query |= {key: st.session_state[key] for key in VALUES if st.session_state.get(key) is not None}
+    return "/lesson?" + urlencode(query, safe=",")
+
+
+def sheets(steps: Sequence[Step], run: Run) -> None:
+    st.markdown("**Question sheets**, one HTML file each, to print or to open without network")
+    for answers, label in ((True, "Sheet with answers folded away"), (False, "Sheet without answers")):
+        st.download_button(
+            label,
+            _lesson_sheet.sheet(steps, run, answers=answers),
+            f"pacd-lab-questions{'-with-answers' if answers else ''}.html",
+            "text/html",
+            key=f"lesson_sheet_{answers}",
+            icon=":material/download:",
+            on_click="ignore",
+        )
+    st.caption(f"The same questions as in the lesson, with the numbers of run {run.id}.")

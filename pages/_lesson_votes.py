@@ -1,0 +1,237 @@
+"""The lesson's first three views: noise, votes, and from votes to a radius; of one victim that answers now."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from scipy.special import ndtri
+
+from engine import figures, image_figures, lesson_figures, pictures
+from engine.certification import certified_radius, lower_confidence_bound, radius_cap
+from engine.config import smallest_useful_n
+from engine.records import Run
+from pages import _images, _lesson_link, _shared, _victims
+from pages._victims import Victim
+
+COPIES = 8
+DRAWS = (10, 100, 1000)
+MANY_DRAWS = (5, 10, 20, 50, 100, 200, 500, 1000)
+ALPHAS = (0.1, 0.01, 0.001, 0.0001)
+N0 = 20  # selection draws
+ARM, NUMBER = "clean", 0  # the victim whose weights a published run keeps
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The chosen test image: number, pixels [C, H, W], label, row of certificates; the victim, if it can be asked."""
+
+    image: int
+    pixels: np.ndarray
+    label: int
+    row: pd.Series
+    victim: Victim | None
+    class_names: tuple[str, ...]
+
+    def name(self, label: int) -> str:
+        return self.class_names[label] if self.class_names else str(label)
+
+
+def choose_subject(run: Run) -> Subject:
+    """A certified test image of the target class, chosen by the reader; at first one whose votes are not unanimous."""
+    table = _shared.open_certificates(run)
+    rows = table[
+        (table["arm"] == ARM) & (table["victim"] == NUMBER) & (table["label"] == run.config.threat.target_class)
+    ]
+    rows = rows.reset_index(drop=True)
+    share = rows["n_top"] / rows["n"]
+    contested = np.flatnonzero((rows["selected_class"] == rows["label"]) & (share < 0.99) & (share > 0.7))
+    at_first = int(contested[0]) + 1 if len(contested) else 1
+    _lesson_link.check_number("lesson_image", 1, len(rows), whole=True)
+    if not 1 <= st.session_state.get("lesson_image", 1) <= len(rows):
+        del st.session_state["lesson_image"]  # of another run
+    k = st.number_input(
+        f"Test image of {_shared.target_of(run)}, 1 to {len(rows)}", 1, len(rows), at_first, key="lesson_image",
+        bind="query-params",
+    )  # fmt: skip
+    row = rows.iloc[int(k) - 1]
+    images, _ = _images.images_of(run, train=False)
+    victim = next((each for each in _victims.kept(run) if (each.arm, each.k) == (ARM, NUMBER)), None)
+    if victim is None:
+        st.info(f"Run {run.id} keeps no weights of this victim, so recorded votes stand in for fresh ones.")
+    image = int(row["image"])
+    return Subject(image, images[image], int(row["label"]), row, victim, _shared.class_names_of(run))
+
+
+def votes_of(run: Run, subject: Subject, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(selection, estimation) votes [K]: n fresh ones, or what was recorded (n of them at most) without weights."""
+    if subject.victim is not None:
+        channels, height, width = subject.pixels.shape
+        shape, content = (channels, height, width), subject.pixels.tobytes()
+        return _victims.votes(subject.victim, content, shape, run.config.sigma, N0, n, subject.image)
+    recorded = np.asarray(subject.row["estimation_votes"])
+    rng = np.random.default_rng([run.config.seed % 2**32, subject.image, n])
+    few = rng.multivariate_hypergeometric(recorded, min(n, int(recorded.sum())))
+    return np.asarray(subject.row["selection_votes"]), few
+
+
+def noise(run: Run) -> None:
+    """Noisy copies of one image, and what the victim says of each."""
+    with st.container(key="lesson-controls"):
+        left, middle, right = st.columns([3, 4, 2], vertical_alignment="bottom")
+        with left:
+            subject = choose_subject(run)
+        _lesson_link.check_number("lesson_sigma", 0, 2)
+        with middle:
+            sigma = st.slider(
+                "Noise level σ (standard deviation per pixel, of 1)", 0.0, 2.0, run.config.sigma, 0.05,
+                key="lesson_sigma", bind="query-params",
+            )  # fmt: skip
+        with right:
+            if st.button("New noise", key="lesson_again", icon=":material/casino:"):
+                st.session_state["lesson drawn"] = st.session_state.get("lesson drawn", 0) + 1
+    seed = [run.config.seed % 2**32, subject.image, st.session_state.get("lesson drawn", 0)]
+    draws = np.random.default_rng(seed).standard_normal((COPIES, *subject.pixels.shape), dtype=np.float32)
+    noisy = subject.pixels + np.float32(sigma) * draws
+    said = answers(subject, noisy)
+    tiles = pictures.shown(noisy)
+    scale = pictures.enlargement(tiles.shape[1], pixels=112)
+    for start in range(0, COPIES, 4):
+        for k, place in zip(range(start, start + 4), st.columns(4), strict=True):
+            place.image(
+                pictures.png(tiles[k], scale=scale),
+                caption=None if said is None else verdict(subject, int(said[k])),
+                output_format="PNG",
+                width=tiles.shape[2] * scale,
+                alt=f"Noisy copy {k + 1} of test image {subject.image}",
+            )
+    if said is not None:
+        right_ones = int((said == subject.label).sum())
+        st.markdown(f"**{right_ones} of {COPIES}** copies are answered right ({subject.name(subject.label)}).")
+    st.caption(
+        f"Test image {subject.image}, noise of standard deviation σ = {sigma:g} on every pixel, cut to [0, 1] only to "
+        f"be "
+        "shown. The victim is one network, trained on unchanged images with noise of "
+        f"σ = {run.config.sigma:g}."
+    )
+
+
+def answers(subject: Subject, noisy: np.ndarray) -> np.ndarray | None:
+    """The victim's classes [N] of images [N, C, H, W]."""
+    if subject.victim is None:
+        return None
+    channels, height, width = subject.pixels.shape
+    return _victims.answers(subject.victim, noisy.tobytes(), (channels, height, width)).argmax(axis=1)
+
+
+def verdict(subject: Subject, said: int) -> str:
+    return f"says {subject.name(said)} {'✓ right' if said == subject.label else '✗ wrong'}"
+
+
+def voting(run: Run) -> None:
+    """Votes of more and more noisy copies."""
+    with st.container(key="lesson-controls"):
+        left, right = st.columns([2, 3], vertical_alignment="bottom")
+        with left:
+            subject = choose_subject(run)
+        _lesson_link.check_choice("lesson_draws", DRAWS)
+        with right:
+            n = st.segmented_control(
+                "Noisy copies that "
+                "vote", DRAWS, default=DRAWS[0], required=True, key="lesson_draws", bind="query-params",
+            )  # fmt: skip
+    selection, estimation = votes_of(run, subject, int(n or DRAWS[0]))
+    counted = int(estimation.sum())
+    row = pd.DataFrame(
+        {
+            "arm": [ARM], "victim": [NUMBER], "image": [subject.image], "label": [subject.label], "n": [counted],
+            "selected_class": [int(selection.argmax())], "estimation_votes": [estimation],
+        }
+    )  # fmt: skip
+    figure = image_figures.vote_histogram(row, subject.class_names)
+    st.plotly_chart(figure, key="lesson_votes", config=figures.SAVE, alt=figures.alt(figure))
+    top = int(estimation.argmax())
+    st.markdown(
+        f"**{estimation[top]} of {counted}** copies voted for {subject.name(top)}: {estimation[top] / counted:.1%}."
+    )
+    st.caption(
+        f"Test image {subject.image}, σ = {run.config.sigma:g}; the noise is always the same for this image and "
+        f"number of "
+        f"copies. ★: the class that {N0 if subject.victim is not None else run.config.certification.n0} votes before "
+        "these chose. Choosing and counting on the same votes would be cheating: the winner would look too good."
+    )
+
+
+def radius(run: Run) -> None:
+    """The chain votes → bound → radius, each symbol beside its number."""
+    recorded = run.config.certification.n
+    sigma, place = run.config.sigma, st.container(key="lesson-controls")
+    with place:
+        left, middle, right = st.columns(3, vertical_alignment="bottom")
+        with left:
+            subject = choose_subject(run)
+        draws = [n for n in MANY_DRAWS if subject.victim is not None or n < recorded]
+        draws = sorted({*draws, recorded}) if recorded <= MANY_DRAWS[-1] else draws
+        alphas = sorted({*ALPHAS, run.config.certification.alpha}, reverse=True)
+        _lesson_link.check_choice("lesson_n", draws)
+        _lesson_link.check_choice("lesson_alpha", [f"{alpha:g}" for alpha in alphas])
+        for key, options in (("lesson_n", draws), ("lesson_alpha", alphas)):
+            if st.session_state.get(key) not in (None, *options):
+                del st.session_state[key]  # of another run
+        with middle:
+            n = st.select_slider(
+                "Draws n", draws, recorded if recorded in draws else draws[-1], key="lesson_n", bind="query-params"
+            )
+        with right:
+            alpha = st.select_slider(
+                "Failure probability α", alphas, run.config.certification.alpha, format_func=lambda a: f"{a:g}",
+                key="lesson_alpha", bind="query-params",
+            )  # fmt: skip
+    selection, estimation = votes_of(run, subject, int(n))
+    selected, counted = int(selection.argmax()), int(estimation.sum())
+    k = int(estimation[selected])
+    p_lower = float(lower_confidence_bound(k, n=counted, alpha=alpha))
+    found = float(certified_radius(k, n=counted, sigma=sigma, alpha=alpha))
+    cap = radius_cap(n=counted, sigma=sigma, alpha=alpha)
+    st.markdown(symbols(k, counted, alpha, p_lower, sigma, found))
+    st.caption(
+        f"Test image {subject.image}. Selected class: {subject.name(selected)}, which is "
+        f"{'right' if selected == subject.label else 'wrong, so its radius counts as 0'}."
+    )
+    figure = lesson_figures.quantile(p_lower, k / counted, sigma=sigma, cap=cap)
+    st.plotly_chart(figure, key="lesson_quantile", config=figures.SAVE, alt=figures.alt(figure))
+    if not cap:
+        st.warning(
+            f"With α = {alpha:g}, {counted} draws are too few: even if all agree, the bound stays below one half. At "
+            f"least "
+            f"{smallest_useful_n(alpha)} are needed."
+        )
+    st.latex(chain(k, counted, alpha, p_lower, sigma, found))
+
+
+def symbols(k: int, n: int, alpha: float, p_lower: float, sigma: float, found: float) -> str:
+    """A Markdown table: symbol, its meaning, its number for this image."""
+    lines = [
+        ("$n$", "noisy copies that voted", f"{n}"),
+        ("$k$", "votes for the selected class", f"{k}"),
+        (r"$\alpha$", "how often the bound may be wrong", f"{alpha:g}"),
+        (r"$p_{\text{lower}}$", "the true share is at least this", f"{p_lower:.4f}"),
+        (r"$\sigma$", "noise level", f"{sigma:g}"),
+        ("$R$", "certified radius (L2)", f"{found:.3f}" if found else "none: it abstains"),
+    ]
+    return "| symbol | in words | here |\n|:-:|---|--:|\n" + "\n".join(
+        f"| {symbol} | {words} | **{number}** |" for symbol, words, number in lines
+    )
+
+
+def chain(k: int, n: int, alpha: float, p_lower: float, sigma: float, found: float) -> str:
+    bound = (
+        rf"p_{{\text{{lower}}}} = \mathrm{{Beta}}^{{-1}}(\alpha;\,k,\,n-k+1) = "
+        rf"\mathrm{{Beta}}^{{-1}}({alpha:g};\,{k},\,{n - k + 1}) = {p_lower:.4f}"
+    )
+    if not found:
+        return bound + r" \\ p_{\text{lower}} \le \tfrac12:\ \text{no majority for certain: abstain}"
+    return (
+        bound + r" \\ R = \sigma\,\Phi^{-1}(p_{\text{lower}}) = "
+        rf"{sigma:g}\cdot\Phi^{{-1}}({p_lower:.4f}) = {sigma:g}\cdot{ndtri(p_lower):.3f} = {found:.3f}"
+    )

@@ -1,0 +1,164 @@
+"""Lesson: from noise to certificates to poison, in short steps; predict first, then reveal."""
+
+from typing import Any
+
+import streamlit as st
+
+from engine.records import Run
+from pages import _lesson_link, _lesson_teacher, _shared
+from pages._lesson_questions import Choice, Guess, Question
+from pages._lesson_steps import STEPS
+
+HIDING = {
+    "controls": ".st-key-lesson-controls",
+    "sidebar": '[data-testid="stSidebar"], [data-testid="stSidebarCollapsedControl"], [data-testid="stToolbar"]',
+}
+
+
+def run_to_show() -> Run | None:
+    """The open run if it is finished and shows an attack on images, else the example that comes with the project."""
+    run = _shared.chosen_run()
+    if run is None or suits(run):
+        return run or _shared.example_run()
+    st.info(
+        f"Run {run.id} is {run.status().state} and shows no attack on images that could be certified to its end, so "
+        f"the "
+        "lesson is about the example.",
+        icon=":material/info:",
+    )
+    return _shared.example_run()
+
+
+def suits(run: Run) -> bool:
+    report = run.report or {}
+    has_drop = ((report.get("relative_drop") or {}).get("poisoned") or {}).get("mean") is not None
+    poison = run.tensors("poison") if has_drop and run.status().state == "done" else None
+    return poison is not None and "labels" not in poison and len(poison["delta"]) > 0
+
+
+def answered() -> dict[int, Any]:
+    """What the reader predicted in each step whose answer is revealed: kept as long as the session."""
+    return st.session_state.setdefault("lesson answers", {})
+
+
+def is_right(question: Question, given: Any) -> bool:
+    if isinstance(question, Guess):
+        return abs(given - question.right) <= question.near
+    return given == question.right
+
+
+def current_step() -> int:
+    """The step of the session, else of the link, else where the reader was before leaving this page."""
+    if "step" not in st.session_state and "step" not in st.query_params:
+        st.session_state["step"] = st.session_state.get("lesson step", 1)
+    st.session_state["lesson step"] = int(st.session_state.get("step") or float(st.query_params["step"]))
+    return st.session_state["lesson step"]
+
+
+def move(by: int) -> None:
+    """Callback of Back and Next."""
+    st.session_state["step"] = min(max(st.session_state.get("step", 1) + by, 1), len(STEPS))
+
+
+def header(number: int, run: Run) -> None:
+    """How far the reader is, and how good the predictions were; the ways to other steps; the step's title."""
+    good = sum(is_right(STEPS[k - 1].question(run), given) for k, given in answered().items())
+    score = f" · {good} of {len(answered())} predictions right" if answered() else ""
+    left, right = st.columns([5, 4], vertical_alignment="bottom", gap="large")
+    left.progress(number / len(STEPS), f"Lesson, step {number} of {len(STEPS)}{score}")
+    if "nav" not in hidden:
+        with right:
+            navigation(number)
+    st.title(STEPS[number - 1].title)
+
+
+def ask(number: int, question: Question, *, answers_hidden: bool) -> None:
+    """Predict, then reveal: the answer is not on the page before."""
+    given = answered().get(number)
+    st.markdown(f"**Predict.** {question.ask}")
+    if isinstance(question, Choice):
+        prediction = st.radio(
+            "Your prediction", range(len(question.options)), index=None, format_func=question.options.__getitem__,
+            key=f"lesson_prediction_{number}", persist_state="session", disabled=given is not None,
+        )  # fmt: skip
+    else:
+        prediction = st.slider(
+            "Your prediction, in percent", 0, 100, 10, key=f"lesson_prediction_{number}", persist_state="session",
+            disabled=given is not None,
+        )  # fmt: skip
+    if answers_hidden:
+        st.caption("Answers are kept for the discussion in class.")
+    elif given is None:
+        st.button(
+            "Reveal", on_click=reveal, args=(number, prediction), disabled=prediction is None, key="lesson_reveal",
+            icon=":material/visibility:", help="Choose an answer first.",
+        )  # fmt: skip
+    else:
+        judge(number, question, given)
+
+
+def reveal(number: int, prediction: Any) -> None:
+    answered()[number] = prediction
+
+
+def judge(number: int, question: Question, given: Any) -> None:
+    said = f"You said {given} %, it is {question.right:.0f} %. " if isinstance(question, Guess) else ""
+    if is_right(question, given):
+        st.success(f"**Right.** {said}{question.because}", icon=":material/check:")
+    else:
+        told = f"It is: {question.options[question.right]}. " if isinstance(question, Choice) else ""
+        st.warning(f"**Not quite.** {said}{told}{question.because}", icon=":material/close:")
+    if number < len(STEPS) and "nav" not in hidden:
+        st.button(
+            "Go on", on_click=move, args=(1,), key="lesson_go_on", icon=":material/arrow_forward:", type="primary"
+        )
+
+
+def navigation(number: int) -> None:
+    """Back, Next, or any step by its number."""
+    back, forward, jump = st.container(key="lesson-navigation").columns([2, 2, 3], vertical_alignment="bottom")
+    back.button(
+        "Back", on_click=move, args=(-1,), disabled=number == 1, key="lesson_back", icon=":material/arrow_back:",
+        width="stretch",
+    )  # fmt: skip
+    forward.button(
+        "Next", on_click=move, args=(1,), disabled=number == len(STEPS), key="lesson_next", type="primary",
+        icon=":material/arrow_forward:", width="stretch",
+    )  # fmt: skip
+    with jump:
+        st.number_input(f"Step, 1 to {len(STEPS)}", 1, len(STEPS), key="step", bind="query-params")
+
+
+def show(number: int, run: Run) -> None:
+    step, question = STEPS[number - 1], STEPS[number - 1].question(run)
+    left, right = st.columns([5, 9], gap="large")
+    with left:
+        st.markdown(step.idea)
+        st.markdown(f":material/touch_app: **To do.** {step.task}")
+        if step.formula:
+            with st.expander("The formula", icon=":material/function:"):
+                st.markdown(step.formula)
+        if "questions" not in hidden:
+            with st.container(border=True):
+                ask(number, question, answers_hidden=answers_hidden)
+    with right:
+        step.view(run, number in answered() or ("questions" in hidden and not answers_hidden))
+
+
+_shared.need_frame()
+_lesson_link.check_number("step", 1, len(STEPS), whole=True)
+hidden, answers_hidden = _lesson_link.hidden(), _lesson_link.answers_hidden()
+rules = [f"{place} {{ display: none }}" for part, place in HIDING.items() if part in hidden]
+if rules:
+    st.html(f"<style>{' '.join(rules)}</style>")
+shown = run_to_show()
+if shown is None:
+    st.warning(
+        "No finished run is here, not even the project's examples (folder gallery/). Start one on the Poison page."
+    )
+    st.stop()
+number = current_step()
+header(number, shown)
+show(number, shown)
+if "teachers" not in hidden:
+    _lesson_teacher.for_teachers(STEPS, shown)

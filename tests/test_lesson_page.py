@@ -1,0 +1,268 @@
+"""The lesson in Streamlit's own harness, without MNIST: every step, questions, the ABX test, links, sheets."""
+
+import re
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from engine import abx, records
+from engine.records import GALLERY, Run
+from pages import _glossary, _lesson_sheet
+from pages._lesson_questions import Choice
+from pages._lesson_steps import STEPS
+from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
+
+PAGE = "pages/lesson.py"
+NUMBERS = range(1, len(STEPS) + 1)
+RUN = Run(GALLERY / EXAMPLE)
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def step_of(title: str) -> int:
+    return next(number for number, step in enumerate(STEPS, start=1) if step.title == title)
+
+
+def predict(test: AppTest, choice: int) -> AppTest:
+    test.radio[0].set_value(choice).run()
+    return button(test, "Reveal").click().run()
+
+
+# --- steps and questions ---
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_every_step_opens_and_hides_its_answer_until_it_is_revealed(number: int) -> None:
+    question = STEPS[number - 1].question(RUN)
+    test = opened(PAGE, step=str(number))
+    assert not test.exception
+    assert not test.error
+    assert [title.value for title in test.title] == [STEPS[number - 1].title]
+    assert question.because not in words(test)
+    if isinstance(question, Choice):
+        assert button(test, "Reveal").disabled
+        test = predict(test, question.right)
+        assert any("Right." in shown.value for shown in test.success)
+    else:
+        test = button(test, "Reveal").click().run()
+    assert not test.exception
+    assert question.because in words(test)
+
+
+def test_a_wrong_prediction_is_told_as_such_and_cannot_be_changed_afterwards() -> None:
+    question = STEPS[0].question(RUN)
+    assert isinstance(question, Choice)
+    test = predict(opened(PAGE), 1 - question.right)
+    assert any("Not quite" in shown.value and question.options[question.right] in shown.value for shown in test.warning)
+    assert test.radio[0].disabled
+    assert "0 of 1 predictions right" in str(test.get("progress")[0].proto)
+
+
+def test_next_and_back_walk_through_all_steps_and_predictions_are_kept() -> None:
+    test = predict(opened(PAGE), 0)
+    for number in NUMBERS[:-1]:
+        assert test.title[0].value == STEPS[number - 1].title
+        test = button(test, "Next").click().run()
+    assert button(test, "Next").disabled
+    test.number_input(key="step").set_value(1).run()
+    assert test.title[0].value == STEPS[0].title
+    assert button(test, "Back").disabled
+    assert test.radio[0].disabled
+    assert not test.exception
+
+
+def test_the_transfer_table_waits_for_the_prediction() -> None:
+    test = opened(PAGE, step=str(step_of("Does it carry over?")))
+    assert not test.get("plotly_chart")
+    assert len(predict(test, 0).get("plotly_chart")) == 1
+
+
+def test_a_run_without_weights_falls_back_on_recorded_votes(place: pytest.TempPathFactory) -> None:
+    run = own_copy(place)
+    for file in (run.directory / "victims").iterdir():
+        file.unlink()
+    for title in ("What noise does to a prediction", "Let them vote", "From votes to a radius"):
+        test = opened(PAGE, step=str(step_of(title)), run=run.id)
+        assert not test.exception
+        if Run(GALLERY / run.id).exists():  # the example of the same id is not taken in its place
+            assert any("no weights" in info.value for info in test.info)
+
+
+def test_the_radius_step_shows_the_numbers_of_its_image() -> None:
+    test = opened(PAGE, step=str(step_of("From votes to a radius")), lesson_n="10", lesson_alpha="0.01")
+    assert "| $n$ | noisy copies that voted | **10** |" in words(test)
+    test.select_slider(key="lesson_n").set_value(5).run()
+    assert any("At least 7 are needed" in warning.value for warning in test.warning)
+    assert "abstain" in str(
+        test.get("latex")[0].value if hasattr(test.get("latex")[0], "value") else test.latex[0].value
+    )
+
+
+# --- can you tell? ---
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_the_abx_test_scores_what_was_answered_and_only_at_the_end(honest: bool) -> None:
+    test = opened(PAGE, step=str(step_of("Can you tell?")))
+    test.number_input(key="lesson_abx_seed").set_value(5).run()
+    pairs = min(60, len((RUN.tensors("poison") or {})["delta"]))
+    for k, trial in enumerate(abx.trials(5, count=10, images=pairs)):
+        assert f"Trial {k + 1} of 10" in words(test)
+        assert "### " not in words(test)
+        button(test, "X is B" if trial.x_is_poisoned == honest else "X is A").click().run()
+    assert f"### {10 if honest else 0} of 10 right" in words(test)
+    assert ("You can tell" in words(test)) == honest
+    assert not test.exception
+
+
+# --- links ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("step", value) for value in ("0", str(len(STEPS) + 1), "-1", "1.5", "nan", "two", "")),
+        *(("hide", value) for value in ("everything", "nav,questions,wall", "nav;questions")),
+        ("answers", "shown"),
+        *(("lesson_image", value) for value in ("0", "1000", "first")),
+        *(("lesson_sigma", value) for value in ("-0.1", "9", "inf")),
+    ],
+)
+def test_a_link_out_of_range_is_refused_by_the_name_of_its_field(field: str, value: str) -> None:
+    test = opened(PAGE, **{field: value})
+    assert len(test.error) == 1
+    assert f"{field} must be" in test.error[0].value
+    assert not test.exception
+    test = button(test, "Open the lesson without it").click().run()
+    assert not test.error
+    assert not test.exception
+    assert test.title[0].value == STEPS[0].title
+
+
+@pytest.mark.parametrize(("field", "value"), [("lesson_n", "7"), ("lesson_alpha", "0.5"), ("lesson_draws", "11")])
+def test_so_are_values_of_other_steps(field: str, value: str) -> None:
+    title = "Let them vote" if field == "lesson_draws" else "From votes to a radius"
+    test = opened(PAGE, step=str(step_of(title)), **{field: value})
+    assert f"{field} must be one of" in test.error[0].value
+
+
+def test_a_teachers_link_hides_what_it_says_and_keeps_answers() -> None:
+    test = opened(PAGE, step="2", hide="nav,teachers", answers="hidden")
+    labels = [found.label for found in test.button]
+    assert not {"Next", "Back", "Reveal"} & set(labels)
+    assert not [expander for expander in test.expander if "teachers" in expander.label]
+    assert "kept for the discussion" in words(test)
+    assert not opened(PAGE, step="2", hide="questions").radio
+
+
+def test_the_link_for_teachers_opens_what_it_names() -> None:
+    test = opened(PAGE, step="3")
+    test.selectbox(key="lesson_link_step").set_value(2).run()
+    test.multiselect(key="lesson_link_hide").set_value(["nav", "sidebar"]).run()
+    link = next(code.value for code in test.code if code.value.startswith("/lesson?"))
+    assert link.startswith("/lesson?step=2&hide=nav,sidebar&")
+    query = dict(part.split("=") for part in link.partition("?")[2].split("&"))
+    again = opened(PAGE, **query)
+    assert not again.error
+    assert again.title[0].value == STEPS[1].title
+
+
+# --- sheets, glossary ---
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_sheet_has_every_question_and_needs_no_network(answers: bool) -> None:
+    text = _lesson_sheet.sheet(STEPS, RUN, answers=answers)
+    assert text.count("<section>") == len(STEPS)
+    assert text.count("<details>") == (len(STEPS) if answers else 0)
+    assert not re.search(r"https?://|<script|\*\*", text)
+    for step in STEPS:
+        first_words = re.escape(_lesson_sheet._html(step.question(RUN).because)[:40])
+        assert bool(re.search(first_words, text)) == answers
+
+
+def test_the_lesson_says_so_when_the_open_run_does_not_suit_it(place: pytest.TempPathFactory) -> None:
+    run = own_copy(place, state="failed")
+    test = opened(PAGE, run=run.id)
+    assert any("the lesson is about the example" in info.value for info in test.info)
+    assert not test.exception
+
+
+JARGON = (
+    *("ACR", "PACD", "PSNR", "SSIM", "MNIST", "MACER", "SmoothAdv", "SmoothMix", "Clopper–Pearson", "L2", "L∞"),
+    *(
+        "abstain",
+        "arm",
+        "bilevel",
+        "cap",
+        "certificate",
+        "clean-label",
+        "control",
+        "hypergradient",
+        "p_lower",
+        "poison",
+    ),
+    *("poison fraction", "attacker's share", "procedure", "relative drop", "residual", "run", "seed", "smoothing"),
+    *(
+        "soft radius",
+        "squeezing",
+        "study",
+        "surrogate",
+        "target class",
+        "transfer",
+        "victim",
+        "ε",
+        "σ",
+        "α",
+        "δ",
+        "Φ⁻¹",
+    ),
+    *(
+        "pixel units",
+        "p-value",
+        "fine-tun",
+        "preset",
+        "certified accuracy",
+        "certified radius",
+        "Gaussian augmentation",
+    ),
+)
+
+
+@pytest.mark.parametrize("term", JARGON)
+def test_every_term_that_the_pages_use_is_in_the_glossary(term: str) -> None:
+    files = [*(PROJECT / "pages").glob("*.py"), PROJECT / "engine" / "words.py", PROJECT / "engine" / "sentences.py"]
+    pages = "\n".join(path.read_text() for path in files if path.name != "_glossary.py")
+    assert term.lower() in pages.lower()  # else the list is out of date
+    assert any(term.lower() in f"{name} {meaning}".lower() for name, meaning in _glossary.TERMS.items())
+
+
+def test_abbreviations_of_the_pages_are_in_the_glossary() -> None:
+    """All words of two and more capitals in what the pages say."""
+    test = [opened(PAGE, step=str(number)) for number in NUMBERS]
+    test += [opened(f"pages/{name}.py") for name in ("start", "certify", "studies")]
+    found = set().union(*(re.findall(r"\b[A-Z]{2,}\b", words(each)) for each in test))
+    known = " ".join(f"{name} {meaning}" for name, meaning in _glossary.TERMS.items())
+    general = {
+        "CVPR",
+        "ICML",
+        "ICLR",
+        "CPU",
+        "GPU",
+        "URL",
+        "CSV",
+        "JSON",
+        "HTML",
+        "PARTIAL",
+        "RESULT",
+        "ABX",
+        "AMD",
+        "EPYC",
+    }
+    assert {word for word in found if word not in known} <= general
+
+
+def test_the_glossary_is_in_the_sidebar_of_every_page() -> None:
+    test = opened("app.py")
+    assert any("Glossary" in expander.label for expander in test.sidebar.expander)
+    assert len(_glossary.TERMS) >= 30
+    assert list(records.all_runs(GALLERY))
