@@ -58,7 +58,7 @@ def left(config: Config, point: Point) -> None:
         + ("" if here else " It needs MNIST, which is not on this machine.")
     )
     st.button(
-        "Compute this for real", key="other_start", type="primary", icon=":material/play_arrow:", disabled=not here,
+        "Compute this for real", key="other_start", icon=":material/play_arrow:", disabled=not here,
         on_click=start, args=(config, point.preset),
     )  # fmt: skip
     if problem := st.session_state.get("other problem"):

@@ -197,13 +197,13 @@ def summary(config: Config) -> None:
     before_the_start(config, target)
     available = availability(config.dataset)
     existing(config, open_now)
-    st.button("Start poisoning", type="primary", on_click=start, disabled=not available, icon=":material/play_arrow:")
+    st.button("Start poisoning", on_click=start, disabled=not available, icon=":material/play_arrow:")
     if problem := st.session_state.get("start problem"):
         st.error(f"Nothing was started: {problem}.", icon=":material/error:")
     _threat.card(config, target)
     preset, changed = st.session_state["preset"], _form.overrides()
     st.markdown("**The same from the command line**")
-    st.code(_form.command(preset, changed), language="bash", wrap_lines=True)
+    st.code(_form.command(preset, changed), language=None, wrap_lines=True)
     st.markdown("**A link to these settings** (append it to this app's address)")
     st.code(_form.link(preset, changed), language=None, wrap_lines=True)
 

@@ -162,7 +162,7 @@ def deletion(run: Run, *, active: bool) -> None:
         return
     with st.popover("Delete this run", icon=":material/delete:"):
         st.markdown(f"Delete run {run.id} with all its files? This cannot be undone.")
-        st.button("Yes, delete it", key=f"delete {run.id}", on_click=delete, args=(run,), type="primary")
+        st.button("Yes, delete it", key=f"delete {run.id}", on_click=delete, args=(run,))
 
 
 def exports(run: Run) -> None:
@@ -187,7 +187,7 @@ def exports(run: Run) -> None:
     )  # fmt: skip
     st.caption("Single figures: the camera in a figure's corner saves it as SVG.")
     st.markdown("**The same from the command line**")
-    st.code(commands.command(*commands.asked_for(run)), language="bash", wrap_lines=True)
+    st.code(commands.command(*commands.asked_for(run)), language=None, wrap_lines=True)
 
 
 def certificates_csv(run: Run) -> bytes:

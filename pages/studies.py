@@ -110,7 +110,7 @@ def manage(record: StudyRecord) -> None:
 def deletion(record: StudyRecord) -> None:
     with st.popover("Delete this study", icon=":material/delete:"):
         st.markdown("Delete the study? Its runs stay, and can be deleted on the Runs page.")
-        st.button("Yes, delete it", on_click=delete, args=(record,), type="primary")
+        st.button("Yes, delete it", on_click=delete, args=(record,))
 
 
 def delete(record: StudyRecord) -> None:
@@ -189,7 +189,7 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
         except RunNotFound:
             words = "has not begun" if cell["state"] == "not started" else "is not on this machine"
             st.caption(f"This run {words}. The same from the command line:")
-            st.code(command_of_cell(found, cell), language="bash", wrap_lines=True)
+            st.code(command_of_cell(found, cell), language=None, wrap_lines=True)
             return
         run_links(run)
 
@@ -348,7 +348,7 @@ def new_study() -> None:
         settings = [f"--set {shlex.quote(item)}" for item in changed]
         st.code(
             " ".join([f"python -m engine study {kind} --preset {preset}", *axes, *settings]),
-            language="bash", wrap_lines=True,
+            language=None, wrap_lines=True,
         )  # fmt: skip
 
 
@@ -369,7 +369,7 @@ def before_the_start(study: Study, preset: str) -> None:
         f"One control in each cell (random noise), so that a cell costs three arms and not four. {known} of {cells} "
         "cells are on this machine already and answer at once."
     )
-    st.button("Start the study", type="primary", icon=":material/play_arrow:", on_click=start, args=(study, preset))
+    st.button("Start the study", icon=":material/play_arrow:", on_click=start, args=(study, preset))
 
 
 _shared.chosen_run()
