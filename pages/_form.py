@@ -39,6 +39,7 @@ LABELS = {
     "attack.procedure": "Procedure it assumes",
     "attack.sigma": "Noise level σ it assumes",
     "attack.surrogate": "Its surrogates' architecture",
+    "attack.file": "Poison file (SHA-256)",
     "training.fine_tune_epochs": "Fine-tuning epochs",
     "controls": "Controls (arms beside clean and poisoned)",
     "seed": "Seed",
@@ -181,6 +182,8 @@ def widget(name: str) -> None:
         st.text_input(max_chars=64, **options)
     elif annotation is bool:
         st.checkbox(**options)
+    elif annotation is str:
+        st.text_input(placeholder="none", **options)
     else:
         _number(name, field, annotation, options)
 

@@ -25,6 +25,7 @@ QUIET = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--enable-blink-features=ComputedAccessibilityInfo",
 ]
 LAPTOP = {"width": 1366, "height": 768}
 # Streamlit's front end asks for these beside each page's address before it asks at the right one.
@@ -40,7 +41,7 @@ IDLE = """quiet => {
     const app = document.querySelector('[data-testid="stApp"]');
     return app && app.dataset.testScriptState === 'notRunning' && app.dataset.testConnectionState === 'CONNECTED'
         && !document.querySelector('[data-stale="true"], [data-testid="stSkeleton"], [data-testid="stSpinner"]')
-        && [...document.querySelectorAll('[data-testid="stPlotlyChart"]')].every(each => each.querySelector('.main-svg'))
+        && [...document.querySelectorAll('.stPlotlyChart')].every(each => each.querySelector('.main-svg'))
         && [...document.images].every(each => each.complete)
         && performance.now() - window.lastChange > quiet;
 }"""

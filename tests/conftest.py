@@ -20,6 +20,7 @@ from engine import jobs, studies
 from engine.config import Config, with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
+from tests import browser
 
 settings.register_profile("shared machine", deadline=None)  # other work may slow any example down
 settings.load_profile("shared machine")
@@ -140,6 +141,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     st.cache_data.clear()
     st.cache_resource.clear()
     return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def browser_path() -> str:
+    """Of Chromium or Chrome, else the test is skipped; under CI=true it fails."""
+    pytest.importorskip("playwright")
+    found = browser.installed()
+    if found is None:
+        reason = f"no browser on this machine (looked for {', '.join(browser.BROWSERS)})"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
 
 
 @pytest.fixture
