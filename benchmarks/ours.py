@@ -14,14 +14,14 @@ from engine.attacks.pacd import pacd
 from engine.certification import certified_radius
 from engine.config import AttackConfig, ProcedureConfig
 from engine.costs import workers_for
-from engine.experiment import LANES, PART, VOTES_BLOCK, has_bfloat16
+from engine.experiment import LANES, PART, VOTES_BLOCK
 from engine.models import build
 from engine.presets import PRESETS
 from engine.problem import Problem, pose
 from engine.streams import stream
 from engine.training import make
 from engine.training.base import fit
-from engine.votes import Votes, count_votes
+from engine.votes import Votes, count_votes, has_bfloat16
 
 SIGMA, ALPHA, N0 = 0.5, 0.001, 100
 PROCEDURES = {

@@ -78,6 +78,19 @@ def _parser() -> argparse.ArgumentParser:
         "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
     )
 
+    certify = command("certify", _certify, "Certify a finished run's victim again; a row for each image, as CSV.")
+    certify.add_argument("id", help="a run id, or its first digits")
+    certify.add_argument("--arm", default="poisoned", choices=records.ARMS, help="default: poisoned")
+    certify.add_argument("--victim", type=int, default=0, metavar="K", help="default: 0")
+    certify.add_argument("--all-classes", action="store_true", help="not only the target class")
+    certify.add_argument("--n", type=int, default=100_000, help="estimation draws, at most (default: 100000)")
+    certify.add_argument("--n0", type=int, default=100, help="selection draws (default: 100)")
+    certify.add_argument("--alpha", type=float, default=0.001, help="failure probability (default: 0.001)")
+    certify.add_argument("--precision", type=float, help="stop once the radius is this near, relatively, to n draws'")
+    certify.add_argument("--radius", type=float, help="stop once it is known whether this L2 radius is certified")
+    certify.add_argument("--seed", type=int, default=0)
+    certify.add_argument("--data-root", type=Path, default=None, help="folder of data sets (default: data/)")
+
     gallery = command("gallery", _gallery, "Compute the runs of Explore and of the lesson; resumes where it stopped.")
     for name, values in (
         ("procedures", grid.BASES),
@@ -268,6 +281,38 @@ def _runs(options: argparse.Namespace) -> int:
             f"{row['target_name']}  epsilon {row['epsilon']!s:<6}sigma {row['sigma']!s:<6}"
             f"seed {row['seed']!s:<6}{drop}  {row['name']}"
         )
+    return OK
+
+
+def _certify(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from engine import metrics
+    from engine.more_draws import certify_again
+
+    run = records.find(options.runs_root, options.id)
+    names = ("all_classes", "n0", "n", "alpha", "precision", "radius", "seed")
+    parts = certify_again(
+        run,
+        options.arm,
+        options.victim,
+        data_root=options.data_root or datasets.default_root(),
+        **{name: getattr(options, name) for name in names},
+    )
+    done: list[Any] = []
+    for part in parts:
+        print(part.to_csv(index=False, header=not done).rstrip(), flush=True)
+        done.append(part)
+    table = pd.concat(done)
+    draws, radius = table["draws"].mean(), metrics.correct_radius(table)
+    told = f"ACR {radius.mean():.3f} (L2)"
+    if options.radius:
+        told = f"{(radius >= options.radius).mean():.1%} correct and certified at {options.radius:g} (L2)"
+    print(
+        f"{len(table)} images, {options.arm} victim {options.victim}: {told}; {draws:,.0f} draws an image, "
+        f"{options.n / draws:.1f} times fewer than {options.n:,}",
+        file=sys.stderr,
+    )
     return OK
 
 

@@ -37,7 +37,7 @@ from engine.streams import stream
 from engine.threat import Poison
 from engine.training import make
 from engine.training.base import fit
-from engine.votes import count_votes
+from engine.votes import count_votes, has_bfloat16
 
 EVOLVING = 12  # poison images whose evolution is recorded
 SNAPSHOTS = 24  # at most, over the attack
@@ -50,12 +50,6 @@ VOTES_BLOCK = {"cpu": 100, "cuda": 10_000}  # noisy copies at once: what fits th
 
 def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def has_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16; without such instructions it is up to ten times slower at it."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 class Experiment:

@@ -243,7 +243,7 @@ def environment(device: str) -> dict[str, Any]:
     import torch
     import torchvision
 
-    from engine.experiment import has_bfloat16
+    from engine.votes import has_bfloat16
 
     names = {"cuda": lambda: torch.cuda.get_device_name(), "cpu": _processor}
     return {

@@ -51,25 +51,35 @@ def certify(
     n0: int,
     n: int,
     alpha: float,
-    precision: float,
+    precision: float | None = None,
+    radius: float | None = None,
     num_classes: int,
     block: int = 100,
     screened: bool = False,
     generator: torch.Generator,
 ) -> Certificates:
-    """Certificates of images [N, C, H, W] under shared noise, each with as many draws as its radius needs, n at most.
+    """Certificates of images [N, C, H, W] under shared noise, each with as many draws as it needs, n at most.
 
     With probability ≥ 1 − alpha for each image: g abstains, or its answer is constant within the radius.
     Args:
-        precision: as for settled.
+        precision: as for settled: an image stops once its radius is nearly what n draws would certify.
+        radius: or, in its place, L2 as for decided: it stops once it is known whether it is certified there.
         block, screened: as for votes.count_votes.
+    Raises: ValueError unless one of precision and radius is given.
     """
     import torch
 
     from engine.votes import count_votes
 
+    if (precision is None) == (radius is None):
+        raise ValueError("either precision or radius must be given, and not both")
+
     def enough(n_top: Tensor, draws: int) -> Tensor:
-        return torch.from_numpy(settled(n_top.cpu().numpy(), draws=draws, n=n, alpha=alpha, precision=precision))
+        counts = n_top.cpu().numpy()
+        if precision is not None:
+            return torch.from_numpy(settled(counts, draws=draws, n=n, alpha=alpha, precision=precision))
+        assert radius is not None
+        return torch.from_numpy(decided(counts, draws=draws, n=n, alpha=alpha, radius=radius, sigma=sigma) != 0)
 
     *_, votes = count_votes(
         base_classifier,

@@ -11,7 +11,7 @@ from engine.streams import stream
 from engine.votes import Votes, count_votes
 
 
-class VictimUnavailable(Exception):
+class VictimUnavailable(ValueError):
     """The run has no weights of this victim: not trained yet, or a published copy that left them out."""
 
 

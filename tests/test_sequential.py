@@ -249,3 +249,19 @@ def test_sequential_certificates_of_half_spaces_hold_within_the_precision_and_sa
     assert (radii.mean(axis=0)[2:] > 0.85 * fixed[2:]).all()
     assert draws.mean() < 0.65 * 5000
     assert draws.max() <= 5000
+
+
+def test_certify_stops_for_one_reason_and_not_for_two_or_none() -> None:
+    for reasons in ({}, {"precision": 0.1, "radius": 0.1}):
+        with pytest.raises(ValueError, match="either precision or radius"):
+            sequential.certify(
+                lambda x: x.flatten(1),
+                torch.zeros(1, 1, 1, 2),
+                sigma=1.0,
+                n0=1,
+                n=100,
+                alpha=0.01,
+                num_classes=2,
+                generator=stream(0, "reasons"),
+                **reasons,
+            )

@@ -1,0 +1,134 @@
+"""A finished run's victim, certified again: with more draws than were recorded, or with only as many as are needed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from engine import datasets, sequential, victims
+from engine.certification import ABSTAIN, certified_radius, lower_confidence_bound, radius_cap
+from engine.config import smallest_useful_n
+from engine.costs import workers_for
+from engine.records import Run, RunNotFound
+from engine.streams import stream
+from engine.votes import count_votes, has_bfloat16
+
+TOGETHER = 10  # images that share their noise
+
+
+def certify_again(
+    run: Run,
+    arm: str,
+    k: int,
+    *,
+    data_root: Path,
+    all_classes: bool = False,
+    n0: int = 100,
+    n: int = 100_000,
+    alpha: float = 0.001,
+    precision: float | None = None,
+    radius: float | None = None,
+    seed: int = 0,
+) -> Iterator[pd.DataFrame]:
+    """Certificates of the run's test images by the arm's k-th victim under fresh noise, a few images at a time.
+
+    Columns: image, label, prediction (ABSTAIN included), radius (L2, pixel units; too large with probability ≤ alpha
+    for each image), draws. With neither precision nor radius all n draws are made, as CERTIFY does.
+    Args:
+        all_classes: not only the target class.
+        precision, radius: as for sequential.certify: stop each image when it is settled.
+    Raises: ValueError, before anything is computed; VictimUnavailable; DatasetUnavailable.
+    """
+    config, table = run.config, run.certificates()
+    if table is None:
+        raise RunNotFound(f"run {run.id} has no certificates yet, so its test images are not known")
+    _check(n0=n0, n=n, alpha=alpha, precision=precision, radius=radius, sigma=config.sigma)
+    known = table.drop_duplicates("image").sort_values("image")
+    if not all_classes:
+        known = known[known["label"] == config.threat.target_class]
+    images = datasets.read(config.dataset, data_root, train=False)[0]
+    model = victims.load(run, arm, k, shape=images.shape[1:])
+    with torch.no_grad():
+        num_classes = model(torch.tensor(images[:1])).shape[1]
+    ask = partial(
+        _certified,
+        model,
+        sigma=config.sigma,
+        n0=n0,
+        n=n,
+        alpha=alpha,
+        num_classes=num_classes,
+        stop={name: value for name, value in (("precision", precision), ("radius", radius)) if value is not None},
+    )
+    parts = [known.iloc[first : first + TOGETHER] for first in range(0, len(known), TOGETHER)]
+    return _side_by_side(
+        lambda part: (
+            part[["image", "label"]]
+            .reset_index(drop=True)
+            .join(
+                ask(
+                    torch.tensor(images[part["image"].to_numpy()]),
+                    generator=stream(seed, "certified again", int(part["image"].iloc[0])),
+                )
+            )
+        ),
+        parts,
+    )
+
+
+def _side_by_side(
+    work: Callable[[pd.DataFrame], pd.DataFrame], parts: Sequence[pd.DataFrame]
+) -> Iterator[pd.DataFrame]:
+    """In order, computed by a few threads of one torch thread each; whoever stops listening stops them."""
+    with ThreadPoolExecutor(workers_for("cpu"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting = [pool.submit(work, part) for part in parts]
+        try:
+            for future in waiting:
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _certified(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    sigma: float,
+    n0: int,
+    n: int,
+    alpha: float,
+    num_classes: int,
+    stop: dict[str, Any],
+    generator: torch.Generator,
+) -> pd.DataFrame:
+    """prediction, radius and draws of images [N, C, H, W] that share their noise."""
+    drawn: dict[str, Any] = dict(sigma=sigma, n0=n0, n=n, num_classes=num_classes, block=100, screened=has_bfloat16())
+    if stop:
+        found = sequential.certify(model, images, **drawn, **stop, alpha=alpha, generator=generator)
+        return pd.DataFrame({"prediction": found.answers, "radius": found.radii, "draws": found.draws})
+    *_, votes = count_votes(model, images, **drawn, groups=[(torch.arange(len(images)), generator)])
+    selected = votes.selected_class
+    n_top = votes.estimation.gather(1, selected[:, None]).squeeze(1).numpy()
+    radii = certified_radius(n_top, n=n, sigma=sigma, alpha=alpha)
+    return pd.DataFrame({"prediction": np.where(radii > 0, selected.numpy(), ABSTAIN), "radius": radii, "draws": n})
+
+
+def _check(*, n0: int, n: int, alpha: float, precision: float | None, radius: float | None, sigma: float) -> None:
+    if n0 < 1:
+        raise ValueError(f"n0 must be at least 1, got {n0}")
+    lower_confidence_bound(0, n=1, alpha=alpha)  # says what alpha may be
+    if n < smallest_useful_n(alpha):
+        raise ValueError(f"n must be at least {smallest_useful_n(alpha)} at alpha = {alpha}, got {n}")
+    if precision is not None and radius is not None:
+        raise ValueError("give precision or radius, not both")
+    if precision is not None and not 0 < precision < 1:
+        raise ValueError(f"precision must be in (0, 1), got {precision}")
+    cap = radius_cap(n=n, sigma=sigma, alpha=alpha)
+    if radius is not None and not 0 < radius <= cap:
+        raise ValueError(f"radius must be above 0 and at most the cap of {n} draws, {cap:.3f}, got {radius}")

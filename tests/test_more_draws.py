@@ -1,0 +1,92 @@
+"""Certifying a finished run's victims again: the same answers as CERTIFY's, with fewer draws where that is enough."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine import __main__
+from engine.certification import ABSTAIN, radius_cap
+from engine.more_draws import certify_again
+from engine.records import Run
+from engine.victims import VictimUnavailable
+
+SIGMA, ALPHA = 0.25, 0.001
+
+
+def again(run: Run, **changed: Any) -> Any:
+    import pandas as pd
+
+    settings = dict(data_root=Path("nowhere"), n0=20, n=600, alpha=ALPHA)
+    return pd.concat(certify_again(run, "clean", 0, **settings | changed), ignore_index=True)
+
+
+def test_all_draws_are_certify_and_fewer_end_near_it(smoke: SimpleNamespace) -> None:
+    whole, nearly = again(smoke.run), again(smoke.run, precision=0.2)
+    assert (whole["draws"] == 600).all()
+    assert whole["radius"].max() <= radius_cap(n=600, sigma=SIGMA, alpha=ALPHA)
+    assert nearly["draws"].mean() < 600
+    assert whole["image"].tolist() == nearly["image"].tolist() == sorted(whole["image"])
+    both = (whole["prediction"] != ABSTAIN) & (nearly["prediction"] != ABSTAIN)
+    assert (whole["prediction"] == nearly["prediction"])[both].all()
+    assert both.mean() > 0.7
+
+
+def test_a_question_of_one_radius_is_answered_with_few_draws(smoke: SimpleNamespace) -> None:
+    whole, asked = again(smoke.run), again(smoke.run, radius=0.1)
+    agree = (whole["radius"] >= 0.1) == (asked["radius"] >= 0.1)
+    assert agree.mean() >= 0.85  # of 20; they differ where the truth is near the radius
+    assert asked["draws"].mean() < 450
+
+
+def test_the_same_seed_gives_the_same_and_another_another(smoke: SimpleNamespace) -> None:
+    first, second, other = again(smoke.run), again(smoke.run), again(smoke.run, seed=1)
+    assert first.equals(second)
+    assert not np.array_equal(first["radius"], other["radius"])
+
+
+def test_the_recorded_radii_are_those_of_the_same_victim(smoke: SimpleNamespace) -> None:
+    """At n as recorded, under other noise: means differ by sampling only."""
+    table = smoke.run.certificates()
+    recorded = table[(table["arm"] == "clean") & (table["victim"] == 0)].set_index("image")["radius"]
+    found = again(smoke.run, n=100, all_classes=True).set_index("image")["radius"]
+    assert set(found.index) == set(recorded.index)
+    assert abs((found - recorded.loc[found.index]).mean()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (dict(n=5), "n must be at least 10"),
+        (dict(n0=0), "n0 must be at least 1"),
+        (dict(alpha=0.7), "alpha must be in"),
+        (dict(precision=1.0), "precision must be in"),
+        (dict(radius=0.0), "at most the cap"),
+        (dict(radius=9.0), "at most the cap of 600 draws"),
+        (dict(radius=0.1, precision=0.1), "not both"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_computed(
+    smoke: SimpleNamespace, changed: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        again(smoke.run, **changed)
+
+
+def test_a_victim_that_is_not_kept_is_named(smoke: SimpleNamespace) -> None:
+    with pytest.raises(VictimUnavailable, match="victim 7 of arm poisoned"):
+        certify_again(smoke.run, "poisoned", 7, data_root=Path("nowhere"))
+
+
+def test_the_command_prints_a_row_for_each_image(smoke: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["certify", smoke.run.id, "--runs-root", str(smoke.root), "--n", "400", "--precision", "0.3"]
+    assert __main__.main(typed) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.strip().splitlines()
+    assert lines[0] == "image,label,prediction,radius,draws"
+    assert len(lines) == 21
+    assert "20 images, poisoned victim 0: ACR" in printed.err
+    assert __main__.main([*typed, "--radius", "0.1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
