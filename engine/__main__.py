@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -10,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import datasets, grid, index, jobs, paper, records, studies, study_kinds, study_tables, tables
-from engine.config import Config, ConfigError, parse, with_overrides
+from engine import datasets, grid, index, jobs, paper, poison_file, records, studies, study_kinds, study_tables, tables
+from engine.config import FOLDER, Config, ConfigError, parse, with_overrides
 from engine.costs import estimate
 from engine.presets import PRESETS
 from engine.records import Record, Run, RunNotFound
@@ -91,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("--seed", type=int, default=0)
     certify.add_argument("--data-root", type=Path, default=None, help="folder of data sets (default: data/)")
 
+    poison = command(
+        "poison-file", _poison_file, "Check a poison that somebody brings, and keep it for attack from-file."
+    )
+    poison.add_argument("file", metavar="FILE", help="a .safetensors or .npz file of delta and indices, or a run's id")
+    poison.add_argument("--dataset", help="whose training images it changes (default: the run's, else mnist)")
+    poison.add_argument(
+        "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
+    )
+
     gallery = command("gallery", _gallery, "Compute the runs of Explore and of the lesson; resumes where it stopped.")
     for name, values in (
         ("procedures", grid.BASES),
@@ -165,6 +175,7 @@ def _run(options: argparse.Namespace) -> int:
     config = with_overrides(PRESETS[options.preset].config, options.set)
     data_root = options.data_root or datasets.default_root()
     datasets.check(config, data_root)
+    poison_file.check(config, runs_root=options.runs_root, data_root=data_root)
     if options.dry_run:
         print(json.dumps(_dry_run(config), indent=1))
         return OK
@@ -360,6 +371,31 @@ def _report(options: argparse.Namespace) -> int:
         print(options.html)
         return OK
     _print_report(run, as_json=options.json)
+    return OK
+
+
+def _poison_file(options: argparse.Namespace) -> int:
+    path, dataset = Path(options.file), options.dataset
+    if path.is_file():
+        poison = poison_file.read_path(path)
+    elif re.fullmatch("[0-9a-f]{1,16}", options.file):
+        run = records.find(options.runs_root, options.file)
+        poison, dataset = poison_file.of_run(run), dataset or run.config.dataset
+    else:
+        raise ConfigError(f"FILE must be a file or a run's id, and there is no file {options.file!r}")
+    dataset = dataset or "mnist"
+    if dataset not in datasets.BUILT_IN and not dataset.startswith(FOLDER):
+        raise ConfigError(f"--dataset must be one of {', '.join(datasets.BUILT_IN)} or folder:NAME, got {dataset!r}")
+    data_root = options.data_root or datasets.default_root()
+    target_class, epsilon = poison_file.fit(poison, dataset, data_root)
+    poison_file.keep(poison, options.runs_root)
+    name = datasets.class_in_words(dataset, target_class, datasets.class_names(dataset, data_root))
+    print(f"{len(poison.indices)} images of {name}, changed by at most {epsilon:g} (L∞, pixel units of [0, 1])")
+    print(f"SHA-256 {poison.sha256}")
+    print(
+        f"--set dataset={dataset} --set threat.target_class={target_class} --set threat.epsilon={epsilon:g} "
+        f"--set attack.name=from-file --set attack.file={poison.sha256}"
+    )
     return OK
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from engine import datasets, threat
+from engine import datasets, poison_file, threat
 from engine.attacks import ATTACKS
 from engine.attacks.base import AttackProblem
 from engine.attacks.random_noise import random_noise
@@ -61,6 +61,7 @@ class Experiment:
         self._bfloat16 = self.config.training.precision == "fast" and device.type == "cpu" and has_bfloat16()
         self._stages = StageCache(runs_root)
         self._stop = threading.Event()
+        self._given: Tensor | None = None  # changes from a file
         self._clean_victims = [threading.Lock() for _ in range(self.config.victim_seeds)]
 
     def work(self, *, cancelled: Callable[[], bool], heartbeat: Callable[[], None]) -> None:
@@ -71,7 +72,7 @@ class Experiment:
             heartbeat: called as often, from the calling thread, while other threads compute.
         Raises: Cancelled soon after cancelled() became true, and whatever a stage raises.
         """
-        problem = pose(self.config, self.data_root, self.device)
+        problem = self._with_file(pose(self.config, self.data_root, self.device))
         self.book.class_names = problem.class_names
         self._problem_key = {
             "protocol": PROTOCOL_VERSION,
@@ -117,6 +118,27 @@ class Experiment:
             self._stop.set()  # whoever still computes stops at its next step
             for each in (pool, self._helpers):
                 each.shutdown(wait=True, cancel_futures=True)
+
+    def _with_file(self, problem: Problem) -> Problem:
+        """Of a poison file: the problem with its images as those that may change, as far as this run has them."""
+        if self.config.attack.name != "from-file":
+            return problem
+        file, training = poison_file.kept(self.config.attack.file, self._stages.folder.parent), problem.training
+        positions, part = poison_file.within_run(
+            file,
+            original=training.indices.cpu().numpy(),
+            labels=training.labels.cpu().numpy(),
+            allowed=problem.poison_indices.cpu().numpy(),
+            target_class=self.config.threat.target_class,
+        )
+        chosen = torch.from_numpy(positions).to(self.device)
+        delta, cut = poison_file.within_pixels(part, training.images[chosen].cpu().numpy())
+        self._given = torch.from_numpy(delta).to(self.device)
+        self.book.add_event(
+            f"poison file: {len(positions)} of its {len(file.indices)} images are in this run's training set and may "
+            "change" + (f"; {cut} values were cut by at most {file.rounding:.2g}, the file's rounding" if cut else "")
+        )
+        return replace(problem, poison_indices=chosen)
 
     def _poison(self, problem: Problem) -> Poison:
         """The attack, or its result from an earlier run that asked for the same."""
@@ -182,6 +204,7 @@ class Experiment:
             procedure=make(procedure, sigma=sigma),
             augmentation=config.training.augmentation,
             each=self._helpers.map if side_by_side else map,
+            given=self._given,
             part=PART if side_by_side else WHOLE,
         )
         try:

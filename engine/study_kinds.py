@@ -119,7 +119,7 @@ def _default_values(field: str, base: Config, preset: str) -> tuple[Any, ...]:
         return _ARCHITECTURES[data]
     if leaf == "sigma":
         return paper.SIGMAS[data]
-    return tuple(name for name in get_args(AttackName) if name != "none")
+    return tuple(name for name in get_args(AttackName) if name not in ("none", "from-file"))
 
 
 def _parsed(text: str) -> tuple[str, tuple[Any, ...]]:

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
 
-from engine import datasets
+from engine import datasets, poison_file
 from engine.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of
 from engine.commands import command as command
 from engine.commands import values_of as values_of
@@ -117,6 +117,12 @@ def take_procedure(head: str) -> None:
             st.session_state[key_of(f"{head}.{setting}")] = value
 
 
+def take_attack() -> None:
+    """Callback: only one attack takes a file."""
+    if chosen("attack.name") != "from-file":
+        st.session_state[key_of("attack.file")] = ""
+
+
 def take_dataset() -> None:
     """Callback: another data set may have fewer classes and images."""
     dataset = chosen("dataset")
@@ -147,6 +153,7 @@ def config() -> Config:
     """Raises: ConfigError; DatasetUnavailable, of a folder that does not fit."""
     found = with_overrides(PRESETS[st.session_state["preset"]].config, overrides())
     datasets.check(found, _shared.data_root())
+    poison_file.check(found, runs_root=_shared.runs_root(), data_root=_shared.data_root())
     return found
 
 
@@ -176,6 +183,9 @@ def widget(name: str) -> None:
         st.selectbox(
             options=[*unset, *PROCEDURES], format_func=_plain(name), on_change=take_procedure, args=(name,), **options
         )
+    elif name == "attack.name":
+        choices = list(get_args(annotation))
+        st.selectbox(options=choices, format_func=_plain(name), on_change=take_attack, **options)
     elif get_origin(annotation) is Literal:
         st.selectbox(options=list(get_args(annotation)), format_func=_plain(name), **options)
     elif annotation is str:

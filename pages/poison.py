@@ -12,7 +12,7 @@ from engine.costs import estimate
 from engine.datasets import DatasetUnavailable
 from engine.presets import PRESETS
 from engine.records import Run
-from pages import _form, _live, _shared, _threat, _words
+from pages import _form, _live, _poison_file, _shared, _threat, _words
 
 FIRST = ["dataset", "threat.target_class", "threat.epsilon", "sigma", "procedure", "attack.name"]
 MAY_DO = ["threat.poison_fraction", "threat.attacker_share"]
@@ -22,7 +22,7 @@ DOWNLOADS = {"mnist": "Download MNIST (12 MB)", "cifar10": "Download CIFAR-10 (1
 
 def below(*sections: str) -> list[str]:
     """The fields of these sections that no other part of the form shows."""
-    shown = (*FIRST, *MAY_DO, *VICTIMS, "attack.surrogate", "controls", *_form.HEADS, *_form.OPTIONAL)
+    shown = (*FIRST, *MAY_DO, *VICTIMS, "attack.surrogate", "attack.file", "controls", *_form.HEADS, *_form.OPTIONAL)
     names = (name for name in _form.NAMES if name not in shown and name.rpartition(".")[0] in sections)
     return list(names)
 
@@ -33,6 +33,8 @@ def form() -> None:
     st.caption(preset.sentence)
     with st.container(border=True):
         _form.widgets(FIRST, columns=2)
+        if _form.chosen("attack.name") == "from-file":
+            _poison_file.widgets()
     attack = _words.ATTACKS[_form.chosen("attack.name")]
     with st.expander("What the attacker may do"):
         _form.widgets(MAY_DO, columns=2)

@@ -84,6 +84,8 @@ def attacked(name: str, problem: AttackProblem = PROBLEM, *, seed: int = 0, **ch
     return list(ATTACKS[name](problem, CONFIG.model_copy(update=changes), seed))
 
 
+MADE = [name for name in ATTACKS if name != "from-file"]  # of what the attacker has, not of a file
+
 # --- all attacks, from outside
 
 
@@ -91,7 +93,7 @@ def test_every_attack_that_a_configuration_may_name_is_there():
     assert set(ATTACKS) == set(get_args(AttackName)) - {"none"}
 
 
-@pytest.mark.parametrize("name", list(ATTACKS))
+@pytest.mark.parametrize("name", MADE)
 @settings(deadline=None, derandomize=True, database=None, max_examples=8)
 @given(st.floats(0, 1), st.integers(0, 10**6))
 def test_every_step_is_counted_and_holds_to_the_threat_model(name, epsilon, seed):
@@ -107,13 +109,13 @@ def test_every_step_is_counted_and_holds_to_the_threat_model(name, epsilon, seed
     assert torch.equal(TRAINING.labels, labels)
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "label-flip"])
+@pytest.mark.parametrize("name", [name for name in MADE if name != "label-flip"])
 def test_an_attack_uses_its_budget_and_without_one_changes_nothing_bit_for_bit(name):
     assert float(attacked(name)[-1].delta.abs().max()) == pytest.approx(EPSILON, rel=1e-5)
     assert all((record.delta == 0).all() for record in attacked(name, replace(PROBLEM, epsilon=0.0)))
 
 
-@pytest.mark.parametrize("name", list(ATTACKS))
+@pytest.mark.parametrize("name", MADE)
 def test_an_attack_follows_from_its_seed_and_leaves_the_global_generator_untouched(name):
     def digests(seed: int) -> list[str]:
         return [Poison(r.delta, PROBLEM.indices, r.labels).digest() for r in attacked(name, seed=seed)]
@@ -125,7 +127,7 @@ def test_an_attack_follows_from_its_seed_and_leaves_the_global_generator_untouch
     assert digests(1)[-1] != first[-1]
 
 
-@pytest.mark.parametrize("name", list(ATTACKS))
+@pytest.mark.parametrize("name", MADE)
 def test_without_images_to_change_there_is_nothing_to_do(name):
     assert attacked(name, replace(PROBLEM, indices=PROBLEM.indices[:0])) == []
 
@@ -154,10 +156,12 @@ def test_surrogates_that_keep_diverging_are_reported_and_then_end_the_attack(nam
 
 
 def test_an_attack_costs_what_it_differentiates():
-    names = get_args(AttackName)
+    names = [name for name in get_args(AttackName) if name != "from-file"]
     work = {name: work_of_attack(with_overrides(QUICK, [f"attack.name={name}"])) for name in names}
     assert work["pacd"] == work["universal"] > work["gradient-matching"] > work["error-minimising"] > 0
     assert {name for name in names if work[name] > 0} == {*OPTIMISED}
+    file = with_overrides(QUICK, ["attack.name=from-file", f"attack.file={'0' * 64}"])
+    assert work_of_attack(file) == 0
 
 
 def test_a_solver_costs_what_it_multiplies():

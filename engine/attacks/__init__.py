@@ -3,6 +3,7 @@
 from engine.attacks.base import Attack
 from engine.attacks.error_maximising import error_maximising
 from engine.attacks.error_minimising import error_minimising
+from engine.attacks.from_file import from_file
 from engine.attacks.gradient_matching import gradient_matching
 from engine.attacks.label_flip import label_flip
 from engine.attacks.pacd import pacd
@@ -20,4 +21,5 @@ ATTACKS: dict[str, Attack] = {
     "error-maximising": error_maximising,
     "gradient-matching": gradient_matching,
     "label-flip": label_flip,
+    "from-file": from_file,
 }

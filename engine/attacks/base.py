@@ -25,6 +25,7 @@ class AttackProblem:
     procedure: Procedure  # how the attacker believes that victims are trained, at which sigma
     augmentation: str = "none"
     each: Each = map  # an executor's, to compute parts of a loss side by side
+    given: Tensor | None = None  # [P, C, H, W]: changes that come from a file
     part: int = 100  # noisy images in such a part: what fits a CPU's cache
 
     @property
