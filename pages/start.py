@@ -121,18 +121,21 @@ def colours() -> None:
 
 
 def next_steps() -> None:
-    st.subheader("Three things to do next")
-    columns = st.columns(3)
+    st.subheader("What to do next")
     steps = (
-        ("pages/inspect.py", "Look for the changes", ":material/search:",
+        ("pages/lesson.py", "Lesson", ":material/school:",
+         "From noise and votes to certificates and poison, a question at each step. Half an hour."),
+        ("pages/explore.py", "Explore", ":material/explore:",
+         "Move sliders over finished experiments: another digit, a smaller ε, another noise level."),
+        ("pages/inspect.py", "Inspect", ":material/search:",
          "Every poisoned image beside its original, magnified, measured, wiped over it or blinking."),
-        ("pages/certify.py", "Understand a certificate", ":material/verified:",
+        ("pages/certify.py", "Certify", ":material/verified:",
          "From votes under noise to a radius, image by image; change α and n and see radii move."),
-        ("pages/poison.py", "Poison something yourself", ":material/science:",
-         "Another class, a smaller ε, fewer poisoned images, another attack: what is left of the effect?"),
+        ("pages/poison.py", "Poison", ":material/science:",
+         "Another attack, fewer poisoned images, a defence: what is left of the effect?"),
     )  # fmt: skip
-    for column, (page, label, icon, text) in zip(columns, steps, strict=True):
-        with column.container(border=True):
+    for column, (page, label, icon, text) in zip(st.columns(len(steps)), steps, strict=True):
+        with column.container(border=True, height="stretch"):
             _shared.page_link(page, f"**{label}**", icon)
             st.caption(text)
 
