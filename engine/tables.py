@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from engine.commands import asked_for
 from engine.records import CONTROLS, Run
 from engine.sentences import with_spread
+
+_COLUMNS = ("procedure", "attack.name", "threat.target_class", "threat.epsilon", "sigma", "seed", "victim_seeds")
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -41,8 +44,10 @@ def markdown(runs: Sequence[Run]) -> str:
     finished = [run for run in runs if (run.report or {}).get("complete") and "target_name" in (run.report or {})]
     columns = ["procedure", "attack", "target", "ε (L∞)", "σ", "seed", "victims", "ACR clean"]
     columns += ["drop poisoned", "random noise", "shuffled signs", "seconds"]
+    others = {run.id: _other_settings(run) for run in finished}
+    columns += ["and, unlike its preset"] * any(others.values())
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    grounds = set()
+    grounds: dict[str, set[str]] = {}
     for run in finished:
         report, environment = run.report or {}, run.environment
         config, arms, drops = report["config"], report["arms"], report["relative_drop"]
@@ -58,13 +63,19 @@ def markdown(runs: Sequence[Run]) -> str:
             with_spread(arms["clean"]["average_certified_radius"]["target"]),
             *(with_spread(drops.get(arm), ".0%") for arm in ("poisoned", *CONTROLS)),
             f"{report['seconds']['total']:.0f}",
+            *[", ".join(others[run.id])] * any(others.values()),
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-        grounds.add(
+        ground = (
             f"{report['dataset_note']}; {report['certified_images']['target']} test images of the target class, "
             f"n = {settings['n']}, alpha = {settings['alpha']}; {environment.get('device_name')}, "
-            f"{environment.get('cpus')} CPUs, torch {environment.get('torch')}, commit {environment.get('commit')}."
+            f"{environment.get('cpus')} CPUs, torch {environment.get('torch')}"
         )
-    return "\n".join(
-        [*lines, "", "Mean ± standard deviation over victims, paired by seed. " + " ".join(sorted(grounds))]
-    )
+        grounds.setdefault(ground, set()).add(str(environment.get("commit")))
+    told = (f"{ground}, commit {', '.join(sorted(commits))}." for ground, commits in sorted(grounds.items()))
+    return "\n".join([*lines, "", "Mean ± standard deviation over victims, paired by seed. " + " ".join(told)])
+
+
+def _other_settings(run: Run) -> list[str]:
+    """What was set otherwise than in the run's preset and has no column of its own."""
+    return [item for item in asked_for(run)[1] if item.partition("=")[0] not in _COLUMNS]

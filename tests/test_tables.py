@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 from engine import tables
+from engine.config import with_overrides
 from engine.records import Run
 
 
@@ -30,3 +31,15 @@ def test_a_markdown_table_has_a_row_for_each_finished_run_and_says_what_it_ran_o
     assert all(len(line.split("|")) == 14 for line in text.splitlines() if line.startswith("|"))
     assert str(smoke.run.environment["commit"]) in text
     assert "n = 100" in text
+
+
+def test_what_a_run_has_unlike_its_preset_stands_in_its_row(smoke: SimpleNamespace, tmp_path) -> None:
+    other = Run(tmp_path / "0123456789abcdef")
+    other.directory.mkdir()
+    config = with_overrides(smoke.run.config, ["training.squeezing=one-bit", "seed=3"])
+    (other.directory / "config.json").write_text(config.canonical())
+    for name in ("report", "request"):
+        other.write_json(f"{name}.json", smoke.run.read_json(f"{name}.json") or {})
+    text = tables.markdown([smoke.run, other])
+    rows = [line.split("|")[-2].strip() for line in text.splitlines() if line.startswith("| gaussian")]
+    assert rows == ["", "training.squeezing=one-bit"]
