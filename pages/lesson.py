@@ -90,8 +90,8 @@ def ask(number: int, question: Question, *, answers_hidden: bool) -> None:
         st.caption("Answers are kept for the discussion in class.")
     elif given is None:
         st.button(
-            "Reveal", on_click=reveal, args=(number, prediction), disabled=prediction is None, key="lesson_reveal",
-            icon=":material/visibility:", help="Choose an answer first.",
+            "Reveal", on_click=reveal, args=(number, prediction), disabled=prediction is None,
+            key=f"lesson_reveal_{number}", icon=":material/visibility:",
         )  # fmt: skip
     else:
         judge(number, question, given)

@@ -1,0 +1,75 @@
+"""The whole lesson in a real browser by keyboard alone (Tab, Enter, Space, arrows), first step to last."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pages._lesson_questions import Guess
+from pages._lesson_steps import STEPS
+from tests import browser
+from tests.app import EXAMPLE
+from tests.browser import exceptions, idle
+from tests.test_lesson_page import RUN, step_of
+
+FOCUSED = "() => [document.activeElement.computedName, document.activeElement.type || '']"
+pytestmark = pytest.mark.browser
+
+
+def test_the_whole_lesson_by_keyboard(tmp_path: Path, browser_path: str) -> None:
+    with browser.serving(tmp_path) as server, browser.chromium(browser_path) as chromium:
+        page, seen = browser.new_page(chromium)
+        page.goto(f"{server.address}/lesson?run={EXAMPLE}")
+        heading(page, STEPS[0].title).wait_for()
+        idle(page)
+        for number, step in enumerate(STEPS, start=1):
+            assert page.get_by_label(f"Step, 1 to {len(STEPS)}").input_value() == str(number)
+            if number == 1:
+                before = page.get_by_text("copies are answered right").inner_text()
+                tab_to(page, "Noise level σ")
+                page.keyboard.press("End")
+                page.get_by_text("σ = 2 on every pixel").wait_for()
+                assert page.get_by_text("copies are answered right").inner_text() != before
+            if number == step_of("Can you tell?"):
+                tab_to(page, "X is A")
+                page.keyboard.press("Enter")
+                page.get_by_text("Trial 2 of 10.").wait_for()
+            predict(page, number, isinstance(step.question(RUN), Guess))
+            assert exceptions(page) == []
+            if number < len(STEPS):
+                tab_to(page, "Go on")
+                page.keyboard.press("Enter")
+                heading(page, STEPS[number].title).wait_for()
+                assert f"step={number + 1}" in page.url
+        page.get_by_text(f"of {len(STEPS)} predictions right").wait_for()
+        idle(page)
+    assert seen.problems == []
+    assert seen.away == []
+
+
+def heading(page: Any, title: str) -> Any:
+    return page.get_by_role("heading", name=title, exact=True, level=1)
+
+
+def tab_to(page: Any, name: str, kind: str = "") -> None:
+    """Tab, until something whose name begins so (and of this type) has the focus."""
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        found, its_kind = page.evaluate(FOCUSED)
+        if found.startswith(name) and its_kind.startswith(kind):
+            return
+    pytest.fail(f"the keyboard does not reach {name!r}")
+
+
+def predict(page: Any, number: int, guess: bool) -> None:
+    """An answer, then Reveal, and what comes of it."""
+    if guess:
+        tab_to(page, "Your prediction")
+        page.keyboard.press("ArrowRight")
+    else:
+        tab_to(page, "", "radio")
+        page.keyboard.press("Space")
+    page.locator(f".st-key-lesson_reveal_{number} button:not([disabled])").wait_for()
+    tab_to(page, "Reveal")
+    page.keyboard.press("Enter")
+    page.get_by_text("Right.").or_(page.get_by_text("Not quite.")).first.wait_for()
