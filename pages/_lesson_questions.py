@@ -92,7 +92,8 @@ def training(run: Run) -> Question:
         1,
         "The certificate is valid for every classifier, however it was trained. But its size comes from the votes, "
         "and a "
-        "victim that has seen noise in training gets more noisy copies right. Here lies the weak spot: the size of a "
+        "victim that has seen noise in training mostly gets more noisy copies right. Here lies the weak spot: the "
+        "size of a "
         "guarantee rests on the training data.",
     )
 
