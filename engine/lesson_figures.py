@@ -56,8 +56,7 @@ def quantile(p_lower: float, share: float, *, sigma: float, cap: float) -> go.Fi
         "From a bound to a radius",
         "filled diamond: p_lower and its radius R; open circle: the share k/n, which guarantees nothing",
         f"Curve of sigma times the normal quantile. The bound {p_lower:.4f} gives radius {radius:.3f}; the share of "
-        f"votes "
-        f"is {share:.3f}; the cap is {cap:.3f}.",
+        f"votes is {share:.3f}; the cap is {cap:.3f}.",
         legend=False,
         height=360,
     )
@@ -160,7 +159,7 @@ def defences(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     return figures.finish(
         figure,
         "What a defence saves, and what it costs",
-        "the line between the marks is what the attack takes; a clean mark further left is the price",
+        "the line is what the attack takes; clean further left than without a defence is the price",
         f"Average certified radius by defence. {told}.",
         height=220 + 44 * len(rows),
     )

@@ -5,28 +5,24 @@ import streamlit as st
 TERMS = {
     "abstain": "To give no answer, because no class has a majority for certain. Counts as wrong, with radius 0.",
     "ACR (average certified radius)": "Mean of the certified radii of test images; wrong answers and abstentions "
-    "count as "
-    "0. One number for how large the guarantees are.",
+    "count as 0. One number for how large the guarantees are.",
     "α (alpha)": "How often a certificate may be wrong: with probability α at most, for each image by itself.",
     "arm": "A group of victims that differ from other groups in their training images only: clean, poisoned, or a "
     "control.",
     "attacker's share": "The part of the training images that is in the attacker's hands.",
     "base classifier": "The network itself, which answers one (noisy) image at a time.",
     "bilevel": "An optimisation inside another: the attacker moves images (upper level) and has to foresee what "
-    "training "
-    "will make of them (lower level).",
+    "training will make of them (lower level).",
     "cap": "The largest radius that n draws can certify, σ·Φ⁻¹(α^(1/n)), reached when all agree. More draws raise it.",
     "certificate": "A proof, right with probability 1 − α at least, that no change of an image within the radius "
-    "changes "
-    "the answer.",
+    "changes the answer.",
     "certified accuracy": "Share of test images that are answered right with at least the radius in question.",
     "certified radius": "How far an image may be changed, in L2, before its certificate ends.",
     "clean-label": "An attack that changes images a little and no label, so that nothing looks wrong.",
     "Clopper–Pearson": "An exact interval or bound for a share, seen in so many draws.",
     "confidence": "What a network's output layer says of its own answer, from 0 to 1. Not a guarantee.",
     "control": "The same images changed by as much but without the attack's direction: random noise, or the poison "
-    "with "
-    "shuffled signs. Tells what mere size does.",
+    "with shuffled signs. Tells what mere size does.",
     "δ (delta)": "What was added to an image: poisoned minus clean.",
     "digits": "1 797 small images (8 × 8) that come with the program and need no download.",
     "ε (epsilon)": "The most by which any pixel of a training image may be changed (L∞).",
@@ -48,8 +44,7 @@ TERMS = {
     "preset": "A set of settings with a name, to start from.",
     "procedure": "How a network is trained to get large radii. Gaussian augmentation: noise on each training image. "
     "SmoothAdv: on noisy images made as hard as possible. MACER: pushes the radius itself up. Consistency: noisy "
-    "copies "
-    "should get like answers. SmoothMix: mixes images with hard ones. Standard: without noise.",
+    "copies should get like answers. SmoothMix: mixes images with hard ones. Standard: without noise.",
     "PSNR": "Peak signal-to-noise ratio in decibels: the higher, the less visible a change.",
     "randomized smoothing": "Letting many noisy copies of an image vote, and certifying what they agree on.",
     "relative drop": "What part of the ACR is lost: 1 − poisoned/clean, for victims of the same seed.",

@@ -47,9 +47,8 @@ def can_you_tell(run: Run, revealed: bool) -> None:
             label, on_click=answer, args=(name, k, poisoned, size), key=f"lesson_abx_{label[-1]}", width="stretch"
         )
     st.caption(
-        "True brightness, nothing is stretched; each pixel is only enlarged as a whole. Right or wrong is told at the "
-        "end: "
-        "who may stop when it goes well proves nothing."
+        "True brightness, nothing is stretched; each pixel is only enlarged as a whole. Right or wrong is told at "
+        "the end: who may stop when it goes well proves nothing."
     )
 
 
@@ -93,9 +92,8 @@ def result(trials: list[abx.Trial], answered: list[dict[str, Any]], name: str) -
     sizes = sorted({given["size"] for given in answered}, key=list(SIZES).index)
     st.caption(
         f"To pass (p ≤ 0.05) with {count} trials takes {needed} right. Somebody who is right in 3 of 4 cases needs at "
-        f"least "
-        f"{abx.trials_needed(0.75)} trials to pass with probability 0.8; fewer than 5 can never be enough. Size on the "
-        f"screen: {', '.join(sizes)}."
+        f"least {abx.trials_needed(0.75)} trials to pass with probability 0.8; fewer than 5 can never be enough. Size "
+        f"on the screen: {', '.join(sizes)}."
     )
     st.button("Again, with new trials", on_click=again, args=(name,), key="lesson_abx_again", icon=":material/replay:")
 
@@ -112,8 +110,7 @@ def verdict(hits: int, count: int) -> str:
     if p <= 0.05:
         return (
             f"**You can tell**, at this size and on these images: guessing gets so far in {p:.1%} of cases only. The "
-            f"poison "
-            "is not imperceptible to you, when the clean image lies beside it."
+            "poison is not imperceptible to you, when the clean image lies beside it."
         )
     low, high = abx.hit_rate_interval(hits, count)
     return (

@@ -19,8 +19,8 @@ SHOWN_IMAGES = 8
 DEFENCE_FIELDS = ("sigma", "training.squeezing", "threat.attacker_share", "threat.poison_fraction")
 SQUEEZING = {"median": "median filter (3×3)", "one-bit": "only black and white", "three-bit": "only eight shades"}
 TRY = (  # what a reader may compute
-    *("training.squeezing=median", "training.squeezing=one-bit"),
-    *("threat.attacker_share=0.2", "threat.poison_fraction=0.5"),
+    *("training.squeezing=median", "training.squeezing=one-bit", "training.squeezing=three-bit"),
+    *("threat.attacker_share=0.25", "threat.poison_fraction=0.5"),
 )
 
 
@@ -59,8 +59,7 @@ def training(run: Run, revealed: bool) -> None:
     if other is None:
         st.info(
             "Here two curves appear as soon as there is a run whose victims were trained without noise and certified "
-            "like "
-            f"those of run {run.id}. This computes one:"
+            f"like those of run {run.id}. This computes one:"
         )
         st.code(
             command(run, "procedure=standard", "attack.name=none", "victim_seeds=1"), language="bash", wrap_lines=True
@@ -89,14 +88,12 @@ def training(run: Run, revealed: bool) -> None:
     gain = noisy["mean"] / plain["mean"] - 1 if plain["mean"] else 0.0
     st.markdown(
         f"Average certified radius of {_shared.target_of(run)} (L2): **{_shared.with_spread(noisy)}** with noise in "
-        f"training, "
-        f"**{_shared.with_spread(plain)}** without: {gain:+.0%}."
+        f"training, **{_shared.with_spread(plain)}** without: {gain:+.0%}."
         + ("" if gain > 0 else " Here it bought nothing: how much it buys depends on data, σ and how long one trains.")
     )
     st.caption(
         f"Runs {run.id} and {other.id}: same data, same σ in certification, same draws and test images. Without noise "
-        f"in "
-        "training, certificates are just as valid."
+        "in training, certificates are just as valid."
     )
 
 
@@ -177,7 +174,7 @@ def defence_rows(run: Run) -> list[dict[str, Any]]:
             name = _words_of(field, changed[field])
             if name not in {row["name"] for row in rows}:
                 rows.append(_row(other, name))
-    return rows[:1] + sorted(rows[1:], key=lambda row: row["name"])
+    return rows[:1] + sorted(rows[1:], key=lambda row: row["drop"]["mean"])
 
 
 def _words_of(field: str, value: Any) -> str:
@@ -199,50 +196,57 @@ def _row(run: Run, name: str) -> dict[str, Any]:
 
 
 def defender(run: Run, revealed: bool) -> None:
-    rows = defence_rows(run)
     st.markdown(
         "Three ways: make the attacker's **share smaller** (more sources, trusted data), **squeeze** training images "
-        "so that "
-        "faint changes vanish, or choose **another noise level**. Each has its price."
+        "so that faint changes vanish, or choose **another noise level**. Each has its price."
     )
-    if len(rows) > 1:
+    known = defence_rows(run)
+    first, others = known[0], [row["name"] for row in known[1:]]
+    if others:
         with st.container(key="lesson-controls"):
-            chosen = st.multiselect(
-                "Show",
-                [row["name"] for row in rows[1:]],
-                default=[row["name"] for row in rows[1:]],
-                key="lesson_defences",
-            )
-        rows = [row for row in rows if row["name"] in (rows[0]["name"], *chosen)]
-        figure = lesson_figures.defences(rows)
+            chosen = st.multiselect("Defences to show", others, default=others, key="lesson_defences")
+        rows = [first, *(row for row in known[1:] if row["name"] in chosen)]
+        figure = lesson_figures.defences([row for row in rows if row["cap"] == first["cap"]])
         st.plotly_chart(figure, key="lesson_defence", config=figures.SAVE, alt=figures.alt(figure))
-    first = rows[0]
+    else:
+        rows = known
     st.dataframe(
         pd.DataFrame(
             {
                 "defence": [row["name"] for row in rows],
+                "drop left": [study_tables.percent(row["drop"]) for row in rows],
                 "ACR clean": [_shared.with_spread(row["acr"]["clean"]) for row in rows],
                 "ACR poisoned": [_shared.with_spread(row["acr"]["poisoned"]) for row in rows],
-                "drop left": [study_tables.percent(row["drop"]) for row in rows],
                 "price: clean ACR": [_price(row, first) for row in rows],
             }
         ),
         hide_index=True,
-        alt="Defences: average certified radius of clean and poisoned victims, drop left, price",
+        height="content",
+        alt="Defences: drop left, average certified radius of clean and poisoned victims, price",
     )
-    other = {row["cap"] for row in rows} != {first["cap"]}
+    worse = [row["name"] for row in rows[1:] if row["drop"]["mean"] > first["drop"]["mean"] + 0.05]
+    if worse:
+        st.warning(
+            f"**A defence can backfire.** More is lost than without: {', '.join(worse)}. Few shades turn a faint "
+            "change into a whole step between shades.",
+            icon=":material/warning:",
+        )
+    other = any(row["cap"] != first["cap"] for row in rows)
     st.caption(
         f"Target class {_shared.target_of(run)}, mean ± standard deviation over victims; ACR: L2, pixel units. Price: "
-        f"what "
-        "clean victims lose by the defence alone. **The attacker here does not know the defence**; one who does may "
-        "find a "
-        "way around it, so these are upper bounds of what a defence is worth."
-        + (" At another σ radii have another cap, so only the drops compare." if other else "")
+        "what clean victims lose by the defence alone; what it costs to get and check more data is not in it. **The "
+        "attacker here does not know the defence**; one who does may find a way around it, so these are upper bounds "
+        "of what a defence is worth."
+        + (
+            " At another σ radii have another cap, so only the drops compare, and the chart leaves it out."
+            if other
+            else ""
+        )
     )
-    missing = [item for item in TRY if not any(_words_of_override(item) == row["name"] for row in defence_rows(run))]
+    missing = [item for item in TRY if _words_of_override(item) not in others]
     if missing:
         with st.expander("Compute what is missing", icon=":material/terminal:"):
-            st.code("\n".join(command(run, item) for item in missing), language="bash", wrap_lines=True)
+            st.code("\n".join(command(run, item) for item in missing), language=None, wrap_lines=True)
 
 
 def _words_of_override(item: str) -> str:
@@ -253,7 +257,8 @@ def _words_of_override(item: str) -> str:
 def _price(row: dict[str, Any], first: dict[str, Any]) -> str:
     if row is first:
         return "–"
-    return "another cap" if row["cap"] != first["cap"] else f"{row['clean'] / first['clean'] - 1:+.0%}"
+    percent = round(100 * (row["clean"] / first["clean"] - 1))
+    return "another cap" if row["cap"] != first["cap"] else f"{percent:+d} %" if percent else "0 %"
 
 
 # --- limits and ethics ---
@@ -286,8 +291,7 @@ def limits(run: Run, revealed: bool) -> None:
         "- Report average certified radius class by class: a single class can be hit.\n"
         "- When you claim that a defence works, attack it yourself, and show controls.\n\n"
         "**What not to do.** Changing data that others train on, without their consent, does harm and is illegal in "
-        "many "
-        "places. This program works on copies on your own machine and sends nothing anywhere."
+        "many places. This program works on copies on your own machine and sends nothing anywhere."
     )
     with st.container(key="lesson-controls"):
         said = st.text_area(

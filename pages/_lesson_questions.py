@@ -35,8 +35,7 @@ Question = Choice | Guess
 def noise(run: Run) -> Question:
     return Choice(
         f"The victim was trained with noise of σ = {run.config.sigma:g}. You give it copies with four times as much. "
-        f"What "
-        "does it do?",
+        "What does it do?",
         (
             "It answers as before: noise changes no shape",
             "It still answers each copy, but the copies get different answers",
@@ -74,10 +73,8 @@ def bound(run: Run) -> Question:
         ),
         2,
         f"{settings.n} agreeing votes do not prove that the next one agrees. The bound p_lower = α^(1/n) stays below "
-        f"1, so "
-        f"the radius stays below the cap: {caps[0]:.3f} here (L2, pixel units), and {caps[1]:.3f} with ten times as "
-        f"many "
-        "draws.",
+        f"1, so the radius stays below the cap: {caps[0]:.3f} here (L2, pixel units), and {caps[1]:.3f} with ten "
+        "times as many draws.",
     )
 
 
@@ -91,10 +88,8 @@ def training(run: Run) -> Question:
         ),
         1,
         "The certificate is valid for every classifier, however it was trained. But its size comes from the votes, "
-        "and a "
-        "victim that has seen noise in training mostly gets more noisy copies right. Here lies the weak spot: the "
-        "size of a "
-        "guarantee rests on the training data.",
+        "and a victim that has seen noise in training mostly gets more noisy copies right. Here lies the weak spot: "
+        "the size of a guarantee rests on the training data.",
     )
 
 
@@ -108,8 +103,7 @@ def one_level(run: Run) -> Question:
         ),
         0,
         "Training data act through training only. The classifier of now does not see the moved point; the next one, "
-        "trained "
-        "on it, does. So an attacker has to foresee what training will make of the data.",
+        "trained on it, does. So an attacker has to foresee what training will make of the data.",
     )
 
 
@@ -123,9 +117,8 @@ def two_levels(run: Run) -> Question:
         ),
         0,
         "With fixed weights, a training point does not even appear in the radius of a test point. Its whole effect "
-        "goes "
-        "through the retrained weights. The hypergradient follows that way: it asks how the solution of training "
-        "moves.",
+        "goes through the retrained weights. The hypergradient follows that way: it asks how the solution of "
+        "training moves.",
     )
 
 
@@ -137,8 +130,7 @@ def images(run: Run) -> Question:
     verdict = "most of it is the work of the attack's direction" if drop > 2 * noise else "much of it is mere size"
     return Guess(
         f"You see what was changed: no pixel by more than ε = {run.config.threat.epsilon:g} of 1, no label. What "
-        f"share of "
-        f"its average certified radius does {_shared.target_of(run)} lose, in percent?",
+        f"share of its average certified radius does {_shared.target_of(run)} lose, in percent?",
         drop,
         f"{_shared.headline(report)} Against that control, {verdict}.",
     )
@@ -154,8 +146,7 @@ def can_you_tell(run: Run) -> Question:
         ),
         2,
         "7 or more of 10 happen to guessers with probability 0.17. That is no proof that they can tell, and no proof "
-        "that "
-        "they cannot: the 95 % interval of the hit rate runs from 0.35 to 0.93. It takes more trials.",
+        "that they cannot: the 95 % interval of the hit rate runs from 0.35 to 0.93. It takes more trials.",
     )
 
 
@@ -199,8 +190,8 @@ def defender(run: Run) -> Question:
         ),
         2,
         "A certificate speaks about changes of a test image, not about the training data. Each one is still true. "
-        "Only who "
-        "knows how large radii should be, from clean data of the same kind, can see that something is missing.",
+        "Only who knows how large radii should be, from clean data of the same kind, can see that something is "
+        "missing.",
     )
 
 
@@ -216,8 +207,7 @@ def limits(run: Run) -> Question:
         ),
         1,
         "One data set, one class, a small network, few draws, an attacker who owns all images of the class and knows "
-        "how "
-        "victims train. Other settings give other numbers; the promise of each certificate holds in all of them.",
+        "how victims train. Other settings give other numbers; the promise of each certificate holds in all of them.",
     )
 
 

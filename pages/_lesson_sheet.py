@@ -44,8 +44,7 @@ def _section(number: int, step: Step, question: Question, answers: bool) -> str:
     )
     return (
         f"<section><h2>{number}. {_html(step.title)}</h2><p>{_html(step.idea)}</p><p><i>To do:</i> "
-        f"{_html(step.task)}</p>"
-        f"<p><b>{_html(question.ask)}</b></p>{form}{folded}</section>"
+        f"{_html(step.task)}</p><p><b>{_html(question.ask)}</b></p>{form}{folded}</section>"
     )
 
 

@@ -39,8 +39,7 @@ STEPS = (
     Step(
         "Let them vote",
         "Single answers are fickle, a vote is not. The **smoothed classifier** gives the answer that most noisy "
-        "copies get. "
-        "We cannot ask all of them, so we draw some and count.",
+        "copies get. We cannot ask all of them, so we draw some and count.",
         "Let 10, then 100, then 1000 copies vote: what still moves, and what settles?",
         _alive(_lesson_votes.voting),
         _lesson_questions.voting,
@@ -51,10 +50,8 @@ STEPS = (
     Step(
         "From votes to a radius",
         "From the votes follows a **bound**: the true share of this class is at least p_lower, and this sentence is "
-        "wrong "
-        "with probability α at most. From the bound follows a **radius**: change the image by less than R (L2) in any "
-        "way "
-        "you like, and the answer stays. That is a certificate.",
+        "wrong with probability α at most. From the bound follows a **radius**: change the image by less than R (L2) "
+        "in any way you like, and the answer stays. That is a certificate.",
         "Move n and α. Which of them makes the radius larger, and what does it cost?",
         _alive(_lesson_votes.radius),
         _lesson_questions.bound,
@@ -66,8 +63,8 @@ STEPS = (
     Step(
         "What training with noise buys",
         "A certificate is only as large as the vote is clear, and the vote is clear if the network has met noise "
-        "before. So "
-        "one trains with noise. The **average certified radius (ACR)** sums it up; wrong answers count as 0.",
+        "before. So one trains with noise. The **average certified radius (ACR)** sums it up; wrong answers count as "
+        "0.",
         "Predict, reveal, then move r: at which radii do the two differ most?",
         _lesson_effect.training,
         _lesson_questions.training,
@@ -76,9 +73,8 @@ STEPS = (
     ),
     Step(
         "Now real images",
-        "The attacker changes training images of one class so that victims **trained from scratch** on them get small "
-        "radii "
-        "for it. No label changes, and no pixel changes by more than ε.",
+        "The attacker changes training images of one class so that victims **trained from scratch** on them get "
+        "small radii for it. No label changes, and no pixel changes by more than ε.",
         "Look for the changes. Then say how much they cost.",
         _lesson_effect.images,
         _lesson_questions.images,
@@ -88,9 +84,8 @@ STEPS = (
     ),
     Step(
         "Can you tell?",
-        "“Imperceptible” is a claim about people, so it is tested on people. In an **ABX test** X is the same as A or "
-        "as B, "
-        "and you say which.",
+        "“Imperceptible” is a claim about people, so it is tested on people. In an **ABX test** X is the same as A "
+        "or as B, and you say which.",
         "Answer ten trials, then read what they prove.",
         _lesson_abx.can_you_tell,
         _lesson_questions.can_you_tell,
@@ -101,8 +96,7 @@ STEPS = (
     Step(
         "Does it carry over?",
         "The attacker tries poison on networks of its own (**surrogates**). Victims may train in another way. If "
-        "poison "
-        "works on them too, it **transfers**.",
+        "poison works on them too, it **transfers**.",
         "Predict, reveal, then look for a column in which every poison is weak.",
         _lesson_effect.transfer,
         _lesson_questions.transfer,
@@ -110,8 +104,7 @@ STEPS = (
     Step(
         "What a defender can do",
         "A certificate does **not** detect poisoning: it speaks of the test image, not of the training data. What "
-        "helps has "
-        "to be done before or during training, and has a price.",
+        "helps has to be done before or during training, and has a price.",
         "Find the defence that leaves the smallest drop. What did it cost without any attack?",
         _lesson_effect.defender,
         _lesson_questions.defender,

@@ -110,9 +110,7 @@ def noise(run: Run) -> None:
         st.markdown(f"**{right_ones} of {COPIES}** copies are answered right ({subject.name(subject.label)}).")
     st.caption(
         f"Test image {subject.image}, noise of standard deviation σ = {sigma:g} on every pixel, cut to [0, 1] only to "
-        f"be "
-        "shown. The victim is one network, trained on unchanged images with noise of "
-        f"σ = {run.config.sigma:g}."
+        f"be shown. The victim is one network, trained on unchanged images with noise of σ = {run.config.sigma:g}."
     )
 
 
@@ -156,9 +154,9 @@ def voting(run: Run) -> None:
     )
     st.caption(
         f"Test image {subject.image}, σ = {run.config.sigma:g}; the noise is always the same for this image and "
-        f"number of "
-        f"copies. ★: the class that {N0 if subject.victim is not None else run.config.certification.n0} votes before "
-        "these chose. Choosing and counting on the same votes would be cheating: the winner would look too good."
+        f"number of copies. ★: the class that {N0 if subject.victim is not None else run.config.certification.n0} "
+        "votes before these chose. Choosing and counting on the same votes would be cheating: the winner would look "
+        "too good."
     )
 
 
@@ -203,8 +201,7 @@ def radius(run: Run) -> None:
     if not cap:
         st.warning(
             f"With α = {alpha:g}, {counted} draws are too few: even if all agree, the bound stays below one half. At "
-            f"least "
-            f"{smallest_useful_n(alpha)} are needed."
+            f"least {smallest_useful_n(alpha)} are needed."
         )
     st.latex(chain(k, counted, alpha, p_lower, sigma, found))
 

@@ -22,8 +22,7 @@ def run_to_show() -> Run | None:
         return run or _shared.example_run()
     st.info(
         f"Run {run.id} is {run.status().state} and shows no attack on images that could be certified to its end, so "
-        f"the "
-        "lesson is about the example.",
+        "the lesson is about the example.",
         icon=":material/info:",
     )
     return _shared.example_run()
