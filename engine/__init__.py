@@ -3,9 +3,9 @@
 The import line; every module may import only modules to its left (tests/test_line.py):
 
     streams → config → paper → presets → datasets → data → augmentation → squeezing → models → smoothing → votes
-            → certification → sequential → metrics → solvers → hypergradient → training → threat → attacks
+            → certification → sequential → metrics → solvers → hypergradient → toy → training → threat → attacks
             → perception → abx → handwriting → records → poison_file → commands → words → sentences → grid → tables
             → costs → report → index → stages → figures → attack_figures → pictures → image_figures → grid_figures
-            → html_report → problem → victims → more_draws → recorder → experiment → jobs → studies → study_kinds
-            → study_tables → study_figures → lesson_figures → __main__
+            → toy_figures → html_report → problem → victims → more_draws → recorder → experiment → jobs → studies
+            → study_kinds → study_tables → study_figures → lesson_figures → __main__
 """

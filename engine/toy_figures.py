@@ -27,10 +27,10 @@ def plane(state: toy.State, *, chosen: int | None = None, attacker: bool = True)
     """
     figure = go.Figure()
     _half_planes(figure, state)
-    _boundary(
-        figure, "boundary, clean victim" if attacker else "boundary, fully trained", state.clean, TARGET, "dash", 2
-    )
-    now = POISONED if attacker else TARGET
+    beside, now = ("clean", POISONED) if attacker else ("fully trained", TARGET)
+    _discs(figure, f"radius, {beside}", state, state.clean, GREY, "dot")
+    _discs(figure, "radius now", state, state.weights, now, "solid")
+    _boundary(figure, f"boundary, {beside}", state.clean, GREY, "dash", 2)
     _boundary(figure, "boundary now", state.weights, now, "solid", 3)
     moved = len(state.poison) if attacker else 0
     if attacker:

@@ -7,6 +7,7 @@ While it plays, a fragment runs by itself and does several steps before it draws
 from __future__ import annotations
 
 import statistics
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,9 @@ from engine import figures
 if TYPE_CHECKING:
     from engine.toy import State
 
-SPEEDS = {  # seconds between two drawings; whole steps for each, or 0 for one part of a step
-    "Part by part": (0.8, 0),
-    "Normal": (0.2, 3),
-    "Fast": (0.2, 8),
-}
-INNER_AT_ONCE = 2  # steps of the victim for each drawing, where there is one level
+SPEEDS = {"Part by part": 0, "Normal": 15, "Fast": 45}  # whole steps a second; 0: a part of one for each drawing
+EVERY, EVERY_PART = 0.2, 0.8  # seconds between two drawings
+INNER_SPEED = 10  # steps of the victim a second, where there is one level
 INNER_MOST, INNER_STILL = 300, 2e-3  # it stops by itself after so many, or where the slope |g_w| is this small
 NUDGE = 0.05  # what an arrow button moves a point by, at most
 PLOT = {"displayModeBar": False}
@@ -36,15 +34,25 @@ ARROWS = (
 
 def one_level() -> None:
     """Gradient descent of a victim, with nobody who attacks."""
-    every = 0.2 if st.session_state.get("toy one playing") else None
+    every = EVERY if st.session_state.get("toy one playing") else None
     st.fragment(_one_level, run_every=every)(every is not None)
 
 
 def two_levels() -> None:
     """The same victim, and above it an attacker who moves training points."""
-    speed = st.session_state.get("toy two speed") or "Normal"
-    every = SPEEDS[speed][0] if st.session_state.get("toy two playing") else None
+    every = _every_two()
     st.fragment(_two_levels, run_every=every)(every)
+
+
+def _every_two() -> float | None:
+    """Seconds between two drawings, or None while it does not play."""
+    if not st.session_state.get("toy two playing"):
+        return None
+    return EVERY if _speed() else EVERY_PART
+
+
+def _speed() -> int:
+    return SPEEDS[st.session_state.get("toy two speed") or "Normal"]
 
 
 # --- one level ---
@@ -61,7 +69,7 @@ def _one_level(drawn_as_playing: bool) -> None:
     if state is None:
         return
     if st.session_state.get("toy one playing"):
-        state = _descended(state, INNER_AT_ONCE)
+        state = _descended(state, _due("one", INNER_SPEED))
         done = state.slope < INNER_STILL or len(state.losses) >= INNER_MOST
         st.session_state.update({"toy one state": state, "toy one playing": not done})
     playing = bool(st.session_state.get("toy one playing"))
@@ -118,13 +126,12 @@ def _two_levels(drawn_every: float | None) -> None:
     state = _state("two", *_two_levels_settings())
     if state is None:
         return
-    seconds, whole = SPEEDS[st.session_state.get("toy two speed") or "Normal"]
     if st.session_state.get("toy two playing"):
-        state = _played(state, whole)
+        state = _played(state)
         st.session_state.update({"toy two state": state, "toy two playing": not state.done})
-    playing = bool(st.session_state.get("toy two playing"))
-    if (seconds if playing else None) != drawn_every:
+    if _every_two() != drawn_every:
         st.rerun()
+    playing = drawn_every is not None
     _buttons(playing, state)
     left, right = st.columns([3, 2])
     with left:
@@ -175,13 +182,13 @@ def _two_levels_settings() -> tuple[dict[str, Any], int]:
     return chosen | dict(epsilon=epsilon, poison_points=count), seed
 
 
-def _played(state: State, whole: int) -> State:
+def _played(state: State) -> State:
     """Several whole steps, or the next part of one."""
     from engine import toy
 
-    if whole == 0:
+    if not _speed():
         return {1: toy.solve_linear, 2: toy.outer_step}.get(state.level, _ten_inner)(state)
-    for _ in range(whole):
+    for _ in range(_due("two", _speed())):
         if not state.done:
             state = toy.whole_step(state)
     return state
@@ -205,8 +212,7 @@ def _captions(state: State, playing: bool) -> None:
     """The four parts of an outer step, with their numbers; those that run, or ran last, are marked."""
     from engine import toy
 
-    part_by_part = st.session_state.get("toy two speed") == "Part by part"
-    marked = {1, 2, 3, 4} if playing and not part_by_part else {3, 4} if state.level == 3 else {state.level}
+    marked = {1, 2, 3, 4} if playing and _speed() else {3, 4} if state.level == 3 else {state.level}
     word = "runs now" if playing else "ran last"
     loss = float(toy.lower_loss(state)(state.weights, state.poison))
     clean = toy.mean_radius(state, state.clean)
@@ -383,6 +389,14 @@ def _state(which: str, chosen: dict[str, Any], seed: int) -> State | None:
     return state
 
 
+def _due(which: str, speed: int) -> int:
+    """Steps since the last drawing at so many a second: the speed does not depend on how fast a browser draws."""
+    now = time.monotonic()
+    last = st.session_state.get(f"toy {which} drawn", now - EVERY)
+    st.session_state[f"toy {which} drawn"] = now
+    return max(1, round(speed * min(now - last, 1.0)))
+
+
 def _noise_and_regularisation(which: str, columns: Any) -> dict[str, float]:
     from engine import toy
 
@@ -430,6 +444,7 @@ def _play_button(which: str, playing: bool, *, disabled: bool = False) -> None:
 
 def _toggle(which: str) -> None:
     st.session_state[f"toy {which} playing"] = not st.session_state.get(f"toy {which} playing")
+    st.session_state.pop(f"toy {which} drawn", None)
 
 
 def _reset_button(which: str) -> None:

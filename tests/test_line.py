@@ -113,6 +113,7 @@ def test_plotly_is_for_figures_and_pages_alone():
             "attack_figures",
             "image_figures",
             "grid_figures",
+            "toy_figures",
             "html_report",
             "study_figures",
         )
