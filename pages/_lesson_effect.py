@@ -62,7 +62,7 @@ def training(run: Run, revealed: bool) -> None:
             f"like those of run {run.id}. This computes one:"
         )
         st.code(
-            command(run, "procedure=standard", "attack.name=none", "victim_seeds=1"), language="bash", wrap_lines=True
+            command(run, "procedure=standard", "attack.name=none", "victim_seeds=1"), language=None, wrap_lines=True
         )
         return
     if not revealed:

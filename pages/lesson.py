@@ -108,9 +108,7 @@ def judge(number: int, question: Question, given: Any) -> None:
         told = f"It is: {question.options[question.right]}. " if isinstance(question, Choice) else ""
         st.warning(f"**Not quite.** {said}{told}{question.because}", icon=":material/close:")
     if number < len(STEPS) and "nav" not in hidden:
-        st.button(
-            "Go on", on_click=move, args=(1,), key="lesson_go_on", icon=":material/arrow_forward:", type="primary"
-        )
+        st.button("Go on", on_click=move, args=(1,), key="lesson_go_on", icon=":material/arrow_forward:")
 
 
 def navigation(number: int) -> None:
@@ -121,7 +119,7 @@ def navigation(number: int) -> None:
         width="stretch",
     )  # fmt: skip
     forward.button(
-        "Next", on_click=move, args=(1,), disabled=number == len(STEPS), key="lesson_next", type="primary",
+        "Next", on_click=move, args=(1,), disabled=number == len(STEPS), key="lesson_next",
         icon=":material/arrow_forward:", width="stretch",
     )  # fmt: skip
     with jump:

@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from pages._shared import PAGES
+
 PROJECT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 QUIET = [
@@ -45,6 +47,9 @@ IDLE = """quiet => {
         && [...document.images].every(each => each.complete)
         && performance.now() - window.lastChange > quiet;
 }"""
+
+IN_SCHEME = """scheme => scheme ===
+    (getComputedStyle(document.querySelector('.stApp')).backgroundColor === 'rgb(255, 255, 255)' ? 'light' : 'dark')"""
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,18 @@ def _note(message: Any, seen: Seen) -> None:
 def idle(page: Any, *, quiet: int = 250, timeout: int = 20_000) -> None:
     """Until the page's script is through, all is drawn, and nothing changed for so many milliseconds."""
     page.wait_for_function(IDLE, arg=quiet, timeout=timeout, polling=50)
+
+
+def switch(page: Any, scheme: str) -> None:
+    """To light or dark, until all is drawn in it."""
+    page.emulate_media(color_scheme=scheme)
+    page.wait_for_function(IN_SCHEME, arg=scheme)
+    idle(page)
+
+
+def place(file: str) -> str:
+    """The path in the address of a page's file."""
+    return "/" if file == PAGES[0][0] else f"/{Path(file).stem}"
 
 
 def exceptions(page: Any) -> list[str]:

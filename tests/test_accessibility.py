@@ -4,7 +4,6 @@ axe-core is Deque's, as the package axe-playwright-python brings it; nothing is 
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,8 +44,6 @@ MISSED = """() => [...document.querySelectorAll('button, a[href], input, textare
     && each.type !== 'radio'
     && !each.closest('[data-testid="stButtonGroup"]')?.querySelector('[data-walked]')
     ).map(each => each.outerHTML.slice(0, 300))"""
-IN_SCHEME = """scheme => scheme ===
-    (getComputedStyle(document.querySelector('.stApp')).backgroundColor === 'rgb(255, 255, 255)' ? 'light' : 'dark')"""
 FITS = """() => [document.documentElement, document.querySelector('[data-testid="stMain"]')].every(each =>
     each.scrollWidth <= each.clientWidth)"""
 pytestmark = pytest.mark.browser
@@ -73,8 +70,7 @@ def axe() -> str:
 @pytest.fixture(scope="module", params=[file for file, _, _ in PAGES])
 def page(request: pytest.FixtureRequest, server: Server, visitor: SimpleNamespace, axe: str) -> Any:
     """Each page in turn, opened once for all that is asked of it."""
-    name = Path(request.param).stem
-    visitor.page.goto(server.address + ("/" if request.param == PAGES[0][0] else f"/{name}"))
+    visitor.page.goto(server.address + browser.place(request.param))
     idle(visitor.page)
     assert exceptions(visitor.page) == []
     visitor.page.evaluate(axe)
@@ -90,10 +86,8 @@ def _laptop_in_light(page: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(page: Any, scheme: str) -> None:
-    page.emulate_media(color_scheme=scheme)
     page.set_viewport_size(WHOLE)
-    page.wait_for_function(IN_SCHEME, arg=scheme)
-    idle(page)
+    browser.switch(page, scheme)
     found = page.evaluate("options => axe.run(options)", AUDIT | (ONLY_COLOURS if scheme == "dark" else {}))[
         "violations"
     ]
