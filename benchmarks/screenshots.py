@@ -23,17 +23,20 @@ def main(arguments: list[str] | None = None) -> None:
     executable = browser.installed()
     if executable is None:
         parser.error(f"no browser on this machine (looked for {', '.join(browser.BROWSERS)})")
-    with tempfile.TemporaryDirectory() as folder, browser.serving(Path(folder)) as server:
-        with browser.chromium(executable) as chromium:
-            page, _ = browser.new_page(chromium, size=browser.LAPTOP | {"height": options.height})
-            for file, title, _ in PAGES:
-                page.goto(server.address + browser.place(file))
-                browser.idle(page, timeout=60_000)
-                for scheme in ("light", "dark"):
-                    browser.switch(page, scheme)
-                    path = options.output / f"{Path(file).stem}-{scheme}.webp"
-                    path.write_bytes(small(page.screenshot()))
-                    print(f"{title}, {scheme}: {path} ({path.stat().st_size / 1000:.0f} kB)", flush=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        browser.serving(Path(folder)) as server,
+        browser.chromium(executable) as chromium,
+    ):
+        page, _ = browser.new_page(chromium, size=browser.LAPTOP | {"height": options.height})
+        for file, title, _ in PAGES:
+            page.goto(server.address + browser.place(file))
+            browser.idle(page, timeout=60_000)
+            for scheme in ("light", "dark"):
+                browser.switch(page, scheme)
+                path = options.output / f"{Path(file).stem}-{scheme}.webp"
+                path.write_bytes(small(page.screenshot()))
+                print(f"{title}, {scheme}: {path} ({path.stat().st_size / 1000:.0f} kB)", flush=True)
 
 
 def small(png: bytes) -> bytes:

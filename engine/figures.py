@@ -21,7 +21,12 @@ from engine.records import ARMS
 from engine.sentences import TARGET
 
 RADIUS = "certified radius (L2, pixel units)"
-SAVE = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "scale": 2}}  # for plotly_chart(config=…)
+# For plotly_chart(config=…). Buttons of tools for the pointer alone would only be stops on the keyboard's way.
+SAVE = {
+    "displaylogo": False,
+    "toImageButtonOptions": {"format": "svg", "scale": 2},
+    "modeBarButtonsToRemove": ["zoom2d", "pan2d", "select2d", "lasso2d", "autoScale2d"],
+}
 SIGNED_SCALE = ("#4B2E83", "#9E8CC4", "#F7F7F7", "#F2A65A", "#A84B00")  # darker … unchanged … brighter
 GREY = "rgba(128,128,128,0.9)"
 FAINT = "rgba(128,128,128,0.45)"

@@ -9,7 +9,7 @@ from engine import figures, study_tables
 
 # From nothing to the colour of the poisoned arm and on: lightness alone tells the order.
 SCALE = ((0.0, "#FBF3EC"), (0.25, "#F2C3A0"), (0.5, "#E08A4B"), (0.75, "#B04A00"), (1.0, "#5A2500"))
-DARK_FROM = 55  # percent, from which white text is read better than black
+DARK_FROM = 66  # percent, from which white text is read better than black
 ROW_HEIGHT = 84  # pixels
 
 

@@ -14,7 +14,7 @@ from pages import _grid, _live, _shared, _words
 @st.fragment
 def another_point() -> None:
     """What is not computed yet: its settings, what it costs, a button that computes it, its progress."""
-    st.subheader("Any other point")
+    st.header("Any other point")
     first, second, third, fourth = st.columns(4, vertical_alignment="bottom")
     procedure = first.selectbox(
         "Procedure", list(grid.BASES), format_func=_words.PROCEDURE_NAMES.__getitem__, key="other_procedure",

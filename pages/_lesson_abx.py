@@ -81,7 +81,7 @@ def result(trials: list[abx.Trial], answered: list[dict[str, Any]], name: str) -
     hits = sum(given["says_poisoned"] == trial.x_is_poisoned for given, trial in zip(answered, trials, strict=True))
     low, high = abx.hit_rate_interval(hits, count)
     p, needed = abx.p_value(hits, count), abx.hits_needed(count)
-    st.markdown(f"### {hits} of {count} right")
+    st.markdown(f"## {hits} of {count} right")
     left, middle, right = st.columns(3)
     left.metric("Hit rate", f"{hits / count:.0%}", border=True)
     middle.metric("95 % interval of it", f"{low:.0%} to {high:.0%}", border=True, help="Clopper–Pearson, exact.")

@@ -56,7 +56,7 @@ def magnification(key: str, epsilon: float) -> tuple[float, str]:
 @st.fragment
 def comparator(clean: np.ndarray, poisoned: np.ndarray, k: int) -> None:
     """One place for two images [C, H, W]: an edge that wipes over them, or a blink."""
-    st.subheader("Can you see the difference?")
+    st.header("Can you see the difference?")
     way = st.segmented_control(
         "Compare by", ["Wipe", "Blink"], default="Wipe", required=True, key="compare", bind="query-params"
     )
@@ -82,7 +82,7 @@ def comparator(clean: np.ndarray, poisoned: np.ndarray, k: int) -> None:
 
 def numbers_of(run: Run, k: int, table: pd.DataFrame) -> None:
     """This image's numbers beside the set's and the controls'."""
-    st.subheader("How large is it?")
+    st.header("How large is it?")
     report = run.report or {}
     recorded = {"all poison images": perception.summarise(_perturbation(table))}
     controls = report.get("perturbation_controls") or {}

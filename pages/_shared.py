@@ -216,9 +216,8 @@ def mnist_notice() -> None:
     if default_dataset() == "mnist":
         return
     st.info(
-        f"MNIST is not on this machine (looked in {data_root() / 'MNIST' / 'raw'}), so the {DATASETS['digits']}, are "
-        "used instead. To get MNIST: run `python -m engine fetch mnist` (12 MB from the network), or put its four .gz "
-        "files in that folder, and reload this page.",
+        f"MNIST is not on this machine (not in {data_root() / 'MNIST' / 'raw'}): you see the {DATASETS['digits']}. "
+        "`python -m engine fetch mnist` gets it (12 MB from the network); then reload this page.",
         icon=":material/info:",
     )
 

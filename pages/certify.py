@@ -173,7 +173,7 @@ def estimates(table: pd.DataFrame, scope: str) -> pd.DataFrame:
 
 def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> None:
     """ACR by arm; certified accuracy and radii of the chosen scope and arms."""
-    st.subheader("Average certified radius")
+    st.header("Average certified radius")
     left, right = st.columns([6, 5], gap="medium")
     with left:
         chart(figures.acr_by_arm(now), "acr")
@@ -185,7 +185,7 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
             "Means over victims; approximate 95 % intervals over test images, taken as independent (normal for ACR, "
             "Wilson for the share). The chart's ± is another thing: the standard deviation over victim seeds."
         )
-    st.subheader("Over all radii")
+    st.header("Over all radii")
     left, right = st.columns(2)
     with left:
         scope = str(
@@ -243,7 +243,7 @@ def take_point() -> None:
 @st.fragment
 def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) -> None:
     """The scatter of all target images, and one of them: picture, noisy copies, votes, and the way to its radius."""
-    st.subheader("One test image")
+    st.header("One test image")
     means = figures.radii_by_image(table, settings)
     others = [arm for arm in ARMS if arm in means.columns and arm != "clean"]
     order = [int(image) for image in means.index]

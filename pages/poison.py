@@ -148,7 +148,7 @@ def existing(config: Config, shown: Run | None) -> None:
 
 def run_section(run: Run) -> None:
     status = run.status()
-    st.subheader(f"Run {run.id}")
+    st.header(f"Run {run.id}")
     st.caption(_shared.settings_line(run))
     if status.active:
         asked = (run.directory / "cancel").exists()
@@ -224,12 +224,12 @@ if open_now is not None and not _shared.is_example(open_now):
 
 settings_column, summary_column = st.columns(2, gap="large")
 with settings_column:
-    st.subheader("Settings")
+    st.header("Settings")
     if problem := st.session_state.get("link problem"):
         st.warning(f"The link asks for something that cannot be run, so the preset's values are shown: {problem}.")
     form()
 with summary_column:
-    st.subheader("Before you start")
+    st.header("Before you start")
     try:
         wanted: Config | None = _form.config()
     except (ConfigError, DatasetUnavailable) as error:

@@ -224,11 +224,11 @@ for key, show in (("runs problem", st.error), ("runs news", st.success)):
         show(text)
 all_rows = _shared.run_rows()
 is_busy = any(row["state"] in records.ACTIVE for row in all_rows)
-st.subheader("Queue")
+st.header("Queue")
 st.fragment(queue, run_every="2s" if is_busy else None)()
-st.subheader("History")
+st.header("History")
 history(all_rows)
-st.subheader("The open run")
+st.header("The open run")
 opened = _shared.chosen_run()
 if opened is None:
     st.caption("None. Choose one in the sidebar.")
@@ -238,7 +238,7 @@ else:
         open_run_section(opened)
     except (OSError, RunNotFound) as problem:
         st.warning(f"Run {opened.id} went away or cannot be read ({problem}). Choose another in the sidebar.")
-st.subheader("Compare")
+st.header("Compare")
 try:
     _comparison.comparison(all_rows)
 except (OSError, RunNotFound) as problem:

@@ -58,7 +58,7 @@ def images(run: Run) -> None:
     if poison is None or not len(poison["indices"]):
         st.caption("This run changed no image.")
         return
-    st.subheader("Can you see it?")
+    st.header("Can you see it?")
     if _images.only_labels(run):
         return
     delta = poison["delta"][:SHOWN_IMAGES].astype(np.float32)
@@ -121,7 +121,7 @@ def colours() -> None:
 
 
 def next_steps() -> None:
-    st.subheader("What to do next")
+    st.header("What to do next")
     steps = (
         ("pages/lesson.py", "Lesson", ":material/school:",
          "From noise and votes to certificates and poison, a question at each step. Half an hour."),

@@ -137,7 +137,7 @@ def results(found: dict[str, Any]) -> None:
         st.session_state[key] = next((k for k in options if found["cells"][k]["drop"]), 0)
     cell = found["cells"][st.session_state[key]]
     with left:
-        st.subheader("Relative drop of the target class's ACR")
+        st.header("Relative drop of the target class's ACR")
         figure = study_figures.heat_map(found, (cell["row"], cell["column"]))
         st.plotly_chart(
             figure, key=f"heat {found['id']}", config=figures.SAVE, alt=figures.alt(figure), on_select=select_clicked,
@@ -223,7 +223,7 @@ def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
 
 
 def rivals(found: dict[str, Any]) -> None:
-    st.subheader("Does bilevel optimisation earn its price?")
+    st.header("Does bilevel optimisation earn its price?")
     columns = study_tables.names(found, "columns")
     rows = study_tables.by_row(found)
     visible = [study_tables.visibility(row["cell"]) for row in rows]
@@ -255,7 +255,7 @@ def rivals(found: dict[str, Any]) -> None:
 
 
 def table_and_downloads(found: dict[str, Any]) -> None:
-    st.subheader("Every cell")
+    st.header("Every cell")
     cells, percent, number = found["cells"], study_tables.percent, study_tables.number
     table = pd.DataFrame(
         {
@@ -304,7 +304,7 @@ def start(study: Study, preset: str | None) -> None:
 
 
 def new_study() -> None:
-    st.subheader("A new study")
+    st.header("A new study")
     left, right = st.columns(2, gap="large")
     with left:
         kind = st.selectbox(

@@ -152,7 +152,7 @@ def noisy_copies(image: np.ndarray, seed: int) -> None:
 
 
 def certified(image: np.ndarray, asked: list[_victims.Victim], *, n0: int, n: int, alpha: float, seed: int) -> None:
-    st.subheader("What the victims say")
+    st.header("What the victims say")
     rows = _victims.certificates(asked, image, sigma=config.sigma, n0=n0, n=n, alpha=alpha, seed=seed)
     compared(rows)
     st.caption(f"Each certificate holds with probability ≥ 1 − α = {1 - alpha:.2%}, for this one image.")

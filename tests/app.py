@@ -22,7 +22,7 @@ def opened(file: str, **query: str) -> AppTest:
 
 
 def words(test: AppTest) -> str:
-    kinds = ("title", "subheader", "markdown", "caption", "error", "warning", "info", "success", "code")
+    kinds = ("title", "header", "subheader", "markdown", "caption", "error", "warning", "info", "success", "code")
     return "\n".join(str(element.value) for kind in kinds for element in getattr(test, kind))
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +32,15 @@ QUIET = [
 LAPTOP = {"width": 1366, "height": 768}
 # Streamlit's front end asks for these beside each page's address before it asks at the right one.
 HARMLESS = re.compile(r"/_stcore/(health|host-config)")
-# When anything on the page last changed: DOM, attributes, text, or an image or font that arrived.
+# When anything on the page last changed: DOM, attributes, text, or an image or font that arrived; how often its script
+# started.
 CLOCK = """
-window.lastChange = 0;
+window.lastChange = 0, window.runs = 0;
 const note = () => { window.lastChange = performance.now(); };
 new MutationObserver(note).observe(document, {subtree: true, childList: true, attributes: true, characterData: true});
+new MutationObserver(changes => changes.forEach(each => {
+    if (each.target.getAttribute('data-test-script-state') === 'running') window.runs++;
+})).observe(document, {subtree: true, attributeFilter: ['data-test-script-state']});
 document.addEventListener('load', note, true);
 """
 IDLE = """quiet => {
@@ -72,18 +76,19 @@ def installed() -> str | None:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    """The app with no runs and no MNIST, both looked for in this folder. Afterwards it and all it started are gone."""
+def serving(folder: Path, *, data: Path | None = None) -> Iterator[Server]:
+    """The app with no runs and, unless data says where, no MNIST. Afterwards it and all that it started are gone."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     root, log = folder / "runs", folder / "server.txt"
-    (folder / "data").mkdir()
+    if data is None:
+        (data := folder / "data").mkdir()
     with log.open("w") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"],
             cwd=PROJECT,
-            env=os.environ | {"PACD_RUNS": str(root), "PACD_DATA": str(folder / "data")},
+            env=os.environ | {"PACD_RUNS": str(root), "PACD_DATA": str(data)},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -162,6 +167,19 @@ def _note(message: Any, seen: Seen) -> None:
 def idle(page: Any, *, quiet: int = 250, timeout: int = 20_000) -> None:
     """Until the page's script is through, all is drawn, and nothing changed for so many milliseconds."""
     page.wait_for_function(IDLE, arg=quiet, timeout=timeout, polling=50)
+
+
+def act(page: Any, press: Callable[[], object]) -> Callable[[], float]:
+    """Does what makes the page's script run. Returns what waits for its end: seconds until all was redrawn."""
+    runs = page.evaluate("window.acted = performance.now(), window.runs")
+    press()
+
+    def seconds() -> float:
+        page.wait_for_function("runs => window.runs > runs", arg=runs, polling=50)
+        idle(page, quiet=400)
+        return page.evaluate("(window.lastChange - window.acted) / 1000")
+
+    return seconds
 
 
 def switch(page: Any, scheme: str) -> None:

@@ -1,0 +1,183 @@
+"""`python -m benchmarks.app`: how soon the app answers in a real browser: first screen, clicks, eight browsers at once.
+
+Server, Chromium and the job share this machine, as they do on a laptop. A click's time ends with the last change of
+anything on the page (`tests.browser.act`), so it includes the browser's own drawing.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Table, machine, spread
+from engine import datasets, jobs
+from engine.config import with_overrides
+from engine.presets import PRESETS
+from engine.records import Run
+from tests import browser
+from tests.browser import Server, act, idle
+
+BACK_AND_FORTH = ("ArrowLeft", "ArrowRight")  # on a slider at its end or in its middle: it always moves
+SLIDERS = {  # page → accessible names of sliders, or beginnings of them
+    "certify": ("Estimation draws n", "Failure probability α"),
+    "explore": ("Target digit", "Noise level σ", "Budget ε"),
+    "inspect": ("Columns from the clean image",),
+}
+EIGHT = (*(f"lesson?step={step}" for step in range(1, 8)), "poison?preset=smoke")
+IDLE, BESIDE = "idle", "beside a running job"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.app", description=__doc__)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=10, help="of every click (default: 10)")
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="also write everything as JSON")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.groups if name not in GROUPS]:
+        parser.error(f"a group is one of {', '.join(GROUPS)}, got {', '.join(unknown)}")
+    if options.rounds < 2:
+        parser.error(f"--rounds must be at least 2, got {options.rounds}")
+    executable = browser.installed()
+    if executable is None:
+        parser.error(f"no browser on this machine (looked for {', '.join(browser.BROWSERS)})")
+    facts = machine() | {"rounds": options.rounds}
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n", flush=True)
+    done: dict[str, Any] = {}
+    with browser.chromium(executable) as chromium:
+        facts["chromium"] = chromium.version
+        for name in options.groups or list(GROUPS):
+            for table in GROUPS[name](chromium, options.rounds):
+                print(table.markdown(), flush=True)
+                done[table.title] = table.raw
+                if options.output:
+                    options.output.write_text(json.dumps(facts | {"tables": done}, indent=1))
+
+
+@contextmanager
+def fresh_server() -> Iterator[Server]:
+    with tempfile.TemporaryDirectory() as folder, browser.serving(Path(folder), data=datasets.default_root()) as server:
+        yield server
+
+
+@contextmanager
+def job(server: Server) -> Iterator[Run]:
+    """A run that computes meanwhile, longer than anything here takes."""
+    config = with_overrides(PRESETS["smoke"].config, ["victim_seeds=100", "training.epochs=100", "seed=1000"])
+    run = jobs.submit(config, runs_root=server.runs_root, data_root=datasets.default_root(), preset="smoke")
+    while not run.metrics("victims") and not run.metrics("attack"):
+        time.sleep(0.2)
+    yield run
+    if not run.status().active:
+        raise RuntimeError(f"the job that was to run beside is {run.status().state}")
+    jobs.cancel(run)
+
+
+def first_screen(chromium: Any, rounds: int) -> Iterator[Table]:
+    """Of a server that just started, to a browser that holds nothing of the app."""
+    total, shown = [], []
+    for _ in range(min(rounds, 5)):
+        started = time.perf_counter()
+        with fresh_server() as server:
+            page, _ = browser.new_page(chromium)
+            asked = time.perf_counter()
+            page.goto(server.address)
+            idle(page, timeout=60_000)
+            quiet = page.evaluate("performance.now() - window.lastChange") / 1000
+            now = time.perf_counter() - quiet
+            shown.append(now - asked)
+            total.append(now - started)
+            page.context.close()
+    rows = [
+        ("from the browser's request to the finished first screen", spread(shown)),
+        ("from the command that starts the server", spread(total)),
+    ]
+    raw = [{"what": what, "seconds": each} for (what, _), each in zip(rows, (shown, total), strict=True)]
+    yield Table("First screen", ("what", "s, median (range)"), rows, raw)
+
+
+def clicks(chromium: Any, rounds: int) -> Iterator[Table]:
+    """Every slider, moved by the keyboard there and back; first with nothing else, then beside a job."""
+    with fresh_server() as server:
+        alone = list(_sliders(chromium, server, rounds, IDLE))
+        with job(server):
+            beside = list(_sliders(chromium, server, rounds, BESIDE))
+    yield _percentiles("From a slider's move to the finished redraw", alone + beside)
+
+
+def _sliders(chromium: Any, server: Server, rounds: int, when: str) -> Iterator[dict[str, Any]]:
+    for place, names in SLIDERS.items():
+        page, _ = browser.new_page(chromium)
+        page.goto(f"{server.address}/{place}")
+        idle(page, timeout=60_000)
+        for name in names:
+            slider = page.get_by_role("slider", name=name).first
+            yield {"what": f"{place}: {name}", "when": when, "seconds": _there_and_back(page, slider, rounds)}
+        page.context.close()
+
+
+def _there_and_back(page: Any, slider: Any, rounds: int) -> list[float]:
+    seconds = []
+    for k in range(rounds + 1):
+        slider.focus()
+        before = slider.get_attribute("aria-valuetext") or slider.input_value()
+        seconds.append(act(page, lambda key=BACK_AND_FORTH[k % 2]: slider.press(key))())  # type: ignore[misc]
+        if (slider.get_attribute("aria-valuetext") or slider.input_value()) == before:
+            raise RuntimeError(f"a slider stayed at {before}")
+    return seconds[1:]  # the first one fills caches
+
+
+def _percentiles(title: str, found: list[dict[str, Any]]) -> Table:
+    rows = []
+    for each in found:
+        values = sorted(each["seconds"])
+        p95 = values[min(len(values) - 1, round(0.95 * (len(values) - 1)))]
+        rows.append((each["what"], each["when"], f"{statistics.median(values):.2f}", f"{p95:.2f}", f"{values[-1]:.2f}"))
+    return Table(title, ("what", "when", "p50, s", "p95, s", "slowest, s"), rows, found)
+
+
+def eight(chromium: Any, rounds: int) -> Iterator[Table]:
+    """Eight visitors in eight places, the last of whom runs a job: one click at a time, and all at once."""
+    with fresh_server() as server:
+        pages = [browser.new_page(chromium)[0] for _ in EIGHT]
+        for page, place in zip(pages, EIGHT, strict=True):
+            page.goto(f"{server.address}/{place}")
+            idle(page, timeout=60_000)
+        titles = [page.locator("h1").last.inner_text() for page in pages]
+        with job(server):
+            one, together = [], []
+            for _ in range(rounds):
+                one.append([act(page, _rerun(page))() for page in pages])
+                waiting = [act(page, _rerun(page)) for page in pages]
+                together.append([wait() for wait in waiting])
+        same = [page.locator("h1").last.inner_text() for page in pages] == titles
+        own = len(set(titles)) == len(titles)
+        for page in pages:
+            page.context.close()
+    yield _percentiles(
+        f"Eight browsers, a job running; each {'kept' if same and own else 'DID NOT KEEP'} its own state",
+        [
+            {"what": place, "when": when, "seconds": [each[k] for each in found]}
+            for when, found in (("one click at a time", one), ("all eight click at once", together))
+            for k, place in enumerate(EIGHT)
+        ],
+    )
+
+
+def _rerun(page: Any) -> Callable[[], object]:
+    """A control of the page that makes its script run."""
+    return lambda: page.keyboard.press("r")
+
+
+GROUPS: dict[str, Callable[[Any, int], Iterator[Table]]] = {
+    "first-screen": first_screen,
+    "clicks": clicks,
+    "eight": eight,
+}
+
+if __name__ == "__main__":
+    main()
