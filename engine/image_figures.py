@@ -179,14 +179,10 @@ def shares_by_class(
         label: the true class, where there is one.
     """
     figure = make_subplots(
-        1,
-        len(panels),
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-        subplot_titles=list(panels) if len(panels) > 1 else None,
+        len(panels), 1, vertical_spacing=0.2, subplot_titles=list(panels) if len(panels) > 1 else None
     )
     told, selected = [], selected or {}
-    for column, (image, arms) in enumerate(panels.items(), start=1):
+    for row, (image, arms) in enumerate(panels.items(), start=1):
         for arm, shares in arms.items():
             style, best = ARM_STYLE[arm], int(np.argmax(shares))
             stars = ["★" if selected.get((image, arm)) == k else "" for k in range(len(shares))]
@@ -196,7 +192,7 @@ def shares_by_class(
                 y=shares,
                 name=style.name,
                 legendgroup=arm,
-                showlegend=column == 1,
+                showlegend=row == 1,
                 text=[f"{star}<br>{number}" if star else number for star, number in zip(stars, numbers, strict=True)],
                 textposition="outside",
                 textangle=0,
@@ -209,8 +205,8 @@ def shares_by_class(
                     pattern=dict(shape=style.pattern, fgcolor="white", solidity=0.3, fillmode="overlay"),
                 ),
                 hovertemplate=f"{style.name}, %{{hovertext}}<br>%{{y:.2%}}<extra></extra>",
-                row=1,
-                col=column,
+                row=row,
+                col=1,
             )
             told.append(f"{image}, {style.name}: {class_names[best]} with {shares[best]:.0%}")
     if selected:
@@ -221,15 +217,25 @@ def shares_by_class(
         ticks = [tick if k in shown else "" for k, tick in enumerate(ticks)]
     figure.update_xaxes(tickvals=list(range(len(ticks))), ticktext=ticks)
     figure.update_yaxes(range=[0, 1.2], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")
-    figure.update_yaxes(title_text=quantity, col=1)
+    figure.update_yaxes(title_text=quantity)
     figure.update_annotations(font_size=13)
-    return finish(figure, title, subtitle, f"{title}. {'; '.join(told)}.", height=380, top=110)
+    return finish(figure, title, subtitle, f"{title}. {'; '.join(told)}.", height=160 + 220 * len(panels), top=120)
 
 
 def picture_wall(
-    png: bytes, *, columns: int, rows: int, numbers: Sequence[int], hover: Sequence[str], chosen: int | None = None
+    png: bytes,
+    *,
+    columns: int,
+    rows: int,
+    numbers: Sequence[int],
+    hover: Sequence[str],
+    chosen: int | None = None,
+    pinned: int | None = None,
 ) -> go.Figure:
-    """A mosaic picture with an invisible mark on each tile, to hover over and to select. customdata: the number."""
+    """A mosaic picture with an invisible mark on each tile, to hover over and to select. customdata: the number.
+
+    The chosen image has a solid frame, the pinned one a dotted one.
+    """
     places = np.arange(len(numbers))
     x, y = places % columns + 0.5, places // columns + 0.5
     figure = go.Figure()
@@ -256,17 +262,10 @@ def picture_wall(
         selected=dict(marker=dict(color="rgba(213,94,0,0.35)")),
         unselected=dict(marker=dict(opacity=0.01)),
     )
-    if chosen in list(numbers):
-        place = list(numbers).index(chosen)
-        corner = (place % columns, place // columns)
-        figure.add_shape(
-            type="rect",
-            x0=corner[0],
-            y0=corner[1],
-            x1=corner[0] + 1,
-            y1=corner[1] + 1,
-            line=dict(color="#D55E00", width=3),
-        )
+    for number, look in ((pinned, dict(color="#0072B2", dash="dot")), (chosen, dict(color="#D55E00"))):
+        if number in list(numbers):
+            row, column = divmod(list(numbers).index(number), columns)
+            figure.add_shape(type="rect", x0=column, y0=row, x1=column + 1, y1=row + 1, line=dict(width=3, **look))
     figure.update_xaxes(visible=False, range=[0, columns], constrain="domain", fixedrange=True)
     figure.update_yaxes(visible=False, range=[rows, 0], scaleanchor="x", constrain="domain", fixedrange=True)
     figure.update_layout(clickmode="event+select", dragmode=False)

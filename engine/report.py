@@ -126,3 +126,32 @@ def build_report(
         "radius_cap": radius_cap(n=settings.n, sigma=config.sigma, alpha=settings.alpha),
         "certified_images": {scope: int(of_scope(table, scope, config)["image"].nunique()) for scope in SCOPES},
     }
+
+
+def losses(table: pd.DataFrame) -> pd.DataFrame:
+    """What poisoning cost each test image: a row per image that clean and poisoned victims certified, by its number.
+
+    Returns: label; the mean radius over victims of each arm, a column each (0 where wrong or abstaining); `lost`, clean
+        minus poisoned; `certified`, whether some clean victim certifies the right class; of the poisoned victims,
+        `lost_with`, how many do not, `victims`, how many there are, and `flipped`, how many answer another class;
+        `flipped_to`, the other class that most of them answer (the lower one of two), or ABSTAIN for none.
+    """
+    values = table.assign(value=metrics.correct_radius(table))
+    means = values.pivot_table(index="image", columns="arm", values="value", aggfunc="mean")
+    means = means[[arm for arm in ARMS if arm in means.columns]]
+    if not {"clean", "poisoned"} <= set(means.columns):
+        return pd.DataFrame()
+    poisoned = values[values["arm"] == "poisoned"]
+    wrong = poisoned[(poisoned["prediction"] != poisoned["label"]) & (poisoned["prediction"] != ABSTAIN)]
+    lost = poisoned["value"].eq(0).groupby(poisoned["image"])
+    found = means.assign(
+        label=table.groupby("image")["label"].first(),
+        lost=means["clean"] - means["poisoned"],
+        certified=means["clean"] > 0,
+        lost_with=lost.sum(),
+        victims=lost.size(),
+        flipped=wrong.groupby("image").size(),
+        flipped_to=wrong.groupby("image")["prediction"].agg(lambda answers: answers.mode().iloc[0]),
+    ).dropna(subset=["lost"])
+    whole = {"label": int, "lost_with": int, "victims": int, "flipped": int, "flipped_to": int}
+    return found.fillna({"flipped": 0, "flipped_to": ABSTAIN}).astype(whole)

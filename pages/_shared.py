@@ -34,6 +34,7 @@ PAGES = (  # file, title, icon
     ("pages/poison.py", "Poison", ":material/science:"),
     ("pages/inspect.py", "Inspect", ":material/search:"),
     ("pages/certify.py", "Certify", ":material/verified:"),
+    ("pages/image.py", "One image", ":material/center_focus_strong:"),
     ("pages/try.py", "Try your own", ":material/draw:"),
     ("pages/studies.py", "Studies", ":material/grid_view:"),
     ("pages/runs.py", "Runs", ":material/list:"),

@@ -11,7 +11,7 @@ from engine.certification import radius_cap
 from engine.config import Config, arms_of, smallest_useful_n
 from engine.figures import ARM_STYLE
 from engine.records import ARMS, Run
-from pages import _certificate, _shared
+from pages import _certificate, _pinned, _selection, _shared, _test_images
 
 VOTES = ["selection_votes", "estimation_votes"]
 SCOPES = {"target": "target class", "all": "all classes"}
@@ -233,36 +233,17 @@ def forget_arms(present: list[str]) -> None:
         st.session_state["arms"] = [arm for arm in chosen if arm in present]
 
 
-def take_point() -> None:
-    """Chooses the test image whose point was clicked."""
-    number = image_figures.selected_number(st.session_state["before_after"].selection.points)
-    if number is not None:
-        st.session_state["test_image"] = number
-
-
 @st.fragment
 def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) -> None:
     """The scatter of all target images, and one of them: picture, noisy copies, votes, and the way to its radius."""
     st.header("One test image")
     means = figures.radii_by_image(table, settings)
     others = [arm for arm in ARMS if arm in means.columns and arm != "clean"]
-    order = [int(image) for image in means.index]
-    if "clean" in means.columns and others:
-        lost = means["clean"] - means[others[0]]
-        order = [int(image) for image in lost.sort_values(ascending=False, kind="stable").index]
-    forget("test_image", order)
     left, right = st.columns([3, 2], gap="medium")
     with right:
-        image = int(
-            st.selectbox(
-                f"Test image of {target}" + (", most radius lost first" if others else ""),
-                order,
-                format_func=str,
-                key="test_image",
-                bind="query-params",
-                help="Click a point of the chart, or choose or type a number here.",
-            )
-        )
+        words = f"Test image ({target} first" + (", most radius lost first)" if others else ")")
+        image = _selection.test_image(_test_images.in_order(run), words)
+        _selection.row(run, "test", image)
         victims = sorted(int(k) for k in recorded["victim"].unique())
         forget("victim", victims)
         victim = int(
@@ -286,7 +267,12 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
                 )
             )
             figure = figures.radius_before_after(table, settings, arm, target=target)
-            chart(figure, "before_after", on_select=take_point, selection_mode="points")
+            chart(
+                figure,
+                "before_after",
+                on_select=lambda: _selection.take("before_after", "test"),
+                selection_mode="points",
+            )
             st.caption("A point is a test image: click it to choose it. Points on the upper edge are at the cap.")
         else:
             st.info(
@@ -309,6 +295,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
         _certificate.from_votes_to_radius(table[one.to_numpy()], settings, class_names)
     with place:
         _certificate.noisy_pictures(run, image, class_names)
+    _pinned.show(run, limit=run.config.threat.epsilon or 1e-3, victim=victim)
 
 
 run = _shared.open_run()

@@ -1,0 +1,108 @@
+"""One chosen poison image, one chosen test image, one pinned image: the same on all pages, in session and URL."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from engine import image_figures, records
+from engine.records import Run
+from pages import _shared
+
+KEYS = {"training": "poison_image", "test": "test_image"}  # of widgets, and of the URL
+NAMES = {"training": "poison image", "test": "test image"}
+_PINNED = "pinned"  # (run's id, kind, number)
+
+
+def check_link(name: str, what: str, allowed: Sequence[Any], words: str) -> None:
+    """Says so where the URL asks for what is not there, before the widget of that name falls back to its default."""
+    raw = st.query_params.get(name)
+    if raw is not None and raw not in map(str, allowed):
+        st.error(f"This link asks for {what} {raw[:40]!r}; allowed: {words}. The default is shown instead.")
+
+
+def forget(key: str, options: Sequence[Any]) -> None:
+    """Another run may not offer the value that the session remembers."""
+    if key in st.session_state and st.session_state[key] not in options:
+        del st.session_state[key]
+
+
+def poison_image(count: int) -> int:
+    """The chosen poison image's number, by its widget."""
+    key, last = KEYS["training"], count - 1
+    check_link(key, "poison image", range(count), f"0 to {last}")
+    forget(key, range(count))
+    return int(
+        st.number_input(f"Poison image, 0 to {last}", 0, last, key=key, bind="query-params", persist_state="session")
+    )
+
+
+def test_image(options: Sequence[int], label: str) -> int:
+    """The chosen test image's number, by its widget; the first of the options where none was chosen."""
+    key = KEYS["test"]
+    check_link(key, "test image", options, f"the {len(options)} test images that this run certified")
+    forget(key, options)
+    return int(
+        st.selectbox(
+            label,
+            options,
+            format_func=str,
+            key=key,
+            bind="query-params",
+            persist_state="session",
+            help="Click an image or a point of a chart, or choose or type a number here. One choice for all pages.",
+        )
+    )
+
+
+def take(chart_key: str, kind: str) -> None:
+    """Chooses the image whose tile or point was just clicked; for charts' callbacks."""
+    number = image_figures.selected_number(st.session_state[chart_key].selection.points)
+    if number is not None:
+        st.session_state[KEYS[kind]] = number
+
+
+def pinned() -> tuple[Run, str, int] | None:
+    """(run, kind, number) of the pinned image; a pin whose run is gone is dropped, with a sentence."""
+    found = st.session_state.get(_PINNED)
+    if found is None:
+        return None
+    identifier, kind, number = found
+    try:
+        run = records.find(_shared.runs_root(), identifier)
+        run.config  # noqa: B018 - it must be readable
+    except records.RunNotFound:
+        st.warning(f"The pinned {NAMES[kind]} {number} was of run {identifier}, which is gone, so it is unpinned.")
+        del st.session_state[_PINNED]
+        return None
+    return run, kind, number
+
+
+def _pin(identifier: str, kind: str, number: int) -> None:
+    st.session_state[_PINNED] = (identifier, kind, number)
+
+
+def _unpin() -> None:
+    st.session_state.pop(_PINNED, None)
+
+
+def row(run: Run, kind: str, number: int, *, link: bool = True) -> None:
+    """Beside a chosen image: pin it, unpin what is pinned, look at it alone, and what else is chosen."""
+    other = "test" if kind == "training" else "training"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(
+            f"Pin {NAMES[kind]} {number}",
+            key=f"pin {kind}",
+            on_click=_pin,
+            args=(run.id, kind, number),
+            disabled=st.session_state.get(_PINNED) == (run.id, kind, number),
+            icon=":material/keep:",
+            help="Keeps it beside whatever you choose next, on the same scale, on all pages of images.",
+        )
+        if (kept := st.session_state.get(_PINNED)) is not None:
+            st.button(f"Unpin {NAMES[kept[1]]} {kept[2]}", key="unpin", on_click=_unpin, icon=":material/keep_off:")
+        if link:
+            _shared.page_link("pages/image.py", "Look at it alone", ":material/center_focus_strong:")
+        chosen = st.session_state.get(KEYS[other])
+        if chosen is not None:
+            st.caption(f"Also chosen: {NAMES[other]} {chosen}.")

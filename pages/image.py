@@ -1,0 +1,213 @@
+"""One image, alone: a poisoned training image and what victims answer to it, or a test image and its certificates."""
+
+import numpy as np
+import streamlit as st
+
+from engine import datasets, image_figures, metrics, pictures
+from engine.figures import ARM_STYLE
+from pages import _certificate, _images, _one_image, _pinned, _poisoned, _selection, _shared, _test_images, _victims
+from pages._one_image import chart, picture
+
+KINDS = ("training", "test")
+PAIR = ("clean image", "poisoned image")
+NOISY = 5
+
+
+def take_link(numbers: dict[str, list[int]]) -> None:
+    """Chooses what ?kind=…&number=… asks for, or says why not; the address then carries the choice as all pages do."""
+    kind, number = st.query_params.get("kind"), st.query_params.get("number")
+    _selection.check_link("kind", "the kind", list(numbers), " or ".join(numbers))
+    if number is None:
+        return
+    allowed = numbers.get(kind or "training", [])
+    if number in map(str, allowed):
+        key = _selection.KEYS[kind or "training"]
+        st.session_state[key] = int(number)
+        st.query_params[key] = number
+    elif kind in (None, *numbers):
+        st.error(
+            f"This link asks for {_selection.NAMES[kind or 'training']} {number[:40]!r}, and run {run.id} has "
+            + (f"{len(allowed)} of them, from {min(allowed)} to {max(allowed)}." if allowed else "none.")
+        )
+    del st.query_params["number"]
+
+
+def move(kind: str, to: int) -> None:
+    st.session_state[_selection.KEYS[kind]] = to
+
+
+def steps_beside(kind: str, order: list[int], number: int) -> None:
+    """Previous and next in the order that the chooser has."""
+    place = order.index(number)
+    with st.container(horizontal=True):
+        for label, there, icon in (("Previous", place - 1, "arrow_back"), ("Next", place + 1, "arrow_forward")):
+            inside = 0 <= there < len(order)
+            st.button(
+                label,
+                key=f"{label} {kind}",
+                on_click=move,
+                args=(kind, order[there] if inside else number),
+                disabled=not inside,
+                icon=f":material/{icon}:",
+            )
+
+
+def noisy_row(image: np.ndarray, name: str, number: int) -> None:
+    """An image [C, H, W] and noisy copies of it; the same noise for all that have the same number."""
+    noise = np.random.default_rng([config.seed % 2**32, number]).standard_normal((NOISY, *image.shape))
+    tiles = pictures.shown(np.concatenate([image[None], image + config.sigma * noise]))
+    picture(
+        pictures.mosaic(tiles, columns=NOISY + 1),
+        scale=pictures.enlargement(image.shape[1], pixels=_images.TILE),
+        caption=f"{name}, and {NOISY} noisy copies, σ = {config.sigma:g}",
+        text=f"{name} and {NOISY} noisy copies of it",
+        width="stretch",
+    )
+
+
+def training() -> None:
+    left, middle, right = st.columns([2, 4, 3], vertical_alignment="bottom", gap="medium")
+    with middle:
+        poison = _poisoned.after_step(run)
+    with left:
+        k = _selection.poison_image(len(poison))
+    with right:
+        limit, scale_words = _one_image.magnification("magnify", config.threat.epsilon)
+    steps_beside("training", list(range(len(poison))), k)
+    _selection.row(run, "training", k, link=False)
+    clean = poison.originals()[k]
+    poisoned = clean + poison.change(k)
+    chart(image_figures.image_triple(clean, poisoned, limit=limit), "image_triple")
+    st.caption(
+        f"Poison image {k} is training image {poison.indices[k]} of {target}, {poison.when(k)}. {scale_words}; "
+        f"{_images.change_words(clean[None])}. Largest change {np.abs(poisoned - clean).max():.4f} (L∞), length "
+        f"{np.linalg.norm(poisoned - clean):.3f} (L2), pixel units."
+    )
+    _pinned.show(run, limit=limit, step=poison.step)
+    st.subheader("What victims answer")
+    st.markdown(
+        "**Look for this:** compare the *poisoned* victim's bars for both images. Where it is sure of the poisoned "
+        "image and less so of the clean one, it has learned the added pattern, which test images lack. The *clean* "
+        "victim never saw the change: does it notice?"
+    )
+    asked = _victims.to_ask(run, "image_victim")
+    if not asked:
+        return
+    pair = np.stack([clean, poisoned]).astype(np.float32)
+    told = {victim.arm: _victims.answers(victim, pair.tobytes(), clean.shape) for victim in asked}
+    chart(
+        image_figures.shares_by_class(
+            {name: {arm: found[place] for arm, found in told.items()} for place, name in enumerate(PAIR)},
+            names,
+            title="Confidence, without noise",
+            subtitle="softmax of the base classifier, one victim an arm; numbers in %",
+            quantity="softmax confidence",
+            label=config.threat.target_class,
+        ),
+        "image_confidence",
+    )
+    st.caption("Softmax is what the network claims, not a guarantee: only votes under noise make a certificate.")
+    votes_for_both(asked, pair, k)
+
+
+def votes_for_both(asked: list[_victims.Victim], pair: np.ndarray, k: int) -> None:
+    """Votes under noise on both images [2, C, H, W], with what would be certified."""
+    st.subheader("Votes under noise")
+    left, right = st.columns(2, gap="medium")
+    for place, image, name in zip((left, right), pair, PAIR, strict=True):
+        with place:
+            noisy_row(image, name.capitalize(), k)
+    settings = config.certification
+    n, n0 = min(settings.n, 2000), min(settings.n0, 2000)
+    tables = {
+        name: _victims.certificates(
+            asked, image, sigma=config.sigma, n0=n0, n=n, alpha=settings.alpha, seed=config.seed % 2**31
+        )
+        for name, image in zip(PAIR, pair, strict=True)
+    }
+    rows = [(name, row) for name, table in tables.items() for row in table.itertuples()]
+    chart(
+        image_figures.shares_by_class(
+            {name: {row.arm: row.estimation_votes / n for row in table.itertuples()} for name, table in tables.items()},
+            names,
+            title="Votes under noise",
+            subtitle=f"{n:,} fresh draws, the same for all; in %; ★ selected class; a certificate needs more than half",
+            quantity="share of the noise draws",
+            selected={(name, row.arm): row.selected_class for name, row in rows},
+            label=config.threat.target_class,
+        ),
+        "image_votes",
+    )
+    st.markdown("\n".join(f"- {name.capitalize()}: {_victims.verdict(row, names)}" for name, row in rows))
+    st.caption(
+        f"Counted now, n0 = {n0}, n = {n:,}, α = {settings.alpha:g} for each. That an image which a victim was "
+        "trained on is certified says nothing of other images."
+    )
+
+
+def test() -> None:
+    order = _test_images.in_order(run)
+    left, right = st.columns([2, 3], vertical_alignment="bottom", gap="large")
+    with left:
+        image = _selection.test_image(order, "Test image (target class first, most radius lost first)")
+    with right:
+        steps_beside("test", order, image)
+    _selection.row(run, "test", image, link=False)
+    table = _shared.open_certificates(run)
+    rows = table[table["image"] == image]
+    victims = sorted(int(k) for k in rows["victim"].unique())
+    radii = metrics.correct_radius(rows).groupby(rows["arm"]).mean()
+    st.markdown(
+        "**Look for this:** nobody changed this image. Only the training set was poisoned, and yet the radius within "
+        "which its answer is guaranteed differs from arm to arm, because fewer noisy copies are still called right."
+    )
+    arms = [arm for arm in ARM_STYLE if arm in radii.index]
+    for place, arm in zip(st.columns(len(arms)), arms, strict=True):
+        with place:
+            drop = f"{radii[arm] - radii['clean']:+.3f}" if arm != "clean" and "clean" in arms else None
+            st.metric(f"Mean radius, {ARM_STYLE[arm].name}", f"{radii[arm]:.3f}", drop, border=True)
+    st.caption(
+        f"L2, pixel units of [0, 1], as recorded, mean over {len(victims)} victims; wrong or abstaining counts as 0. "
+        "Below each: its difference to clean."
+    )
+    _selection.forget("victim", victims)
+    victim = int(
+        st.segmented_control(
+            "Victim seed", victims, default=victims[0], required=True, key="victim", bind="query-params"
+        )
+        or 0
+    )
+    one = rows[rows["victim"] == victim]
+    votes, chain = st.columns(2, gap="medium")
+    with votes:
+        chart(image_figures.vote_histogram(one, names), "image_recorded")
+        st.caption(
+            "As recorded: each arm's victim saw the same noisy copies. ★: the class that earlier draws selected."
+        )
+        if datasets.available(config.dataset, _shared.data_root()):
+            _certificate.noisy_pictures(run, image, names)
+    with chain:
+        _certificate.from_votes_to_radius(one, config, names)
+    _pinned.show(run, limit=config.threat.epsilon or 1e-3, victim=victim)
+    if not datasets.available(config.dataset, _shared.data_root()):
+        _images.images_of(run, train=False)
+
+
+run = _shared.open_run()
+config = run.config
+names = _shared.class_names_of(run) or tuple(str(k) for k in range(10))
+target = _shared.target_of(run)
+st.title("One image")
+st.caption(_shared.limits_line(run))
+changed = run.tensors("poison") if _poisoned.stamp_of(run, "poison") is not None else None
+certified = _test_images.in_order(run) if (run.directory / "certificates.parquet").exists() else []
+take_link({"training": list(range(len(changed["delta"]))) if changed else [], "test": certified})
+kind = st.segmented_control(
+    "Kind of image",
+    KINDS,
+    default="training",
+    required=True,
+    key="kind",
+    bind="query-params",
+)
+{"training": training, "test": test}[str(kind)]()

@@ -1,0 +1,265 @@
+"""Inspect, Certify and One image: one step, one choice and one pin for all of them; sorting, filtering and links."""
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from engine import figures, image_figures, report
+from engine.certification import ABSTAIN
+from engine.config import with_overrides
+from engine.presets import PRESETS
+from engine.records import GALLERY, Run
+from tests.app import EXAMPLE, button, opened, own_copy, words
+
+RUN = Run(GALLERY / EXAMPLE)
+INSPECT, IMAGE, CERTIFY = "pages/inspect.py", "pages/image.py", "pages/certify.py"
+WALL, STEPS, TESTS = "All poisoned images", "Over the attack's steps", "Test images by radius lost"
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def shown_changes(test: AppTest) -> list[np.ndarray]:
+    """The maps of δ that the page's triples of images draw [H, W]."""
+    found = []
+    for chart in test.get("plotly_chart"):
+        spec = json.loads(chart.proto.spec)
+        if "signed difference" in chart.proto.alt:
+            z = spec["data"][2]["z"]
+            found.append(np.frombuffer(base64.b64decode(z["bdata"]), z["dtype"]).reshape(28, 28))
+    return found
+
+
+def alts(test: AppTest) -> list[str]:
+    return [chart.proto.alt for chart in test.get("plotly_chart")]
+
+
+def errors(test: AppTest) -> list[str]:
+    assert not test.exception
+    return [error.value for error in test.error]
+
+
+# --- what poisoning cost each test image ---
+
+
+def certificates(*rows: tuple[str, int, int, int, float]) -> pd.DataFrame:
+    """Rows of (arm, victim, image, prediction, radius), all of true class 8."""
+    table = pd.DataFrame(rows, columns=["arm", "victim", "image", "prediction", "radius"])
+    return table.assign(label=8, weight=1.0)
+
+
+def test_losses_are_exact() -> None:
+    found = report.losses(
+        certificates(
+            *(("clean", 0, 5, 8, 0.4), ("clean", 1, 5, 8, 0.2), ("clean", 0, 6, 8, 0.5), ("clean", 1, 6, 3, 0.9)),
+            *(("poisoned", 0, 5, 3, 0.7), ("poisoned", 1, 5, 3, 0.1)),
+            *(("poisoned", 0, 6, ABSTAIN, 0.0), ("poisoned", 1, 6, 8, 0.1)),
+            ("clean", 0, 9, 8, 0.5),  # of no poisoned victim
+        )
+    )
+    assert list(found.index) == [5, 6]
+    np.testing.assert_allclose(found["clean"], [0.3, 0.25])
+    np.testing.assert_allclose(found["lost"], [0.3, 0.2])
+    columns = ["certified", "lost_with", "victims", "flipped", "flipped_to"]
+    assert found[columns].to_numpy().tolist() == [[True, 2, 2, 2, 3], [True, 1, 2, 0, ABSTAIN]]
+
+
+def test_losses_need_both_arms() -> None:
+    assert report.losses(certificates(("clean", 0, 5, 8, 0.4))).empty
+
+
+def test_losses_agree_with_the_radii_that_certify_shows() -> None:
+    table = RUN.certificates()
+    assert table is not None
+    means, found = figures.radii_by_image(table, RUN.config), report.losses(table)
+    of_target = found[found["label"] == RUN.config.threat.target_class]
+    pd.testing.assert_series_equal(of_target["clean"], means["clean"], check_names=False)
+    pd.testing.assert_series_equal(of_target["poisoned"], means["poisoned"], check_names=False)
+
+
+# --- one step for all panels ---
+
+
+@pytest.mark.parametrize(("page", "view"), [(INSPECT, ""), (INSPECT, WALL), (INSPECT, STEPS), (IMAGE, "")])
+def test_one_step_moves_every_panel(page: str, view: str) -> None:
+    evolution = RUN.tensors("evolution")
+    assert evolution is not None
+    for step, place in ((4, 3), (12, 11)):
+        test = opened(page, run=EXAMPLE, poison_image="2", step=str(step), **({"view": view} if view else {}))
+        assert not errors(test)
+        assert test.select_slider(key="step").value == step
+        (drawn,) = shown_changes(test)
+        np.testing.assert_allclose(drawn, evolution["delta"][place, 2, 0], atol=1e-6)
+        assert ("as it was after upper step 4" in words(test)) == (step == 4)
+    assert np.abs(evolution["delta"][3, 2] - evolution["delta"][11, 2]).max() > 0.01
+
+
+def test_images_without_recorded_steps_say_so_and_the_wall_shows_the_others() -> None:
+    test = opened(INSPECT, run=EXAMPLE, poison_image="40", step="4")
+    assert "only the first 12 poison images have recorded steps" in words(test)
+    wall = opened(INSPECT, run=EXAMPLE, view=WALL, step="4")
+    assert "**12 of 75 poison images**" in words(wall)
+    assert "**75 of 75 poison images**" in words(opened(INSPECT, run=EXAMPLE, view=WALL))
+
+
+# --- sort and filter ---
+
+
+def test_the_wall_can_be_filtered_by_what_it_is_sorted_by() -> None:
+    test = opened(INSPECT, run=EXAMPLE, view=WALL)
+    for order in test.selectbox(key="sort").options:
+        test.selectbox(key="sort").set_value(order).run()
+        assert not errors(test)
+    test.selectbox(key="sort").set_value("L2 size, largest first").run()
+    slider = next(found for found in test.slider if found.key == "range l2")
+    middle = round(float(np.mean(slider.value)), 3)
+    slider.set_value((middle, slider.value[1])).run()
+    poison = RUN.tensors("poison")
+    assert poison is not None
+    sizes = np.linalg.norm(poison["delta"].reshape(75, -1), axis=1)
+    assert f"**{(sizes >= middle).sum()} of 75 poison images**" in words(test)
+
+
+def test_test_images_are_filtered_and_counted() -> None:
+    table = RUN.certificates()
+    assert table is not None
+    found = report.losses(table)
+    target = found[found["label"] == RUN.config.threat.target_class]
+    every = target[target["certified"] & (target["lost_with"] == target["victims"])]
+    some = target[target["certified"] & target["lost_with"].between(1, target["victims"] - 1)]
+    flipped = target[target["flipped"] > 0]
+    test = opened(INSPECT, run=EXAMPLE, view=TESTS)
+    for name, rows in (
+        ("all", target),
+        ("lost with every poisoned victim", every),
+        ("lost with some", some),
+        ("flipped to another class", flipped),
+    ):
+        test.selectbox(key="test_filter").set_value(name).run()
+        assert not errors(test)
+        assert f"**{len(rows)} of {len(found)} certified test images.**" in words(test)
+    test.selectbox(key="test_filter").set_value("all").run()
+    test.selectbox(key="test_label").set_value(-1).run()
+    assert f"**{len(found)} of {len(found)} certified test images.**" in words(test)
+    for order in test.selectbox(key="test_sort").options:
+        test.selectbox(key="test_sort").set_value(order).run()
+        assert not errors(test)
+
+
+# --- one choice, one pin ---
+
+
+def test_a_pinned_poison_image_stays_beside_the_current_one_until_unpinned() -> None:
+    test = opened(INSPECT, run=EXAMPLE, poison_image="2")
+    button(test, "Pin poison image 2").click().run()
+    test.number_input(key="poison_image").set_value(5).run()
+    assert "**Pinned: poison image 2**" in words(test)
+    assert len(shown_changes(test)) == 2
+    for view in (WALL, STEPS, TESTS):
+        test.segmented_control(key="view").set_value(view).run()
+        assert not errors(test)
+        assert "**Pinned: poison image 2**" in words(test)
+    button(test, "Unpin poison image 2").click().run()
+    assert "Pinned" not in words(test)
+
+
+def test_a_pinned_test_image_keeps_its_votes_beside_those_of_another() -> None:
+    test = opened(CERTIFY, run=EXAMPLE)
+    first, second = test.selectbox(key="test_image").options[:2]
+    button(test, f"Pin test image {first}").click().run()
+    test.selectbox(key="test_image").set_value(int(second)).run()
+    assert not errors(test)
+    assert f"**Pinned: test image {first}**" in words(test)
+    assert sum("Votes under noise" in alt for alt in alts(test)) == 2
+
+
+def test_an_image_of_another_run_can_stay_pinned_and_one_of_a_deleted_run_cannot(place: Path) -> None:
+    own = own_copy(place, config=with_overrides(PRESETS["smoke"].config, ["seed=7"]))
+    test = opened(INSPECT, run=EXAMPLE)
+    test.session_state["pinned"] = (own.id, "training", 3)
+    test.run()
+    assert not errors(test)
+    assert f"**Pinned: poison image 3** of run {own.id}" in words(test)
+    test.session_state["pinned"] = ("0123456789abcdef", "training", 3)
+    test.run()
+    assert not errors(test)
+    assert any("is gone, so it is unpinned" in warning.value for warning in test.warning)
+
+
+def test_the_wall_frames_the_chosen_and_the_pinned_image_unlike() -> None:
+    figure = image_figures.picture_wall(
+        b"", columns=3, rows=1, numbers=[4, 5, 6], hover=["", "", ""], chosen=6, pinned=4
+    )
+    pinned, chosen = figure.layout.shapes
+    assert (pinned.x0, chosen.x0) == (0, 2)
+    assert pinned.line.dash == "dot" != chosen.line.dash
+
+
+# --- One image ---
+
+
+def test_a_poison_image_alone_is_answered_by_the_kept_victims() -> None:
+    test = opened(IMAGE, run=EXAMPLE, kind="training", number="3")
+    text = words(test)
+    assert not errors(test)
+    assert test.number_input(key="poison_image").value == 3
+    assert "Poison image 3 is training image" in text
+    for image in ("Clean", "Poisoned"):
+        for arm in ("clean", "poisoned"):
+            assert f"{image} image: The **{arm}** victim" in text
+    assert [alt.split(".")[0] for alt in alts(test)][1:] == ["Confidence, without noise", "Votes under noise"]
+    button(test, "Next").click().run()
+    assert test.number_input(key="poison_image").value == 4
+
+
+def test_a_test_image_alone_shows_its_recorded_certificates() -> None:
+    table = RUN.certificates()
+    assert table is not None
+    rows = table[(table["image"] == 7) & (table["arm"] == "clean")]
+    mean = (rows["radius"] * (rows["prediction"] == rows["label"])).mean()
+    test = opened(IMAGE, run=EXAMPLE, kind="test", number="7")
+    assert not errors(test)
+    assert test.selectbox(key="test_image").value == 7
+    assert f"{mean:.3f}" in [metric.value for metric in test.metric]
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        (dict(kind="other"), "asks for the kind 'other'; allowed: training or test"),
+        (dict(kind="training", number="75"), "75 of them, from 0 to 74"),
+        (dict(kind="training", number="-1"), "75 of them, from 0 to 74"),
+        (dict(kind="test", number="1e3"), "test image '1e3'"),
+        (dict(kind="test", number="8"), "38 of them, from 7 to 358"),
+        (dict(poison_image="seven"), "asks for poison image 'seven'; allowed: 0 to 74"),
+        (dict(kind="test", test_image="8"), "the 38 test images that this run certified"),
+        (dict(step="99"), "asks for step '99'; allowed: the recorded ones, 1 to 12"),
+    ],
+)
+def test_a_link_to_what_is_not_there_is_refused_in_one_sentence(query: dict[str, str], sentence: str) -> None:
+    found = errors(opened(IMAGE, run=EXAMPLE, **query))
+    assert [sentence in error for error in found] == [True]
+
+
+def test_a_run_without_weights_still_shows_its_images(place: Path) -> None:
+    run = own_copy(place)
+    for path in (run.directory / "victims").iterdir():
+        path.unlink()
+    run.directory.rename(place / "0123456789abcdef")
+    test = opened(IMAGE, run="0123456789abcdef", number="3")
+    assert not errors(test)
+    assert any("keeps no weights" in info.value for info in test.info)
+    assert len(test.get("plotly_chart")) == 1
+
+
+def test_shares_by_class_tell_each_number_in_words() -> None:
+    panels = {"this": {"clean": np.array([0.1, 0.9]), "poisoned": np.array([0.7, 0.3])}}
+    figure = image_figures.shares_by_class(
+        panels, ["cat", "dog"], title="T", subtitle="s", quantity="q", selected={("this", "clean"): 1}, label=1
+    )
+    assert "this, clean: dog with 90%; this, poisoned: cat with 70%" in figures.alt(figure)
+    assert list(figure.data[0].text) == ["10", "★<br>90"]
+    assert figure.data[0].marker.pattern.shape != figure.data[1].marker.pattern.shape
