@@ -3,11 +3,13 @@
 import streamlit as st
 
 from engine import jobs
-from pages import _glossary, _shared
+from engine.records import RunNotFound
+from pages import _form, _glossary, _links, _shared
 from pages._shared import RUN_PARAMETER
 
 # Streamlit writes charts' axes in a grey of 3.7 to 1 on white, and has no setting for it. In dark it is another one.
 READABLE = "<style>.js-plotly-plot text[style*='rgb(128, 132, 149)'] { fill: rgb(90, 94, 108) !important; }</style>"
+PAGES_WITHOUT_RUN = ("explore", "studies")  # their addresses say all by themselves
 
 
 @st.cache_resource(show_spinner=False)
@@ -57,6 +59,17 @@ def run_picker() -> None:
     )
 
 
+def link_to_view() -> None:
+    if page.url_path == "poison":
+        _links.popover(page.url_path, None, query=_form.query_now)
+        return
+    try:
+        run = None if page.url_path in PAGES_WITHOUT_RUN else _shared.find_chosen()
+    except RunNotFound:
+        run = None
+    _links.popover(page.url_path, run)
+
+
 def device_badge() -> None:
     device = _shared.expected_device()
     names = {"cpu": ":material/memory: CPU", "cuda": ":material/developer_board: GPU (CUDA)"}
@@ -77,10 +90,12 @@ def safety_note() -> None:
 
 page = _shared.navigation()
 st.html(READABLE)
+_links.go_to_form()
 adopt(str(_shared.runs_root()))
 with st.sidebar:
     st.title("PACD Lab")
     run_picker()
+    link_to_view()
     _glossary.panel()
     device_badge()
     safety_note()

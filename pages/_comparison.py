@@ -68,6 +68,10 @@ def comparison(rows: list[dict[str, Any]]) -> None:
         max_selections=len(COLOURS),
         persist_state="session",
     )
+    if chosen:
+        st.query_params["compare"] = ",".join(chosen)
+    elif "compare" in st.query_params:
+        del st.query_params["compare"]
     if len(chosen) < 2:
         st.caption("Choose two runs, and their curves appear on the same axes, with what differs between them.")
         return

@@ -149,6 +149,13 @@ def link(preset: str, changed: list[str]) -> str:
     return f"/poison?{query(preset, changed)}"
 
 
+def query_now() -> str:
+    """The query of a link to the form as it stands."""
+    if key_of("seed") not in st.session_state:
+        begin()
+    return f"?{query(st.session_state['preset'], overrides())}"
+
+
 def config() -> Config:
     """Raises: ConfigError; DatasetUnavailable, of a folder that does not fit."""
     found = with_overrides(PRESETS[st.session_state["preset"]].config, overrides())
@@ -188,8 +195,6 @@ def widget(name: str) -> None:
         st.selectbox(options=choices, format_func=_plain(name), on_change=take_attack, **options)
     elif get_origin(annotation) is Literal:
         st.selectbox(options=list(get_args(annotation)), format_func=_plain(name), **options)
-    elif annotation is str:
-        st.text_input(max_chars=64, **options)
     elif annotation is bool:
         st.checkbox(**options)
     elif annotation is str:

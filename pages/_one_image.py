@@ -9,6 +9,7 @@ import streamlit as st
 from engine import figures, image_figures, perception, pictures
 from engine.figures import ARM_STYLE
 from engine.records import CONTROLS, GALLERY, GRID, Run
+from pages import _links
 
 COLOURS = """
 - **Images**: black is 0, white is 1 (of a coloured image: of each of red, green and blue), for every image alike. No
@@ -39,9 +40,11 @@ def colours() -> None:
 
 def magnification(key: str, epsilon: float) -> tuple[float, str]:
     """(end of the δ scale, words for the caption) as chosen."""
+    ways = ["×1", "×5", "×10", "full range"]
+    _links.check(**{key: ways})
     chosen = st.segmented_control(
         "Magnify the difference δ",
-        ["×1", "×5", "×10", "full range"],
+        ways,
         default="full range",
         required=True,
         key=key,
@@ -57,9 +60,9 @@ def magnification(key: str, epsilon: float) -> tuple[float, str]:
 def comparator(clean: np.ndarray, poisoned: np.ndarray, k: int) -> None:
     """One place for two images [C, H, W]: an edge that wipes over them, or a blink."""
     st.header("Can you see the difference?")
-    way = st.segmented_control(
-        "Compare by", ["Wipe", "Blink"], default="Wipe", required=True, key="compare", bind="query-params"
-    )
+    ways = ["Wipe", "Blink"]
+    _links.check(compare_by=ways)
+    way = st.segmented_control("Compare by", ways, default="Wipe", required=True, key="compare_by", bind="query-params")
     if way == "Blink":
         chart(image_figures.blink(clean, poisoned), "blink")
         st.caption("Blink switches once a second between the two images, in the same place. Stop ends it.")

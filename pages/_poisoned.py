@@ -9,7 +9,7 @@ import streamlit as st
 
 from engine import attack_figures, datasets, perception
 from engine.records import Run
-from pages import _images, _selection, _shared
+from pages import _images, _links, _selection, _shared
 
 Stamp = int  # a file's modification time, so that a new file is read
 
@@ -137,7 +137,7 @@ def after_step(run: Run) -> Poison:
     finished, steps = opened(run), steps_of(run)
     if not steps:
         return finished
-    _selection.check_link("step", "step", steps, f"the recorded ones, {steps[0]} to {steps[-1]}")
+    _links.check(step=steps)
     _selection.forget("step", steps)
     step = int(
         st.select_slider(

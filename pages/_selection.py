@@ -7,18 +7,11 @@ import streamlit as st
 
 from engine import image_figures, records
 from engine.records import Run
-from pages import _shared
+from pages import _links, _shared
 
 KEYS = {"training": "poison_image", "test": "test_image"}  # of widgets, and of the URL
 NAMES = {"training": "poison image", "test": "test image"}
 _PINNED = "pinned"  # (run's id, kind, number)
-
-
-def check_link(name: str, what: str, allowed: Sequence[Any], words: str) -> None:
-    """Says so where the URL asks for what is not there, before the widget of that name falls back to its default."""
-    raw = st.query_params.get(name)
-    if raw is not None and raw not in map(str, allowed):
-        st.error(f"This link asks for {what} {raw[:40]!r}; allowed: {words}. The default is shown instead.")
 
 
 def forget(key: str, options: Sequence[Any]) -> None:
@@ -30,7 +23,7 @@ def forget(key: str, options: Sequence[Any]) -> None:
 def poison_image(count: int) -> int:
     """The chosen poison image's number, by its widget."""
     key, last = KEYS["training"], count - 1
-    check_link(key, "poison image", range(count), f"0 to {last}")
+    _links.check(**{key: range(count)})
     forget(key, range(count))
     return int(
         st.number_input(f"Poison image, 0 to {last}", 0, last, key=key, bind="query-params", persist_state="session")
@@ -40,7 +33,7 @@ def poison_image(count: int) -> int:
 def test_image(options: Sequence[int], label: str) -> int:
     """The chosen test image's number, by its widget; the first of the options where none was chosen."""
     key = KEYS["test"]
-    check_link(key, "test image", options, f"the {len(options)} test images that this run certified")
+    _links.check(**{key: options})
     forget(key, options)
     return int(
         st.selectbox(

@@ -23,9 +23,9 @@ from engine.sentences import numbers_line as numbers_line
 from engine.sentences import settings_line as settings_line
 from engine.sentences import target_of as target_of
 from engine.sentences import with_spread as with_spread
-from pages import _words
+from pages import _links, _words
 
-RUN_PARAMETER = "run"  # of the URL, and the key of the run picker in app.py
+RUN_PARAMETER = _links.RUN  # of the URL, and the key of the run picker in app.py
 _OF_A_REPORT = ("config", "arms", "relative_drop", "certified_images", "radius_cap")
 PAGES = (  # file, title, icon
     ("pages/start.py", "Start", ":material/flag:"),
@@ -77,28 +77,31 @@ def default_dataset() -> str:
     return "mnist" if datasets.available("mnist", data_root()) else "digits"
 
 
-def chosen_run() -> Run | None:
-    """The run chosen in app.py's picker (the example while nothing is), or of the URL.
-
-    None, with a plain warning, where there is no such run: never silently another one.
-    """
-    need_frame()
+def find_chosen() -> Run | None:
+    """The run chosen in app.py's picker (the example while nothing is), or of the URL. Raises: RunNotFound."""
     identifier = st.session_state.get(RUN_PARAMETER) or st.query_params.get(RUN_PARAMETER)
     if not identifier:
         return example_run() if RUN_PARAMETER in st.session_state else None
+    run = records.find(runs_root(), identifier.strip().lower())
+    if (protocol := protocol_of(run)) not in (None, PROTOCOL_VERSION):
+        raise records.RunNotFound(
+            f"run {run.id} is of protocol {protocol}, and this version reads runs of protocol {PROTOCOL_VERSION}"
+        )
+    run.config  # noqa: B018 - reading it now tells a damaged run from a sound one
+    if (report := run.report) is not None and not set(_OF_A_REPORT) <= set(report):
+        raise records.RunNotFound(f"the report of run {run.id} is damaged")
+    return run
+
+
+def chosen_run() -> Run | None:
+    """As `find_chosen`; but None, with a plain warning, where there is no such run: never silently another one."""
+    need_frame()
     try:
-        run = records.find(runs_root(), identifier.strip().lower())
-        if (protocol := protocol_of(run)) not in (None, PROTOCOL_VERSION):
-            raise records.RunNotFound(
-                f"run {run.id} is of protocol {protocol}, and this version reads runs of protocol {PROTOCOL_VERSION}"
-            )
-        run.config  # noqa: B018 - reading it now tells a damaged run from a sound one
-        if (report := run.report) is not None and not set(_OF_A_REPORT) <= set(report):
-            raise records.RunNotFound(f"the report of run {run.id} is damaged")
-        return run
+        return find_chosen()
     except records.RunNotFound as error:
         text = " ".join(str(error).split())[:300]
         st.warning(f"{text[0].upper()}{text[1:]}. It may have been deleted: choose another in the sidebar.")
+        _links.offer(str(st.session_state.get(RUN_PARAMETER) or st.query_params.get(RUN_PARAMETER)).strip().lower())
         return None
 
 

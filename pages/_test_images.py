@@ -6,7 +6,7 @@ import streamlit as st
 from engine import datasets, pictures, report
 from engine.figures import ARM_STYLE
 from engine.records import Run
-from pages import _images, _pinned, _selection, _shared, _wall
+from pages import _images, _links, _pinned, _selection, _shared, _wall
 
 SORTS = {  # name → (column, ascending)
     "radius lost, most first": ("lost", False),
@@ -54,6 +54,7 @@ def chosen(run: Run, found: pd.DataFrame) -> pd.DataFrame:
     def in_words(label: int) -> str:
         return "all classes" if label < 0 else datasets.class_in_words(run.config.dataset, label, names)
 
+    _links.check(test_sort=list(SORTS), test_filter=list(FILTERS))
     first, second, third, fourth = st.columns([3, 3, 2, 2], vertical_alignment="bottom")
     with first:
         order = str(st.selectbox("Sort by", list(SORTS), key="test_sort", bind="query-params"))

@@ -11,7 +11,7 @@ from engine.certification import radius_cap
 from engine.config import Config, arms_of, smallest_useful_n
 from engine.figures import ARM_STYLE
 from engine.records import ARMS, Run
-from pages import _certificate, _pinned, _selection, _shared, _test_images
+from pages import _certificate, _links, _pinned, _selection, _shared, _test_images
 
 VOTES = ["selection_votes", "estimation_votes"]
 SCOPES = {"target": "target class", "all": "all classes"}
@@ -38,6 +38,22 @@ def chart(figure: Any, key: str, **options: Any) -> Any:
     return st.plotly_chart(figure, key=key, config=figures.SAVE, alt=figures.alt(figure), **options)
 
 
+def check_link(recorded: pd.DataFrame) -> None:
+    present = set(recorded["arm"])
+    _links.check(
+        what_if_n=draws_to_offer(int(recorded["n"].iloc[0])),
+        what_if_alpha={value: f"{value:g}" for value in alphas_to_offer()},
+        scope=SCOPES,
+        arms={arm: ARM_STYLE[arm].name for arm in ARMS if arm in present},
+        victim=sorted({int(k) for k in recorded["victim"]}),
+        scatter_arm={arm: ARM_STYLE[arm].name for arm in ARMS[1:] if arm in present},
+    )
+
+
+def alphas_to_offer() -> list[float]:
+    return sorted({*ALPHAS, run.config.certification.alpha}, reverse=True)
+
+
 def draws_to_offer(recorded: int) -> list[int]:
     steps = [factor * 10**power for power in range(1, 7) for factor in (1, 2, 5)]
     return [n for n in [5, *steps] if n < recorded] + [recorded]
@@ -57,7 +73,7 @@ def reset_what_if() -> None:
 def choose_settings(recorded: pd.DataFrame) -> tuple[int, float]:
     """n and alpha to certify with, as recorded unless the reader moves a slider."""
     most, alpha_then = int(recorded["n"].iloc[0]), run.config.certification.alpha
-    draws, alphas = draws_to_offer(most), sorted({*ALPHAS, alpha_then}, reverse=True)
+    draws, alphas = draws_to_offer(most), alphas_to_offer()
     forget("what_if_n", draws)
     forget("what_if_alpha", alphas)
     with st.container(border=True):
@@ -209,6 +225,7 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
             default=present,
             format_func=lambda arm: ARM_STYLE[arm].name,
             key="arms",
+            bind="query-params",
         )
     left, right = st.columns(2, gap="medium")
     with left:
@@ -264,6 +281,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
                     required=True,
                     format_func=lambda key: ARM_STYLE[key].name,
                     key="scatter_arm",
+                    bind="query-params",
                 )
             )
             figure = figures.radius_before_after(table, settings, arm, target=target)
@@ -305,6 +323,7 @@ st.caption(_shared.limits_line(run))
 recorded = _shared.open_certificates(run)
 stamp = (run.directory / "certificates.parquet").stat().st_mtime_ns
 missing_arms(recorded)
+check_link(recorded)
 top = st.container()
 n, alpha = choose_settings(recorded)
 settings = with_settings(run.config, n, alpha)

@@ -5,7 +5,18 @@ import streamlit as st
 
 from engine import datasets, image_figures, metrics, pictures
 from engine.figures import ARM_STYLE
-from pages import _certificate, _images, _one_image, _pinned, _poisoned, _selection, _shared, _test_images, _victims
+from pages import (
+    _certificate,
+    _images,
+    _links,
+    _one_image,
+    _pinned,
+    _poisoned,
+    _selection,
+    _shared,
+    _test_images,
+    _victims,
+)
 from pages._one_image import chart, picture
 
 KINDS = ("training", "test")
@@ -16,7 +27,7 @@ NOISY = 5
 def take_link(numbers: dict[str, list[int]]) -> None:
     """Chooses what ?kind=…&number=… asks for, or says why not; the address then carries the choice as all pages do."""
     kind, number = st.query_params.get("kind"), st.query_params.get("number")
-    _selection.check_link("kind", "the kind", list(numbers), " or ".join(numbers))
+    _links.check(kind=list(numbers))
     if number is None:
         return
     allowed = numbers.get(kind or "training", [])
@@ -170,6 +181,7 @@ def test() -> None:
         f"L2, pixel units of [0, 1], as recorded, mean over {len(victims)} victims; wrong or abstaining counts as 0. "
         "Below each: its difference to clean."
     )
+    _links.check(victim=victims)
     _selection.forget("victim", victims)
     victim = int(
         st.segmented_control(

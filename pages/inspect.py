@@ -5,7 +5,7 @@ from typing import Any
 import streamlit as st
 
 from engine import attack_figures, datasets, image_figures, pictures
-from pages import _images, _one_image, _pinned, _poisoned, _selection, _shared, _test_images, _wall, _words
+from pages import _images, _links, _one_image, _pinned, _poisoned, _selection, _shared, _test_images, _wall, _words
 from pages._one_image import chart, picture
 from pages._poisoned import Poison
 
@@ -16,6 +16,7 @@ SORTS = {  # name → (column of the gallery table, whether the smallest come fi
     "share of changed pixels, largest first": ("changed_share", False, "share of changed pixels"),
     "number": ("number", True, "number"),
 }
+SHOWN = ["poisoned", "clean", "δ"]
 VIEWS = ["One image", "All poisoned images", "Over the attack's steps", "Test images by radius lost"]
 
 
@@ -72,6 +73,7 @@ def all_images() -> None:
     poison, k, limit, words = controls()
     x_clean = poison.originals()
     everything = poison.measured()
+    _links.check(sort=list(SORTS), show=SHOWN)
     left, middle, right = st.columns([3, 3, 1], vertical_alignment="bottom", gap="medium")
     with left:
         order = str(st.selectbox("Sort by", list(SORTS), key="sort", bind="query-params"))
@@ -80,9 +82,7 @@ def all_images() -> None:
         table = _wall.within(everything, column, name, f"range {column}")
     with right:
         page = _wall.page_number("wall_page", len(table))
-    shown = st.segmented_control(
-        "Show", ["poisoned", "clean", "δ"], default="poisoned", required=True, key="show", bind="query-params"
-    )
+    shown = st.segmented_control("Show", SHOWN, default=SHOWN[0], required=True, key="show", bind="query-params")
     part = _wall.part(table.sort_values(column, ascending=ascending, kind="stable"), page)
     then = (
         "" if poison.step is None else f", as they were after upper step {poison.step}: those whose steps were recorded"
@@ -160,6 +160,7 @@ config = run.config
 epsilon, target = config.threat.epsilon, _shared.target_of(run)
 st.title("Inspect")
 st.caption(_shared.limits_line(run))
+_links.check(view=VIEWS)
 view = st.segmented_control(
     "View", VIEWS, default=VIEWS[0], required=True, key="view", bind="query-params", label_visibility="collapsed"
 )

@@ -5,7 +5,7 @@ from typing import Any
 import streamlit as st
 
 from engine.records import Run
-from pages import _lesson_link, _lesson_teacher, _shared
+from pages import _lesson_link, _lesson_teacher, _links, _shared
 from pages._lesson_questions import Choice, Guess, Question
 from pages._lesson_steps import STEPS
 
@@ -143,6 +143,7 @@ def show(number: int, run: Run) -> None:
 
 
 _shared.need_frame()
+_links.declare(**dict.fromkeys(("step", *_lesson_link.VALUES), ()))
 _lesson_link.check_number("step", 1, len(STEPS), whole=True)
 hidden, answers_hidden = _lesson_link.hidden(), _lesson_link.answers_hidden()
 rules = [f"{place} {{ display: none }}" for part, place in HIDING.items() if part in hidden]

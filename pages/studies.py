@@ -67,6 +67,7 @@ def choose_study(known: dict[str, StudyRecord | dict[str, Any]]) -> StudyRecord 
         return None
     labels = {identifier: label_of(one) for identifier, one in known.items()}
     st.selectbox("Study", list(known), format_func=labels.__getitem__, key="study", persist_state="session")
+    st.query_params["study"] = st.session_state["study"]
     return known[st.session_state["study"]]
 
 

@@ -9,7 +9,7 @@ import streamlit as st
 from engine import datasets, handwriting, image_figures, pictures
 from engine.certification import ABSTAIN, radius_cap
 from engine.handwriting import PictureRefused
-from pages import _canvas, _certificate, _images, _shared, _victims
+from pages import _canvas, _certificate, _images, _links, _shared, _victims
 from pages._one_image import chart, picture
 
 DRAW, UPLOAD, PICK = "Draw", "Upload a picture", "A test image"
@@ -196,6 +196,7 @@ names = names or tuple(str(k) for k in range(10))
 left, right = st.columns([2, 3], gap="large")
 with left:
     sources = [*([DRAW] if is_digits else []), UPLOAD, PICK]
+    _links.check(try_source=sources)
     if st.session_state.get("try_source") not in (None, *sources):
         del st.session_state["try_source"]
     source = str(

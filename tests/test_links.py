@@ -1,0 +1,112 @@
+"""Links: what does not fit is refused by its field's name, a missing run can be computed, the full link says all."""
+
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+import streamlit as st
+
+from engine import commands, records
+from engine.config import with_overrides
+from engine.presets import PRESETS
+from engine.records import GALLERY, Run
+from pages import _links
+from tests.app import EXAMPLE, button, opened, own_copy
+
+pytestmark = pytest.mark.usefixtures("place")
+NOT_HERE = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("page", "query", "allowed"),
+    [
+        ("certify", {"scope": "everything"}, "one of target class, all classes"),
+        ("certify", {"what_if_n": "7"}, "one of 5, 10, 20"),
+        ("certify", {"what_if_n": ""}, "one of 5, 10, 20"),
+        ("certify", {"what_if_alpha": "nan"}, "one of 0.1, 0.05"),
+        ("certify", {"arms": "evil"}, "one of clean, poisoned, random noise, shuffled signs"),
+        ("certify", {"test_image": "-1"}, "one of "),
+        ("certify", {"victim": "9"}, "one of 0, 1"),
+        ("certify", {"victim": "<script>"}, "one of 0, 1"),
+        ("certify", {"scatter_arm": "clean"}, "one of poisoned"),
+        ("inspect", {"view": "Everything"}, "one of One image, All poisoned images"),
+        ("inspect", {"poison_image": "75"}, "a whole number from 0 to 74"),
+        ("inspect", {"magnify": "×99"}, "one of ×1, ×5, ×10, full range"),
+        ("inspect", {"compare_by": "ear"}, "one of Wipe, Blink"),
+        ("inspect", {"step": "0"}, "one of 1, 2"),
+        ("image", {"kind": "both"}, "one of training, test"),
+        ("try", {"try_source": "telepathy"}, "one of "),
+    ],
+)
+def test_a_value_that_a_field_does_not_allow_is_refused_by_its_name(
+    page: str, query: dict[str, str], allowed: str
+) -> None:
+    test = opened(f"pages/{page}.py", run=EXAMPLE, **query)
+    assert not test.exception
+    ((name, text),) = query.items()
+    (said,) = [error.value for error in test.error]
+    assert said.startswith(f"This link asks for {name}={text!r}, but {name} must be {allowed}")
+    assert not opened(f"pages/{page}.py", run=EXAMPLE).error
+
+
+def test_what_a_field_allows_is_taken() -> None:
+    test = opened("pages/certify.py", run=EXAMPLE, scope="all classes", what_if_alpha="0.01", victim="1")
+    assert not test.exception
+    assert not test.error
+    assert (test.session_state["scope"], test.session_state["what_if_alpha"]) == ("all", 0.01)
+    assert test.session_state["victim"] == 1
+
+
+@pytest.mark.parametrize("page", ["certify", "inspect", "start"])
+def test_a_link_to_a_run_that_is_not_here_offers_to_compute_it(page: str) -> None:
+    config = with_overrides(PRESETS["smoke"].config, ["seed=5", "threat.epsilon=0.2"])
+    typed = {"preset": "smoke", "seed": "5", "threat.epsilon": "0.2"}
+    test = opened(f"pages/{page}.py", run=records.run_id(config), **typed)
+    assert any("will have the same id" in info.value for info in test.info)
+    button(test, "Compute it here").click().run()
+    assert not test.exception
+    assert test.session_state["run"] == ""
+    assert test.session_state["go to form"] == typed  # app.py goes there; the form takes it from the address
+    form = opened("pages/poison.py", **typed)
+    assert (form.session_state["field seed"], form.session_state["field threat.epsilon"]) == (5, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [({"preset": "evil"}, "preset must be one of"), ({"preset": "smoke", "threat.epsilon": "9"}, "threat.epsilon")],
+)
+def test_a_link_whose_configuration_cannot_be_run_says_which_field(typed: dict[str, str], said: str) -> None:
+    test = opened("pages/certify.py", run=NOT_HERE, **typed)
+    assert any(said in error.value for error in test.error)
+    assert not test.button
+    assert not test.exception
+
+
+def test_a_link_that_does_not_say_how_offers_nothing() -> None:
+    assert not opened("pages/certify.py", run=NOT_HERE).button
+
+
+def test_the_full_link_has_every_value_the_whole_id_and_what_makes_the_run_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = own_copy(place, config=with_overrides(PRESETS["smoke"].config, ["seed=5", "threat.epsilon=0.2"]))
+    monkeypatch.setattr(st, "session_state", {"scope": "all", "arms": ["clean", "poisoned"], "victim": 0})
+    _links.declare(scope={"all": "all classes"}, arms={"poisoned": "worse"}, victim=[0, 1], test_image=[3])
+    asked = parse_qs(_links.query_of(run)[1:])
+    assert asked == {
+        "scope": ["all classes"],
+        "arms": ["clean", "worse"],
+        "victim": ["0"],
+        "run": [run.id],
+        "preset": ["smoke"],
+        "threat.epsilon": ["0.2"],
+        "seed": ["5"],
+    }
+
+
+@pytest.mark.parametrize("run", list(records.all_runs(GALLERY)), ids=lambda run: run.id)
+def test_a_runs_command_and_link_give_its_very_configuration(run: Run) -> None:
+    preset, changed = commands.asked_for(run)
+    assert with_overrides(PRESETS[preset].config, changed) == run.config
+    asked = {name: text for name, (text,) in parse_qs(commands.query(preset, changed)).items()}
+    assert with_overrides(PRESETS[asked.pop("preset")].config, [f"{n}={t}" for n, t in asked.items()]) == run.config
