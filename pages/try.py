@@ -80,7 +80,7 @@ def brought_to_form(colours: np.ndarray) -> np.ndarray:
         steps = [
             (pictures.shades(digit.grey), "1. In grey"),
             (pictures.shades(digit.ink), "2. Inverted" if digit.inverted else "2. Ink to white"),
-            (pictures.shades(digit.cut), "3. Its box"),
+            (pictures.shades(square(digit.cut)), "3. Its box"),
             (pictures.shown(image[None])[0], "4. 28×28"),
         ]
     with st.container(horizontal=True):
@@ -94,6 +94,12 @@ def brought_to_form(colours: np.ndarray) -> np.ndarray:
             "and placed so that the centre of mass is in the middle."
         )
     return image
+
+
+def square(cut: np.ndarray) -> np.ndarray:
+    """On black, as wide as high: a narrow picture would leave its caption no room."""
+    rows, columns = (max(cut.shape) - length for length in cut.shape)
+    return np.pad(cut, ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)))
 
 
 def chosen_settings() -> tuple[int, int, float, int]:

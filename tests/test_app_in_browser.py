@@ -82,6 +82,38 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
     assert not [worker for worker in workers(app.runs_root) if "work" in worker.cmdline()]
 
 
+def test_a_drawn_digit_is_certified_and_stays_while_another_page_is_open(app: Server, browser_path: str) -> None:
+    with browser.chromium(browser_path) as chromium:
+        page, seen = browser.new_page(chromium)
+        page.goto(f"{app.address}/try")
+        sheet = page.get_by_role("application", name=re.compile("^Sheet to draw"))
+        sheet.wait_for()
+        box, mouse = sheet.bounding_box(), page.mouse
+        mouse.move(box["x"] + 140, box["y"] + 50)
+        mouse.down()
+        mouse.move(box["x"] + 140, box["y"] + 230, steps=8)
+        mouse.up()
+        answer = page.get_by_text(re.compile("^The clean victim (answers [0-9]|abstains)"))
+        answer.wait_for()
+        drawn = answer.inner_text()
+        page.get_by_text(re.compile("^The poisoned victim (answers [0-9]|abstains)")).wait_for()
+
+        page.get_by_role("link", name="Certify", exact=True).click()
+        heading(page, "Certify").wait_for()
+        page.get_by_role("link", name="Try your own", exact=True).click()
+        answer.wait_for()
+        assert answer.inner_text() == drawn
+
+        for key in ["Space", *["ArrowRight"] * 5, "Space"]:  # a stroke by keyboard, to the right from the middle
+            sheet.press(key)
+        page.get_by_text("Brush up, row 14, column 19 of 28.").wait_for()
+        page.get_by_role("button", name="Clear", exact=True).click()
+        page.get_by_text("Draw a digit on the sheet").wait_for()
+        no_exception(page)
+    assert not seen.problems
+    assert not seen.away
+
+
 def heading(page, name: str):
     return page.get_by_role("heading", name=name, exact=True, level=1)
 
