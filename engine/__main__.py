@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--json", action="store_true")
     runs.add_argument("--markdown", action="store_true", help="a table of the results of the finished ones")
     runs.add_argument("--publish", metavar="ID", help="copy a finished run into gallery/, small, for everyone to see")
+    runs.add_argument("--read-only", metavar="ID", help="publish a finished run to all who use these runs, as it is")
+    runs.add_argument("--withdraw", metavar="ID", help="and take that back")
     runs.add_argument("--cancel", metavar="ID", help="stop a queued or running run; it keeps what it has")
     runs.add_argument("--delete", metavar="ID", help="remove a run and what only it uses")
 
@@ -271,6 +273,10 @@ def _runs(options: argparse.Namespace) -> int:
     if options.delete:
         jobs.delete(records.find(options.runs_root, options.delete, gallery=False))
         return OK
+    for wanted, change in ((options.read_only, jobs.protect), (options.withdraw, jobs.withdraw)):
+        if wanted:
+            change(records.find(options.runs_root, wanted, gallery=False))
+            return OK
     if options.publish:
         run = records.find(options.runs_root, options.publish)
         print(records.publish(run, records.GALLERY, weights=True).directory)

@@ -188,6 +188,8 @@ def _settings(run: Run) -> Iterable[str]:
     preset, changed = commands.asked_for(run)
     yield f"<p>{_marked(sentences.settings_line(run))}</p><p>The same from the command line:</p>"
     yield f"<pre>{escape(commands.command(preset, changed))}</pre>"
+    if parent := run.request.get("forked_from"):
+        yield f"<p>Forked from run {escape(str(parent))}.</p>"
     shown = commands.values_of(run.config)
     yield f"<details><summary>All {len(shown)} settings</summary>{_table(('field', 'value'), shown.items())}</details>"
 

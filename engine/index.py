@@ -12,11 +12,12 @@ from engine.records import ACTIVE, Run, all_runs
 
 _TABLE = """CREATE TABLE IF NOT EXISTS runs (
     id TEXT PRIMARY KEY, stamp TEXT, state TEXT, submitted REAL, preset TEXT, dataset TEXT, name TEXT, starred INTEGER,
+    published INTEGER,
     target_class INTEGER, target_name TEXT, epsilon REAL, sigma REAL, procedure TEXT, architecture TEXT, attack TEXT,
     seed INTEGER, victim_seeds INTEGER,
     drop_poisoned REAL, drop_random_noise REAL, drop_shuffled_signs REAL, bytes INTEGER
 )"""
-_STAMPED = ("status.json", "report.json", "notes.json")
+_STAMPED = ("status.json", "report.json", "notes.json", "published")
 
 
 def rows(root: Path) -> list[dict[str, Any]]:
@@ -87,6 +88,7 @@ def row_of(run: Run) -> dict[str, Any]:
         "dataset": config.get("dataset"),
         "name": notes["name"],
         "starred": int(notes["starred"]),
+        "published": int(run.published),
         "target_class": target,
         "target_name": (report or {}).get("target_name") or class_in_words(config.get("dataset"), target),
         "epsilon": threat.get("epsilon"),

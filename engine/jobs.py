@@ -50,14 +50,20 @@ STATUS_EVERY = 0.5  # seconds
 GRACE = 15.0  # seconds between asking a run to stop and killing it
 
 
-def submit(config: Config, *, runs_root: Path, data_root: Path, preset: str | None = None) -> Run:
-    """The run of this configuration: the finished or live one if there is one, else a new process for it."""
+def submit(
+    config: Config, *, runs_root: Path, data_root: Path, preset: str | None = None, forked_from: str | None = None
+) -> Run:
+    """The run of this configuration: the finished or live one if there is one, else a new process for it.
+
+    forked_from: the id of another run whose settings it started from; the run remembers it.
+    """
     run = Run(runs_root / run_id(config))
+    fork = {"forked_from": forked_from} if forked_from not in (None, run.id) else {}
     launch(
         run,
         "work",
         config.canonical(),
-        request={"preset": preset, "data_root": str(data_root.resolve())},
+        request={"preset": preset, "data_root": str(data_root.resolve()), **fork},
         finished=lambda: run.report is not None,
         stale=("report.json", "metrics.jsonl", "certificates.parquet"),
     )
@@ -130,8 +136,25 @@ def stop_now(run: Record, grace: float | None = None) -> None:
         time.sleep(0.1)
 
 
+def protect(run: Run) -> None:
+    """Publishes a finished run, read-only, to all who use its root. Raises: ValueError where it is not finished."""
+    if run.status().state != "done":
+        raise ValueError(f"only a finished run can be published, and run {run.id} is {run.status().state}")
+    (run.directory / "published").touch()
+
+
+def withdraw(run: Run) -> None:
+    """Takes a publication back."""
+    (run.directory / "published").unlink(missing_ok=True)
+
+
 def delete(run: Run) -> None:
-    """Removes a run, stopping it first, and every shared stage that no other run uses."""
+    """Removes a run, stopping it first, and every shared stage that no other run uses.
+
+    Raises: ValueError where it is published.
+    """
+    if run.published:
+        raise ValueError(f"run {run.id} is published, read-only: withdraw it first")
     stop_now(run)
     runs_root = run.directory.parent
     with _changes(runs_root):

@@ -11,7 +11,8 @@ runs/<id>/config.json            canonical JSON; the first 16 hex digits of its 
           victims/<arm>-<k>.safetensors   weights of the k-th victim of an arm
           votes/<arm>-<k>.safetensors     its votes under noise, image by image
           certificates.parquet   one row per arm, victim and test image, with the votes
-          report.json, log.txt, notes.json (name, star, note), cancel (present once asked for)
+          report.json, log.txt, notes.json (name, star, note), cancel (present once asked for),
+          published (present where nobody may rename or delete the run)
 runs/stages/                     the same safetensors files by the hash of all that they depend on (hard links)
 runs/studies/<id>/study.json     canonical JSON of a study, with request, status and log as above (engine/studies.py)
 """
@@ -183,6 +184,11 @@ class Run(Record):
     @property
     def notes(self) -> dict[str, Any]:
         return {"name": "", "starred": False, "note": ""} | (self.read_json("notes.json") or {})
+
+    @property
+    def published(self) -> bool:
+        """Whether it is read-only: neither renamed nor deleted nor computed anew."""
+        return (self.directory / "published").exists()
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         with (self.directory / "metrics.jsonl").open("a") as file:

@@ -26,6 +26,7 @@ from engine.records import Run
 from pages import _shared, _words
 
 LARGEST_INTEGER = 2**53 - 1  # that a browser's number field can hold
+PARENT = "forked from"  # of the session: the run whose settings the form started from
 LABELS = {
     "dataset": "Data set",
     "threat.target_class": "Target class",
@@ -96,6 +97,7 @@ def begin() -> None:
     if key_of("seed") in st.session_state and st.session_state.get("asked", {}) == asked:
         return
     st.session_state["asked"] = dict(asked)
+    st.session_state.pop(PARENT, None)
     preset = asked.pop("preset", default_preset())
     st.session_state.pop("link problem", None)
     if preset not in PRESETS:

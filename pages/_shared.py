@@ -180,7 +180,7 @@ def row_label(row: dict[str, Any]) -> str:
         "example" if row["example"] else moment(row["submitted"]),
         row["id"][:4],  # a select box tells options apart by these words
     ]
-    state = [] if row["state"] == "done" else [row["state"]]
+    state = ["published"] if row["published"] else [] if row["state"] == "done" else [row["state"]]
     return ("★ " if row["starred"] else "") + " · ".join(words + state)
 
 

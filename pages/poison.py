@@ -12,7 +12,7 @@ from engine.costs import estimate
 from engine.datasets import DatasetUnavailable
 from engine.presets import PRESETS
 from engine.records import Run
-from pages import _form, _live, _poison_file, _shared, _threat, _words
+from pages import _fork, _form, _live, _poison_file, _shared, _threat, _words
 
 FIRST = ["dataset", "threat.target_class", "threat.epsilon", "sigma", "procedure", "attack.name"]
 MAY_DO = ["threat.poison_fraction", "threat.attacker_share"]
@@ -79,6 +79,7 @@ def start() -> None:
             runs_root=_shared.runs_root(),
             data_root=_shared.data_root(),
             preset=st.session_state["preset"],
+            forked_from=_fork.parent_id(),
         )
     except (ConfigError, DatasetUnavailable, OSError) as error:
         st.session_state["start problem"] = str(error)
@@ -164,9 +165,7 @@ def run_section(run: Run) -> None:
         )
     else:
         _live.ended(run, status)
-    st.button(
-        "Copy its settings into the form", on_click=_form.fill_from_run, args=(run,), icon=":material/content_copy:"
-    )
+    st.button("Copy its settings into the form", on_click=_fork.fork, args=(run,), icon=":material/content_copy:")
     st.fragment(_live.live_view, run_every="1s" if status.active else None)(run)
 
 
@@ -227,6 +226,7 @@ with settings_column:
     st.header("Settings")
     if problem := st.session_state.get("link problem"):
         st.warning(f"The link asks for something that cannot be run, so the preset's values are shown: {problem}.")
+    _fork.what_changed()
     form()
 with summary_column:
     st.header("Before you start")

@@ -11,7 +11,7 @@ import streamlit as st
 
 from engine import commands, html_report, jobs, records
 from engine.records import Run, RunNotFound
-from pages import _comparison, _shared, _words
+from pages import _comparison, _fork, _shared, _words
 
 VOTES = ("selection_votes", "estimation_votes")
 
@@ -47,13 +47,17 @@ def open_selected() -> None:
         _shared.choose(st.session_state["history ids"][place])
 
 
+def state_words(row: dict[str, Any]) -> str:
+    return row["state"] + (", example" if row["example"] else ", published" if row["published"] else "")
+
+
 def history(rows: list[dict[str, Any]]) -> None:
     table = pd.DataFrame(
         {
             "name": [
                 ("★ " if row["starred"] else "") + (row["name"] or row["preset"] or "own settings") for row in rows
             ],
-            "state": [f"{row['state']}, example" if row["example"] else row["state"] for row in rows],
+            "state": [state_words(row) for row in rows],
             "class": [None if row["attack"] == "none" else row["target_name"] for row in rows],
             "ε (L∞)": [row["epsilon"] for row in rows],
             "σ": [row["sigma"] for row in rows],
@@ -110,6 +114,8 @@ def save_notes(run: Run) -> None:
         "note": str(st.session_state[f"note {run.id}"])[:2000],
     }
     try:
+        if run.published:
+            raise OSError("the run is published, read-only")
         run.write_json("notes.json", notes)
     except OSError as error:
         st.session_state["runs problem"] = f"The note could not be saved: {error}."
@@ -120,7 +126,7 @@ def delete(run: Run) -> None:
         jobs.delete(run)
         _shared.choose("")
         st.session_state["runs news"] = f"Run {run.id} is deleted."
-    except OSError as error:
+    except (OSError, ValueError) as error:
         st.session_state["runs problem"] = f"Run {run.id} could not be deleted: {error}."
 
 
@@ -135,12 +141,19 @@ def open_run_section(run: Run) -> None:
             _shared.page_link("pages/inspect.py", "The changes: Inspect", ":material/search:")
         if not _shared.is_example(run):
             _shared.page_link("pages/poison.py", "Progress and log: Poison", ":material/science:")
+    _fork.family(run)
+    _fork.fork_button(run)
     left, right = st.columns([2, 3], gap="large")
     with left:
         if _shared.is_example(run):
             st.caption("An example that comes with the project: it cannot be renamed or deleted.")
+        elif run.published:
+            notes = run.notes
+            st.markdown(":material/lock: **Published**, read-only: it cannot be renamed or deleted here.")
+            st.text("\n".join(part for part in (notes["name"], notes["note"]) if part))
         else:
             notes_form(run)
+            _fork.publishing(run)
             deletion(run, active=status.active)
     with right:
         exports(run)

@@ -1,0 +1,125 @@
+"""Published runs, which nobody may change, and forks of them: one's own run that remembers which it came from."""
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from engine import commands, index, jobs, records
+from engine.records import Run, RunNotFound
+from pages import _form, _shared
+from pages._form import PARENT
+
+
+def publishing(run: Run) -> None:
+    """The button that publishes a finished run, behind a question: there is no way back in the app."""
+    if run.status().state != "done":
+        return
+    with st.popover("Publish read-only", icon=":material/lock:"):
+        st.markdown(
+            f"Publish run {run.id} to everyone who uses this app? It keeps its name and note as they are, and can no "
+            "longer be renamed or deleted here. Only the command line takes it back: "
+            f"`python -m engine runs --withdraw {run.id}`."
+        )
+        st.button("Yes, publish it", key=f"publish {run.id}", on_click=publish, args=(run,))
+
+
+def publish(run: Run) -> None:
+    """Callback."""
+    try:
+        jobs.protect(run)
+        st.session_state["runs news"] = f"Run {run.id} is published, read-only."
+    except (OSError, ValueError) as error:
+        st.session_state["runs problem"] = f"Run {run.id} could not be published: {error}."
+
+
+def fork_button(run: Run) -> None:
+    """One click to the form, filled in with the run's settings."""
+    clicked = st.button(
+        "Fork: run it with other settings",
+        key=f"fork {run.id}",
+        on_click=fork,
+        args=(run,),
+        icon=":material/fork_right:",
+        help="Opens the form of the Poison page with this run's settings. What you start there is a run of your own.",
+    )
+    if clicked:
+        st.switch_page("pages/poison.py")
+
+
+def fork(run: Run) -> None:
+    """Callback: the run's settings in the form, which from now on says what differs."""
+    _form.fill_from_run(run)
+    st.session_state[PARENT] = run.id
+
+
+def parent_id() -> str | None:
+    """Of the run that the form would start."""
+    return st.session_state.get(PARENT)
+
+
+def forget() -> None:
+    """Callback: the form is no longer a fork."""
+    st.session_state.pop(PARENT, None)
+
+
+def what_changed() -> None:
+    """On the Poison page: which run the form is a fork of, and each field that differs from it."""
+    identifier = parent_id()
+    if identifier is None:
+        return
+    try:
+        parent = records.find(_shared.runs_root(), identifier)
+        before = commands.values_of(parent.config)
+    except RunNotFound:
+        forget()
+        st.warning(f"The run {identifier} that this was forked from is gone, so this is a run by itself now.")
+        return
+    rows = [(name, _text(value), _text(_form.chosen(name))) for name, value in before.items() if differs(name, value)]
+    with st.container(border=True):
+        st.markdown(f"**Fork of run `{identifier}`**: {_shared.row_label(_row(parent))}")
+        if rows:
+            table = pd.DataFrame(rows, columns=["field", "there", "here"])
+            st.dataframe(table, hide_index=True, alt="Settings that differ from the run that this is a fork of")
+        else:
+            st.caption("Nothing differs yet: change a setting, or this is the very same run.")
+        st.button("Not a fork any more", on_click=forget, key="forget fork", icon=":material/link_off:")
+
+
+def differs(name: str, before: Any) -> bool:
+    now = _form.chosen(name)
+    if name == "controls":
+        return set(before) != set(now or ())
+    head = name.rpartition(".")[0]
+    if head in commands.HEADS and _form.chosen(head) is None:
+        return False  # settings of a procedure that is not there
+    return now != before
+
+
+def family(run: Run) -> None:
+    """On the Runs page: the run that this one was forked from, and both side by side in one click."""
+    identifier = run.request.get("forked_from")
+    if not identifier:
+        return
+    st.markdown(f":material/fork_right: Forked from run `{identifier}`.")
+    try:
+        records.find(_shared.runs_root(), identifier)
+    except RunNotFound:
+        st.caption("That run is not on this machine.")
+        return
+    with st.container(horizontal=True):
+        st.button("Compare the two", key="compare fork", on_click=compare, args=(identifier, run.id))
+        st.button("Open that run", key="open parent", on_click=_shared.choose, args=(identifier,))
+
+
+def compare(*identifiers: str) -> None:
+    """Callback: these runs under Compare, below on the same page."""
+    st.session_state["compare"] = list(identifiers)
+
+
+def _row(run: Run) -> dict[str, Any]:
+    return index.row_of(run) | {"example": _shared.is_example(run)}
+
+
+def _text(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple | list) else "as the victims" if value is None else str(value)
