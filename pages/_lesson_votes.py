@@ -37,17 +37,46 @@ class Subject:
         return self.class_names[label] if self.class_names else str(label)
 
 
+def check_link(run: Run) -> None:
+    """Ends the page where the link asks these views for what they cannot show, whichever step it opens."""
+    _lesson_link.check_number("lesson_image", 1, len(certified(run)), whole=True)
+    _lesson_link.check_number("lesson_sigma", 0, most_noise(run))
+    _lesson_link.check_choice("lesson_draws", DRAWS)
+    _lesson_link.check_choice("lesson_n", draws_to_offer(run))
+    _lesson_link.check_choice("lesson_alpha", [f"{alpha:g}" for alpha in alphas_to_offer(run)])
+
+
+def certified(run: Run) -> pd.DataFrame:
+    """Certificates of the victim for the target class's test images, a row each."""
+    table = _shared.open_certificates(run)
+    of_victim = (table["arm"] == ARM) & (table["victim"] == NUMBER)
+    return table[of_victim & (table["label"] == run.config.threat.target_class)].reset_index(drop=True)
+
+
+def victim_of(run: Run) -> Victim | None:
+    return next((each for each in _victims.kept(run) if (each.arm, each.k) == (ARM, NUMBER)), None)
+
+
+def most_noise(run: Run) -> float:
+    return max(2.0, run.config.sigma)
+
+
+def draws_to_offer(run: Run) -> list[int]:
+    """Without the victim's weights no more than were recorded."""
+    recorded, most = run.config.certification.n, MANY_DRAWS[-1]
+    return sorted({n for n in (*MANY_DRAWS, min(recorded, most)) if n <= recorded or victim_of(run) is not None})
+
+
+def alphas_to_offer(run: Run) -> list[float]:
+    return sorted({*ALPHAS, run.config.certification.alpha}, reverse=True)
+
+
 def choose_subject(run: Run) -> Subject:
     """A certified test image of the target class, chosen by the reader; at first one whose votes are not unanimous."""
-    table = _shared.open_certificates(run)
-    rows = table[
-        (table["arm"] == ARM) & (table["victim"] == NUMBER) & (table["label"] == run.config.threat.target_class)
-    ]
-    rows = rows.reset_index(drop=True)
+    rows = certified(run)
     share = rows["n_top"] / rows["n"]
     contested = np.flatnonzero((rows["selected_class"] == rows["label"]) & (share < 0.99) & (share > 0.7))
     at_first = int(contested[0]) + 1 if len(contested) else 1
-    _lesson_link.check_number("lesson_image", 1, len(rows), whole=True)
     if not 1 <= st.session_state.get("lesson_image", 1) <= len(rows):
         del st.session_state["lesson_image"]  # of another run
     k = st.number_input(
@@ -56,7 +85,7 @@ def choose_subject(run: Run) -> Subject:
     )  # fmt: skip
     row = rows.iloc[int(k) - 1]
     images, _ = _images.images_of(run, train=False)
-    victim = next((each for each in _victims.kept(run) if (each.arm, each.k) == (ARM, NUMBER)), None)
+    victim = victim_of(run)
     if victim is None:
         st.info(f"Run {run.id} keeps no weights of this victim, so recorded votes stand in for fresh ones.")
     image = int(row["image"])
@@ -81,10 +110,9 @@ def noise(run: Run) -> None:
         left, middle, right = st.columns([3, 4, 2], vertical_alignment="bottom")
         with left:
             subject = choose_subject(run)
-        _lesson_link.check_number("lesson_sigma", 0, 2)
         with middle:
             sigma = st.slider(
-                "Noise level σ (standard deviation per pixel, of 1)", 0.0, 2.0, run.config.sigma, 0.05,
+                "Noise level σ (pixel units)", 0.0, most_noise(run), run.config.sigma, 0.05,
                 key="lesson_sigma", bind="query-params",
             )  # fmt: skip
         with right:
@@ -132,7 +160,6 @@ def voting(run: Run) -> None:
         left, right = st.columns([2, 3], vertical_alignment="bottom")
         with left:
             subject = choose_subject(run)
-        _lesson_link.check_choice("lesson_draws", DRAWS)
         with right:
             n = st.segmented_control(
                 "Noisy copies that "
@@ -162,23 +189,18 @@ def voting(run: Run) -> None:
 
 def radius(run: Run) -> None:
     """The chain votes → bound → radius, each symbol beside its number."""
-    recorded = run.config.certification.n
     sigma, place = run.config.sigma, st.container(key="lesson-controls")
     with place:
         left, middle, right = st.columns(3, vertical_alignment="bottom")
         with left:
             subject = choose_subject(run)
-        draws = [n for n in MANY_DRAWS if subject.victim is not None or n < recorded]
-        draws = sorted({*draws, recorded}) if recorded <= MANY_DRAWS[-1] else draws
-        alphas = sorted({*ALPHAS, run.config.certification.alpha}, reverse=True)
-        _lesson_link.check_choice("lesson_n", draws)
-        _lesson_link.check_choice("lesson_alpha", [f"{alpha:g}" for alpha in alphas])
+        draws, alphas = draws_to_offer(run), alphas_to_offer(run)
         for key, options in (("lesson_n", draws), ("lesson_alpha", alphas)):
             if st.session_state.get(key) not in (None, *options):
                 del st.session_state[key]  # of another run
         with middle:
             n = st.select_slider(
-                "Draws n", draws, recorded if recorded in draws else draws[-1], key="lesson_n", bind="query-params"
+                "Draws n", draws, min(run.config.certification.n, draws[-1]), key="lesson_n", bind="query-params"
             )
         with right:
             alpha = st.select_slider(

@@ -5,7 +5,7 @@ from typing import Any
 import streamlit as st
 
 from engine.records import Run
-from pages import _lesson_link, _lesson_teacher, _links, _shared
+from pages import _lesson_link, _lesson_teacher, _lesson_votes, _links, _shared
 from pages._lesson_questions import Choice, Guess, Question
 from pages._lesson_steps import STEPS
 
@@ -155,6 +155,7 @@ if shown is None:
         "No finished run is here, not even the project's examples (folder gallery/). Start one on the Poison page."
     )
     st.stop()
+_lesson_votes.check_link(shown)
 number = current_step()
 header(number, shown)
 show(number, shown)
