@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.records import Run
-from pages import _lesson_abx, _lesson_effect, _lesson_questions, _lesson_votes
+from pages import _bilevel, _lesson_abx, _lesson_effect, _lesson_questions, _lesson_votes
 from pages._lesson_questions import Question
 
 
@@ -18,6 +18,7 @@ class Step:
     view: Callable[[Run, bool], None]
     question: Callable[[Run], Question]
     formula: str = ""  # one click away
+    wide: bool = False  # whether the view needs the page's whole width
 
 
 def _alive(view: Callable[[Run], None]) -> Callable[[Run, bool], None]:
@@ -70,6 +71,31 @@ STEPS = (
         _lesson_questions.training,
         r"Gaussian augmentation minimises the mean of $\ell(f(x + \sigma z), y)$ over training images and fresh noise. "
         r"$\mathrm{ACR} = \frac1N \sum_i R_i \cdot [g(x_i) = y_i]$.",
+    ),
+    Step(
+        "One level: a victim trains",
+        "A problem so small that you can watch all of it: points in the plane instead of images, a line instead of a "
+        "network. Training moves the line downhill, step by step. The discs are certificates: so far may a point move.",
+        "Take single steps, then let it play. When do the discs stop growing?",
+        lambda run, revealed: _bilevel.one_level(),
+        _lesson_questions.one_level,
+        r"Training (the lower level): $w^* = \arg\min_w g(w)$, with $g$ the mean loss over all training points, each "
+        r"seen "
+        r"under Gaussian noise.",
+        wide=True,
+    ),
+    Step(
+        "Two levels: an attacker above",
+        "Now somebody moves a few training points, a little, and wants the discs to shrink. The victim trains anew "
+        "after "
+        "each move, so the attacker asks: **how would the trained line move, if I moved this point?**",
+        "Play it part by part and follow the numbers 1 to 4. Then move a point by hand: can you do better?",
+        lambda run, revealed: _bilevel.two_levels(),
+        _lesson_questions.two_levels,
+        r"$\min_x f(w^*(x))$ with $w^*(x) = \arg\min_w g(w, x)$. The hypergradient: $\frac{df}{dx} = f_x - g_{xw}\,p$ "
+        r"with "
+        r"$g_{ww}\,p = f_w$, a linear system.",
+        wide=True,
     ),
     Step(
         "Now real images",

@@ -127,18 +127,20 @@ def navigation(number: int) -> None:
 
 
 def show(number: int, run: Run) -> None:
-    step, question = STEPS[number - 1], STEPS[number - 1].question(run)
-    left, right = st.columns([5, 9], gap="large")
-    with left:
+    """Words and question beside the view, or above and below one that needs the whole width."""
+    step = STEPS[number - 1]
+    first, second = st.columns([2, 1] if step.wide else [5, 9], gap="large")
+    formula, view, question = (second, st.container(), st.container()) if step.wide else (first, second, first)
+    with first:
         st.markdown(step.idea)
         st.markdown(f":material/touch_app: **To do.** {step.task}")
-        if step.formula:
-            with st.expander("The formula", icon=":material/function:"):
-                st.markdown(step.formula)
-        if "questions" not in hidden:
-            with st.container(border=True):
-                ask(number, question, answers_hidden=answers_hidden)
-    with right:
+    if step.formula:
+        with formula.expander("The formula", icon=":material/function:"):
+            st.markdown(step.formula)
+    if "questions" not in hidden:
+        with question.container(border=True):
+            ask(number, step.question(run), answers_hidden=answers_hidden)
+    with view:
         step.view(run, number in answered() or ("questions" in hidden and not answers_hidden))
 
 

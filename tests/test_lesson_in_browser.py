@@ -53,7 +53,7 @@ def heading(page: Any, title: str) -> Any:
 
 def tab_to(page: Any, name: str, kind: str = "") -> None:
     """Tab, until something whose name begins so (and of this type) has the focus."""
-    for _ in range(120):
+    for _ in range(200):
         page.keyboard.press("Tab")
         found, its_kind = page.evaluate(FOCUSED)
         if found.startswith(name) and its_kind.startswith(kind):
