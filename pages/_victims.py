@@ -13,6 +13,8 @@ from engine.figures import ARM_STYLE
 from engine.records import ARMS, Run
 from pages import _shared
 
+UNASKED = 400  # draws that are counted without being asked for: large networks are slow
+
 
 @dataclass(frozen=True)
 class Victim:
@@ -34,8 +36,12 @@ def kept(run: Run) -> list[Victim]:
     return sorted(found, key=lambda victim: (victim.k, ARMS.index(victim.arm)))
 
 
-def to_ask(run: Run, key: str) -> list[Victim]:
-    """The victims of one number, an arm each, as the reader chooses it; else a sentence, and none."""
+def to_ask(run: Run, key: str, shape: tuple[int, ...]) -> list[Victim]:
+    """The victims of one number, an arm each, as the reader chooses it; else a sentence, and none.
+
+    Args:
+        shape: of an image that they are to be asked about, (C, H, W).
+    """
     found = kept(run)
     if not found:
         st.info(
@@ -52,7 +58,18 @@ def to_ask(run: Run, key: str) -> list[Victim]:
     number = numbers[0]
     if len(numbers) > 1:
         number = st.segmented_control("Victim seed", numbers, default=numbers[0], required=True, key=key)
-    return [victim for victim in found if victim.k == number]
+    return [victim for victim in found if victim.k == number and _sound(victim, shape)]
+
+
+def _sound(victim: Victim, shape: tuple[int, ...]) -> bool:
+    """Whether its weights fit its configuration; says so where they do not."""
+    try:
+        _model(victim, shape)
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        st.warning(f"The weights of the {ARM_STYLE[victim.arm].name} victim {victim.k} cannot be used: {text}")
+        return False
+    return True
 
 
 @st.cache_resource(max_entries=8, show_spinner="Loading the victims …")

@@ -101,7 +101,7 @@ def training() -> None:
         "image and less so of the clean one, it has learned the added pattern, which test images lack. The *clean* "
         "victim never saw the change: does it notice?"
     )
-    asked = _victims.to_ask(run, "image_victim")
+    asked = _victims.to_ask(run, "image_victim", clean.shape)
     if not asked:
         return
     pair = np.stack([clean, poisoned]).astype(np.float32)
@@ -129,7 +129,7 @@ def votes_for_both(asked: list[_victims.Victim], pair: np.ndarray, k: int) -> No
         with place:
             noisy_row(image, name.capitalize(), k)
     settings = config.certification
-    n, n0 = min(settings.n, 2000), min(settings.n0, 2000)
+    n, n0 = min(settings.n, _victims.UNASKED), min(settings.n0, _victims.UNASKED)
     tables = {
         name: _victims.certificates(
             asked, image, sigma=config.sigma, n0=n0, n=n, alpha=settings.alpha, seed=config.seed % 2**31

@@ -109,9 +109,11 @@ def chosen_settings() -> tuple[int, int, float, int]:
         first, second, third, fourth = st.columns(4, gap="medium")
         draws = sorted({*DRAWS, *(n for n in (recorded.n0, recorded.n) if n <= DRAWS[-1])})
         with first:
-            n0 = int(st.select_slider("Selection draws n0", draws, value=min(recorded.n0, DRAWS[-1]), key="try_n0"))
+            n0 = int(
+                st.select_slider("Selection draws n0", draws, value=min(recorded.n0, _victims.UNASKED), key="try_n0")
+            )
         with second:
-            n = int(st.select_slider("Estimation draws n", draws, value=min(recorded.n, DRAWS[-1]), key="try_n"))
+            n = int(st.select_slider("Estimation draws n", draws, value=min(recorded.n, _victims.UNASKED), key="try_n"))
         with third:
             alpha = st.select_slider(
                 "Failure probability α",
@@ -217,7 +219,7 @@ with left:
     except PictureRefused as error:
         image, colours, refused = None, None, str(error)
 with right:
-    asked = _victims.to_ask(run, "try_victim")
+    asked = _victims.to_ask(run, "try_victim", shape)
     if not asked:
         st.stop()
     n0, n, alpha, seed = chosen_settings()

@@ -116,6 +116,17 @@ def test_a_run_without_weights_says_so_and_offers_the_example(place: Path) -> No
     assert not any("keeps no weights" in info.value for info in test.info)
 
 
+@pytest.mark.parametrize("page", [PAGE, "pages/image.py"])
+def test_damaged_weights_are_said_to_be_so(place: Path, page: str) -> None:
+    run = own_copy(place)
+    other = run.directory.rename(place / "0123456789abcdef")
+    (other / "victims" / "clean-0.safetensors").write_bytes(b"no weights")
+    records.write_tensors(other / "victims" / "poisoned-0.safetensors", unknown=np.zeros(3, dtype=np.float32))
+    test = opened(page, run=other.name)
+    assert not test.exception
+    assert ["cannot be used" in warning.value for warning in test.warning] == [True, True]
+
+
 def test_colour_data_sets_take_uploads_of_any_size(place: Path, folder: Path) -> None:
     import torch
 
@@ -140,6 +151,15 @@ def test_colour_data_sets_take_uploads_of_any_size(place: Path, folder: Path) ->
     assert "Its middle, scaled to 8×8 pixels" in [image.proto.imgs[0].caption for image in test.get("image")]
     assert "victim" in words(test)
     assert "Draw" not in test.get("button_group")[0].options
+    delta = np.random.default_rng(1).uniform(-0.1, 0.1, (30, 3, 8, 8)).astype(np.float32)
+    records.write_tensors(run.directory / "poison.safetensors", delta=delta, indices=np.arange(60, 90))
+    (run.directory / "evolution.safetensors").unlink()
+    alone = opened("pages/image.py", run=run.id, number="29")
+    assert not alone.exception
+    assert "Poison image 29 is training image 89 of pear" in words(alone)
+    assert any(
+        f"answers **{name}**" in words(alone) or "abstains" in words(alone) for name in ("apple", "pear", "plum")
+    )
 
 
 def test_the_gallery_keeps_what_this_page_needs() -> None:
