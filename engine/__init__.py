@@ -7,5 +7,5 @@ The import line; every module may import only modules to its left (tests/test_li
             → perception → abx → handwriting → records → poison_file → commands → words → sentences → grid → tables
             → costs → report → index → stages → figures → attack_figures → pictures → image_figures → grid_figures
             → toy_figures → html_report → problem → victims → more_draws → recorder → experiment → jobs → studies
-            → study_kinds → study_tables → study_figures → lesson_figures → __main__
+            → study_kinds → study_tables → study_figures → lesson_figures → api → __main__
 """

@@ -71,14 +71,14 @@ def write(run: Run, *, data_root: Path) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         "" if complete else f"<p class='partial'>Partial result: this run is {escape(run.status().state)}.</p>",
-        f"<p class='lead'>{_marked(sentences.headline(report))}</p>",
-        f"<p class='small'>{_marked(sentences.numbers_line(report))}</p>",
+        f"<p class='lead'>{marked(sentences.headline(report))}</p>",
+        f"<p class='small'>{marked(sentences.numbers_line(report))}</p>",
         f"<p>{escape(notes['note'])}</p>" if notes["note"] else "",
         *_images(run, data_root),
         "<h2>Figures</h2>",
         *_figures(run),
         "<h2>Numbers</h2>",
-        *_numbers(report),
+        numbers(report),
         "<h2>Threat model</h2>",
         _list(sentences.threat_model(run.config, sentences.target_of(run))),
         "<h2>Settings</h2>",
@@ -89,7 +89,7 @@ def write(run: Run, *, data_root: Path) -> str:
         "<h2>How to read it</h2>",
         _list(sentences.HOW_TO_READ),
         "<h2>Limits</h2>",
-        f"<p>{_marked(sentences.limits_line(run))}</p>",
+        f"<p>{marked(sentences.limits_line(run))}</p>",
         "<h2>Cite</h2>",
         f"<p>{escape(sentences.CITATION)}</p>",
     ]
@@ -158,7 +158,8 @@ def _images(run: Run, data_root: Path) -> Iterable[str]:
         yield f"<figure><img src='{address}' alt='{escape(text)}'><figcaption>{escape(name)}</figcaption></figure>"
 
 
-def _numbers(report: dict[str, Any]) -> Iterable[str]:
+def numbers(report: dict[str, Any]) -> str:
+    """Tables of the report's numbers, with their spreads."""
     rows = []
     for arm, values in report["arms"].items():
         acr, accuracy, abstains = (values[name] for name in ("average_certified_radius", "accuracy", "abstention_rate"))
@@ -173,20 +174,21 @@ def _numbers(report: dict[str, Any]) -> Iterable[str]:
             )
         )
     heads = [f"{name}, {words}" for name in ("ACR (L2)", "accuracy") for words in SCOPES.values()]
-    yield _table(("arm", *heads, "abstains, target class", "drop of ACR, target class"), rows)
-    yield (
+    text = _table(("arm", *heads, "abstains, target class", "drop of ACR, target class"), rows)
+    text += (
         "<p class='small'>Mean ± standard deviation over victims; the drop is against the clean victim of the same "
         f"seed. No radius can exceed the cap {report['radius_cap']:.3f}.</p>"
     )
     sizes = {"poisoned": report.get("perturbation"), **(report.get("perturbation_controls") or {})}
     if found := {arm: size for arm, size in sizes.items() if size}:
         lines = [(figures.ARM_STYLE[arm].name, *(_number(size.get(n)) for n in SIZES)) for arm, size in found.items()]
-        yield "<h3>How large the changes are (pixel units of [0, 1])</h3>" + _table(("arm", *SIZES.values()), lines)
+        text += "<h3>How large the changes are (pixel units of [0, 1])</h3>" + _table(("arm", *SIZES.values()), lines)
+    return text
 
 
 def _settings(run: Run) -> Iterable[str]:
     preset, changed = commands.asked_for(run)
-    yield f"<p>{_marked(sentences.settings_line(run))}</p><p>The same from the command line:</p>"
+    yield f"<p>{marked(sentences.settings_line(run))}</p><p>The same from the command line:</p>"
     yield f"<pre>{escape(commands.command(preset, changed))}</pre>"
     if parent := run.request.get("forked_from"):
         yield f"<p>Forked from run {escape(str(parent))}.</p>"
@@ -215,9 +217,9 @@ def _number(value: float | None) -> str:
 
 
 def _list(lines: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{_marked(line)}</li>' for line in lines)}</ul>"
+    return f"<ul>{''.join(f'<li>{marked(line)}</li>' for line in lines)}</ul>"
 
 
-def _marked(text: str) -> str:
+def marked(text: str) -> str:
     """Escaped, with **this** in bold."""
     return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text))

@@ -1,0 +1,257 @@
+"""PACD Lab from Python and in notebooks, on the same runs as the app and the command line.
+
+    import engine.api as pacd
+
+    run = pacd.run("quick", epsilon=0.2, target_class=3)
+    run.drop, run.acr("poisoned"), run.certificates
+    run.figures.certified_accuracy()
+
+A run is a process of its own, as from the app: the same configuration has the same id and gives the same bytes.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from engine import commands, datasets, html_report, index, jobs, poison_file, records, sentences
+from engine.config import Config, ConfigError, field_names, with_overrides
+from engine.presets import PRESETS
+from engine.records import Run, RunNotFound
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_POLL = 0.2  # seconds
+
+
+class RunFailed(RuntimeError):
+    """The run did not come to its end; the message says why, and where its log is."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The run's main figures, each a method of its name: acr_by_arm, certified_accuracy, radius_histogram …"""
+
+    run: Run
+
+    def __dir__(self) -> list[str]:
+        return list(html_report.CAPTIONS)
+
+    def __getattr__(self, name: str) -> Callable[[], Any]:
+        if name not in html_report.CAPTIONS:
+            raise AttributeError(f"there is no figure {name}; the figures are {', '.join(html_report.CAPTIONS)}")
+
+        def figure() -> Any:
+            found = html_report.figures_of(self.run)
+            if name not in found:
+                raise ValueError(f"run {self.run.id} has nothing to show in {name}")
+            return found[name]
+
+        return figure
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run (or one that stopped early, as far as it came). Radii: L2; ε: L∞; pixel units of [0, 1]."""
+
+    run: Run
+
+    @property
+    def id(self) -> str:
+        return self.run.id
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """report.json. Raises: RunNotFound, where the run has none yet."""
+        if (report := self.run.report) is None:
+            raise RunNotFound(f"run {self.id} has no report yet: it is {self.run.status().state}")
+        return report
+
+    @cached_property
+    def certificates(self) -> pd.DataFrame:
+        """A row per arm, victim and test image, with its votes. Raises: RunNotFound, where there are none yet."""
+        if (table := self.run.certificates()) is None:
+            raise RunNotFound(f"run {self.id} has no certificates yet: it is {self.run.status().state}")
+        return table
+
+    @cached_property
+    def poison(self) -> dict[str, np.ndarray] | None:
+        """delta [P, C, H, W] float32 and indices [P] into the original training set; None where nothing changed."""
+        return self.run.tensors("poison")
+
+    def acr(self, arm: str = "poisoned", scope: str = "target") -> float:
+        """Average certified radius (L2), mean over the arm's victims; scope: target (class) or all."""
+        arms = self.report["arms"]
+        if arm not in arms:
+            raise ValueError(f"arm must be one of {', '.join(arms)}, got {arm!r}")
+        if scope not in (scopes := arms[arm]["average_certified_radius"]):
+            raise ValueError(f"scope must be one of {', '.join(scopes)}, got {scope!r}")
+        return scopes[scope]["mean"]
+
+    @property
+    def drop(self) -> float | None:
+        """Relative drop of the target class's ACR, poisoned against clean, mean over victim seeds."""
+        return (self.report["relative_drop"].get("poisoned") or {}).get("mean")
+
+    @property
+    def figures(self) -> Figures:
+        return Figures(self.run)
+
+    @property
+    def command(self) -> str:
+        """The command line that runs the same."""
+        return commands.command(*commands.asked_for(self.run))
+
+    def victim(self, arm: str, k: int = 0) -> "nn.Module":
+        """The arm's k-th victim, in evaluation mode on the CPU. Raises: victims.VictimUnavailable."""
+        from engine import victims
+
+        return victims.load(self.run, arm, k, shape=datasets.shape(self.config.dataset, datasets.default_root()))
+
+    def to_html(self, path: str | Path) -> Path:
+        """Writes the whole report as one file that works offline."""
+        records.write_atomically(Path(path), html_report.write(self.run, data_root=datasets.default_root()))
+        return Path(path)
+
+    def __repr__(self) -> str:
+        return f"<run {self.id}: {self.run.status().state}, {sentences.settings_line(self.run)}>"
+
+    def _repr_html_(self) -> str:
+        if (report := self.run.report) is None:
+            return escape(repr(self))
+        return (
+            f"<p>{html_report.marked(sentences.headline(report))}</p><small>{escape(sentences.numbers_line(report))}"
+            f"</small>{html_report.numbers(report)}<small>{escape(sentences.limits_line(self.run))}</small>"
+        )
+
+
+def run(
+    preset: str = "quick",
+    *,
+    progress: bool = False,
+    runs_root: Path | None = None,
+    data_root: Path | None = None,
+    **settings: Any,
+) -> Result:
+    """Runs a preset with other settings to its end, or finds its result where it was run before.
+
+    Args:
+        settings: any field of the configuration, by its dotted name (in **{}) or the last part of it where only one
+            field is called so: epsilon, target_class, seed, n; attack and procedure stand for their names.
+    Raises: ConfigError, naming the field; datasets.DatasetUnavailable; RunFailed.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    typed = [f"{_field(name)}={json.dumps(value)}" for name, value in settings.items()]
+    config = with_overrides(PRESETS[preset].config, typed)
+    runs_root, data_root = runs_root or records.default_root(), data_root or datasets.default_root()
+    datasets.check(config, data_root)
+    poison_file.check(config, runs_root=runs_root, data_root=data_root)
+    datasets.fetch(config.dataset, data_root)
+    started = jobs.submit(config, runs_root=runs_root, data_root=data_root, preset=preset)
+    _wait(started, progress=progress)
+    return Result(started)
+
+
+def open(identifier: str, *, runs_root: Path | None = None) -> Result:
+    """The run of this id, or of the one id that begins so, the project's examples included. Raises: RunNotFound."""
+    return Result(records.find(runs_root or records.default_root(), identifier))
+
+
+def runs(*, runs_root: Path | None = None) -> pd.DataFrame:
+    """One's own runs, newest first: a row each with settings, state and drops."""
+    return pd.DataFrame(index.rows(runs_root or records.default_root()))
+
+
+def images(dataset: str, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(images float32 [N, C, H, W] in [0, 1], labels [N]) of a data set. Raises: datasets.DatasetUnavailable."""
+    return datasets.read(dataset, datasets.default_root(), train=train)
+
+
+def certify(
+    model: "nn.Module",
+    x: np.ndarray,
+    *,
+    sigma: float,
+    n0: int = 100,
+    n: int = 1000,
+    alpha: float = 0.001,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Certificates of any classifier's smoothed version: a row for each image, by Cohen et al.'s CERTIFY.
+
+    Args:
+        model: images [N, C, H, W] → logits [N, K], in evaluation mode.
+        x: images [N, C, H, W] in [0, 1], N at least 1.
+        sigma: noise level, standard deviation in pixel units.
+        n0, n: selection and estimation draws.
+        alpha: each radius is too large with probability at most alpha, for its one image.
+    Returns: columns prediction (−1: abstains), radius (L2, pixel units), selected_class, n_top, n, p_lower.
+    """
+    from engine import victims
+    from engine.certification import ABSTAIN, certified_radius, lower_confidence_bound
+
+    x = np.asarray(x, dtype=np.float32)
+    if x.ndim != 4 or not len(x) or not ((x >= 0) & (x <= 1)).all():
+        raise ValueError("images must be [N, C, H, W] in [0, 1], N at least 1")
+    found = victims.votes(model, x, sigma=sigma, n0=n0, n=n, seed=seed)
+    selected = found.selected_class.numpy()
+    n_top = found.estimation.numpy()[np.arange(len(x)), selected]
+    radius = certified_radius(n_top, n=n, sigma=sigma, alpha=alpha)
+    return pd.DataFrame(
+        {
+            "prediction": np.where(radius > 0, selected, ABSTAIN),
+            "radius": radius,
+            "selected_class": selected,
+            "n_top": n_top,
+            "n": n,
+            "p_lower": lower_confidence_bound(n_top, n=n, alpha=alpha),
+        }
+    )
+
+
+def _field(name: str) -> str:
+    """A field's dotted name. Raises: ConfigError."""
+    known = field_names()
+    if name in known:
+        return name
+    found = [each for each in known if each.rpartition(".")[2] == name or each == f"{name}.name"]
+    if len(found) != 1:
+        why = f"is one of {', '.join(found)}: say which" if found else f"is none of {', '.join(known)}"
+        raise ConfigError(f"the field {name!r} {why}")
+    return found[0]
+
+
+def _wait(run: Run, *, progress: bool) -> None:
+    """Until the run's process has ended; an interrupt stops it. Raises: RunFailed."""
+    shown = ""
+    try:
+        while (status := run.status()).active:
+            line = f"{status.fraction:4.0%} {status.phase or status.state}"
+            if progress and line != shown:
+                sys.stderr.write(f"\r{line:<60}")
+                sys.stderr.flush()
+                shown = line
+            time.sleep(_POLL)
+    except KeyboardInterrupt:
+        jobs.stop_now(run)
+        raise
+    if shown:
+        sys.stderr.write("\n")
+    if status.state != "done":
+        raise RunFailed(
+            f"run {run.id} {status.state}: {status.error or 'no reason given'} (log: {run.directory}/log.txt)"
+        )
