@@ -15,6 +15,7 @@ from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
 PAGE = "pages/lesson.py"
 NUMBERS = range(1, len(STEPS) + 1)
 RUN = Run(GALLERY / EXAMPLE)
+SCORE = re.compile(r"^#+ (\d+) of 10 right", re.MULTILINE)
 pytestmark = pytest.mark.usefixtures("place")
 
 
@@ -107,9 +108,11 @@ def test_the_abx_test_scores_what_was_answered_and_only_at_the_end(honest: bool)
     pairs = min(60, len((RUN.tensors("poison") or {})["delta"]))
     for k, trial in enumerate(abx.trials(5, count=10, images=pairs)):
         assert f"Trial {k + 1} of 10" in words(test)
-        assert "### " not in words(test)
+        assert not SCORE.search(words(test))
         button(test, "X is B" if trial.x_is_poisoned == honest else "X is A").click().run()
-    assert f"### {10 if honest else 0} of 10 right" in words(test)
+    score = SCORE.search(words(test))
+    assert score is not None
+    assert int(score[1]) == (10 if honest else 0)
     assert ("You can tell" in words(test)) == honest
     assert not test.exception
 
