@@ -34,7 +34,7 @@ class Digit:
     inverted: bool  # whether it was dark on light
     ink: np.ndarray  # [H, W], light on black: ground at 0, the strongest ink at 1
     cut: np.ndarray  # [h, w], the ink's own box
-    image: np.ndarray  # [1, 28, 28], scaled and centred
+    image: np.ndarray  # [1, 28, 28], scaled, the strongest ink at 1, and centred
 
 
 def read_picture(content: bytes) -> np.ndarray:
@@ -80,7 +80,8 @@ def to_digit(colours: np.ndarray, *, box: int, side: int = 28) -> Digit:
         side: of the image that comes out.
     Raises: PictureRefused where nothing stands out from the ground.
     Source: LeCun, Cortes, Burges, The MNIST database: scaled into 20×20 with aspect ratio kept, centred by mass.
-    Departs: bilinear scaling, a ground that need not be even, shifts by whole pixels, as far as the frame allows.
+    Departs: bilinear scaling, a ground that need not be even, the strongest ink 1 again after scaling (thin lines fade
+        in it), shifts by whole pixels, as far as the frame allows.
     """
     grey = (colours @ np.array([0.299, 0.587, 0.114], dtype=np.float32)).astype(np.float32).clip(0, 1)
     ground = float(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))  # of the rim
@@ -97,6 +98,7 @@ def to_digit(colours: np.ndarray, *, box: int, side: int = 28) -> Digit:
     scale = box / max(cut.shape)
     height, width = (max(1, round(scale * length)) for length in cut.shape)
     small = _resized(cut, height, width)
+    small = small / small.max()
     top, left = (_start(small.sum(axis=axis), side) for axis in (1, 0))
     image = np.zeros((1, side, side), dtype=np.float32)
     image[0, top : top + height, left : left + width] = small

@@ -14,17 +14,19 @@ NAMES = {"training": "poison image", "test": "test image"}
 _PINNED = "pinned"  # (run's id, kind, number)
 
 
-def forget(key: str, options: Sequence[Any]) -> None:
-    """Another run may not offer the value that the session remembers."""
-    if key in st.session_state and st.session_state[key] not in options:
+def forget(key: str, options: Sequence[Any], what: str = "") -> None:
+    """Another run may not offer the value that the session remembers. Args: what: its name, to say so."""
+    if key in st.session_state and (value := st.session_state[key]) not in options:
         del st.session_state[key]
+        if what:
+            st.caption(f"{what} {value} was chosen, but this run has none of that number: the first is shown.")
 
 
 def poison_image(count: int) -> int:
     """The chosen poison image's number, by its widget."""
     key, last = KEYS["training"], count - 1
     _links.check(**{key: range(count)})
-    forget(key, range(count))
+    forget(key, range(count), "Poison image")
     return int(
         st.number_input(f"Poison image, 0 to {last}", 0, last, key=key, bind="query-params", persist_state="session")
     )
@@ -34,7 +36,7 @@ def test_image(options: Sequence[int], label: str) -> int:
     """The chosen test image's number, by its widget; the first of the options where none was chosen."""
     key = KEYS["test"]
     _links.check(**{key: options})
-    forget(key, options)
+    forget(key, options, "Test image")
     return int(
         st.selectbox(
             label,

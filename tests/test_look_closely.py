@@ -14,7 +14,7 @@ from engine.certification import ABSTAIN
 from engine.config import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
-from tests.app import EXAMPLE, button, opened, own_copy, words
+from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
 
 RUN = Run(GALLERY / EXAMPLE)
 INSPECT, IMAGE, CERTIFY = "pages/inspect.py", "pages/image.py", "pages/certify.py"
@@ -187,6 +187,16 @@ def test_an_image_of_another_run_can_stay_pinned_and_one_of_a_deleted_run_cannot
     test.run()
     assert not errors(test)
     assert any("is gone, so it is unpinned" in warning.value for warning in test.warning)
+
+
+def test_a_choice_that_another_run_does_not_have_is_given_up_with_a_sentence() -> None:
+    for page, key, name in ((INSPECT, "poison_image", "Poison image 500"), (CERTIFY, "test_image", "Test image 500")):
+        test = AppTest.from_file(str(PROJECT / page), default_timeout=60)
+        test.query_params["run"] = EXAMPLE
+        test.session_state[key] = 500  # as a larger run left it
+        test.run()
+        assert not errors(test)
+        assert f"{name} was chosen, but this run has none of that number" in words(test)
 
 
 def test_the_wall_frames_the_chosen_and_the_pinned_image_unlike() -> None:
