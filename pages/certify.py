@@ -11,7 +11,7 @@ from engine.certification import radius_cap
 from engine.config import Config, arms_of, smallest_useful_n
 from engine.figures import ARM_STYLE
 from engine.records import ARMS, Run
-from pages import _certificate, _links, _pinned, _selection, _shared, _test_images
+from pages import _certificate, _export, _links, _pinned, _selection, _shared, _test_images
 
 VOTES = ["selection_votes", "estimation_votes"]
 SCOPES = {"target": "target class", "all": "all classes"}
@@ -35,7 +35,9 @@ def with_settings(config: Config, n: int, alpha: float) -> Config:
 
 
 def chart(figure: Any, key: str, **options: Any) -> Any:
-    return st.plotly_chart(figure, key=key, config=figures.SAVE, alt=figures.alt(figure), **options)
+    found = st.plotly_chart(figure, key=key, config=figures.SAVE, alt=figures.alt(figure), **options)
+    _export.data(figure, key)
+    return found
 
 
 def check_link(recorded: pd.DataFrame) -> None:

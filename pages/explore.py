@@ -12,7 +12,7 @@ from engine.config import ConfigError, parse
 from engine.figures import ARM_STYLE
 from engine.grid import Point
 from engine.records import CONTROLS, Run
-from pages import _another_point, _grid, _images, _shared, _words
+from pages import _another_point, _export, _grid, _images, _shared, _words
 
 BEGIN = Point("gaussian", 8, 0.5, 0.1)
 SHOWN = 8
@@ -198,6 +198,7 @@ def take_epsilon() -> None:
 
 def show(key: str, figure: Any, **options: Any) -> None:
     st.plotly_chart(figure, key=f"explore_{key}", alt=figures.alt(figure), config=figures.SAVE, **options)
+    _export.data(figure, f"explore_{key}")
 
 
 @st.fragment

@@ -3,15 +3,16 @@
 import io
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from engine import commands, html_report, jobs, records
+from engine import commands, datasets, html_report, jobs, records
 from engine.records import Run, RunNotFound
-from pages import _comparison, _fork, _shared, _words
+from pages import _comparison, _export, _fork, _shared, _words
 
 VOTES = ("selection_votes", "estimation_votes")
 
@@ -194,13 +195,28 @@ def exports(run: Run) -> None:
         "Report (HTML)", lambda: html_report.write(run, data_root=_shared.data_root()), f"{run.id}.html", "text/html",
         disabled=report is None, help="One file that works offline: figures, images, numbers, threat model, limits.",
     )  # fmt: skip
+    if has_images(run):
+        for words, enlarged in (("Images (PNG)", False), ("Images enlarged (PNG)", True)):
+            buttons.download_button(
+                words, partial(_export.mosaic, run, enlarged=enlarged),
+                f"{run.id}-images{'-enlarged' * enlarged}.png", "image/png",
+                help=f"The first {_export.MOST_IMAGES} changed images: clean, poisoned, and what was added.",
+            )  # fmt: skip
     buttons.download_button(
         "Whole run (zip)", lambda: zipped(run.directory), f"{run.id}.zip", "application/zip",
         help="All files: settings, poison, weights, votes, certificates, log.",
     )  # fmt: skip
-    st.caption("Single figures: the camera in a figure's corner saves it as SVG.")
+    st.caption(
+        "Single figures: the camera in a figure's corner saves it as SVG, and the button below it its data as CSV."
+    )
     st.markdown("**The same from the command line**")
     st.code(commands.command(*commands.asked_for(run)), language=None, wrap_lines=True)
+
+
+def has_images(run: Run) -> bool:
+    """Whether the run changed pixels of images that are on this machine."""
+    changed = run.config.attack.name not in ("none", "label-flip") and (run.directory / "poison.safetensors").is_file()
+    return changed and datasets.available(run.config.dataset, _shared.data_root())
 
 
 def certificates_csv(run: Run) -> bytes:

@@ -7,7 +7,7 @@ import streamlit as st
 
 from engine import figures
 from engine.records import Run
-from pages import _images, _shared, _words
+from pages import _export, _images, _shared, _words
 
 SHOWN_IMAGES = 8
 
@@ -95,6 +95,7 @@ def charts(run: Run) -> None:
         with column:
             st.plotly_chart(figure, alt=figures.alt(figure), config=figures.SAVE)
             st.caption(explanation)
+            _export.data(figure, f"start {figure.layout.title.text}")
 
 
 def colours() -> None:
