@@ -95,7 +95,7 @@ def training() -> None:
         f"{np.linalg.norm(poisoned - clean):.3f} (L2), pixel units."
     )
     _pinned.show(run, limit=limit, step=poison.step)
-    st.subheader("What victims answer")
+    st.header("What victims answer")
     st.markdown(
         "**Look for this:** compare the *poisoned* victim's bars for both images. Where it is sure of the poisoned "
         "image and less so of the clean one, it has learned the added pattern, which test images lack. The *clean* "
@@ -123,7 +123,7 @@ def training() -> None:
 
 def votes_for_both(asked: list[_victims.Victim], pair: np.ndarray, k: int) -> None:
     """Votes under noise on both images [2, C, H, W], with what would be certified."""
-    st.subheader("Votes under noise")
+    st.header("Votes under noise")
     left, right = st.columns(2, gap="medium")
     for place, image, name in zip((left, right), pair, PAIR, strict=True):
         with place:

@@ -41,7 +41,7 @@ FOCUSED = """() => {
 # What the keyboard did not reach. Of radio buttons and button groups it reaches one, and arrows the others.
 MISSED = """() => [...document.querySelectorAll('button, a[href], input, textarea, select, summary')].filter(each =>
     each.checkVisibility({visibilityProperty: true}) && each.tabIndex >= 0 && !each.disabled && !each.dataset.walked
-    && each.type !== 'radio'
+    && each.type !== 'radio' && !each.closest('[inert]')
     && !each.closest('[data-testid="stButtonGroup"]')?.querySelector('[data-walked]')
     ).map(each => each.outerHTML.slice(0, 300))"""
 FITS = """() => [document.documentElement, document.querySelector('[data-testid="stMain"]')].every(each =>
