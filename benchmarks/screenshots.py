@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
         browser.chromium(executable) as chromium,
     ):
         page, _ = browser.new_page(chromium, size=browser.LAPTOP | {"height": options.height})
-        for file, title, _ in PAGES:
+        for file, title in PAGES:
             page.goto(server.address + browser.place(file))
             browser.idle(page, timeout=60_000)
             for scheme in ("light", "dark"):

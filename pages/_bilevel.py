@@ -437,9 +437,7 @@ def _do(which: str, step: Any) -> None:
 
 def _play_button(which: str, playing: bool, *, disabled: bool = False) -> None:
     label, icon = ("Pause", ":material/pause:") if playing else ("Play", ":material/play_arrow:")
-    st.button(
-        label, icon=icon, key=f"toy {which} play", on_click=_toggle, args=(which,), disabled=disabled
-    )
+    st.button(label, icon=icon, key=f"toy {which} play", on_click=_toggle, args=(which,), disabled=disabled)
 
 
 def _toggle(which: str) -> None:

@@ -27,17 +27,17 @@ from pages import _links, _words
 
 RUN_PARAMETER = _links.RUN  # of the URL, and the key of the run picker in app.py
 _OF_A_REPORT = ("config", "arms", "relative_drop", "certified_images", "radius_cap")
-PAGES = (  # file, title, icon
-    ("pages/start.py", "Start", ":material/flag:"),
-    ("pages/lesson.py", "Lesson", ":material/school:"),
-    ("pages/explore.py", "Explore", ":material/explore:"),
-    ("pages/poison.py", "Poison", ":material/science:"),
-    ("pages/inspect.py", "Inspect", ":material/search:"),
-    ("pages/certify.py", "Certify", ":material/verified:"),
-    ("pages/image.py", "One image", ":material/center_focus_strong:"),
-    ("pages/try.py", "Try your own", ":material/draw:"),
-    ("pages/studies.py", "Studies", ":material/grid_view:"),
-    ("pages/runs.py", "Runs", ":material/list:"),
+PAGES = (  # file, title; without icons the bar above has room for all of them on a laptop
+    ("pages/start.py", "Start"),
+    ("pages/lesson.py", "Lesson"),
+    ("pages/explore.py", "Explore"),
+    ("pages/poison.py", "Poison"),
+    ("pages/inspect.py", "Inspect"),
+    ("pages/certify.py", "Certify"),
+    ("pages/image.py", "One image"),
+    ("pages/try.py", "Try your own"),
+    ("pages/studies.py", "Studies"),
+    ("pages/runs.py", "Runs"),
 )
 
 
@@ -45,7 +45,7 @@ def navigation() -> Any:
     """The page to run, and the bar above it. The tab shows an emoji: a Material icon would come from the network."""
     st.set_page_config(page_title="PACD Lab", page_icon="🧪", layout="wide")
     st.session_state["in frame"] = True
-    pages = [st.Page(file, title=title, icon=icon, default=file == PAGES[0][0]) for file, title, icon in PAGES]
+    pages = [st.Page(file, title=title, default=file == PAGES[0][0]) for file, title in PAGES]
     return st.navigation(pages, position="top")
 
 

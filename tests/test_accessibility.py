@@ -67,7 +67,7 @@ def axe() -> str:
     return pytest.importorskip("axe_playwright_python.base").AXE_SCRIPT
 
 
-@pytest.fixture(scope="module", params=[file for file, _, _ in PAGES])
+@pytest.fixture(scope="module", params=[file for file, _ in PAGES])
 def page(request: pytest.FixtureRequest, server: Server, visitor: SimpleNamespace, axe: str) -> Any:
     """Each page in turn, opened once for all that is asked of it."""
     visitor.page.goto(server.address + browser.place(request.param))

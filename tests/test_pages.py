@@ -21,7 +21,7 @@ from engine.records import GALLERY, Run
 from pages import _comparison, _shared
 from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
 
-PAGES = [file for file, _, _ in _shared.PAGES]
+PAGES = [file for file, _ in _shared.PAGES]
 MINE = ["pages/start.py", "pages/poison.py", "pages/runs.py"]
 ATTACKER_ONLY = ["threat.epsilon=0.2", "attack.upper_steps=9", "attack.procedure=macer", "threat.attacker_share=0.5"]
 VIEWS = ["One image", "All poisoned images", "Over the attack's steps", "Test images by radius lost"]
