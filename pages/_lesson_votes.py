@@ -244,13 +244,16 @@ def symbols(k: int, n: int, alpha: float, p_lower: float, sigma: float, found: f
 
 
 def chain(k: int, n: int, alpha: float, p_lower: float, sigma: float, found: float) -> str:
-    bound = (
-        rf"p_{{\text{{lower}}}} = \mathrm{{Beta}}^{{-1}}(\alpha;\,k,\,n-k+1) = "
-        rf"\mathrm{{Beta}}^{{-1}}({alpha:g};\,{k},\,{n - k + 1}) = {p_lower:.4f}"
-    )
-    if not found:
-        return bound + r" \\ p_{\text{lower}} \le \tfrac12:\ \text{no majority for certain: abstain}"
-    return (
-        bound + r" \\ R = \sigma\,\Phi^{-1}(p_{\text{lower}}) = "
-        rf"{sigma:g}\cdot\Phi^{{-1}}({p_lower:.4f}) = {sigma:g}\cdot{ndtri(p_lower):.3f} = {found:.3f}"
-    )
+    """The two formulas, first with symbols and then with numbers, in lines short enough for a narrow window."""
+    lines = [
+        r"p_{\text{lower}} &= \mathrm{Beta}^{-1}(\alpha;\,k,\,n-k+1)",
+        rf"&= \mathrm{{Beta}}^{{-1}}({alpha:g};\,{k},\,{n - k + 1}) = {p_lower:.4f}",
+    ]
+    if found:
+        lines += [
+            r"R &= \sigma\,\Phi^{-1}(p_{\text{lower}})",
+            rf"&= {sigma:g}\cdot\Phi^{{-1}}({p_lower:.4f}) = {sigma:g}\cdot{ndtri(p_lower):.3f} = {found:.3f}",
+        ]
+    else:
+        lines.append(r"&\le \tfrac12:\ \text{no majority for certain, abstain}")
+    return r"\begin{aligned} " + r" \\ ".join(lines) + r" \end{aligned}"

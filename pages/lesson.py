@@ -72,28 +72,28 @@ def header(number: int, run: Run) -> None:
 
 
 def ask(number: int, question: Question, *, answers_hidden: bool) -> None:
-    """Predict, then reveal: the answer is not on the page before."""
+    """Predict, then reveal: the answer is not on the page before, and the prediction stands after."""
     given = answered().get(number)
     st.markdown(f"**Predict.** {question.ask}")
+    if given is not None and not answers_hidden:
+        judge(number, question, given)
+        return
     if isinstance(question, Choice):
         prediction = st.radio(
             "Your prediction", range(len(question.options)), index=None, format_func=question.options.__getitem__,
-            key=f"lesson_prediction_{number}", persist_state="session", disabled=given is not None,
+            key=f"lesson_prediction_{number}", persist_state="session",
         )  # fmt: skip
     else:
         prediction = st.slider(
-            "Your prediction, in percent", 0, 100, 10, key=f"lesson_prediction_{number}", persist_state="session",
-            disabled=given is not None,
-        )  # fmt: skip
+            "Your prediction, in percent", 0, 100, 10, key=f"lesson_prediction_{number}", persist_state="session"
+        )
     if answers_hidden:
         st.caption("Answers are kept for the discussion in class.")
-    elif given is None:
-        st.button(
-            "Reveal", on_click=reveal, args=(number, prediction), disabled=prediction is None,
-            key=f"lesson_reveal_{number}", icon=":material/visibility:",
-        )  # fmt: skip
-    else:
-        judge(number, question, given)
+        return
+    st.button(
+        "Reveal", on_click=reveal, args=(number, prediction), disabled=prediction is None,
+        key=f"lesson_reveal_{number}", icon=":material/visibility:",
+    )  # fmt: skip
 
 
 def reveal(number: int, prediction: Any) -> None:
@@ -101,14 +101,22 @@ def reveal(number: int, prediction: Any) -> None:
 
 
 def judge(number: int, question: Question, given: Any) -> None:
-    said = f"You said {given} %, it is {question.right:.0f} %. " if isinstance(question, Guess) else ""
-    if is_right(question, given):
-        st.success(f"**Right.** {said}{question.because}", icon=":material/check:")
+    if isinstance(question, Guess):
+        said = f"You said {given} %, it is {question.right:.0f} %."
     else:
-        told = f"It is: {question.options[question.right]}. " if isinstance(question, Choice) else ""
-        st.warning(f"**Not quite.** {said}{told}{question.because}", icon=":material/close:")
+        st.markdown("\n".join(f"- {option}{marks(question, k, given)}" for k, option in enumerate(question.options)))
+        said = ""
+    if is_right(question, given):
+        st.success(f"**Right.** {said} {question.because}", icon=":material/check:")
+    else:
+        st.warning(f"**Not quite.** {said} {question.because}", icon=":material/close:")
     if number < len(STEPS) and "nav" not in hidden:
         st.button("Go on", on_click=move, args=(1,), key="lesson_go_on", icon=":material/arrow_forward:")
+
+
+def marks(question: Choice, option: int, given: int) -> str:
+    words = ["your prediction"] * (option == given) + ["**this is so**"] * (option == question.right)
+    return f" ({', '.join(words)})" if words else ""
 
 
 def navigation(number: int) -> None:
