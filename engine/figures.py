@@ -141,10 +141,18 @@ def certified_accuracy(
         if len(curves) > 1:
             sd = curves.std(axis=0, ddof=1)
             edge = dict(mode="lines", line=dict(width=0, shape="vh"), legendgroup=arm, showlegend=False)
-            figure.add_scatter(x=radii, y=(mean - sd).clip(0, 1), hoverinfo="skip", **edge)
+            figure.add_scatter(
+                x=radii, y=(mean - sd).clip(0, 1), name=f"{style.name}, mean − sd", hoverinfo="skip", **edge
+            )
             band = _transparent(style.colour, 0.16)
             figure.add_scatter(
-                x=radii, y=(mean + sd).clip(0, 1), fill="tonexty", fillcolor=band, hoverinfo="skip", **edge
+                x=radii,
+                y=(mean + sd).clip(0, 1),
+                name=f"{style.name}, mean + sd",
+                fill="tonexty",
+                fillcolor=band,
+                hoverinfo="skip",
+                **edge,
             )
         figure.add_scatter(
             x=radii,

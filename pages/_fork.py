@@ -44,7 +44,7 @@ def fork_button(run: Run) -> None:
         help="Opens the form of the Poison page with this run's settings. What you start there is a run of your own.",
     )
     if clicked:
-        st.switch_page("pages/poison.py")
+        _shared.go("pages/poison.py")
 
 
 def fork(run: Run) -> None:

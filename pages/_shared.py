@@ -207,6 +207,11 @@ def expected_device() -> str:
     return "cuda" if has_gpu and able and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") else "cpu"
 
 
+def go(page: str) -> None:
+    """Leaves for another page. Without query_params Streamlit refuses to, while a bound widget is in the address."""
+    st.switch_page(page, query_params={})
+
+
 def page_link(page: str, label: str, icon: str) -> None:
     """A link to another page; plain text where a page runs alone, without app.py."""
     try:

@@ -250,7 +250,7 @@ def ways_on(run: Run, point: Point) -> None:
         strict=False,
     ):
         if place.button(label, icon=icon, key=f"explore_to {page}", on_click=_shared.choose, args=(run.id,)):
-            st.switch_page(page)
+            _shared.go(page)
     with places[2].popover("The same from the command line", icon=":material/terminal:"):
         st.code(_grid.command(point), language=None, wrap_lines=True)
 

@@ -144,7 +144,7 @@ def existing(config: Config, shown: Run | None) -> None:
         "Open it", key="open_existing", on_click=_shared.choose, args=(run.id,), icon=":material/open_in_new:"
     )
     if opened and state == "done":
-        st.switch_page("pages/certify.py")
+        _shared.go("pages/certify.py")
 
 
 def run_section(run: Run) -> None:

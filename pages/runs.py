@@ -36,7 +36,7 @@ def queue() -> None:
         left = "" if status.eta_seconds is None else f", about {_shared.duration(status.eta_seconds)} left"
         st.progress(status.fraction, f"{_shared.row_label(row)}: {words}{left}")
         if st.button("Watch it", key=f"open {row['id']}", on_click=_shared.choose, args=(row["id"],)):
-            st.switch_page("pages/poison.py")
+            _shared.go("pages/poison.py")
 
 
 # --- history ---

@@ -206,7 +206,7 @@ def run_links(run: Run) -> None:
             f"Open in {title}", on_click=_shared.choose, args=(run.id,), icon=icon, key=f"{title} {run.id}"
         )
         if pressed:
-            st.switch_page(page)
+            _shared.go(page)
 
 
 def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
