@@ -38,7 +38,7 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
         page.get_by_text("MNIST is not on this machine").wait_for()
         no_exception(page)
 
-        page.get_by_role("link", name="Poison", exact=True).click()
+        bar(page, "Poison").click()
         heading(page, "Poison").wait_for()
         page.get_by_text("MNIST is not on this machine").wait_for()
         page.get_by_text("A few seconds on embedded").wait_for()  # the preset where MNIST is not there
@@ -64,7 +64,7 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
         assert f"run={identifier}" in page.url
         no_exception(page)
 
-        page.get_by_role("link", name="Poison", exact=True).click()
+        bar(page, "Poison").click()
         page.get_by_text("Data, certification, seeds").click()
         set_seed(page, 2)
         page.get_by_role("button", name="Start poisoning").click()
@@ -73,7 +73,7 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
         no_exception(page)
 
         for name in ("Runs", "Inspect", "Start"):
-            page.get_by_role("link", name=name, exact=True).click()
+            bar(page, name).click()
             page.locator("h1").first.wait_for()
             idle(page)
             no_exception(page)
@@ -98,9 +98,9 @@ def test_a_drawn_digit_is_certified_and_stays_while_another_page_is_open(app: Se
         drawn = answer.inner_text()
         page.get_by_text(re.compile("^The poisoned victim (answers [0-9]|abstains)")).wait_for()
 
-        page.get_by_role("link", name="Certify", exact=True).click()
+        bar(page, "Certify").click()
         heading(page, "Certify").wait_for()
-        page.get_by_role("link", name="Try your own", exact=True).click()
+        bar(page, "Try your own").click()
         answer.wait_for()
         assert answer.inner_text() == drawn
 
@@ -112,6 +112,11 @@ def test_a_drawn_digit_is_certified_and_stays_while_another_page_is_open(app: Se
         no_exception(page)
     assert not seen.problems
     assert not seen.away
+
+
+def bar(page, name: str):
+    """The link to this page in the bar above: pages have links of the same name, too."""
+    return page.get_by_test_id("stTopNav").get_by_role("link", name=name, exact=True)
 
 
 def heading(page, name: str):
