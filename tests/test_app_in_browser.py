@@ -98,8 +98,10 @@ def test_a_drawn_digit_is_certified_and_stays_while_another_page_is_open(app: Se
         drawn = answer.inner_text()
         page.get_by_text(re.compile("^The poisoned victim (answers [0-9]|abstains)")).wait_for()
 
+        idle(page)  # else an image may still be on its way, and is gone from the server with its page
         bar(page, "Certify").click()
         heading(page, "Certify").wait_for()
+        idle(page)
         bar(page, "Try your own").click()
         answer.wait_for()
         assert answer.inner_text() == drawn
@@ -107,6 +109,7 @@ def test_a_drawn_digit_is_certified_and_stays_while_another_page_is_open(app: Se
         for key in ["Space", *["ArrowRight"] * 5, "Space"]:  # a stroke by keyboard, to the right from the middle
             sheet.press(key)
         page.get_by_text("Brush up, row 14, column 19 of 28.").wait_for()
+        idle(page)
         page.get_by_role("button", name="Clear", exact=True).click()
         page.get_by_text("Draw a digit on the sheet").wait_for()
         no_exception(page)
