@@ -175,6 +175,8 @@ def _capability(config: Config, attack: words.Attack, target: str) -> str:
     threat = config.threat
     held = "" if threat.attacker_share == 1 else " in its hands"
     which = f"{threat.poison_fraction:.0%} of the training images of {target}{held}"
+    if config.attack.name == "from-file":
+        which = f"those images of a file that are among {which}"
     if attack.labels:
         return f"**Capability**: {attack.name.partition(' (')[0]} on {which}: {attack.changes}; no pixel changes."
     return (
