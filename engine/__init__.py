@@ -6,6 +6,6 @@ The import line; every module may import only modules to its left (tests/test_li
             → certification → sequential → metrics → solvers → hypergradient → toy → training → threat → attacks
             → perception → abx → handwriting → records → poison_file → commands → words → sentences → grid → tables
             → costs → report → index → stages → figures → attack_figures → pictures → image_figures → grid_figures
-            → toy_figures → figure_data → html_report → problem → victims → more_draws → recorder → experiment → jobs
-            → studies → study_kinds → study_tables → study_figures → lesson_figures → api → __main__
+            → toy_figures → figure_data → html_report → problem → victims → more_draws → recorder → experiment
+            → jobs → studies → study_kinds → study_tables → study_figures → lesson_figures → api → __main__
 """

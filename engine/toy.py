@@ -24,7 +24,7 @@ CENTRE, SPREAD = 1.0, (0.65, 0.1)  # clusters around (±CENTRE, 0), long in the 
 EPSILONS, SIGMAS, REGULARISATIONS = (0.0, 0.6), (0.05, 1.0), (1e-3, 0.3)  # allowed ranges
 INNER_STEPS = 10  # of a whole step
 INNER_RATE, OUTER_RATE = 1.0, 0.1  # learning rates of the two levels
-CONTROLS = 20  # draws of random moves
+CONTROLS = 10  # draws of random moves
 MOST_STEPS, STILL = 300, 5e-4  # outer steps until it ends at the latest; a largest move below STILL is the end
 
 
@@ -180,14 +180,18 @@ def lower_loss(state: State) -> Callable[[Tensor, Tensor], Tensor]:
     Of the noise only its part along w counts, N(0, σ²|w|²): one dimension, which Gauss–Hermite quadrature integrates to
     more digits than draws would, so that the loss is smooth and the same each time. It has no derivative at w = 0.
     """
-    settings, rest, labels = state.settings, state.training[len(state.poison) :], _labels(state)
+    settings, moved = state.settings, len(state.poison)
+    ones = torch.ones_like(state.training[:, :1])
+    rest = torch.cat([state.training, ones], dim=1)[moved:]  # [N − P, 3], signed so that w·row is the margin
+    rest[TARGET_POINTS - moved :] *= -1
     nodes, shares = _quadrature()
+    noise = settings.sigma * nodes
 
     def loss(weights: Tensor, poison: Tensor) -> Tensor:
-        w, b = weights[:2], weights[2]
-        margins = labels * (torch.cat([poison, rest]) @ w + b)  # [N]
-        noisy = margins[:, None] + settings.sigma * w.norm() * nodes  # [N, nodes]
-        return (softplus(-noisy) @ shares).mean() + settings.regularisation / 2 * w.square().sum()
+        rows = torch.cat([torch.cat([poison, ones[:moved]], dim=1), rest])  # [N, 3]
+        size = weights[:2].square().sum()  # |w|²
+        margins = (rows @ weights)[:, None] + size.sqrt() * noise  # [N, nodes]
+        return softplus(-margins).mean(dim=0) @ shares + settings.regularisation / 2 * size
 
     return loss
 
@@ -254,13 +258,6 @@ def _noted(state: State) -> State:
         mean_radius(state, state.retrained),
     )
     return replace(state, history=(*state.history[: state.outer_steps], step))
-
-
-def _labels(state: State) -> Tensor:
-    """[N]: 1 for the target class, −1 for the other."""
-    labels = state.training.new_full((len(state.training),), -1.0)
-    labels[:TARGET_POINTS] = 1
-    return labels
 
 
 @cache

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from torch import Tensor
 
 from engine import toy
 from engine.figures import ARM_STYLE, FAINT, GREY, finish
@@ -17,6 +18,9 @@ TARGET, OTHER = "#2F8FC4", "#8A8A8A"  # points of the target class, of the other
 CLEAN, POISONED, CONTROL = (ARM_STYLE[arm].colour for arm in ("clean", "poisoned", "random_noise"))
 _TINT = {TARGET: "rgba(47,143,196,0.12)", OTHER: "rgba(138,138,138,0.12)"}
 _FAR = 20.0
+_FIXED = dict(fixedrange=True)
+_LAYOUT: dict[str, Any] = dict(dragmode=False, uirevision="toy")
+Trace = dict[str, Any]  # all traces of a figure are checked at once, which is what makes it quick
 
 
 def plane(state: toy.State, *, chosen: int | None = None, attacker: bool = True) -> go.Figure:
@@ -25,87 +29,67 @@ def plane(state: toy.State, *, chosen: int | None = None, attacker: bool = True)
     Every trace is there in every figure, so that a chart that is drawn again only moves. Of the poison points,
     customdata is their index.
     """
-    figure = go.Figure()
-    _half_planes(figure, state)
     beside, now = ("clean", POISONED) if attacker else ("fully trained", TARGET)
-    _discs(figure, f"radius, {beside}", state, state.clean, GREY, "dot")
-    _discs(figure, "radius now", state, state.weights, now, "solid")
-    _boundary(figure, f"boundary, {beside}", state.clean, GREY, "dash", 2)
-    _boundary(figure, "boundary now", state.weights, now, "solid", 3)
     moved = len(state.poison) if attacker else 0
-    if attacker:
-        _boxes(figure, state)
-    _points(figure, "other class", state.training[toy.TARGET_POINTS :], OTHER, "square")
-    _points(figure, "target class", state.training[moved : toy.TARGET_POINTS], TARGET, "circle")
-    _points(figure, "held out", state.held_out, TARGET, "circle-open")
-    if attacker:
-        _arrows(figure, state)
-        _poison(figure, state, chosen)
-    fixed: dict[str, Any] = dict(fixedrange=True, showgrid=False, zeroline=False, constrain="domain", title_text="")
-    figure.update_xaxes(range=[-WIDTH, WIDTH], **fixed)
-    figure.update_yaxes(range=[-HEIGHT, HEIGHT], scaleanchor="x", **fixed)
-    figure.update_layout(dragmode=False, hovermode="closest", uirevision="toy")
-    return finish(figure, "", "", _told(state, attacker), height=480, top=10, bottom=96)
+    traces = [
+        *(_half_plane(state, side, colour) for side, colour in ((1, TARGET), (-1, OTHER))),
+        _discs(f"radius, {beside}", state, state.clean, GREY, "dot"),
+        _discs("radius now", state, state.weights, now, "solid"),
+        _boundary(f"boundary, {beside}", state.clean, GREY, "dash", 2),
+        _boundary("boundary now", state.weights, now, "solid", 3),
+        *([_boxes(state)] if attacker else []),
+        _points("other class", state.training[toy.TARGET_POINTS :], OTHER, "square"),
+        _points("target class", state.training[moved : toy.TARGET_POINTS], TARGET, "circle"),
+        _points("held out", state.held_out, TARGET, "circle-open"),
+        *([_arrows(state), _ring(state, chosen), _poison(state)] if attacker else []),
+    ]
+    axis = _FIXED | dict(showgrid=False, zeroline=False, constrain="domain")
+    layout = _LAYOUT | dict(
+        xaxis=axis | dict(range=[-WIDTH, WIDTH]),
+        yaxis=axis | dict(range=[-HEIGHT, HEIGHT], scaleanchor="x"),
+        hovermode="closest",
+    )
+    return finish(go.Figure(traces, layout), "", "", _told(state, attacker), height=480, top=10, bottom=96)
 
 
 def measured(state: toy.State) -> go.Figure:
     """The mean certified radius of held-out points over outer steps, beside clean victims and random moves."""
-    figure = go.Figure()
     steps = [step.outer_steps for step in state.history]
-    most = 60 * (1 + steps[-1] // 60)
+    most, last = 60 * (1 + steps[-1] // 60), state.history[-1].retrained
     clean, control = toy.mean_radius(state, state.clean), statistics.mean(state.control)
-    lines = (
+    curves = (
         ("clean victim", [0, most], [clean, clean], CLEAN, "dot", 2),
         ("random moves of size ε", [0, most], [control, control], CONTROL, "dashdot", 2),
         ("victim as it is", steps, [step.upper_loss for step in state.history], GREY, "solid", 1.5),
         ("trained to the end", steps, [step.retrained for step in state.history], POISONED, "dash", 2.5),
     )
-    for name, x, y, colour, dash, width in lines:
-        line = dict(color=colour, dash=dash, width=width)
-        figure.add_scatter(x=x, y=y, mode="lines", name=name, line=line, hovertemplate="step %{x}: %{y:.3f}")
-    last = state.history[-1].retrained
-    figure.add_scatter(
-        x=steps[-1:],
-        y=[last],
-        mode="markers",
-        showlegend=False,
-        cliponaxis=False,
-        marker=dict(color=POISONED, symbol="diamond", size=9),
+    traces = [
+        _path(name, x, y, colour, dash, width) | dict(hovertemplate="step %{x}: %{y:.3f}", hoverinfo=None)
+        for name, x, y, colour, dash, width in curves
+    ]
+    layout = _LAYOUT | dict(
+        xaxis=_FIXED | dict(title_text="outer steps", range=[0, most]),
+        yaxis=_FIXED | dict(title_text="mean radius (L2)", range=[0, 1.25 * clean]),
     )
-    figure.update_xaxes(title_text="outer steps", range=[0, most], fixedrange=True)
-    figure.update_yaxes(title_text="mean radius (L2)", range=[0, 1.25 * clean], fixedrange=True)
-    figure.update_layout(dragmode=False, uirevision="toy")
     text = (
         f"Mean certified radius of {toy.HELD_OUT} held-out points over outer steps: clean {clean:.3f}, after "
         f"{steps[-1]} steps {last:.3f} with a victim trained to the end; after random moves of size ε {control:.3f}."
     )
+    figure = go.Figure([*traces, _end(steps[-1], last, POISONED, "diamond")], layout)
     return finish(figure, "", "", text, height=270, top=10, bottom=110)
 
 
 def training(losses: Sequence[float], last: float) -> go.Figure:
     """The victim's training loss over its steps; `last` is the loss now."""
     values = [*losses, last]
-    most = 50 * (1 + (len(values) - 1) // 50)
-    figure = go.Figure()
-    figure.add_scatter(
-        x=np.arange(len(values)),
-        y=values,
-        mode="lines",
-        line=dict(color=TARGET, width=2.5),
-        hovertemplate="step %{x}: %{y:.3f}<extra></extra>",
+    most = 50 * (1 + len(losses) // 50)
+    curve = _path("loss", list(range(len(values))), values, TARGET, "solid", 2.5)
+    layout = _LAYOUT | dict(
+        xaxis=_FIXED | dict(title_text="steps of the victim", range=[0, most]),
+        yaxis=_FIXED | dict(title_text="training loss", range=[0, 1.1 * max(values)]),
     )
-    figure.add_scatter(
-        x=[len(values) - 1],
-        y=[last],
-        mode="markers",
-        marker=dict(color=TARGET, size=9),
-        hoverinfo="skip",
-        cliponaxis=False,
-    )
-    figure.update_xaxes(title_text="steps of the victim", range=[0, most], fixedrange=True)
-    figure.update_yaxes(title_text="training loss", range=[0, 1.1 * max(values)], fixedrange=True)
-    figure.update_layout(dragmode=False, uirevision="toy")
     text = f"Training loss over {len(losses)} steps: {values[0]:.3f} at first, {last:.3f} now."
+    figure = go.Figure([curve | dict(hoverinfo="x+y"), _end(len(losses), last, TARGET, "circle")], layout)
     return finish(figure, "", "", text, legend=False, height=270, top=10)
 
 
@@ -115,30 +99,21 @@ def shown(state: toy.State) -> list[int]:
     return [order[round(place)] for place in np.linspace(2, len(order) - 2, DISCS)]
 
 
-def _half_planes(figure: go.Figure, state: toy.State) -> None:
-    for colour, side in ((TARGET, 1), (OTHER, -1)):
-        foot, along, normal = _line(state.weights)
-        ends = foot + np.array([[-_FAR], [_FAR]]) * along
-        corners = np.concatenate([ends, ends[::-1] + side * 2 * _FAR * normal])
-        figure.add_scatter(
-            x=corners[:, 0],
-            y=corners[:, 1],
-            mode="none",
-            fill="toself",
-            fillcolor=_TINT[colour],
-            hoverinfo="skip",
-            showlegend=False,
-        )
-
-
-def _boundary(figure: go.Figure, name: str, weights: Any, colour: str, dash: str, width: float) -> None:
-    foot, along, _ = _line(weights)
+def _half_plane(state: toy.State, side: int, colour: str) -> Trace:
+    foot, along, normal = _line(state.weights)
     ends = foot + np.array([[-_FAR], [_FAR]]) * along
-    line = dict(color=colour, dash=dash, width=width)
-    figure.add_scatter(x=ends[:, 0], y=ends[:, 1], mode="lines", name=name, line=line, hoverinfo="skip")
+    x, y = np.concatenate([ends, ends[::-1] + side * 2 * _FAR * normal]).T
+    look = dict(fill="toself", fillcolor=_TINT[colour], hoverinfo="skip", showlegend=False)
+    return dict(type="scatter", x=x, y=y, mode="none") | look
 
 
-def _line(weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _boundary(name: str, weights: Tensor, colour: str, dash: str, width: float) -> Trace:
+    foot, along, _ = _line(weights)
+    x, y = (foot + np.array([[-_FAR], [_FAR]]) * along).T
+    return _path(name, x, y, colour, dash, width)
+
+
+def _line(weights: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(Point of the boundary nearest to the middle, unit vector along it, unit normal towards the target class)."""
     w, b = weights[:2].numpy(), float(weights[2])
     size = float(np.hypot(*w))
@@ -146,72 +121,65 @@ def _line(weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return -b / size * normal, np.array([-normal[1], normal[0]]), normal
 
 
-def _discs(figure: go.Figure, name: str, state: toy.State, weights: Any, colour: str, dash: str) -> None:
+def _discs(name: str, state: toy.State, weights: Tensor, colour: str, dash: str) -> Trace:
     angles = np.linspace(0, 2 * np.pi, 49)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     centres, radii = state.held_out.numpy(), toy.radii(state, weights).tolist()
     x, y = _with_gaps([centres[i] + radii[i] * circle for i in shown(state)])
-    line = dict(color=colour, dash=dash, width=1.5)
-    figure.add_scatter(x=x, y=y, mode="lines", name=name, line=line, hoverinfo="skip")
+    return _path(name, x, y, colour, dash, 1.5)
 
 
-def _boxes(figure: go.Figure, state: toy.State) -> None:
-    clean, epsilon = state.training[: len(state.poison)].numpy(), state.settings.epsilon
-    square = epsilon * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
-    x, y = _with_gaps([centre + square for centre in clean])
-    line = dict(color=FAINT, dash="dot", width=1)
-    figure.add_scatter(x=x, y=y, mode="lines", name="box of ε (L∞)", line=line, hoverinfo="skip")
+def _boxes(state: toy.State) -> Trace:
+    corners = state.settings.epsilon * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
+    x, y = _with_gaps([centre + corners for centre in state.training[: len(state.poison)].numpy()])
+    return _path("box of ε (L∞)", x, y, FAINT, "dot", 1)
 
 
-def _arrows(figure: go.Figure, state: toy.State) -> None:
+def _arrows(state: toy.State) -> Trace:
     tails = state.poison.numpy()
-    pushes = -ARROW * toy.OUTER_RATE * len(state.training) * toy.hypergradient(state).numpy()
-    x, y = _with_gaps([np.stack([tail, tail + push]) for tail, push in zip(tails, pushes, strict=True)])
-    figure.add_scatter(
-        x=x,
-        y=y,
-        mode="lines+markers",
-        name=f"next step × {ARROW}",
-        line=dict(color=POISONED, width=1.5),
-        marker=dict(color=POISONED, symbol="arrow", angleref="previous", size=[0, 9, 0] * len(tails)),
-        hoverinfo="skip",
-    )
+    tips = tails - ARROW * toy.OUTER_RATE * len(state.training) * toy.hypergradient(state).numpy()
+    x, y = _with_gaps(list(np.stack([tails, tips], axis=1)))
+    heads = dict(color=POISONED, symbol="arrow", angleref="previous", size=[0, 9, 0] * len(tails))
+    path = _path(f"next step × {ARROW}", x, y, POISONED, "solid", 1.5)
+    return path | dict(mode="lines+markers", marker=heads)
 
 
-def _poison(figure: go.Figure, state: toy.State, chosen: int | None) -> None:
-    places = state.poison.numpy()
-    ring = places[[chosen]] if chosen is not None else places[:0]
-    figure.add_scatter(
-        x=ring[:, 0],
-        y=ring[:, 1],
-        mode="markers",
-        name="chosen",
-        marker=dict(color=GREY, symbol="circle-open", size=20, line_width=3),
-        hoverinfo="skip",
-    )
-    figure.add_scatter(
-        x=places[:, 0],
-        y=places[:, 1],
-        mode="markers",
-        name="poison point",
-        customdata=np.arange(len(places))[:, None],
-        marker=dict(color=POISONED, symbol="diamond", size=10, line=dict(color="white", width=1)),
-        selected=dict(marker=dict(opacity=1)),
-        unselected=dict(marker=dict(opacity=1)),
+def _ring(state: toy.State, chosen: int | None) -> Trace:
+    places = state.poison[[] if chosen is None else [chosen]]
+    marker = dict(color=GREY, symbol="circle-open", size=20, line=dict(width=3))
+    return _marks("chosen", places, marker) | dict(hoverinfo="skip")
+
+
+def _poison(state: toy.State) -> Trace:
+    marker = dict(color=POISONED, symbol="diamond", size=10, line=dict(color="white", width=1))
+    return _marks("poison point", state.poison, marker) | dict(
+        customdata=np.arange(len(state.poison))[:, None],
         hovertemplate="poison point %{customdata[0]}<br>(%{x:.3f}, %{y:.3f})<extra></extra>",
     )
 
 
-def _points(figure: go.Figure, name: str, places: Any, colour: str, symbol: str) -> None:
-    figure.add_scatter(
-        x=places[:, 0].numpy(),
-        y=places[:, 1].numpy(),
-        mode="markers",
-        name=name,
-        marker=dict(color=colour, symbol=symbol, size=9, line_width=2 if "open" in symbol else 0),
-        unselected=dict(marker=dict(opacity=1)),
-        hovertemplate=f"{name}<br>(%{{x:.3f}}, %{{y:.3f}})<extra></extra>",
-    )
+def _points(name: str, places: Tensor, colour: str, symbol: str) -> Trace:
+    marker = dict(color=colour, symbol=symbol, size=9, line=dict(width=2 if "open" in symbol else 0))
+    return _marks(name, places, marker) | dict(hovertemplate=f"{name}<br>(%{{x:.3f}}, %{{y:.3f}})<extra></extra>")
+
+
+def _marks(name: str, places: Tensor, marker: dict[str, Any]) -> Trace:
+    """Markers, which stay as they are when one of them is clicked."""
+    x, y = places.numpy().T
+    same = dict(selected=dict(marker=dict(opacity=1)), unselected=dict(marker=dict(opacity=1)))
+    return dict(type="scatter", x=x, y=y, mode="markers", name=name, marker=marker) | same
+
+
+def _path(name: str, x: Any, y: Any, colour: str, dash: str, width: float) -> Trace:
+    line = dict(color=colour, dash=dash, width=width)
+    return dict(type="scatter", x=x, y=y, mode="lines", name=name, line=line, hoverinfo="skip")
+
+
+def _end(x: float, y: float, colour: str, symbol: str) -> Trace:
+    """The last point of a curve."""
+    marker = dict(color=colour, symbol=symbol, size=9)
+    look = dict(showlegend=False, cliponaxis=False, hoverinfo="skip")
+    return dict(type="scatter", x=[x], y=[y], mode="markers", marker=marker) | look
 
 
 def _with_gaps(paths: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -233,7 +233,7 @@ def test_the_plane_shows_what_the_state_holds() -> None:
 def test_the_boundary_is_drawn_where_the_victim_is_undecided() -> None:
     state = attacked()
     line = next(trace for trace in toy_figures.plane(state).data if trace.name == "boundary now")
-    points = torch.tensor([line.x, line.y], dtype=torch.float64).T
+    points = torch.tensor(np.stack([line.x, line.y], axis=1))
     torch.testing.assert_close(toy.signed_distance(state.weights, points), torch.zeros(2, dtype=torch.float64))
 
 

@@ -1,0 +1,99 @@
+"""What one level and two have in common: the session's game, how it is begun and played, and the widgets of both."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+if TYPE_CHECKING:
+    from engine.toy import State
+
+EVERY = 0.2  # seconds between two drawings
+
+
+def state_of(which: str, chosen: dict[str, Any], seed: int) -> State | None:
+    """The session's game, begun anew where settings are others; None, with a sentence, where they are not allowed."""
+    from engine import toy
+
+    try:
+        settings = toy.Settings(**chosen)
+    except ValueError as error:
+        st.error(f"Not allowed: {error}.")
+        return None
+    state: State | None = st.session_state.get(f"toy {which} state")
+    if state is None or (state.settings, state.seed) != (settings, seed):
+        state = toy.start(settings, seed)
+        if which == "two":
+            state = replace(toy.settled(state), level=0)
+        st.session_state.update({f"toy {which} state": state, f"toy {which} playing": False})
+    return state
+
+
+def steps_due(which: str, speed: int) -> int:
+    """Steps since the last drawing at so many a second: the speed does not depend on how fast a browser draws."""
+    now = time.monotonic()
+    last = st.session_state.get(f"toy {which} drawn", now - EVERY)
+    st.session_state[f"toy {which} drawn"] = now
+    return max(1, round(speed * min(now - last, 1.0)))
+
+
+def noise_and_regularisation(which: str, columns: Any) -> dict[str, float]:
+    from engine import toy
+
+    with columns[0]:
+        sigma = st.slider(
+            "Noise level σ (per coordinate)",
+            *toy.SIGMAS,
+            0.2,
+            0.05,
+            key=f"toy {which} sigma",
+            help="Standard deviation of the Gaussian noise under which the victim sees its training points.",
+        )
+    with columns[1]:
+        regularisation = st.select_slider(
+            "Regularisation λ",
+            (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+            0.01,
+            key=f"toy {which} regularisation",
+            help="The victim's training loss has λ/2·|w|² added. More of it makes training faster, and the victim "
+            "harder to bend.",
+        )
+    return dict(sigma=sigma, regularisation=regularisation)
+
+
+def seed_of(which: str) -> int:
+    return int(
+        st.number_input("Seed", 0, 999, 0, key=f"toy {which} seed", help="Of the points, and of the random moves.")
+    )
+
+
+def step_button(which: str, label: str, icon: str, step: Any, *, disabled: bool) -> None:
+    st.button(label, icon=icon, key=f"toy {which} {label}", on_click=_do, args=(which, step), disabled=disabled)
+
+
+def _do(which: str, step: Any) -> None:
+    st.session_state[f"toy {which} state"] = step(st.session_state[f"toy {which} state"])
+
+
+def play_button(which: str, playing: bool, *, disabled: bool = False) -> None:
+    label, icon = ("Pause", ":material/pause:") if playing else ("Play", ":material/play_arrow:")
+    st.button(
+        label, icon=icon, key=f"toy {which} play", type="primary", on_click=_toggle, args=(which,), disabled=disabled
+    )
+
+
+def _toggle(which: str) -> None:
+    st.session_state[f"toy {which} playing"] = not st.session_state.get(f"toy {which} playing")
+    st.session_state.pop(f"toy {which} drawn", None)
+
+
+def reset_button(which: str) -> None:
+    st.button("Reset", icon=":material/restart_alt:", key=f"toy {which} reset", on_click=_reset, args=(which,))
+
+
+def _reset(which: str) -> None:
+    for name in ("state", "playing"):
+        st.session_state.pop(f"toy {which} {name}", None)

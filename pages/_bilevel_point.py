@@ -1,0 +1,138 @@
+"""One poison point of the plane: chosen by a click or its number, moved by hand, and its hypergradient as a formula."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+if TYPE_CHECKING:
+    from engine.toy import State
+
+NUDGE = 0.05  # what an arrow button moves a point by, at most
+ARROWS = (
+    ("Left", ":material/arrow_back:", 0, -1),
+    ("Right", ":material/arrow_forward:", 0, 1),
+    ("Up", ":material/arrow_upward:", 1, 1),
+    ("Down", ":material/arrow_downward:", 1, -1),
+)
+
+
+def by_hand(state: State, playing: bool) -> None:
+    """Choosing a poison point and moving it, by keyboard alone too."""
+    st.session_state["toy two point"] = index = chosen(state)
+    places = state.poison[index].tolist()
+    for name, value in zip("xy", places, strict=True):
+        st.session_state[f"toy two {name}"] = round(value, 3)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.number_input(
+            "Poison point",
+            0,
+            len(state.poison) - 1,
+            key="toy two point",
+            width=150,
+            help="Or click on a diamond in the chart.",
+        )
+        for axis in (0, 1):
+            st.number_input(
+                f"Its {'xy'[axis]}",
+                step=NUDGE,
+                format="%.3f",
+                key=f"toy two {'xy'[axis]}",
+                on_change=_typed,
+                args=(axis,),
+                disabled=playing,
+                width=150,
+            )
+        for label, icon, axis, sign in ARROWS:
+            move = _room(state, index, axis, sign)
+            st.button(
+                label,
+                icon=icon,
+                key=f"toy two {label}",
+                on_click=_put,
+                args=(axis, places[axis] + sign * move),
+                disabled=playing or move < 1e-9,
+                help=f"Moves the point by {NUDGE}, or to the edge of its box.",
+            )
+    if error := st.session_state.pop("toy two error", None):
+        st.error(error)
+    else:
+        st.caption(
+            "A point moved by hand stays inside its box. The victim is then trained to the end and the linear system "
+            "solved at once, so that boundary, discs and arrows follow."
+        )
+
+
+def chosen(state: State) -> int:
+    """The index of the chosen point: the first where there are no longer as many."""
+    index = st.session_state.get("toy two point", 0)
+    return index if 0 <= index < len(state.poison) else 0
+
+
+def _room(state: State, index: int, axis: int, sign: int) -> float:
+    """How far a button may move the point: NUDGE, or what is left to the edge."""
+    from engine import toy
+
+    edge = toy.box(state, index)[sign > 0][axis]
+    return max(0.0, min(NUDGE, sign * (edge - float(state.poison[index, axis]))))
+
+
+def _typed(axis: int) -> None:
+    _put(axis, st.session_state[f"toy two {'xy'[axis]}"])
+
+
+def _put(axis: int, value: float) -> None:
+    """Callback: one coordinate of the chosen point set by hand, or a sentence that says why not."""
+    from engine import toy
+
+    state = st.session_state["toy two state"]
+    index = chosen(state)
+    xy = state.poison[index].tolist()
+    xy[axis] = value
+    try:
+        st.session_state["toy two state"] = toy.settled(toy.move_point(state, index, tuple(xy)))
+    except ValueError as error:
+        text = str(error)
+        st.session_state["toy two error"] = f"Poison point {index} was not moved: {text}."
+
+
+def clicked() -> None:
+    """Callback: a click on a poison point chooses it; other points are no poison."""
+    points = st.session_state["toy two plane"]["selection"]["points"]
+    indices = [point["customdata"] for point in points if point.get("customdata")]
+    if indices:
+        first = indices[0]
+        st.session_state["toy two point"] = int(first[0] if isinstance(first, list | tuple) else first["0"])
+
+
+def formula(state: State) -> None:
+    """The hypergradient of the chosen point, symbol by symbol."""
+    from engine import hypergradient, toy
+
+    opened = st.expander("The formula, with the numbers of the chosen point", on_change="rerun", key="toy two formula")
+    if not opened.open:
+        return
+    index = chosen(state)
+    product = hypergradient.hessian(toy.lower_loss(state), state.weights, state.poison)
+    g_ww = [product(row).tolist() for row in state.weights.new_tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1]])]
+    f_w, h = toy.upper_slope(state).tolist(), toy.hypergradient(state)[index].tolist()
+    with opened:
+        st.markdown(
+            "How the mean radius *f* changes with a poison point *x*, where the victim's weights "
+            "*w* = (w₁, w₂, b) minimise the training loss *g*:"
+        )
+        st.latex(r"\frac{df}{dx} = f_x - g_{xw}\,p, \qquad (g_{ww} + \text{damping} \cdot I)\,p = f_w")
+        st.latex(rf"g_{{ww}} = {_matrix(g_ww)} \quad f_w = {_matrix([[v] for v in f_w])}")
+        st.latex(rf"p = {_matrix([[v] for v in state.p.tolist()])} \quad f_x = 0 \quad \text{{damping}} = 0")
+        st.latex(rf"\frac{{df}}{{dx_{{{index}}}}} = -(g_{{xw}}\,p)_{{{index}}} = {_matrix([[v] for v in h])}")
+        st.caption(
+            "f_x is 0, since held-out points are nobody's to move. Damping is 0, since regularisation alone makes "
+            "g_ww invertible here. p is of the last solve: solve again after inner steps, and it is exact again once "
+            "the victim has converged."
+        )
+
+
+def _matrix(rows: list[list[float]]) -> str:
+    body = r" \\ ".join(" & ".join(f"{value:.4f}" for value in row) for row in rows)
+    return rf"\begin{{pmatrix}} {body} \end{{pmatrix}}"
