@@ -77,7 +77,8 @@ def _one_level(drawn_as_playing: bool) -> None:
     left, right = st.columns([2, 1])
     with left:
         figure = toy_figures.plane(state, attacker=False)
-        st.plotly_chart(figure, alt=figures.alt(figure), config=PLOT, key="toy one plane")
+        with _bilevel_game.place_of(figure):
+            st.plotly_chart(figure, alt=figures.alt(figure), config=PLOT, key="toy one plane")
     with right:
         now, full = toy.mean_radius(state, state.weights), toy.mean_radius(state, state.clean)
         st.markdown(
@@ -86,7 +87,8 @@ def _one_level(drawn_as_playing: bool) -> None:
         )
         loss = float(toy.lower_loss(state)(state.weights, state.poison))
         figure = toy_figures.training(state.losses, loss)
-        st.plotly_chart(figure, alt=figures.alt(figure), config=PLOT, key="toy one losses")
+        with _bilevel_game.place_of(figure):
+            st.plotly_chart(figure, alt=figures.alt(figure), config=PLOT, key="toy one losses")
         st.caption(
             "Each step moves the boundary downhill on the training loss: the mean over all filled points, each seen "
             "under Gaussian noise. A disc is a certificate: as far as that (L2) its point may move, and the smoothed "
@@ -120,28 +122,30 @@ def _two_levels(drawn_every: float | None) -> None:
     state = _bilevel_game.state_of("two", *_two_levels_settings())
     if state is None:
         return
-    if st.session_state.get("toy two playing"):
+    if drawn_every and drawn_every == _every_two():
         state = _played(state)
         st.session_state.update({"toy two state": state, "toy two playing": not state.done})
-    if _every_two() != drawn_every:
+    if drawn_every != _every_two():
         st.rerun()
     playing = drawn_every is not None
     _buttons(playing, state)
     left, right = st.columns([3, 2])
     with left:
         figure = toy_figures.plane(state, chosen=_bilevel_point.chosen(state))
-        st.plotly_chart(
-            figure,
-            alt=figures.alt(figure),
-            config=PLOT,
-            key="toy two plane",
-            on_select=_bilevel_point.clicked,
-            selection_mode="points",
-        )
+        with _bilevel_game.place_of(figure):
+            st.plotly_chart(
+                figure,
+                alt=figures.alt(figure),
+                config=PLOT,
+                key="toy two plane",
+                on_select=_bilevel_point.clicked,
+                selection_mode="points",
+            )
     with right:
         _captions(state, playing)
         figure = toy_figures.measured(state)
-        st.plotly_chart(figure, alt=figures.alt(figure), config=PLOT, key="toy two measured")
+        with _bilevel_game.place_of(figure):
+            st.plotly_chart(figure, alt=figures.alt(figure), config=PLOT, key="toy two measured")
     _bilevel_point.by_hand(state, playing)
     _bilevel_point.formula(state)
 
@@ -213,20 +217,21 @@ def _captions(state: State, playing: bool) -> None:
     loss = float(toy.lower_loss(state)(state.weights, state.poison))
     clean = toy.mean_radius(state, state.clean)
     last, control = state.history[-1].retrained, statistics.mean(state.control)
+    p = ", ".join(f"{value:.2f}" for value in state.p.tolist())
     moved = "no step yet" if state.moved == float("inf") else f"last step: at most {state.moved:.4f}"
     parts = (
         ("The victim learns on the poisoned points.", f"Training loss {loss:.4f}, {len(state.losses)} inner steps"),
         (
-            "The attacker asks how the victim's solution would move: a linear system.",
-            f"p = ({', '.join(f'{value:.2f}' for value in state.p.tolist())}), relative residual {state.residual:.0e}",
+            "The attacker asks how the solution would move.",
+            f"Linear system: p = ({p}), residual {state.residual:.0e}",
         ),
         (
-            "Poison points step against the hypergradient and are cut at ε.",
-            f"{state.outer_steps} outer steps; {moved}",
+            "Poison points step, and are cut at ε.",
+            f"{state.outer_steps} outer steps against the hypergradient; {moved}",
         ),
         (
-            "Radii of held-out points are measured, with a victim trained to the end.",
-            f"Mean {last:.3f}, clean {clean:.3f}: {_drop(last, clean)}; random moves of size ε: "
+            "Radii of held-out points are measured.",
+            f"Mean {last:.3f} when trained to the end, clean {clean:.3f}: {_drop(last, clean)}; random moves: "
             f"{_drop(control, clean)}",
         ),
     )
@@ -234,7 +239,9 @@ def _captions(state: State, playing: bool) -> None:
         now = number in marked
         icon = ":material/play_arrow:" if now else ":material/radio_button_unchecked:"
         st.markdown(f"{icon} **{number}** {text}{f' **({word})**' if now else ''}  \n:small[{numbers}]")
-    if state.done:
+    if not state.done:
+        st.caption(f"It ends when poison points no longer move, or after {toy.MOST_STEPS} outer steps.")
+    else:
         why = "poison points no longer move" if state.moved < toy.STILL else f"{toy.MOST_STEPS} outer steps are done"
         st.caption(f":material/check_circle: Finished: {why}.")
 

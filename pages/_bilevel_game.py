@@ -32,6 +32,11 @@ def state_of(which: str, chosen: dict[str, Any], seed: int) -> State | None:
     return state
 
 
+def place_of(figure: Any) -> Any:
+    """A place of the figure's height: charts are made anew with each figure, and what is below must not jump."""
+    return st.container(height=figure.layout.height + 8, border=False)
+
+
 def steps_due(which: str, speed: int) -> int:
     """Steps since the last drawing at so many a second: the speed does not depend on how fast a browser draws."""
     now = time.monotonic()
@@ -81,12 +86,18 @@ def _do(which: str, step: Any) -> None:
 def play_button(which: str, playing: bool, *, disabled: bool = False) -> None:
     label, icon = ("Pause", ":material/pause:") if playing else ("Play", ":material/play_arrow:")
     st.button(
-        label, icon=icon, key=f"toy {which} play", type="primary", on_click=_toggle, args=(which,), disabled=disabled
+        label,
+        icon=icon,
+        key=f"toy {which} play",
+        type="primary",
+        on_click=_play,
+        args=(which, not playing),
+        disabled=disabled,
     )
 
 
-def _toggle(which: str) -> None:
-    st.session_state[f"toy {which} playing"] = not st.session_state.get(f"toy {which} playing")
+def _play(which: str, playing: bool) -> None:
+    st.session_state[f"toy {which} playing"] = playing
     st.session_state.pop(f"toy {which} drawn", None)
 
 

@@ -283,7 +283,7 @@ def test_levels_are_stepped_separately_and_the_last_part_is_marked() -> None:
     assert (len(inner.losses), inner.outer_steps) == (1, 0)
     assert "**1** The victim learns on the poisoned points. **(ran last)**" in words(test)
     assert game(press(test, "Solve the linear system")).level == 2
-    assert "linear system. **(ran last)**" in words(test)
+    assert "how the solution would move. **(ran last)**" in words(test)
     outer = game(press(test, "One outer step"))
     assert (len(outer.losses), outer.outer_steps) == (1, 1)
     assert words(test).count("(ran last)") == 2  # the step, and what was measured after it
