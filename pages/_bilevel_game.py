@@ -89,7 +89,6 @@ def play_button(which: str, playing: bool, *, disabled: bool = False) -> None:
         label,
         icon=icon,
         key=f"toy {which} play",
-        type="primary",
         on_click=_play,
         args=(which, not playing),
         disabled=disabled,
