@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import figures, grid, grid_figures, pictures, report
+from engine import datasets, figures, grid, grid_figures, pictures, report
 from engine.config import ConfigError, parse
 from engine.figures import ARM_STYLE
 from engine.grid import Point
@@ -168,10 +168,13 @@ def in_percent(found: dict[str, Any] | None) -> str:
 def images(run: Run, largest: float) -> None:
     """A few images: clean, poisoned, and their change on a scale that is the same for every ε."""
     indices, delta = poison(str(run.directory), stamp(run))
-    x_clean = _images.training_images(run, indices)
-    rows = (
-        [] if x_clean is None else [("Clean", pictures.shown(x_clean)), ("Poisoned", pictures.shown(x_clean + delta))]
-    )
+    rows = []
+    if not datasets.available(run.config.dataset, _shared.data_root()):
+        st.caption(
+            "The images themselves cannot be shown without MNIST, which is not on this machine; their changes can."
+        )
+    elif (x_clean := _images.training_images(run, indices)) is not None:
+        rows = [("Clean", pictures.shown(x_clean)), ("Poisoned", pictures.shown(x_clean + delta))]
     rows.append((f"Change δ, magnified ×{1 / (2 * largest):.3g}", pictures.shown_changes(delta, limit=largest)))
     scale = pictures.enlargement(delta.shape[2], pixels=84)
     for title, tiles in rows:
@@ -256,6 +259,7 @@ def ways_on(run: Run, point: Point) -> None:
 
 
 _shared.need_frame()
+_shared.chosen_run()  # which this page does not show, but a link to one that is not here is never passed over
 st.title("Explore")
 st.markdown(
     "Every position of these sliders is a finished experiment: poison made, victims trained from scratch on it, each "

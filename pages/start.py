@@ -127,7 +127,7 @@ def next_steps() -> None:
         ("pages/lesson.py", "Lesson", ":material/school:",
          "From noise and votes to certificates and poison, a question at each step. Half an hour."),
         ("pages/explore.py", "Explore", ":material/explore:",
-         "Move sliders over finished experiments: another digit, a smaller ε, another noise level."),
+         "Move sliders over finished experiments: another class, a smaller ε, another noise level."),
         ("pages/inspect.py", "Inspect", ":material/search:",
          "Every poisoned image beside its original, magnified, measured, wiped over it or blinking."),
         ("pages/certify.py", "Certify", ":material/verified:",
