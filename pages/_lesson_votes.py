@@ -225,7 +225,8 @@ def radius(run: Run) -> None:
             f"With α = {alpha:g}, {counted} draws are too few: even if all agree, the bound stays below one half. At "
             f"least {smallest_useful_n(alpha)} are needed."
         )
-    st.latex(chain(k, counted, alpha, p_lower, sigma, found))
+    # not st.latex, whose block scrolls where the keyboard cannot reach it
+    st.markdown(f"${chain(k, counted, alpha, p_lower, sigma, found)}$")
 
 
 def symbols(k: int, n: int, alpha: float, p_lower: float, sigma: float, found: float) -> str:
