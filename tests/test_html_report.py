@@ -12,7 +12,7 @@ import pytest
 from engine import datasets, html_report, records, sentences
 from engine.records import Run, RunNotFound
 from tests.app import own_copy
-from tests.test_app_in_browser import QUIET, browser_path  # noqa: F401 - a fixture
+from tests.browser import QUIET
 
 NASTY = "<script>document.title='taken'</script><img src=x onerror=alert(1)>"
 
@@ -119,7 +119,7 @@ def test_the_command_line_writes_it(smoke: SimpleNamespace, tmp_path: Path, comm
 
 
 @pytest.mark.browser
-def test_it_opens_without_a_network(noted: Run, tmp_path: Path, browser_path: str) -> None:  # noqa: F811
+def test_it_opens_without_a_network(noted: Run, tmp_path: Path, browser_path: str) -> None:
     api = pytest.importorskip("playwright.sync_api")
     (tmp_path / "report.html").write_text(html_report.write(noted, data_root=tmp_path))
     asked, problems = [], []
