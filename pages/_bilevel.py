@@ -156,13 +156,13 @@ def _two_levels_settings() -> tuple[dict[str, Any], int]:
     columns = st.columns([3, 3, 3, 3, 2])
     with columns[0]:
         epsilon = st.slider(
-            "Budget ε (L∞, units of the plane)",
+            "Budget ε (L∞)",
             *toy.EPSILONS,
             0.4,
             0.05,
             key="toy two epsilon",
-            help="How far each poison point may move from its clean place, in each coordinate. Another value starts "
-            "anew, as with all of these.",
+            help="How far each poison point may move from its clean place in each coordinate, in units of the plane. "
+            "Another value starts anew, as with all of these.",
         )
     chosen = _bilevel_game.noise_and_regularisation("two", columns[1:3])
     with columns[3]:

@@ -50,12 +50,12 @@ def noise_and_regularisation(which: str, columns: Any) -> dict[str, float]:
 
     with columns[0]:
         sigma = st.slider(
-            "Noise level σ (per coordinate)",
+            "Noise level σ",
             *toy.SIGMAS,
             0.2,
             0.05,
             key=f"toy {which} sigma",
-            help="Standard deviation of the Gaussian noise under which the victim sees its training points.",
+            help="Standard deviation, per coordinate, of the noise under which the victim sees its training points.",
         )
     with columns[1]:
         regularisation = st.select_slider(

@@ -33,17 +33,15 @@ def by_hand(state: State, playing: bool) -> None:
             width=150,
             help="Or click on a diamond in the chart.",
         )
-        for axis in (0, 1):
-            st.number_input(
-                f"Its {'xy'[axis]}",
-                step=NUDGE,
-                format="%.3f",
-                key=f"toy two {'xy'[axis]}",
-                on_change=_typed,
-                args=(axis,),
-                disabled=playing,
-                width=150,
-            )
+        with (
+            st.form("toy two place", border=False, width="content"),  # which sends what was typed, and nothing stale
+            st.container(horizontal=True, vertical_alignment="bottom", width="content"),
+        ):
+            for name in "xy":
+                st.number_input(
+                    f"Its {name}", step=NUDGE, format="%.3f", key=f"toy two {name}", disabled=playing, width=150
+                )
+            st.form_submit_button("Move it there", key="toy two move", on_click=_typed, disabled=playing)
         for label, icon, axis, sign in ARROWS:
             move = _room(state, index, axis, sign)
             st.button(
@@ -78,23 +76,31 @@ def _room(state: State, index: int, axis: int, sign: int) -> float:
     return max(0.0, min(NUDGE, sign * (edge - float(state.poison[index, axis]))))
 
 
-def _typed(axis: int) -> None:
-    _put(axis, st.session_state[f"toy two {'xy'[axis]}"])
+def _typed() -> None:
+    """Callback: the chosen point moved to the coordinates typed; those that were left alone stay exact."""
+    state = st.session_state["toy two state"]
+    typed, now = [st.session_state[f"toy two {name}"] for name in "xy"], state.poison[chosen(state)].tolist()
+    _move([new if abs(new - old) > 5e-4 else old for new, old in zip(typed, now, strict=True)])
 
 
 def _put(axis: int, value: float) -> None:
-    """Callback: one coordinate of the chosen point set by hand, or a sentence that says why not."""
+    """Callback: one coordinate of the chosen point set."""
+    state = st.session_state["toy two state"]
+    xy = state.poison[chosen(state)].tolist()
+    xy[axis] = value
+    _move(xy)
+
+
+def _move(xy: list[float]) -> None:
+    """The chosen point put at xy, or a sentence that says why not."""
     from engine import toy
 
     state = st.session_state["toy two state"]
     index = chosen(state)
-    xy = state.poison[index].tolist()
-    xy[axis] = value
     try:
-        st.session_state["toy two state"] = toy.settled(toy.move_point(state, index, tuple(xy)))
+        st.session_state["toy two state"] = toy.settled(toy.move_point(state, index, (xy[0], xy[1])))
     except ValueError as error:
-        text = str(error)
-        st.session_state["toy two error"] = f"Poison point {index} was not moved: {text}."
+        st.session_state["toy two error"] = f"Poison point {index} was not moved: {error}."
 
 
 def clicked() -> None:

@@ -335,9 +335,11 @@ def test_a_point_is_moved_by_buttons_and_by_numbers_and_not_out_of_its_box() -> 
     x, y = first.poison[3].tolist()
     assert moved.poison[3].tolist() == pytest.approx([x, y - 0.05])
     assert not torch.equal(moved.weights, first.weights)
-    test.number_input(key="toy two x").set_value(x + 0.3).run()
+    test.number_input(key="toy two x").set_value(x + 0.3)
+    press(test, "Move it there")
     assert game(test).poison[3].tolist() == pytest.approx([x + 0.3, y - 0.05])
-    test.number_input(key="toy two x").set_value(x + 0.9).run()
+    test.number_input(key="toy two x").set_value(x + 0.9)
+    press(test, "Move it there")
     assert [error.value.split(":")[0] for error in test.error] == ["Poison point 3 was not moved"]
     assert "x must be in [" in test.error[0].value
     assert game(test).poison[3].tolist() == pytest.approx([x + 0.3, y - 0.05])
