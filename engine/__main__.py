@@ -4,22 +4,17 @@ import argparse
 import json
 import os
 import re
-import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import datasets, grid, index, jobs, paper, poison_file, records, studies, study_kinds, study_tables, tables
+from engine import datasets, grid, index, jobs, poison_file, records, study_commands, tables
 from engine.config import FOLDER, Config, ConfigError, parse, with_overrides
 from engine.costs import estimate
+from engine.follow import BAD_INPUT, OK, duration, wait_for
 from engine.presets import PRESETS
-from engine.records import Record, Run, RunNotFound
-from engine.studies import Study, StudyRecord
-
-OK, FAILED, BAD_INPUT = 0, 1, 2
-PROGRESS_EVERY = 5.0  # seconds between lines of progress that nobody sees live
+from engine.records import Run, RunNotFound
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,54 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     work = commands.add_parser("work", help="Do the work of a run directory: what `run` and the app start.")
     work.add_argument("directory", type=Path)
     work.set_defaults(command=lambda options: jobs.work(options.directory))
-    _add_studies(commands, command)
+    study_commands.add(commands, command)
     return parser
-
-
-def _add_studies(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
-    kinds = "; ".join(f"{name}: {kind.sentence}" for name, kind in study_kinds.KINDS.items())
-    study = command(
-        "study", _study, "Run a grid of experiments, one after the other; its table goes to standard output."
-    )
-    study.add_argument("kind", metavar="KIND", help=kinds)
-    study.add_argument("--preset", default="quick", metavar="NAME", help="what every cell starts from (default: quick)")
-    study.add_argument("--rows", metavar="FIELD=V1,V2", help="another axis than the kind's own")
-    study.add_argument("--columns", metavar="FIELD=V1,V2", help="another axis than the kind's own")
-
-    reproduce = command("reproduce", _reproduce, "Run any part of the paper's table; resumes where it was stopped.")
-    reproduce.add_argument("--procedures", default=",".join(paper.PROCEDURES), metavar="P1,P2", help="default: all")
-    reproduce.add_argument("--datasets", default=",".join(paper.DATASETS), metavar="D1,D2", help="default: both")
-    reproduce.add_argument("--sigmas", metavar="S1,S2", help="default: the paper's grid for each data set")
-    reproduce.add_argument("--seeds", type=int, default=1, help="seeds of the whole protocol (default: 1)")
-    reproduce.add_argument("--victims", type=int, help="victims for each arm (default: the setting's own number)")
-    reproduce.add_argument("--scale", default="full", help="full: the authors' setting, for a GPU; small: for a CPU")
-    reproduce.add_argument("--output", type=Path, metavar="DIR", help="write ID.md and ID.csv there, too")
-    for parser in (study, reproduce):
-        parser.add_argument(
-            "--set", action="append", default=[], metavar="FIELD=VALUE", help="for all cells; repeatable"
-        )
-        parser.add_argument(
-            "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
-        )
-        parser.add_argument(
-            "--dry-run", action="store_true", help="check, print the cells and an estimate, run nothing"
-        )
-
-    listed = command("studies", _studies, "List the studies; or print, cancel, delete or publish one.")
-    listed.add_argument(
-        "id", nargs="?", metavar="ID", help="print this study's table as it is now, or that of a published one"
-    )
-    listed.add_argument("--cancel", metavar="ID", help="stop a study and its current run; what is finished stays")
-    listed.add_argument("--delete", metavar="ID", help="remove a study; its runs stay")
-    listed.add_argument("--publish", metavar="ID", help="copy a finished study's results into gallery/studies/")
-    for parser in (study, reproduce, listed):
-        form = parser.add_mutually_exclusive_group()
-        form.add_argument("--json", action="store_const", dest="form", const="json", help="everything, as JSON")
-        form.add_argument("--csv", action="store_const", dest="form", const="csv", help="a row per cell")
-        form.add_argument("--markdown", action="store_const", dest="form", const="markdown", help="the default")
-    work = commands.add_parser("study-work", help="Do the work of a study directory: what `study` and the app start.")
-    work.add_argument("directory", type=Path)
-    work.set_defaults(command=lambda options: studies.work(options.directory))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -183,24 +132,9 @@ def _run(options: argparse.Namespace) -> int:
         return OK
     datasets.fetch(config.dataset, data_root)
     run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=options.preset)
-    if (code := _wait_for(run)) == OK:
+    if (code := wait_for(run)) == OK:
         _print_report(run, as_json=options.json)
     return code
-
-
-def _wait_for(run: Run) -> int:
-    """Shows a run's progress until it ends; FAILED, with the reason, where it did not come to its end."""
-    try:
-        _follow(run, lambda: jobs.queue_position(run))
-    except KeyboardInterrupt:
-        print("\ncancelling; what is finished stays in the run's directory", file=sys.stderr)
-        jobs.stop_now(run)
-    status = run.status()
-    if status.state == "done":
-        return OK
-    reason = f": {status.error}" if status.error else ""
-    print(f"run {run.id} {status.state}{reason}. Its directory: {run.directory}", file=sys.stderr)
-    return FAILED
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -219,27 +153,6 @@ def _dry_run(config: Config) -> dict:
     }
 
 
-def _follow(run: Record, queue_position: Callable[[], int] = lambda: 0) -> None:
-    """Shows progress on standard error until it ends; off a terminal a line per phase, or every few seconds."""
-    live = sys.stderr.isatty()
-    shown, at = "", 0.0
-    while (status := run.status()).active:
-        if status.state == "queued":
-            behind = queue_position()
-            line = phase = f"queued behind {behind} run(s)" if behind else "starting"
-        else:
-            eta = "" if status.eta_seconds is None else f", about {_duration(status.eta_seconds)} left"
-            line, phase = f"{status.fraction:4.0%} {status.phase}{eta}   {status.detail}", status.phase
-        if live:
-            print(f"\r{line[: shutil.get_terminal_size().columns - 1]:<100}", end="", file=sys.stderr, flush=True)
-        elif phase != shown or time.monotonic() - at >= PROGRESS_EVERY:
-            shown, at = phase, time.monotonic()
-            print(line, file=sys.stderr, flush=True)
-        time.sleep(0.25)
-    if live:
-        print(file=sys.stderr)
-
-
 def _print_report(run: Run, *, as_json: bool) -> None:
     report = run.report
     if report is None:
@@ -253,17 +166,10 @@ def _presets(options: argparse.Namespace) -> int:
         return OK
     for preset in PRESETS.values():
         expected = estimate(preset.config, device="cpu")
-        print(f"{preset.name:<16}{preset.sentence}\n{'':<16}about {_duration(expected.seconds)} on this machine's CPU")
+        print(f"{preset.name:<16}{preset.sentence}\n{'':<16}about {duration(expected.seconds)} on this machine's CPU")
         if options.departs:
             print(*(f"{'':<16}departs from the authors: {text}" for text in preset.departs), sep="\n")
     return OK
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _runs(options: argparse.Namespace) -> int:
@@ -361,7 +267,7 @@ def _gallery(options: argparse.Namespace) -> int:
             continue
         datasets.fetch(config.dataset, data_root)
         run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=preset)
-        if (code := _wait_for(run)) != OK:
+        if (code := wait_for(run)) != OK:
             return code
         records.publish(run, records.GRID, weights=False)
     return OK
@@ -403,112 +309,6 @@ def _poison_file(options: argparse.Namespace) -> int:
         f"--set attack.name=from-file --set attack.file={poison.sha256}"
     )
     return OK
-
-
-def _study(options: argparse.Namespace) -> int:
-    study = study_kinds.make(
-        options.kind, preset=options.preset, overrides=options.set, rows=options.rows, columns=options.columns
-    )
-    return _do_study(study, options, preset=options.preset)
-
-
-def _reproduce(options: argparse.Namespace) -> int:
-    def parts(text: str) -> list[str]:
-        return [part.strip() for part in text.split(",") if part.strip()]
-
-    study = study_kinds.reproduction(
-        parts(options.procedures),
-        parts(options.datasets),
-        None if options.sigmas is None else [float(part) for part in parts(options.sigmas)],
-        scale=options.scale,
-        seeds=options.seeds,
-        victims=options.victims,
-        overrides=options.set,
-    )
-    return _do_study(study, options, preset=None)
-
-
-def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) -> int:
-    data_root, cells = options.data_root or datasets.default_root(), study.in_order()
-    studies.check(study, data_root)
-    if options.dry_run:
-        seconds = studies.seconds_of(study, device="cpu")
-        planned = [{"cell": study.name_of(cell), "run_id": cell.run_id} for cell in cells]
-        estimate = {"seconds": round(sum(seconds.values())), "device": "cpu"}
-        print(json.dumps({"study_id": study.id, "kind": study.kind, "cells": planned, "estimate": estimate}, indent=1))
-        return OK
-    for dataset in dict.fromkeys(cell.config.dataset for cell in cells):
-        datasets.fetch(dataset, data_root)
-    record = studies.submit(study, runs_root=options.runs_root, data_root=data_root, preset=preset)
-    try:
-        _follow(record)
-    except KeyboardInterrupt:
-        print("\ncancelling; finished cells stay, and the same command goes on with the others", file=sys.stderr)
-        studies.stop_now(record)
-    status = record.status()
-    print(
-        *(f"no result: {event}" for event in status.events), sep="\n", end="\n" * bool(status.events), file=sys.stderr
-    )
-    found = study_tables.results(record)
-    print(_study_text(found, options.form))
-    if folder := getattr(options, "output", None):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{record.id}.md").write_text(study_tables.markdown(found) + "\n")
-        (folder / f"{record.id}.csv").write_text(study_tables.csv_text(found))
-    if status.state != "done":
-        reason = f": {status.error}" if status.error else ""
-        print(f"study {record.id} {status.state}{reason}. Its directory: {record.directory}", file=sys.stderr)
-        return FAILED
-    return OK
-
-
-def _study_text(found: dict[str, Any], form: str | None) -> str:
-    if form == "json":
-        return json.dumps(found)
-    return study_tables.csv_text(found).rstrip() if form == "csv" else study_tables.markdown(found)
-
-
-def _studies(options: argparse.Namespace) -> int:
-    def chosen(identifier: str) -> StudyRecord:
-        return studies.find(options.runs_root, identifier)
-
-    if options.cancel:
-        studies.stop_now(chosen(options.cancel))
-    elif options.delete:
-        studies.delete(chosen(options.delete))
-    elif options.publish:
-        record = chosen(options.publish)
-        print(studies.publish(record, study_tables.results(record)))
-    elif options.id:
-        shipped = [found for found in studies.published() if found["id"].startswith(options.id)]
-        found = shipped[0] if len(shipped) == 1 else study_tables.results(chosen(options.id))
-        print(_study_text(found, options.form))
-    else:
-        known = sorted(studies.all_studies(options.runs_root), key=lambda record: -record.status().submitted)
-        rows = [_study_row(record) for record in known]
-        if options.form == "json":
-            print(json.dumps(rows, indent=1))
-        else:
-            lines = (
-                f"{r['id']}  {r['state']:<10}{r['kind']:<23}{r['preset'] or '':<16}{r['done']}/{r['cells']}"
-                for r in rows
-            )
-            print(*lines, sep="\n", end="\n" * bool(rows))
-    return OK
-
-
-def _study_row(record: StudyRecord) -> dict[str, Any]:
-    study = record.study
-    cells, kind = len(study.cells()), study.kind
-    done, preset = cells - len(record.unfinished()), record.request.get("preset")
-    return {
-        "id": record.id,
-        "state": record.status().state,
-        "kind": kind,
-        "preset": preset,
-        "done": done,
-        "cells": cells,
-    }
 
 
 if __name__ == "__main__":

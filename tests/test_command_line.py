@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from engine import __main__, jobs, records
+from engine import __main__, follow, jobs, records
 from engine.presets import PRESETS
 from engine.records import ARMS, CONTROLS, Run
 
@@ -56,7 +56,7 @@ def test_progress_with_the_time_left_goes_to_standard_error_a_few_lines_only(smo
     assert any("%" in line and " s left" in line for line in lines)
     assert "\r" not in smoke.process.stderr
     seconds = smoke.run.status().ended - smoke.run.status().submitted
-    assert len(lines) <= 5 + seconds / __main__.PROGRESS_EVERY
+    assert len(lines) <= 5 + seconds / follow.PROGRESS_EVERY
 
 
 def test_a_finished_run_says_so(smoke: SimpleNamespace) -> None:

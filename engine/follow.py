@@ -1,0 +1,55 @@
+"""A run or a study as the command line waits for it: progress on standard error, and how it ended."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+from engine import jobs
+from engine.records import Record, Run
+
+OK, FAILED, BAD_INPUT = 0, 1, 2
+PROGRESS_EVERY = 5.0  # seconds between lines of progress that nobody sees live
+
+
+def wait_for(run: Run) -> int:
+    """Shows a run's progress until it ends; FAILED, with the reason, where it did not come to its end."""
+    try:
+        follow(run, lambda: jobs.queue_position(run))
+    except KeyboardInterrupt:
+        print("\ncancelling; what is finished stays in the run's directory", file=sys.stderr)
+        jobs.stop_now(run)
+    status = run.status()
+    if status.state == "done":
+        return OK
+    reason = f": {status.error}" if status.error else ""
+    print(f"run {run.id} {status.state}{reason}. Its directory: {run.directory}", file=sys.stderr)
+    return FAILED
+
+
+def follow(run: Record, queue_position: Callable[[], int] = lambda: 0) -> None:
+    """Shows progress on standard error until it ends; off a terminal a line per phase, or every few seconds."""
+    live = sys.stderr.isatty()
+    shown, at = "", 0.0
+    while (status := run.status()).active:
+        if status.state == "queued":
+            behind = queue_position()
+            line = phase = f"queued behind {behind} run(s)" if behind else "starting"
+        else:
+            eta = "" if status.eta_seconds is None else f", about {duration(status.eta_seconds)} left"
+            line, phase = f"{status.fraction:4.0%} {status.phase}{eta}   {status.detail}", status.phase
+        if live:
+            print(f"\r{line[: shutil.get_terminal_size().columns - 1]:<100}", end="", file=sys.stderr, flush=True)
+        elif phase != shown or time.monotonic() - at >= PROGRESS_EVERY:
+            shown, at = phase, time.monotonic()
+            print(line, file=sys.stderr, flush=True)
+        time.sleep(0.25)
+    if live:
+        print(file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

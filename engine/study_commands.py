@@ -1,0 +1,164 @@
+"""The part of the command line that deals with studies and reproductions."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine import datasets, paper, studies, study_kinds, study_tables
+from engine.follow import FAILED, OK, follow
+from engine.studies import Study, StudyRecord
+
+
+def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
+    kinds = "; ".join(f"{name}: {kind.sentence}" for name, kind in study_kinds.KINDS.items())
+    study = command(
+        "study", _study, "Run a grid of experiments, one after the other; its table goes to standard output."
+    )
+    study.add_argument("kind", metavar="KIND", help=kinds)
+    study.add_argument("--preset", default="quick", metavar="NAME", help="what every cell starts from (default: quick)")
+    study.add_argument("--rows", metavar="FIELD=V1,V2", help="another axis than the kind's own")
+    study.add_argument("--columns", metavar="FIELD=V1,V2", help="another axis than the kind's own")
+
+    reproduce = command("reproduce", _reproduce, "Run any part of the paper's table; resumes where it was stopped.")
+    reproduce.add_argument("--procedures", default=",".join(paper.PROCEDURES), metavar="P1,P2", help="default: all")
+    reproduce.add_argument("--datasets", default=",".join(paper.DATASETS), metavar="D1,D2", help="default: both")
+    reproduce.add_argument("--sigmas", metavar="S1,S2", help="default: the paper's grid for each data set")
+    reproduce.add_argument("--seeds", type=int, default=1, help="seeds of the whole protocol (default: 1)")
+    reproduce.add_argument("--victims", type=int, help="victims for each arm (default: the setting's own number)")
+    reproduce.add_argument("--scale", default="full", help="full: the authors' setting, for a GPU; small: for a CPU")
+    reproduce.add_argument("--output", type=Path, metavar="DIR", help="write ID.md and ID.csv there, too")
+    for parser in (study, reproduce):
+        parser.add_argument(
+            "--set", action="append", default=[], metavar="FIELD=VALUE", help="for all cells; repeatable"
+        )
+        parser.add_argument(
+            "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="check, print the cells and an estimate, run nothing"
+        )
+
+    listed = command("studies", _studies, "List the studies; or print, cancel, delete or publish one.")
+    listed.add_argument(
+        "id", nargs="?", metavar="ID", help="print this study's table as it is now, or that of a published one"
+    )
+    listed.add_argument("--cancel", metavar="ID", help="stop a study and its current run; what is finished stays")
+    listed.add_argument("--delete", metavar="ID", help="remove a study; its runs stay")
+    listed.add_argument("--publish", metavar="ID", help="copy a finished study's results into gallery/studies/")
+    for parser in (study, reproduce, listed):
+        form = parser.add_mutually_exclusive_group()
+        form.add_argument("--json", action="store_const", dest="form", const="json", help="everything, as JSON")
+        form.add_argument("--csv", action="store_const", dest="form", const="csv", help="a row per cell")
+        form.add_argument("--markdown", action="store_const", dest="form", const="markdown", help="the default")
+    work = commands.add_parser("study-work", help="Do the work of a study directory: what `study` and the app start.")
+    work.add_argument("directory", type=Path)
+    work.set_defaults(command=lambda options: studies.work(options.directory))
+
+
+def _study(options: argparse.Namespace) -> int:
+    study = study_kinds.make(
+        options.kind, preset=options.preset, overrides=options.set, rows=options.rows, columns=options.columns
+    )
+    return _do_study(study, options, preset=options.preset)
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    def parts(text: str) -> list[str]:
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    study = study_kinds.reproduction(
+        parts(options.procedures),
+        parts(options.datasets),
+        None if options.sigmas is None else [float(part) for part in parts(options.sigmas)],
+        scale=options.scale,
+        seeds=options.seeds,
+        victims=options.victims,
+        overrides=options.set,
+    )
+    return _do_study(study, options, preset=None)
+
+
+def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) -> int:
+    data_root, cells = options.data_root or datasets.default_root(), study.in_order()
+    studies.check(study, data_root)
+    if options.dry_run:
+        seconds = studies.seconds_of(study, device="cpu")
+        planned = [{"cell": study.name_of(cell), "run_id": cell.run_id} for cell in cells]
+        estimate = {"seconds": round(sum(seconds.values())), "device": "cpu"}
+        print(json.dumps({"study_id": study.id, "kind": study.kind, "cells": planned, "estimate": estimate}, indent=1))
+        return OK
+    for dataset in dict.fromkeys(cell.config.dataset for cell in cells):
+        datasets.fetch(dataset, data_root)
+    record = studies.submit(study, runs_root=options.runs_root, data_root=data_root, preset=preset)
+    try:
+        follow(record)
+    except KeyboardInterrupt:
+        print("\ncancelling; finished cells stay, and the same command goes on with the others", file=sys.stderr)
+        studies.stop_now(record)
+    status = record.status()
+    print(
+        *(f"no result: {event}" for event in status.events), sep="\n", end="\n" * bool(status.events), file=sys.stderr
+    )
+    found = study_tables.results(record)
+    print(_study_text(found, options.form))
+    if folder := getattr(options, "output", None):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{record.id}.md").write_text(study_tables.markdown(found) + "\n")
+        (folder / f"{record.id}.csv").write_text(study_tables.csv_text(found))
+    if status.state != "done":
+        reason = f": {status.error}" if status.error else ""
+        print(f"study {record.id} {status.state}{reason}. Its directory: {record.directory}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def _study_text(found: dict[str, Any], form: str | None) -> str:
+    if form == "json":
+        return json.dumps(found)
+    return study_tables.csv_text(found).rstrip() if form == "csv" else study_tables.markdown(found)
+
+
+def _studies(options: argparse.Namespace) -> int:
+    def chosen(identifier: str) -> StudyRecord:
+        return studies.find(options.runs_root, identifier)
+
+    if options.cancel:
+        studies.stop_now(chosen(options.cancel))
+    elif options.delete:
+        studies.delete(chosen(options.delete))
+    elif options.publish:
+        record = chosen(options.publish)
+        print(studies.publish(record, study_tables.results(record)))
+    elif options.id:
+        shipped = [found for found in studies.published() if found["id"].startswith(options.id)]
+        found = shipped[0] if len(shipped) == 1 else study_tables.results(chosen(options.id))
+        print(_study_text(found, options.form))
+    else:
+        known = sorted(studies.all_studies(options.runs_root), key=lambda record: -record.status().submitted)
+        rows = [_study_row(record) for record in known]
+        if options.form == "json":
+            print(json.dumps(rows, indent=1))
+        else:
+            lines = (
+                f"{r['id']}  {r['state']:<10}{r['kind']:<23}{r['preset'] or '':<16}{r['done']}/{r['cells']}"
+                for r in rows
+            )
+            print(*lines, sep="\n", end="\n" * bool(rows))
+    return OK
+
+
+def _study_row(record: StudyRecord) -> dict[str, Any]:
+    study = record.study
+    cells, kind = len(study.cells()), study.kind
+    done, preset = cells - len(record.unfinished()), record.request.get("preset")
+    return {
+        "id": record.id,
+        "state": record.status().state,
+        "kind": kind,
+        "preset": preset,
+        "done": done,
+        "cells": cells,
+    }
