@@ -128,10 +128,15 @@ def formula(state: State) -> None:
             "How the mean radius *f* changes with a poison point *x*, where the victim's weights "
             "*w* = (w₁, w₂, b) minimise the training loss *g*:"
         )
-        st.latex(r"\frac{df}{dx} = f_x - g_{xw}\,p, \qquad (g_{ww} + \text{damping} \cdot I)\,p = f_w")
-        st.latex(rf"g_{{ww}} = {_matrix(g_ww)} \quad f_w = {_matrix([[v] for v in f_w])}")
-        st.latex(rf"p = {_matrix([[v] for v in state.p.tolist()])} \quad f_x = 0 \quad \text{{damping}} = 0")
-        st.latex(rf"\frac{{df}}{{dx_{{{index}}}}} = -(g_{{xw}}\,p)_{{{index}}} = {_matrix([[v] for v in h])}")
+        # all inline: a displayed formula scrolls, where the keyboard cannot follow
+        st.markdown(r"$\dfrac{df}{dx} = f_x - g_{xw}\,p, \qquad (g_{ww} + \text{damping} \cdot I)\,p = f_w$")
+        matrices = (
+            rf"g_{{ww}} = {_matrix(g_ww)}",
+            rf"f_w = {_matrix([[v] for v in f_w])}",
+            rf"p = {_matrix([[v] for v in state.p.tolist()])}",
+        )
+        st.markdown(", &emsp; ".join(f"${each}$" for each in matrices) + ", &emsp; $f_x = 0$, damping 0")
+        st.markdown(rf"$\dfrac{{df}}{{dx_{{{index}}}}} = -(g_{{xw}}\,p)_{{{index}}} = {_matrix([[v] for v in h])}$")
         st.caption(
             "f_x is 0, since held-out points are nobody's to move. Damping is 0, since regularisation alone makes "
             "g_ww invertible here. p is of the last solve: solve again after inner steps, and it is exact again once "

@@ -1,4 +1,4 @@
-"""The whole lesson in a real browser by keyboard alone (Tab, Enter, Space, arrows), first step to last."""
+"""The whole lesson in a real browser by keyboard alone (Tab, Enter, Space, arrows), each step audited on the way."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from tests.app import EXAMPLE
 from tests.browser import exceptions, idle
 from tests.test_lesson_page import RUN, step_of
 
+WORSE = ("serious", "critical")
 FOCUSED = "() => [document.activeElement.computedName, document.activeElement.type || '']"
 pytestmark = pytest.mark.browser
 
 
 def test_the_whole_lesson_by_keyboard(tmp_path: Path, browser_path: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.base").AXE_SCRIPT
     with browser.serving(tmp_path) as server, browser.chromium(browser_path) as chromium:
         page, seen = browser.new_page(chromium)
         page.goto(
@@ -24,6 +26,7 @@ def test_the_whole_lesson_by_keyboard(tmp_path: Path, browser_path: str) -> None
         )  # fewer stops for Tab; the sidebar is walked elsewhere
         heading(page, STEPS[0].title).wait_for()
         idle(page)
+        page.evaluate(axe)
         for number, step in enumerate(STEPS, start=1):
             assert page.get_by_label(f"Step, 1 to {len(STEPS)}").input_value() == str(number)
             if number == 1:
@@ -38,6 +41,8 @@ def test_the_whole_lesson_by_keyboard(tmp_path: Path, browser_path: str) -> None
                 page.get_by_text("Trial 2 of 10.").wait_for()
             predict(page, number, isinstance(step.question(RUN), Guess))
             assert exceptions(page) == []
+            idle(page)
+            assert [rule for rule in page.evaluate("axe.run()")["violations"] if rule["impact"] in WORSE] == []
             if number < len(STEPS):
                 tab_to(page, "Go on")
                 page.keyboard.press("Enter")
