@@ -14,10 +14,11 @@ from engine.attacks.pacd import pacd
 from engine.certification import certified_radius
 from engine.config import AttackConfig, ProcedureConfig
 from engine.costs import workers_for
-from engine.experiment import LANES, PART, VOTES_BLOCK
 from engine.models import build
+from engine.poisoning import PART
 from engine.presets import PRESETS
 from engine.problem import Problem, pose
+from engine.retraining import LANES, VOTES_BLOCK
 from engine.streams import stream
 from engine.training import make
 from engine.training.base import fit

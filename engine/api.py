@@ -10,7 +10,6 @@ A run is a process of its own, as from the app: the same configuration has the s
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import pandas as pd
 
 from engine import commands, datasets, html_report, index, jobs, poison_file, records, sentences
 from engine.config import Config, ConfigError, field_names, with_overrides
+from engine.follow import follow
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 
@@ -237,20 +237,14 @@ def _field(name: str) -> str:
 
 def _wait(run: Run, *, progress: bool) -> None:
     """Until the run's process has ended; an interrupt stops it. Raises: RunFailed."""
-    shown = ""
     try:
+        if progress:
+            follow(run, lambda: jobs.queue_position(run))
         while (status := run.status()).active:
-            line = f"{status.fraction:4.0%} {status.phase or status.state}"
-            if progress and line != shown:
-                sys.stderr.write(f"\r{line:<60}")
-                sys.stderr.flush()
-                shown = line
             time.sleep(_POLL)
     except KeyboardInterrupt:
         jobs.stop_now(run)
         raise
-    if shown:
-        sys.stderr.write("\n")
     if status.state != "done":
         raise RunFailed(
             f"run {run.id} {status.state}: {status.error or 'no reason given'} (log: {run.directory}/log.txt)"

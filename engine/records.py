@@ -216,6 +216,12 @@ class Run(Record):
         path = self.directory / "certificates.parquet"
         return pd.read_parquet(path) if path.exists() else None
 
+    def victims(self) -> list[tuple[str, int]]:
+        """(arm, number) of those whose weights are here, in the order of numbers and arms."""
+        names = (path.stem.rpartition("-") for path in (self.directory / "victims").glob("*-*.safetensors"))
+        kept = [(arm, int(k)) for arm, _, k in names if arm in ARMS and k.isdigit()]
+        return sorted(kept, key=lambda victim: (victim[1], ARMS.index(victim[0])))
+
     def disk_bytes(self) -> int:
         total = 0
         for folder, _, names in os.walk(self.directory):

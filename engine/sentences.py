@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engine import datasets, paper, words
+from engine import datasets, paper, wording
 from engine.config import Config, arms_of, lower_level
 from engine.records import Run
 
@@ -93,11 +93,11 @@ def dataset_words(config: Config) -> str:
 
 def settings_line(run: Run) -> str:
     """What was asked for, in one line."""
-    config, threat, attack = run.config, run.config.threat, words.attack_of(run.config)
+    config, threat, attack = run.config, run.config.threat, wording.attack_of(run.config)
     share = "" if threat.attacker_share == 1 else f", attacker's share {threat.attacker_share:.0%}"
     epochs = config.training.fine_tune_epochs
     victims = (
-        f"{words.procedure_line(config.procedure)}, {words.ARCHITECTURE_NAMES[config.architecture]}, "
+        f"{wording.procedure_line(config.procedure)}, {wording.ARCHITECTURE_NAMES[config.architecture]}, "
         f"σ = {config.sigma:g}{f', fine-tuned for {epochs} epochs' if epochs else ''}"
     )
     if config.attack.name == "none":
@@ -127,7 +127,7 @@ def limits_line(run: Run) -> str:
 
 
 def threat_model(config: Config, target: str) -> list[str]:
-    attack = words.attack_of(config)
+    attack = wording.attack_of(config)
     if config.attack.name == "none":
         return ["**No attack**: clean victims are trained and certified as they are, a baseline to compare with."]
     return [
@@ -141,21 +141,21 @@ def threat_model(config: Config, target: str) -> list[str]:
     ]
 
 
-def _knowledge(config: Config, attack: words.Attack) -> str:
+def _knowledge(config: Config, attack: wording.Attack) -> str:
     share = config.threat.attacker_share
     data = "the training data" if share == 1 else f"{share:.0%} of the training data"
     if not attack.surrogate:
         return f"**Knowledge**: {data}, labels included; nothing of how victims train, and no test image."
     procedure, sigma = lower_level(config)
     believed = {
-        "procedure": words.procedure_line(procedure),
+        "procedure": wording.procedure_line(procedure),
         "noise level": f"σ = {sigma:g}",
-        "architecture": words.ARCHITECTURE_NAMES[config.attack.surrogate],
+        "architecture": wording.ARCHITECTURE_NAMES[config.attack.surrogate],
     }
     true = [
-        words.procedure_line(config.procedure),
+        wording.procedure_line(config.procedure),
         f"σ = {config.sigma:g}",
-        words.ARCHITECTURE_NAMES[config.architecture],
+        wording.ARCHITECTURE_NAMES[config.architecture],
     ]
     differs = [
         f"{what} ({is_so})" for (what, taken), is_so in zip(believed.items(), true, strict=True) if taken != is_so
@@ -171,7 +171,7 @@ def _knowledge(config: Config, attack: words.Attack) -> str:
     )
 
 
-def _capability(config: Config, attack: words.Attack, target: str) -> str:
+def _capability(config: Config, attack: wording.Attack, target: str) -> str:
     threat = config.threat
     held = "" if threat.attacker_share == 1 else " in its hands"
     which = f"{threat.poison_fraction:.0%} of the training images of {target}{held}"
@@ -192,11 +192,11 @@ def _training(config: Config) -> str:
     return f"were trained on clean data and are fine-tuned on it for {epochs} epoch{'s' * (epochs != 1)}"
 
 
-def _controls(config: Config, attack: words.Attack) -> str:
+def _controls(config: Config, attack: wording.Attack) -> str:
     found = [
         {"random_noise": "random noise of the same ε", "shuffled_signs": "the poison with its signs shuffled"}[arm]
         for arm in arms_of(config)
-        if arm in words.CONTROL_NAMES
+        if arm in wording.CONTROL_NAMES
     ]
     if not found:
         return "**Controls**: none, so nothing tells the attack's direction from its mere size."

@@ -15,12 +15,6 @@ class VictimUnavailable(ValueError):
     """The run has no weights of this victim: not trained yet, or a published copy that left them out."""
 
 
-def kept(run: Run) -> list[tuple[str, int]]:
-    """(arm, number) of the victims whose weights the run directory holds."""
-    names = sorted(path.stem.rpartition("-") for path in (run.directory / "victims").glob("*-*.safetensors"))
-    return [(arm, int(k)) for arm, _, k in names if k.isdigit() and arm != "before"]
-
-
 def load(run: Run, arm: str, k: int, *, shape: tuple[int, ...]) -> nn.Module:
     """The arm's k-th victim in evaluation mode, float32, on the CPU; shape: of an image, (C, H, W).
 

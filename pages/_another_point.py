@@ -2,13 +2,13 @@
 
 import streamlit as st
 
-from engine import datasets, grid, jobs, records
+from engine import datasets, grid, jobs, records, wording
 from engine.config import Config, ConfigError, parse
 from engine.costs import estimate
 from engine.datasets import DatasetUnavailable
 from engine.grid import Point
 from engine.records import Run
-from pages import _grid, _live, _shared, _words
+from pages import _grid, _live, _shared
 
 
 @st.fragment
@@ -17,7 +17,7 @@ def another_point() -> None:
     st.header("Any other point")
     first, second, third, fourth = st.columns(4, vertical_alignment="bottom")
     procedure = first.selectbox(
-        "Procedure", list(grid.BASES), format_func=_words.PROCEDURE_NAMES.__getitem__, key="other_procedure",
+        "Procedure", list(grid.BASES), format_func=wording.PROCEDURE_NAMES.__getitem__, key="other_procedure",
         persist_state="session",
     )  # fmt: skip
     digit = second.selectbox("Digit", list(range(10)), index=8, key="other_digit", persist_state="session")

@@ -8,11 +8,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from engine import figures, metrics
+from engine import figures, metrics, sentences, wording
 from engine.config import Config
 from engine.records import Run
 from engine.report import of_scope
-from pages import _form, _shared, _words
+from pages import _form, _shared
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#888888")
 MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", "hexagon")
@@ -28,8 +28,8 @@ def incomparable(configs: Sequence[Config]) -> list[str]:
         "selection draws n0": lambda c: {"": c.certification.n0},
         "failure probability α (alpha)": lambda c: {"": c.certification.alpha},
         "number of test images": lambda c: c.certification.model_dump(include={"target_images", "other_images"}),
-        "victims' procedure": lambda c: {"": _words.procedure_line(c.procedure)},
-        "victims' architecture": lambda c: {"": _words.ARCHITECTURE_NAMES[c.architecture]},
+        "victims' procedure": lambda c: {"": wording.procedure_line(c.procedure)},
+        "victims' architecture": lambda c: {"": wording.ARCHITECTURE_NAMES[c.architecture]},
         "victims' training": lambda c: c.training.model_dump() | {"train_size": c.data.train_size},
         "seed, hence other test images, training images and weights": lambda c: {"": c.seed},
         "number of victim seeds": lambda c: {"": c.victim_seeds},
@@ -154,11 +154,11 @@ def differences(runs: Sequence[Run], labels: Sequence[str], configs: Sequence[Co
     for arm in ("clean", "poisoned"):
         rows.append((f"ACR of the target class, {arm} (L2, mean ± sd)", [acr_of(run, arm) for run in runs]))
     drops = [((run.report or {}).get("relative_drop") or {}).get("poisoned") for run in runs]
-    rows.append(("drop of ACR, poisoned (mean ± sd)", [_shared.with_spread(drop, ".1%") for drop in drops]))
+    rows.append(("drop of ACR, poisoned (mean ± sd)", [sentences.with_spread(drop, ".1%") for drop in drops]))
     table = pd.DataFrame([[name, *map(str, values)] for name, values in rows], columns=["field", *labels])
     st.dataframe(table, hide_index=True, height="content", alt="Settings and headline numbers of the compared runs.")
 
 
 def acr_of(run: Run, arm: str) -> str:
     values = (run.report or {}).get("arms", {}).get(arm)
-    return _shared.with_spread(values["average_certified_radius"]["target"]) if values else "–"
+    return sentences.with_spread(values["average_certified_radius"]["target"]) if values else "–"

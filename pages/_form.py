@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
 
-from engine import datasets, poison_file
+from engine import datasets, poison_file, wording
 from engine.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of
 from engine.commands import command as command
 from engine.commands import values_of as values_of
@@ -23,7 +23,7 @@ from engine.config import (
 from engine.datasets import BUILT_IN, DatasetUnavailable, class_in_words
 from engine.presets import PRESETS
 from engine.records import Run
-from pages import _shared, _words
+from pages import _shared
 
 LARGEST_INTEGER = 2**53 - 1  # that a browser's number field can hold
 PARENT = "forked from"  # of the session: the run whose settings the form started from
@@ -47,12 +47,12 @@ LABELS = {
     "victim_seeds": "Victims for each arm",
 }
 PLAIN = {  # code name → plain name, of choices
-    "procedure": _words.PROCEDURE_NAMES,
-    "attack.procedure": _words.PROCEDURE_NAMES,
-    "architecture": _words.ARCHITECTURE_NAMES,
-    "attack.surrogate": _words.ARCHITECTURE_NAMES,
-    "attack.name": {name: attack.name for name, attack in _words.ATTACKS.items()},
-    "controls": _words.CONTROL_NAMES,
+    "procedure": wording.PROCEDURE_NAMES,
+    "attack.procedure": wording.PROCEDURE_NAMES,
+    "architecture": wording.ARCHITECTURE_NAMES,
+    "attack.surrogate": wording.ARCHITECTURE_NAMES,
+    "attack.name": {name: attack.name for name, attack in wording.ATTACKS.items()},
+    "controls": wording.CONTROL_NAMES,
 }
 STEPS = {"threat.epsilon": 0.01, "threat.poison_fraction": 0.1, "threat.attacker_share": 0.1, "sigma": 0.125}
 STEPS |= {"attack.sigma": 0.125}
@@ -173,14 +173,14 @@ def widget(name: str) -> None:
     """The widget of one field. The browser's bounds are a help only: `config` checks everything again."""
     field, annotation = _field(name)
     last = name.rpartition(".")[2]
-    label = LABELS.get(name) or (_words.SETTING_NAMES.get(last) if name.rpartition(".")[0] in HEADS else last)
+    label = LABELS.get(name) or (wording.SETTING_NAMES.get(last) if name.rpartition(".")[0] in HEADS else last)
     options: dict[str, Any] = dict(
         label=label, key=key_of(name), help=f"{field.description or last} (`{name}`)", persist_state="session"
     )
     if name == "controls":
-        st.pills(options=list(_words.CONTROL_NAMES), selection_mode="multi", format_func=_plain(name), **options)
+        st.pills(options=list(wording.CONTROL_NAMES), selection_mode="multi", format_func=_plain(name), **options)
     elif name == "dataset":
-        st.selectbox(options=known_datasets(), format_func=_words.dataset_name, on_change=take_dataset, **options)
+        st.selectbox(options=known_datasets(), format_func=wording.dataset_name, on_change=take_dataset, **options)
     elif name == "threat.target_class":
         dataset = chosen("dataset")
         names = class_names(dataset)

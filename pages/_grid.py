@@ -2,10 +2,10 @@
 
 import streamlit as st
 
-from engine import grid, records
+from engine import grid, records, wording
 from engine.grid import Point
 from engine.records import GALLERY, GRID, Run
-from pages import _shared, _words
+from pages import _shared
 
 FIELDS = ("procedure", "digit", "sigma", "epsilon")  # of the address; in this order one narrows the next
 
@@ -23,7 +23,7 @@ def points() -> dict[Point, Run]:
 
 def name_of(point: Point) -> str:
     return (
-        f"{_words.PROCEDURE_NAMES[point.procedure]}, digit {point.target_class}, σ = {point.sigma:g}, "
+        f"{wording.PROCEDURE_NAMES[point.procedure]}, digit {point.target_class}, σ = {point.sigma:g}, "
         f"ε = {point.epsilon:g}"
     )
 

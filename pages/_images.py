@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from engine import datasets, pictures
+from engine import datasets, pictures, sentences
 from engine.records import Run
 from pages import _shared
 
@@ -81,14 +81,14 @@ def only_labels(run: Run) -> bool:
     poison = run.tensors("poison")
     if poison is None or "labels" not in poison:
         return False
-    names = _shared.class_names_of(run)
+    names = sentences.class_names_of(run)
     given, counts = np.unique(poison["labels"], return_counts=True)
     order = np.argsort(-counts)[:10]
     words = [f"{counts[k]}× {datasets.class_in_words(run.config.dataset, int(given[k]), names)}" for k in order]
     st.info(
-        f"This attack changed no pixel. It gave {len(poison['labels'])} training images of {_shared.target_of(run)} a "
-        f"wrong label: {', '.join(words)}{' …' if len(given) > len(order) else ''}. Whoever looks at an image beside "
-        "its label sees it, so this is no clean-label attack.",
+        f"This attack changed no pixel. It gave {len(poison['labels'])} training images of "
+        f"{sentences.target_of(run)} a wrong label: {', '.join(words)}{' …' if len(given) > len(order) else ''}. "
+        "Whoever looks at an image beside its label sees it, so this is no clean-label attack.",
         icon=":material/visibility:",
     )
     return True

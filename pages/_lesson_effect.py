@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import commands, figures, lesson_figures, records, study_figures, study_tables
+from engine import commands, figures, lesson_figures, records, sentences, study_figures, study_tables, wording
 from engine.certification import radius_cap
 from engine.config import Config
 from engine.records import GALLERY, GRID, Run
 from engine.sentences import dataset_words
-from pages import _images, _lesson_questions, _shared, _words
+from pages import _images, _lesson_questions, _shared
 from pages._comparison import incomparable
 
 SHOWN_IMAGES = 8
@@ -76,7 +76,7 @@ def training(run: Run, revealed: bool) -> None:
         with right:
             scope = st.segmented_control(
                 "Test images of", ["target", "all"], default="all", required=True, key="lesson_scope",
-                format_func=lambda scope: "all classes" if scope == "all" else _shared.target_of(run),
+                format_func=lambda scope: "all classes" if scope == "all" else sentences.target_of(run),
             )  # fmt: skip
     tables = {
         "trained with noise": _shared.open_certificates(run).query("arm == 'clean'"),
@@ -87,8 +87,8 @@ def training(run: Run, revealed: bool) -> None:
     noisy, plain = ((each.report or {})["arms"]["clean"]["average_certified_radius"]["target"] for each in (run, other))
     gain = noisy["mean"] / plain["mean"] - 1 if plain["mean"] else 0.0
     st.markdown(
-        f"Average certified radius of {_shared.target_of(run)} (L2): **{_shared.with_spread(noisy)}** with noise in "
-        f"training, **{_shared.with_spread(plain)}** without: {gain:+.0%}."
+        f"Average certified radius of {sentences.target_of(run)} (L2): **{sentences.with_spread(noisy)}** with noise "
+        f"in training, **{sentences.with_spread(plain)}** without: {gain:+.0%}."
         + ("" if gain > 0 else " Here it bought nothing: how much it buys depends on data, σ and how long one trains.")
     )
     st.caption(
@@ -108,13 +108,13 @@ def images(run: Run, revealed: bool) -> None:
     if x_clean is not None:
         _images.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=len(delta))
     if not revealed:
-        st.caption(_shared.limits_line(run))
+        st.caption(sentences.limits_line(run))
         return
     report = run.report
     assert report is not None
     figure = figures.acr_by_arm(report)
     st.plotly_chart(figure, key="lesson_acr", config=figures.SAVE, alt=figures.alt(figure))
-    st.caption(f"{_shared.numbers_line(report)} {_shared.limits_line(run)}")
+    st.caption(f"{sentences.numbers_line(report)} {sentences.limits_line(run)}")
 
 
 def waiting(words: str) -> None:
@@ -215,8 +215,8 @@ def defender(run: Run, revealed: bool) -> None:
             {
                 "defence": [row["name"] for row in rows],
                 "drop left": [study_tables.percent(row["drop"]) for row in rows],
-                "ACR clean": [_shared.with_spread(row["acr"]["clean"]) for row in rows],
-                "ACR poisoned": [_shared.with_spread(row["acr"]["poisoned"]) for row in rows],
+                "ACR clean": [sentences.with_spread(row["acr"]["clean"]) for row in rows],
+                "ACR poisoned": [sentences.with_spread(row["acr"]["poisoned"]) for row in rows],
                 "price: clean ACR": [_price(row, first) for row in rows],
             }
         ),
@@ -233,10 +233,10 @@ def defender(run: Run, revealed: bool) -> None:
         )
     other = any(row["cap"] != first["cap"] for row in rows)
     st.caption(
-        f"Target class {_shared.target_of(run)}, mean ± standard deviation over victims; ACR: L2, pixel units. Price: "
-        "what clean victims lose by the defence alone; what it costs to get and check more data is not in it. **The "
-        "attacker here does not know the defence**; one who does may find a way around it, so these are upper bounds "
-        "of what a defence is worth."
+        f"Target class {sentences.target_of(run)}, mean ± standard deviation over victims; ACR: L2, pixel units. "
+        "Price: what clean victims lose by the defence alone; what it costs to get and check more data is not in it. "
+        "**The attacker here does not know the defence**; one who does may find a way around it, so these are upper "
+        "bounds of what a defence is worth."
         + (
             " At another σ radii have another cap, so only the drops compare, and the chart leaves it out."
             if other
@@ -301,4 +301,4 @@ def limits(run: Run, revealed: bool) -> None:
         if said:
             st.caption(f"{len(said.split())} words. Does it name data set, class, ε and what the attacker knew?")
     st.markdown(f"**To read**\n{LINKS}")
-    st.caption(_words.attack_of(run.config).name + ", " + _shared.limits_line(run))
+    st.caption(wording.attack_of(run.config).name + ", " + sentences.limits_line(run))

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from engine import studies, study_tables
+from engine import sentences, studies, study_tables, wording
 from engine.certification import radius_cap
 from engine.records import Run
-from pages import _shared, _words
 
 
 @dataclass(frozen=True)
@@ -130,9 +129,9 @@ def images(run: Run) -> Question:
     verdict = "most of it is the work of the attack's direction" if drop > 2 * noise else "much of it is mere size"
     return Guess(
         f"You see what was changed: no pixel by more than ε = {run.config.threat.epsilon:g} of 1, no label. What "
-        f"share of its average certified radius does {_shared.target_of(run)} lose, in percent?",
+        f"share of its average certified radius does {sentences.target_of(run)} lose, in percent?",
         drop,
-        f"{_shared.headline(report)} Against that control, {verdict}.",
+        f"{sentences.headline(report)} Against that control, {verdict}.",
     )
 
 
@@ -221,7 +220,7 @@ def transfer_study() -> dict[str, Any] | None:
 
 
 def procedure_names(found: dict[str, Any], axis: str) -> list[str]:
-    return [_words.PROCEDURE_NAMES[name] for name in study_tables.names(found, axis)]
+    return [wording.PROCEDURE_NAMES[name] for name in study_tables.names(found, axis)]
 
 
 def surprising_row(found: dict[str, Any]) -> int:

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 from scipy.special import ndtri
 
-from engine import figures, image_figures, lesson_figures, pictures
+from engine import figures, image_figures, lesson_figures, pictures, sentences
 from engine.certification import certified_radius, lower_confidence_bound, radius_cap
 from engine.config import smallest_useful_n
 from engine.records import Run
@@ -80,7 +80,7 @@ def choose_subject(run: Run) -> Subject:
     if not 1 <= st.session_state.get("lesson_image", 1) <= len(rows):
         del st.session_state["lesson_image"]  # of another run
     k = st.number_input(
-        f"Test image of {_shared.target_of(run)}, 1 to {len(rows)}", 1, len(rows), at_first, key="lesson_image",
+        f"Test image of {sentences.target_of(run)}, 1 to {len(rows)}", 1, len(rows), at_first, key="lesson_image",
         bind="query-params",
     )  # fmt: skip
     row = rows.iloc[int(k) - 1]
@@ -89,7 +89,7 @@ def choose_subject(run: Run) -> Subject:
     if victim is None:
         st.info(f"Run {run.id} keeps no weights of this victim, so recorded votes stand in for fresh ones.")
     image = int(row["image"])
-    return Subject(image, images[image], int(row["label"]), row, victim, _shared.class_names_of(run))
+    return Subject(image, images[image], int(row["label"]), row, victim, sentences.class_names_of(run))
 
 
 def votes_of(run: Run, subject: Subject, n: int) -> tuple[np.ndarray, np.ndarray]:

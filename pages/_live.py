@@ -7,9 +7,9 @@ import numpy as np
 import streamlit as st
 from safetensors import SafetensorError
 
-from engine import attack_figures, figures, jobs
+from engine import attack_figures, figures, jobs, sentences, wording
 from engine.records import Run, Status
-from pages import _images, _shared, _words
+from pages import _images, _shared
 
 STATES = {
     "queued": ":material/hourglass_empty: Queued",
@@ -62,7 +62,7 @@ def progress(run: Run, status: Status) -> None:
 
 
 def losses(run: Run) -> None:
-    attack, found = _words.attack_of(run.config), run.metrics("attack")
+    attack, found = wording.attack_of(run.config), run.metrics("attack")
     if run.config.attack.name == "none":
         st.caption("No attack: only clean victims are trained.")
     elif found and found[-1]["steps"] == 1:
@@ -102,8 +102,8 @@ def ended(run: Run, status: Status) -> None:
     report = run.report
     if status.state == "done" and report:
         st.success(f"Done: run {run.id}.", icon=":material/check_circle:")
-        st.markdown(_shared.headline(report))
-        st.caption(_shared.numbers_line(report))
+        st.markdown(sentences.headline(report))
+        st.caption(sentences.numbers_line(report))
     elif status.state == "cancelled":
         st.warning("Cancelled. What was finished is kept, and labelled as partial.", icon=":material/cancel:")
     else:
@@ -121,7 +121,7 @@ def ended(run: Run, status: Status) -> None:
                 _shared.page_link("pages/inspect.py", "Look for the changes: Inspect", ":material/search:")
         with columns[2]:
             _shared.page_link("pages/runs.py", "Compare and export: Runs", ":material/list:")
-        st.caption(_shared.limits_line(run))
+        st.caption(sentences.limits_line(run))
 
 
 def cancel(run: Run) -> None:

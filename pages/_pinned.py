@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from engine import datasets, image_figures, metrics, pictures
+from engine import datasets, image_figures, metrics, pictures, sentences
 from engine.figures import ARM_STYLE
 from engine.records import Run
 from pages import _certificate, _images, _poisoned, _selection, _shared
@@ -20,7 +20,7 @@ def show(run: Run, *, limit: float, step: int | None = None, victim: int | None 
     if found is None:
         return
     other, kind, number = found
-    own = "" if other.id == run.id else f" of run {other.id} ({_shared.settings_line(other)[:-1]})"
+    own = "" if other.id == run.id else f" of run {other.id} ({sentences.settings_line(other)[:-1]})"
     st.markdown(f"**Pinned: {_selection.NAMES[kind]} {number}**{own}")
     if not datasets.available(other.config.dataset, _shared.data_root()):
         st.info(f"Its data set, {datasets.describe(other.config.dataset)}, is not on this machine.")
@@ -53,6 +53,6 @@ def _test(run: Run, image: int, victim: int | None) -> None:
     if len(one):
         votes, chain = st.columns(2, gap="medium")
         with votes:
-            chart(image_figures.vote_histogram(one, _shared.class_names_of(run)), "pinned_votes")
+            chart(image_figures.vote_histogram(one, sentences.class_names_of(run)), "pinned_votes")
         with chain:
-            _certificate.from_votes_to_radius(one, run.config, _shared.class_names_of(run))
+            _certificate.from_votes_to_radius(one, run.config, sentences.class_names_of(run))

@@ -9,7 +9,7 @@ import streamlit as st
 
 from engine import attack_figures, datasets, perception
 from engine.records import Run
-from pages import _images, _links, _selection, _shared
+from pages import _images, _links, _one_image, _selection, _shared
 
 Stamp = int  # a file's modification time, so that a new file is read
 
@@ -152,3 +152,15 @@ def after_step(run: Run) -> Poison:
         )
     )
     return finished if step == steps[-1] else Poison(run, step)
+
+
+def controls(run: Run) -> tuple[Poison, int, float, str]:
+    """One row of widgets: (poison after the chosen step, chosen image, end of δ's scale, its words)."""
+    left, middle, right = st.columns([2, 4, 3], vertical_alignment="bottom", gap="medium")
+    with middle:
+        poison = after_step(run)
+    with left:
+        k = _selection.poison_image(len(poison))
+    with right:
+        limit, words = _one_image.magnification("magnify", run.config.threat.epsilon)
+    return poison, k, limit, words

@@ -12,18 +12,11 @@ import pandas as pd
 import streamlit as st
 from streamlit.errors import StreamlitAPIException, StreamlitPageNotFoundError
 
-from engine import datasets, index, records
+from engine import datasets, index, records, wording
 from engine.config import PROTOCOL_VERSION
 from engine.datasets import DATASETS
 from engine.records import GALLERY, GRID, Run
-from engine.sentences import class_names_of as class_names_of
-from engine.sentences import headline as headline
-from engine.sentences import limits_line as limits_line
-from engine.sentences import numbers_line as numbers_line
-from engine.sentences import settings_line as settings_line
-from engine.sentences import target_of as target_of
-from engine.sentences import with_spread as with_spread
-from pages import _links, _words
+from pages import _links
 
 RUN_PARAMETER = _links.RUN  # of the URL, and the key of the run picker in app.py
 _OF_A_REPORT = ("config", "arms", "relative_drop", "certified_images", "radius_cap")
@@ -174,7 +167,7 @@ def row_label(row: dict[str, Any]) -> str:
     words = [
         row["name"] or row["preset"] or "own settings",
         *(["no attack"] if row["attack"] == "none" else [row["target_name"], f"ε {row['epsilon']}"]),
-        *([] if row["attack"] in ("pacd", "none", None) else [_words.attack_name(row["attack"])]),
+        *([] if row["attack"] in ("pacd", "none", None) else [wording.attack_name(row["attack"])]),
         f"σ {row['sigma']}",
         f"seed {row['seed']}",
         "example" if row["example"] else moment(row["submitted"]),

@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from engine import datasets, pictures, report
+from engine import datasets, pictures, report, sentences
 from engine.figures import ARM_STYLE
 from engine.records import Run
 from pages import _images, _links, _pinned, _selection, _shared, _wall
@@ -49,7 +49,7 @@ def in_order(run: Run) -> list[int]:
 
 def chosen(run: Run, found: pd.DataFrame) -> pd.DataFrame:
     """The images that pass the reader's filters, sorted."""
-    names, target = _shared.class_names_of(run), run.config.threat.target_class
+    names, target = sentences.class_names_of(run), run.config.threat.target_class
 
     def in_words(label: int) -> str:
         return "all classes" if label < 0 else datasets.class_in_words(run.config.dataset, label, names)

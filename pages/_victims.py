@@ -10,7 +10,7 @@ import streamlit as st
 
 from engine.certification import ABSTAIN, certified_radius, lower_confidence_bound
 from engine.figures import ARM_STYLE
-from engine.records import ARMS, Run
+from engine.records import Run
 from pages import _shared
 
 UNASKED = 400  # draws that are counted without being asked for: large networks are slow
@@ -27,13 +27,9 @@ class Victim:
 
 
 def kept(run: Run) -> list[Victim]:
-    """In the order of arms and numbers."""
-    found = []
-    for path in (run.directory / "victims").glob("*-*.safetensors"):
-        arm, _, k = path.stem.rpartition("-")
-        if arm in ARMS and k.isdigit():
-            found.append(Victim(str(run.directory), arm, int(k), path.stat().st_mtime_ns))
-    return sorted(found, key=lambda victim: (victim.k, ARMS.index(victim.arm)))
+    """In the order of numbers and arms."""
+    paths = {victim: run.directory / "victims" / f"{victim[0]}-{victim[1]}.safetensors" for victim in run.victims()}
+    return [Victim(str(run.directory), arm, k, path.stat().st_mtime_ns) for (arm, k), path in paths.items()]
 
 
 def to_ask(run: Run, key: str, shape: tuple[int, ...]) -> list[Victim]:

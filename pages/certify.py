@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import figures, image_figures, metrics, report
+from engine import figures, image_figures, metrics, report, sentences
 from engine.certification import radius_cap
 from engine.config import Config, arms_of, smallest_useful_n
 from engine.figures import ARM_STYLE
@@ -24,7 +24,7 @@ def what_if(directory: str, stamp: int, values: str, n: int, alpha: float) -> tu
     config = with_settings(Config.model_validate_json(values), n, alpha)
     table = _shared.certificates(directory, stamp).drop(columns=VOTES, errors="ignore")
     table = metrics.recertify(table, sigma=config.sigma, alpha=alpha, n=n)
-    names = _shared.class_names_of(Run(Path(directory)))
+    names = sentences.class_names_of(Run(Path(directory)))
     return table, report.build_report(table, config, class_names=names)
 
 
@@ -134,12 +134,12 @@ def headline(now: dict[str, Any]) -> None:
     """The relative drop of the target class's ACR, arm by arm."""
     drops = now["relative_drop"]
     if run.config.attack.name == "none":
-        st.markdown(_shared.headline(now))
+        st.markdown(sentences.headline(now))
         return
     if not drops:
         st.info("The drop needs clean victims and others; this partial run has certificates of one arm only.")
         return
-    st.markdown(_shared.headline(now))
+    st.markdown(sentences.headline(now))
     shown = [arm for arm in ARMS if arm in drops]
     for place, arm in zip(st.columns(len(shown)), shown, strict=True):
         found = drops[arm]
@@ -319,9 +319,9 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
 
 
 run = _shared.open_run()
-class_names, target = _shared.class_names_of(run), _shared.target_of(run)
+class_names, target = sentences.class_names_of(run), sentences.target_of(run)
 st.title("Certify")
-st.caption(_shared.limits_line(run))
+st.caption(sentences.limits_line(run))
 recorded = _shared.open_certificates(run)
 stamp = (run.directory / "certificates.parquet").stat().st_mtime_ns
 missing_arms(recorded)

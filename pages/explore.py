@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import datasets, figures, grid, grid_figures, pictures, report
+from engine import datasets, figures, grid, grid_figures, pictures, report, sentences, wording
 from engine.config import ConfigError, parse
 from engine.figures import ARM_STYLE
 from engine.grid import Point
 from engine.records import CONTROLS, Run
-from pages import _another_point, _export, _grid, _images, _shared, _words
+from pages import _another_point, _export, _grid, _images, _shared
 
 BEGIN = Point("gaussian", 8, 0.5, 0.1)
 SHOWN = 8
@@ -30,7 +30,7 @@ def charts(directory: str, stamp: int) -> tuple[Any, Any, Any, pd.DataFrame]:
     table, config, found = run.certificates(), run.config, run.report
     assert table is not None
     assert found is not None
-    target = _shared.target_of(run)
+    target = sentences.target_of(run)
     return (
         figures.certified_accuracy(table, config, target=target),
         figures.radius_histogram(table, config, arms=["clean", "poisoned"], target=target),
@@ -109,7 +109,7 @@ def chosen(known: dict[Point, Run]) -> Point:
             st.session_state[key] = nearest(options, st.session_state[key])
         with places[position]:
             if field == "procedure":
-                st.selectbox(label, options, key=key, format_func=_words.PROCEDURE_NAMES.__getitem__)
+                st.selectbox(label, options, key=key, format_func=wording.PROCEDURE_NAMES.__getitem__)
             elif len(options) == 1:
                 st.selectbox(label, options, key=key, format_func=lambda value: f"{value:g}")
             else:
@@ -183,7 +183,7 @@ def images(run: Run, largest: float) -> None:
             caption=title,
             output_format="PNG",
             width="stretch",
-            alt=f"{title}: {len(tiles)} training images of {_shared.target_of(run)}",
+            alt=f"{title}: {len(tiles)} training images of {sentences.target_of(run)}",
         )
     st.caption(
         f"The first {len(delta)} poisoned training images; each column is one. δ: {_images.change_words(delta)}; its "
@@ -213,7 +213,7 @@ def grid_view() -> None:
     point = chosen(known)
     run, line = known[point], {other.epsilon: r for other, r in known.items() if other[:3] == point[:3]}
     accuracy, radii, by_arm, found = charts(str(run.directory), stamp(run))
-    st.markdown(_shared.headline(run.report or {}))
+    st.markdown(sentences.headline(run.report or {}))
     numbers(run, found)
     left, right = st.columns(2, gap="medium")
     with left:
@@ -232,7 +232,7 @@ def grid_view() -> None:
         show("radii", radii)
         st.caption("Left of the line: wrong and refused answers, whose radius counts as 0.")
     show("arms", by_arm)
-    st.caption(f"Run {run.id}. {_shared.limits_line(run)}{rounding(run)}")
+    st.caption(f"Run {run.id}. {sentences.limits_line(run)}{rounding(run)}")
     ways_on(run, point)
 
 

@@ -3,13 +3,12 @@
 import numpy as np
 import streamlit as st
 
-from engine import datasets, image_figures, metrics, pictures
+from engine import datasets, image_figures, metrics, pictures, sentences
 from engine.figures import ARM_STYLE
 from pages import (
     _certificate,
     _images,
     _links,
-    _one_image,
     _pinned,
     _poisoned,
     _selection,
@@ -77,13 +76,7 @@ def noisy_row(image: np.ndarray, name: str, number: int) -> None:
 
 
 def training() -> None:
-    left, middle, right = st.columns([2, 4, 3], vertical_alignment="bottom", gap="medium")
-    with middle:
-        poison = _poisoned.after_step(run)
-    with left:
-        k = _selection.poison_image(len(poison))
-    with right:
-        limit, scale_words = _one_image.magnification("magnify", config.threat.epsilon)
+    poison, k, limit, scale_words = _poisoned.controls(run)
     steps_beside("training", list(range(len(poison))), k)
     _selection.row(run, "training", k, link=False)
     clean = poison.originals()[k]
@@ -207,10 +200,10 @@ def test() -> None:
 
 run = _shared.open_run()
 config = run.config
-names = _shared.class_names_of(run) or tuple(str(k) for k in range(10))
-target = _shared.target_of(run)
+names = sentences.class_names_of(run) or tuple(str(k) for k in range(10))
+target = sentences.target_of(run)
 st.title("One image")
-st.caption(_shared.limits_line(run))
+st.caption(sentences.limits_line(run))
 changed = run.tensors("poison") if _poisoned.stamp_of(run, "poison") is not None else None
 certified = _test_images.in_order(run) if (run.directory / "certificates.parquet").exists() else []
 take_link({"training": list(range(len(changed["delta"]))) if changed else [], "test": certified})

@@ -4,8 +4,8 @@ from typing import Any
 
 import streamlit as st
 
-from engine import attack_figures, datasets, image_figures, pictures
-from pages import _images, _links, _one_image, _pinned, _poisoned, _selection, _shared, _test_images, _wall, _words
+from engine import attack_figures, datasets, image_figures, pictures, sentences, wording
+from pages import _images, _links, _one_image, _pinned, _poisoned, _selection, _shared, _test_images, _wall
 from pages._one_image import chart, picture
 from pages._poisoned import Poison
 
@@ -21,14 +21,8 @@ VIEWS = ["One image", "All poisoned images", "Over the attack's steps", "Test im
 
 
 def controls() -> tuple[Poison, int, float, str]:
-    """What all views of poison share: (poison after the chosen step, chosen image, end of δ's scale, its words)."""
-    left, middle, right = st.columns([2, 4, 3], vertical_alignment="bottom", gap="medium")
-    with middle:
-        poison = _poisoned.after_step(run)
-    with left:
-        k = _selection.poison_image(len(poison))
-    with right:
-        limit, words = _one_image.magnification("magnify", epsilon)
+    """What all views of poison share."""
+    poison, k, limit, words = _poisoned.controls(run)
     _selection.row(run, "training", k)
     return poison, k, limit, words
 
@@ -116,7 +110,7 @@ def all_images() -> None:
 def evolution() -> None:
     records = run.metrics("attack")
     if records and records[-1]["steps"] == 1:
-        st.info(f"{_words.attack_of(config).name}: made at once, in a single step. There is no way to watch.")
+        st.info(f"{wording.attack_of(config).name}: made at once, in a single step. There is no way to watch.")
     elif records:
         chart(attack_figures.attack_losses(records, config.attack.restart_every), "losses")
         st.caption(
@@ -157,9 +151,9 @@ def mosaics(poison: Poison, steps: list[int], records: dict[int, dict[str, Any]]
 
 run = _shared.open_run()
 config = run.config
-epsilon, target = config.threat.epsilon, _shared.target_of(run)
+epsilon, target = config.threat.epsilon, sentences.target_of(run)
 st.title("Inspect")
-st.caption(_shared.limits_line(run))
+st.caption(sentences.limits_line(run))
 _links.check(view=VIEWS)
 view = st.segmented_control(
     "View", VIEWS, default=VIEWS[0], required=True, key="view", bind="query-params", label_visibility="collapsed"

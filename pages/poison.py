@@ -5,14 +5,14 @@ import sys
 
 import streamlit as st
 
-from engine import datasets, jobs, records
+from engine import datasets, jobs, records, sentences, wording
 from engine.certification import radius_cap
 from engine.config import Config, ConfigError, arms_of, smallest_useful_n
 from engine.costs import estimate
 from engine.datasets import DatasetUnavailable
 from engine.presets import PRESETS
 from engine.records import Run
-from pages import _fork, _form, _live, _poison_file, _shared, _threat, _words
+from pages import _fork, _form, _live, _poison_file, _shared, _threat
 
 FIRST = ["dataset", "threat.target_class", "threat.epsilon", "sigma", "procedure", "attack.name"]
 MAY_DO = ["threat.poison_fraction", "threat.attacker_share"]
@@ -35,7 +35,7 @@ def form() -> None:
         _form.widgets(FIRST, columns=2)
         if _form.chosen("attack.name") == "from-file":
             _poison_file.widgets()
-    attack = _words.ATTACKS[_form.chosen("attack.name")]
+    attack = wording.ATTACKS[_form.chosen("attack.name")]
     with st.expander("What the attacker may do"):
         _form.widgets(MAY_DO, columns=2)
         _form.widget("controls")
@@ -44,11 +44,11 @@ def form() -> None:
             st.caption(f"{attack.name}: uses no surrogate, so it assumes nothing, and these settings do not matter.")
         _form.widgets(["attack.procedure", "attack.sigma", "attack.surrogate"], columns=2)
         if names := _form.settings_of("attack.procedure"):
-            st.markdown(f"**Settings of {_words.PROCEDURE_NAMES[_form.chosen('attack.procedure')]}**, as assumed")
+            st.markdown(f"**Settings of {wording.PROCEDURE_NAMES[_form.chosen('attack.procedure')]}**, as assumed")
             _form.widgets(names, columns=2)
     with st.expander("How victims are trained"):
         if names := _form.settings_of("procedure"):
-            st.markdown(f"**Settings of {_words.PROCEDURE_NAMES[_form.chosen('procedure')]}**")
+            st.markdown(f"**Settings of {wording.PROCEDURE_NAMES[_form.chosen('procedure')]}**")
             _form.widgets(names, columns=2)
         st.markdown("**Network and optimisation**")
         _form.widgets(VICTIMS, columns=2)
@@ -150,7 +150,7 @@ def existing(config: Config, shown: Run | None) -> None:
 def run_section(run: Run) -> None:
     status = run.status()
     st.header(f"Run {run.id}")
-    st.caption(_shared.settings_line(run))
+    st.caption(sentences.settings_line(run))
     if status.active:
         asked = (run.directory / "cancel").exists()
         st.button(

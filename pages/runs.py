@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import commands, datasets, html_report, jobs, records
+from engine import commands, datasets, html_report, jobs, records, sentences, wording
 from engine.records import Run, RunNotFound
-from pages import _comparison, _export, _fork, _shared, _words
+from pages import _comparison, _export, _fork, _shared
 
 VOTES = ("selection_votes", "estimation_votes")
 
@@ -64,10 +64,10 @@ def history(rows: list[dict[str, Any]]) -> None:
             "σ": [row["sigma"] for row in rows],
             "drop": [row["drop_poisoned"] for row in rows],
             "noise": [row["drop_random_noise"] for row in rows],
-            "attack": [_words.attack_name(row["attack"] or "") for row in rows],
-            "procedure": [_words.PROCEDURE_NAMES.get(row["procedure"], row["procedure"]) for row in rows],
-            "architecture": [_words.ARCHITECTURE_NAMES.get(row["architecture"], row["architecture"]) for row in rows],
-            "data set": [_words.dataset_name(row["dataset"] or "") for row in rows],
+            "attack": [wording.attack_name(row["attack"] or "") for row in rows],
+            "procedure": [wording.PROCEDURE_NAMES.get(row["procedure"], row["procedure"]) for row in rows],
+            "architecture": [wording.ARCHITECTURE_NAMES.get(row["architecture"], row["architecture"]) for row in rows],
+            "data set": [wording.dataset_name(row["dataset"] or "") for row in rows],
             "seed": [row["seed"] for row in rows],
             "victims": [row["victim_seeds"] for row in rows],
             "started": [_shared.moment(row["submitted"]) for row in rows],
@@ -133,7 +133,7 @@ def delete(run: Run) -> None:
 
 def open_run_section(run: Run) -> None:
     status = run.status()
-    st.caption(_shared.settings_line(run))
+    st.caption(sentences.settings_line(run))
     st.markdown(f"State: **{status.state}**" + (f" ({status.error})" if status.error else ""))
     links = st.container(horizontal=True)
     with links:

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from engine import figures
+from engine import figures, sentences, wording
 from engine.records import Run
-from pages import _export, _images, _shared, _words
+from pages import _export, _images, _shared
 
 SHOWN_IMAGES = 8
 
@@ -26,9 +26,9 @@ def story_of() -> Run | None:
 
 
 def what_happened(run: Run) -> None:
-    report, attack = run.report or {}, _words.attack_of(run.config)
+    report, attack = run.report or {}, wording.attack_of(run.config)
     if run.config.attack.name == "none":
-        st.markdown(f"Nobody changed anything in this run. {_shared.headline(report)}")
+        st.markdown(f"Nobody changed anything in this run. {sentences.headline(report)}")
     elif attack.labels:
         st.markdown(f"Somebody gave {images_changed(run)} **wrong labels**, as anyone can see. {worth_less(report)}")
     else:
@@ -36,7 +36,7 @@ def what_happened(run: Run) -> None:
             f"Somebody changed {images_changed(run)}, no pixel by more than **ε = {run.config.threat.epsilon:g}** (L∞, "
             f"pixel units of [0, 1]), and no label at all. {worth_less(report)}"
         )
-    st.caption(_shared.numbers_line(report))
+    st.caption(sentences.numbers_line(report))
 
 
 def images_changed(run: Run) -> str:
@@ -45,12 +45,12 @@ def images_changed(run: Run) -> str:
     count = "the" if poison is None else f"{len(poison['indices'])}"
     share = threat.poison_fraction * threat.attacker_share
     part = "all" if share == 1 else f"{share:.0%} of those"
-    return f"**{count} training images of {_shared.target_of(run)}** ({part} that the victims see)"
+    return f"**{count} training images of {sentences.target_of(run)}** ({part} that the victims see)"
 
 
 def worth_less(report: dict[str, Any]) -> str:
     drop = (report["relative_drop"].get("poisoned") or {}).get("mean") or 0
-    return _shared.headline(report) + (" The certificates are still valid, and worth less." if drop > 0 else "")
+    return sentences.headline(report) + (" The certificates are still valid, and worth less." if drop > 0 else "")
 
 
 def images(run: Run) -> None:
@@ -74,7 +74,7 @@ def images(run: Run) -> None:
 
 def charts(run: Run) -> None:
     left, right = st.columns(2)
-    report, table, target = run.report, _shared.open_certificates(run), _shared.target_of(run)
+    report, table, target = run.report, _shared.open_certificates(run), sentences.target_of(run)
     assert report is not None
     for column, figure, explanation in (
         (
@@ -125,7 +125,7 @@ def next_steps() -> None:
     st.header("What to do next")
     steps = (
         ("pages/lesson.py", "Lesson", ":material/school:",
-         "From noise and votes to certificates and poison, a question at each step. Half an hour."),
+         "From noise and votes to certificates and poison, a question at each step."),
         ("pages/explore.py", "Explore", ":material/explore:",
          "Move sliders over finished experiments: another class, a smaller ε, another noise level."),
         ("pages/inspect.py", "Inspect", ":material/search:",
@@ -160,6 +160,6 @@ if shown is None:
 what_happened(shown)
 images(shown)
 charts(shown)
-st.caption(f"Run {shown.id}. {_shared.limits_line(shown)}")
+st.caption(f"Run {shown.id}. {sentences.limits_line(shown)}")
 colours()
 next_steps()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import datasets, handwriting, image_figures, pictures
+from engine import datasets, handwriting, image_figures, pictures, sentences
 from engine.certification import ABSTAIN, radius_cap
 from engine.handwriting import PictureRefused
 from pages import _canvas, _certificate, _images, _links, _shared, _victims
@@ -184,7 +184,7 @@ def certified(image: np.ndarray, asked: list[_victims.Victim], *, n0: int, n: in
 
 run = _shared.open_run()
 config = run.config
-names = _shared.class_names_of(run)
+names = sentences.class_names_of(run)
 is_digits = config.dataset in handwriting.BOX
 st.title("Try your own")
 st.markdown(
@@ -193,7 +193,7 @@ st.markdown(
     "the answer could."
 )
 st.caption(
-    f"{_shared.settings_line(run)} The attack was made against images of {_shared.target_of(run)}: try those first."
+    f"{sentences.settings_line(run)} The attack was made against images of {sentences.target_of(run)}: try those first."
 )
 try:
     shape = datasets.shape(config.dataset, _shared.data_root())

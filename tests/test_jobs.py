@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from engine import experiment, jobs, records
+from engine import jobs, poisoning, records, retraining
 from engine.config import Config
 from engine.records import Run, Status
 
@@ -242,7 +242,8 @@ def test_a_disk_that_fills_up_fails_the_run_with_a_plain_reason(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "poison.safetensors")
 
-    monkeypatch.setattr(experiment, "write_tensors", full)
+    for module in (poisoning, retraining):
+        monkeypatch.setattr(module, "write_tensors", full)
     run = prepare(tiny(), runs_root)
     assert jobs._experiment(run, run.status()) == 1
     assert run.status().state == "failed"

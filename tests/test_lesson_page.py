@@ -227,7 +227,7 @@ JARGON = (
 
 @pytest.mark.parametrize("term", JARGON)
 def test_every_term_that_the_pages_use_is_in_the_glossary(term: str) -> None:
-    files = [*(PROJECT / "pages").glob("*.py"), PROJECT / "engine" / "words.py", PROJECT / "engine" / "sentences.py"]
+    files = [*(PROJECT / "pages").glob("*.py"), PROJECT / "engine" / "wording.py", PROJECT / "engine" / "sentences.py"]
     pages = "\n".join(path.read_text() for path in files if path.name != "_glossary.py")
     assert term.lower() in pages.lower()  # else the list is out of date
     assert any(term.lower() in f"{name} {meaning}".lower() for name, meaning in _glossary.TERMS.items())

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from engine import costs, records, sentences
+from engine import costs, records, sentences, wording
 from engine.config import field_names, with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, Status
-from pages import _form, _words
+from pages import _form
 from tests.app import button, opened, own_copy, words
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -164,7 +164,7 @@ def test_controls_can_be_left_out_and_the_estimate_follows() -> None:
     assert not test.exception
 
 
-@pytest.mark.parametrize("attack", list(_words.ATTACKS))
+@pytest.mark.parametrize("attack", list(wording.ATTACKS))
 def test_the_threat_card_fits_the_attack(attack: str) -> None:
     file = [f"attack.file={'0' * 64}"] if attack == "from-file" else []
     config = with_overrides(PRESETS["smoke"].config, [f"attack.name={attack}", *file])
@@ -173,7 +173,7 @@ def test_the_threat_card_fits_the_attack(attack: str) -> None:
     assert ("**Clean-label**" in card) == (attack not in ("label-flip", "none"))
     assert ("one and the same" in card) == (attack in ("universal", "white-pattern", "low-frequency-pattern"))
     assert ("ε = 0.1" in card) == (attack not in ("label-flip", "none"))
-    assert ("surrogates" in card) == _words.ATTACKS[attack].surrogate
+    assert ("surrogates" in card) == wording.ATTACKS[attack].surrogate
     assert ("ship" in card) == (attack != "none")
 
 
@@ -193,12 +193,12 @@ def test_every_choice_of_the_configuration_has_a_plain_name() -> None:
 
     from engine import config
 
-    assert set(_words.ATTACKS) == set(get_args(config.AttackName))
-    assert set(_words.ARCHITECTURE_NAMES) == set(get_args(config.Architecture))
-    assert set(_words.PROCEDURE_NAMES) <= set(config.PROCEDURES)
-    assert _words.PROCEDURE_NAMES["brought along"] == "brought along"  # a new one needs no line here
-    assert set(_words.CONTROL_NAMES) == set(get_args(config.Control))
-    for name, attack in _words.ATTACKS.items():
+    assert set(wording.ATTACKS) == set(get_args(config.AttackName))
+    assert set(wording.ARCHITECTURE_NAMES) == set(get_args(config.Architecture))
+    assert set(wording.PROCEDURE_NAMES) <= set(config.PROCEDURES)
+    assert wording.PROCEDURE_NAMES["brought along"] == "brought along"  # a new one needs no line here
+    assert set(wording.CONTROL_NAMES) == set(get_args(config.Control))
+    for name, attack in wording.ATTACKS.items():
         assert attack.surrogate == (name in (*costs.SECOND_ORDER, *costs.FIRST_ORDER))
 
 

@@ -16,7 +16,7 @@ def images(count: int) -> np.ndarray:
 
 
 def test_a_run_keeps_all_its_victims(smoke: SimpleNamespace) -> None:
-    assert victims.kept(smoke.run) == sorted((arm, k) for arm in records.ARMS for k in range(2))
+    assert smoke.run.victims() == [(arm, k) for k in range(2) for arm in records.ARMS]
 
 
 def test_votes_do_not_depend_on_what_else_is_asked(smoke: SimpleNamespace) -> None:
@@ -33,9 +33,9 @@ def test_votes_do_not_depend_on_what_else_is_asked(smoke: SimpleNamespace) -> No
 
 def test_weights_of_a_published_copy_are_small_and_vote_alike(smoke: SimpleNamespace, tmp_path: Path) -> None:
     copy = records.publish(smoke.run, tmp_path, weights=True)
-    assert victims.kept(copy) == [("clean", 0), ("poisoned", 0)]
+    assert copy.victims() == [("clean", 0), ("poisoned", 0)]
     given = images(20)
-    for arm, k in victims.kept(copy):
+    for arm, k in copy.victims():
         ours, theirs = (victims.load(run, arm, k, shape=given.shape[1:]) for run in (copy, smoke.run))
         size = (copy.directory / "victims" / f"{arm}-{k}.safetensors").stat().st_size
         assert size < 0.55 * (smoke.run.directory / "victims" / f"{arm}-{k}.safetensors").stat().st_size

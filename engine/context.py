@@ -1,0 +1,35 @@
+"""What the stages of one experiment share: its data, where results go, what they depend on, and when to stop."""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.config import Config
+from engine.problem import Problem
+from engine.recorder import Recorder
+from engine.records import Cancelled, Run
+from engine.stages import StageCache
+
+
+@dataclass(frozen=True)
+class Context:
+    """depends_on: of the problem, for the keys of the cache; stop: set once nobody wants the results any more."""
+
+    run: Run
+    config: Config
+    problem: Problem
+    book: Recorder
+    cache: StageCache
+    depends_on: dict[str, Any]
+    stop: threading.Event
+
+    @property
+    def device(self) -> torch.device:
+        return self.problem.training.images.device
+
+    def check_stop(self) -> None:
+        """Raises: Cancelled."""
+        if self.stop.is_set():
+            raise Cancelled

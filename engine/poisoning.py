@@ -1,0 +1,200 @@
+"""Poison and controls of one experiment: made here, or taken from an earlier run that asked for the same."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from engine import poison_file, threat
+from engine.attacks import ATTACKS
+from engine.attacks.base import AttackProblem
+from engine.attacks.random_noise import random_noise
+from engine.attacks.shuffled_signs import shuffled_signs
+from engine.config import Config, lower_level
+from engine.context import Context
+from engine.costs import work_of_attack
+from engine.hypergradient import Each
+from engine.problem import Problem
+from engine.recorder import Recorder
+from engine.records import write_tensors
+from engine.streams import stream
+from engine.threat import Poison
+from engine.training import make
+
+EVOLVING = 12  # poison images whose evolution is recorded
+SNAPSHOTS = 24  # at most, over the attack
+CURVES = ("upper_loss", "lower_loss", "relative_residual", "products", "mean_size", "share_at_epsilon")  # of each step
+LARGE = 500  # noisy images in a minibatch of the attack, from which its parts are computed side by side on a CPU
+PART, WHOLE = 100, 1_000_000  # noisy images in such a part: what fits the cache; all in one
+
+
+def with_file(problem: Problem, config: Config, *, runs_root: Path, book: Recorder) -> tuple[Problem, Tensor | None]:
+    """Of a poison file: the problem where its images, as far as this run has them, are those that may change; delta."""
+    if config.attack.name != "from-file":
+        return problem, None
+    file, training = poison_file.kept(config.attack.file, runs_root), problem.training
+    positions, part = poison_file.within_run(
+        file,
+        original=training.indices.cpu().numpy(),
+        labels=training.labels.cpu().numpy(),
+        allowed=problem.poison_indices.cpu().numpy(),
+        target_class=config.threat.target_class,
+    )
+    chosen = torch.from_numpy(positions).to(training.images.device)
+    delta, cut = poison_file.within_pixels(part, training.images[chosen].cpu().numpy())
+    book.add_event(
+        f"poison file: {len(positions)} of its {len(file.indices)} images are in this run's training set and may "
+        "change" + (f"; {cut} values were cut by at most {file.rounding:.2g}, the file's rounding" if cut else "")
+    )
+    return replace(problem, poison_indices=chosen), torch.from_numpy(delta).to(training.images.device)
+
+
+class Poisoning:
+    """Makes what the arms beside the clean one train on.
+
+    Args:
+        each: as `map`; computes the parts of a large attack side by side.
+        given: changes from a file [P, C, H, W], where the attack has one.
+    """
+
+    def __init__(self, context: Context, *, each: Each, given: Tensor | None) -> None:
+        self._at, self._each, self._given = context, each, given
+
+    def make(self) -> Poison:
+        """The attack, or its result from an earlier run that asked for the same."""
+        config, problem, path = self._at.config, self._at.problem, self._at.run.directory / "poison.safetensors"
+        evolution = path.with_name("evolution.safetensors")
+        procedure, sigma = lower_level(config)
+        depends_on = self._at.depends_on | {
+            "threat": config.threat.model_dump(),
+            "attack": config.attack.model_dump(exclude={"procedure", "sigma"}),
+            "procedure": procedure.model_dump(),
+            "sigma": sigma,
+            "augmentation": config.training.augmentation,
+        }
+        keys = {evolution: self._at.cache.key("evolution", depends_on), path: self._at.cache.key("poison", depends_on)}
+        started, whole = time.monotonic(), work_of_attack(config)
+        if all(self._at.cache.fetch(key, file) for file, key in keys.items()):
+            self._at.book.add_reused("poison", "poison", whole)
+            _replay(self._at.book, load_file(evolution))
+        else:
+            self._optimise(path, evolution, whole)
+            self._at.book.add_seconds("poison", started)
+        found = {name: torch.from_numpy(array).to(self._at.device) for name, array in load_file(path).items()}
+        poison = Poison(found["delta"], problem.poison_indices, found.get("labels"))
+        threat.check(
+            poison,
+            problem.training,
+            target_class=config.threat.target_class,
+            epsilon=config.threat.epsilon,
+            clean_label=config.attack.name != "label-flip",
+        )
+        for file, key in keys.items():
+            self._at.cache.publish(key, file)
+        self._measure("poisoned", poison)
+        return poison
+
+    def _optimise(self, path: Path, evolution: Path, whole: float) -> None:
+        """Runs the attack; some steps' poison, and what is there when it is stopped, are on disk."""
+        config, problem = self._at.config, self._at.problem
+        procedure, sigma = lower_level(config)
+        poison = Poison(torch.zeros_like(problem.training.images[problem.poison_indices]), problem.poison_indices)
+        shown: list[tuple[int, np.ndarray]] = []
+        curves: dict[str, list[float]] = {name: [] for name in CURVES}
+
+        def save() -> None:
+            _write_poison(path, problem, poison)
+            write_tensors(
+                evolution,
+                steps=np.array([step for step, _ in shown], dtype=np.int64),
+                delta=np.array([part for _, part in shown], dtype=np.float32),
+                indices=problem.training.indices[poison.indices[:EVOLVING]].cpu().numpy(),
+                **{name: np.array(values, dtype=np.float64) for name, values in curves.items()},
+            )
+
+        training, indices = problem.attackers_training()
+        images = (config.attack.clean_batch + config.attack.poison_batch) * max(1, procedure.draws)
+        side_by_side = self._at.device.type == "cpu" and images >= LARGE
+        given = AttackProblem(
+            training,
+            problem.validation,
+            indices,
+            epsilon=config.threat.epsilon,
+            target_class=config.threat.target_class,
+            num_classes=len(problem.class_names),
+            procedure=make(procedure, sigma=sigma),
+            augmentation=config.training.augmentation,
+            each=self._each if side_by_side else map,
+            given=self._given,
+            part=PART if side_by_side else WHOLE,
+        )
+        try:
+            for record in ATTACKS[config.attack.name](given, config.attack, config.seed):
+                poison = Poison(record.delta, problem.poison_indices, record.labels)
+                sizes = record.delta.abs()
+                point = {
+                    "upper_loss": record.upper_loss,
+                    "lower_loss": record.lower_loss,
+                    "relative_residual": record.relative_residual,
+                    "products": record.products,
+                    "mean_size": float(sizes.mean()),
+                    "share_at_epsilon": float((sizes > 0.999 * config.threat.epsilon).float().mean()),
+                }
+                for name, value in point.items():
+                    curves[name].append(value)
+                self._at.book.add_metrics("attack", step=record.step, steps=record.steps, **point)
+                self._at.book.products += record.products
+                self._at.book.add_work("poison", whole / record.steps, f"attack: step {record.step} of {record.steps}")
+                if record.event:
+                    self._at.book.add_event(f"attack, {record.event}")
+                if record.step % max(1, -(-record.steps // SNAPSHOTS)) == 0:
+                    shown.append((record.step, record.delta[:EVOLVING].cpu().numpy()))
+                    save()
+                self._at.check_stop()
+        finally:
+            save()
+        if len(problem.poison_indices) == 0:  # nothing may change, so there was nothing to do
+            self._at.book.add_work("poison", whole)
+
+    def control(self, arm: str, delta: Tensor | None = None) -> Poison:
+        """random_noise, or shuffled_signs of a delta, on the very images that the attack may change."""
+        problem = self._at.problem
+        x_clean, epsilon = problem.training.images[problem.poison_indices], self._at.config.threat.epsilon
+        generator = stream(self._at.config.seed, arm, device=self._at.device)
+        if delta is None:
+            control = random_noise(x_clean, epsilon=epsilon, generator=generator)
+        else:
+            control = shuffled_signs(x_clean, delta, epsilon=epsilon, generator=generator)
+        poison = Poison(control, problem.poison_indices)
+        threat.check(poison, problem.training, target_class=self._at.config.threat.target_class, epsilon=epsilon)
+        self._measure(arm, poison)
+        return poison
+
+    def _measure(self, arm: str, poison: Poison) -> None:
+        x_clean = self._at.problem.training.images[poison.indices].cpu().numpy()
+        self._at.book.add_perturbation(arm, x_clean, poison.delta.cpu().numpy())
+
+
+def _replay(book: Recorder, evolution: dict[str, np.ndarray]) -> None:
+    """Writes the step records of an attack that was reused, as if it had run here."""
+    curves = {name: evolution[name] for name in CURVES}
+    steps = len(curves["upper_loss"])
+    for step in range(steps):
+        point = {name: float(values[step]) for name, values in curves.items()}
+        book.add_metrics("attack", step=step + 1, steps=steps, **point)
+    book.products = int(curves["products"].sum())
+
+
+def _write_poison(path: Path, problem: Problem, poison: Poison) -> None:
+    """The poison with positions in the original training set, from which anyone can rebuild the images."""
+    labels = {} if poison.labels is None else {"labels": poison.labels.cpu().numpy()}
+    write_tensors(
+        path,
+        delta=poison.delta.cpu().numpy(),
+        indices=problem.training.indices[poison.indices].cpu().numpy(),
+        **labels,
+    )

@@ -1,0 +1,182 @@
+"""Victims of one experiment: trained from scratch on what an arm sees, and certified; or taken from an earlier run."""
+
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file
+from torch import nn
+
+from engine.context import Context
+from engine.costs import work_of_training, work_of_votes
+from engine.data import LabelledImages
+from engine.models import build
+from engine.records import write_tensors
+from engine.report import certificate_rows
+from engine.squeezing import squeeze
+from engine.streams import stream
+from engine.threat import Poison
+from engine.training import make
+from engine.training.base import fit
+from engine.votes import count_votes, has_bfloat16
+
+LANES = 8  # groups of test images, each with its own noise
+VOTES_BLOCK = {"cpu": 100, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
+
+
+class Retraining:
+    """Trains and certifies the victims of all arms; several at once may be asked for, from different threads."""
+
+    def __init__(self, context: Context) -> None:
+        self._at = context
+        wanted = context.config.training.precision == "fast" and context.device.type == "cpu"
+        self._bfloat16 = wanted and has_bfloat16()
+        self._clean_victims = [threading.Lock() for _ in range(context.config.victim_seeds)]
+
+    def victim(self, arm: str, k: int, poison: Poison | None) -> tuple[str, int, pd.DataFrame]:
+        """Trains the arm's k-th victim from scratch and certifies it: (arm, k, its certificate table)."""
+        config, name = self._at.config, f"{arm}-{k}"
+        model, victim_key = self._trained(name, k, poison)
+        settings = config.certification
+        sampling = settings.model_dump(exclude={"alpha"}) | {"target_class": config.threat.target_class}
+        path = self._at.run.directory / "votes" / f"{name}.safetensors"
+        key = self._at.cache.key("votes", victim_key | {"certification": sampling})
+        if self._at.cache.fetch(key, path):
+            self._at.book.add_reused(f"votes {name}", "certify", work_of_votes(config))
+        else:
+            write_tensors(path, **self._vote(model, name, k))
+            self._at.cache.publish(key, path)
+        return arm, k, certificate_rows(arm, k, load_file(path), config=config)
+
+    def _trained(self, name: str, k: int, poison: Poison | None) -> tuple[nn.Module, dict[str, Any]]:
+        """A victim and what it depends on: trained here from scratch, or fine-tuned from a clean one, or reused."""
+        config, problem = self._at.config, self._at.problem
+        epochs, more = config.training.epochs, config.training.fine_tune_epochs
+        depends_on = self._at.depends_on | {
+            "procedure": config.procedure.model_dump(),
+            "architecture": config.architecture,
+            "sigma": config.sigma,
+            "training": config.training.model_dump(exclude={"fine_tune_epochs", "precision"}),
+            "bfloat16": self._bfloat16,
+            "victim": k,
+        }
+        clean_data = replace(problem.training, images=squeeze(problem.training.images, config.training.squeezing))
+        data = clean_data
+        if poison is not None:
+            changed = poison.apply(problem.training)
+            data = replace(changed, images=squeeze(changed.images, config.training.squeezing))
+        poisoned = {"poison": None if poison is None else poison.digest()}
+        generator = stream(config.seed, "victim", k, device=self._at.device)
+        shape, classes = tuple(data.images.shape[1:]), len(problem.class_names)
+        model = build(config.architecture, shape=shape, num_classes=classes, generator=generator)
+        if not more:
+            depends_on |= poisoned
+            self._train_or_load(model, data, name, depends_on, epochs=epochs, generator=generator)
+            return model, depends_on
+        with self._clean_victims[k]:  # the arms wait for the one that trains it
+            clean = depends_on | {"poison": None}
+            self._train_or_load(model, clean_data, f"before-{k}", clean, epochs=epochs, generator=generator)
+        depends_on |= poisoned | {"fine_tune_epochs": more}
+        generator = stream(config.seed, "fine-tuning", k, device=self._at.device)
+        self._train_or_load(model, data, name, depends_on, epochs=more, generator=generator)
+        return model, depends_on
+
+    def _train_or_load(
+        self,
+        model: nn.Module,
+        training: LabelledImages,
+        name: str,
+        depends_on: dict[str, Any],
+        *,
+        epochs: int,
+        generator: torch.Generator,
+    ) -> None:
+        """Leaves the model trained from where it stands, in evaluation mode, its weights on disk."""
+        weights = self._at.run.directory / "victims" / f"{name}.safetensors"
+        key, whole = self._at.cache.key("victim", depends_on), work_of_training(self._at.config, epochs=epochs)
+        if self._at.cache.fetch(key, weights):
+            self._at.book.add_reused(f"victim {name}", "train", whole)
+        else:
+            self._train(model, training, name, epochs, whole, generator)
+            write_tensors(weights, **{n: p.detach().cpu().numpy() for n, p in model.state_dict().items()})
+            self._at.cache.publish(key, weights)
+        model.load_state_dict({n: torch.from_numpy(p) for n, p in load_file(weights).items()})
+        model.eval()
+
+    def _train(
+        self,
+        model: nn.Module,
+        training: LabelledImages,
+        name: str,
+        epochs: int,
+        whole: float,
+        generator: torch.Generator,
+    ) -> None:
+        config, started = self._at.config, time.monotonic()
+        procedure = make(config.procedure, sigma=config.sigma)
+        for record in fit(
+            model,
+            training,
+            procedure=procedure,
+            config=config.training,
+            epochs=epochs,
+            generator=generator,
+            bfloat16=self._bfloat16,
+        ):
+            self._at.book.add_work("train", whole / record.steps, f"victim {name}: epoch {record.epoch} of {epochs}")
+            if record.loss is not None:
+                self._at.book.add_metrics(
+                    "training", victim=name, epoch=record.epoch, loss=record.loss, accuracy=record.accuracy
+                )
+            self._at.check_stop()
+        with torch.no_grad():  # the last step comes after the last loss, and a NaN would vote like any class
+            if not bool(model(training.images[:100]).isfinite().all()):
+                raise FloatingPointError(f"the logits of victim {name} are not finite after its training")
+        self._at.book.add_seconds("train", started)
+
+    def _vote(self, model: nn.Module, name: str, k: int) -> dict[str, np.ndarray]:
+        """Votes under noise for every image to certify. All arms' k-th victims see the same noise, to be paired.
+
+        An image belongs to a lane by its index, and a lane's images share their draws: whatever else is certified,
+        an image sees the same noise.
+        """
+        config, problem = self._at.config, self._at.problem
+        settings, started = config.certification, time.monotonic()
+        images, lane_of = problem.test.images, problem.test.indices % LANES
+        lanes = [int(lane) for lane in lane_of.unique()]
+        block = VOTES_BLOCK[self._at.device.type]
+        blocks = len(lanes) * -(-(settings.n0 + settings.n) // block)
+        groups = (
+            (
+                (lane_of == lane).nonzero().squeeze(1),
+                stream(config.seed, f"certification {k}", lane, device=self._at.device),
+            )
+            for lane in lanes
+        )
+        counting = count_votes(
+            model,
+            images,
+            sigma=config.sigma,
+            n0=settings.n0,
+            n=settings.n,
+            num_classes=len(problem.class_names),
+            block=block,
+            groups=groups,
+            screened=self._at.device.type == "cpu" and has_bfloat16(),
+        )
+        for done, found in enumerate(counting, start=1):
+            votes = found
+            self._at.book.add_work("certify", work_of_votes(config) / blocks, f"votes {name}: {done / blocks:.0%}")
+            self._at.check_stop()
+        self._at.book.add_seconds("certify", started)
+        return {
+            "image": problem.test.indices.cpu().numpy(),
+            "label": problem.test.labels.cpu().numpy(),
+            "weight": problem.test_weights.numpy(),
+            "selection": votes.selection.cpu().numpy(),
+            "estimation": votes.estimation.cpu().numpy(),
+        }
