@@ -1,8 +1,6 @@
-"""The attack and its controls: from outside, and step by step against a second derivation of the method."""
+"""The attack from outside, and its course step by step."""
 
-import importlib
 import math
-from collections import defaultdict, deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,97 +11,26 @@ from torch import Tensor, nn
 
 import engine.attacks.levels as levels
 from engine import models
-from engine.attacks.base import AttackProblem, AttackRecord
-from engine.attacks.random_noise import random_noise, random_signs
-from engine.attacks.shuffled_signs import shuffled_signs
-from engine.config import AttackConfig, ProcedureConfig
-from engine.data import LabelledImages, load, split
-from engine.streams import stream
+from engine.config import ProcedureConfig
+from engine.data import load, split
 from engine.threat import Poison, check
-from engine.training import PROCEDURES, Procedure, make
-
-attack = importlib.import_module("engine.attacks.pacd")  # in its package this name is the function
-CONFIG = AttackConfig(
-    surrogate="lenet-narrow",
-    upper_steps=7,
-    restart_every=3,
-    warmup_steps=4,
-    lower_steps=2,
-    linear_steps=2,
-    linear_solver="cg",
-    damping=0.1,
-    clean_batch=15,
-    poison_batch=6,
-    upper_batch=8,
-    upper_noise=4,
-    weights_learning_rate=0.05,
-    linear_learning_rate=0.01,
-    poison_learning_rate=0.05,
+from engine.training import PROCEDURES, Procedure
+from tests.attacking import (
+    CONFIG,
+    EPSILON,
+    INDICES,
+    SIGMA,
+    TARGET,
+    TRAINING,
+    VALIDATION,
+    attack,
+    attacked,
+    posed,
+    procedure,
+    tiny_networks,
 )
-TARGET, EPSILON = 2, 0.1
-SIGMA = 0.25
 
-
-def procedure(name: str = "gaussian", *, sigma: float = SIGMA) -> Procedure:
-    return make(ProcedureConfig(name=name), sigma=sigma)
-
-
-def tiny(dtype: torch.dtype = torch.float32):
-    """A builder of a 16-6-10 softplus network for 4×4 images, and how its weights begin."""
-
-    def builder(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(16 * shape[0], 6, dtype=dtype),
-            nn.Softplus(),
-            nn.Linear(6, num_classes, dtype=dtype),
-        )
-
-    return builder, models.glorot_uniform
-
-
-@pytest.fixture(autouse=True)
-def _tiny_networks(monkeypatch):
-    """Surrogates of 4×4 images are tiny, whatever the configuration says."""
-    build = models.build
-
-    def build_tiny(architecture: str, *, shape: tuple[int, ...], **settings) -> nn.Module:
-        return build("tiny" if shape[1:] == (4, 4) else architecture, shape=shape, **settings)
-
-    monkeypatch.setitem(models.BUILDERS, "tiny", tiny())
-    monkeypatch.setitem(models.SMALLEST_SIDE, "tiny", 4)
-    monkeypatch.setattr(attack, "build", build_tiny)
-
-
-def toy(count: int, name: str) -> LabelledImages:
-    """Three classes of 4×4 images, by which column is bright; some pixels are exactly 0 or 1."""
-    labels = torch.arange(count) % 3
-    images = 0.5 * torch.rand(count, 1, 4, 4, generator=stream(0, name))
-    images[torch.arange(count), 0, :, labels] += 0.5
-    images[:, :, 0] = images[:, :, 0].round()
-    return LabelledImages(images, labels, torch.arange(count))
-
-
-TRAINING, VALIDATION = toy(60, "training"), toy(30, "validation").of_class(TARGET)
-INDICES = (TRAINING.labels == TARGET).nonzero().squeeze(1)[::2]
-
-
-def attacked(config: AttackConfig = CONFIG, seed: int = 0, **changes) -> list[AttackRecord]:
-    """All records; changes are fields of the problem."""
-    return list(attack.pacd(posed(**changes), config, seed))
-
-
-def posed(**changes) -> AttackProblem:
-    settings = dict(
-        training=TRAINING,
-        validation=VALIDATION,
-        indices=INDICES,
-        epsilon=EPSILON,
-        target_class=TARGET,
-        num_classes=10,
-        procedure=procedure(),
-    )
-    return AttackProblem(**settings | changes)
+__all__ = ["tiny_networks"]  # a fixture that works by being here
 
 
 # --- from outside
@@ -325,225 +252,3 @@ def test_gradients_reach_the_poison_through_augmentation(augmentation):
     record = attacked(augmentation=augmentation)[-1]
     check(Poison(record.delta, INDICES), TRAINING, target_class=TARGET, epsilon=EPSILON)
     assert float(record.delta.abs().max()) > EPSILON / 4
-
-
-# --- against a second derivation, in float64, from the method's formulas
-
-STEPS = 3
-DOUBLE = CONFIG.model_copy(
-    update=dict(
-        upper_steps=STEPS,
-        restart_every=STEPS,
-        warmup_steps=1,
-        linear_solver="adam",
-        linear_steps=3,
-        clean_batch=40,
-        poison_batch=20,
-        upper_batch=10,
-        poison_learning_rate=0.02,
-    )
-)
-SECOND_SIGMA = 0.3
-
-
-def second_logits(v: Tensor, x: Tensor) -> Tensor:
-    """16-6-10 with softplus, from the weight vector."""
-    first, bias, second, last = v[:96].view(6, 16), v[96:102], v[102:162].view(10, 6), v[162:]
-    return torch.log(1 + torch.exp(x.flatten(1) @ first.T + bias)) @ second.T + last
-
-
-def second_lower(v: Tensor, u: Tensor, clean: LabelledImages, labels: Tensor, noise: Tensor) -> Tensor:
-    """g: the sum of cross-entropies of clean and poison images with noise, divided by their number."""
-    z = second_logits(v, torch.cat([clean.images, u]) + noise[:, 0])
-    y = torch.cat([clean.labels, labels])
-    return (torch.log(torch.exp(z).sum(dim=1)) - z[torch.arange(len(y)), y]).sum() / len(y)
-
-
-def second_upper(v: Tensor, held_out: LabelledImages, noise: Tensor) -> Tensor:
-    """f: sigma / 2 / n times the sum, over images whose top class is right, of q(p_A) − q(p_B)."""
-    total = torch.zeros((), dtype=torch.float64)
-    for x, y, draws in zip(held_out.images, held_out.labels, noise, strict=True):
-        z = 16 * second_logits(v, x + draws)
-        p = (torch.exp(z) / torch.exp(z).sum(dim=1, keepdim=True)).mean(dim=0)
-        order = p.argsort(descending=True)
-        if order[0] == y:
-            quantiles = [math.sqrt(2) * torch.erfinv(2 * (0.998 * p[i] + 0.001) - 1) for i in order[:2]]
-            total = total + quantiles[0] - quantiles[1]
-    return SECOND_SIGMA / 2 * total / len(held_out)
-
-
-def second_lower_along_p(u: Tensor, v: Tensor, p: Tensor, clean: LabelledImages, labels: Tensor, noise: Tensor):
-    """g_v . p by a central difference in the weights, in place of a second derivative."""
-    ahead, behind = (second_lower(v + step * p, u, clean, labels, noise) for step in (1e-4, -1e-4))
-    return (ahead - behind) / 2e-4
-
-
-def slope(loss, at: Tensor, *given) -> Tensor:
-    """The derivative in the first argument."""
-    return torch.autograd.functional.jacobian(lambda z: loss(z, *given), at)
-
-
-def dense_hessian(loss, at: Tensor, *given) -> Tensor:
-    return torch.autograd.functional.hessian(lambda z: loss(z, *given), at)
-
-
-class SecondAdam:
-    def __init__(self, learning_rate: float) -> None:
-        self.m, self.v, self.t, self.learning_rate = 0.0, 0.0, 0, learning_rate
-
-    def step(self, g: Tensor) -> Tensor:
-        self.t += 1
-        self.m, self.v = 0.9 * self.m + 0.1 * g, 0.999 * self.v + 0.001 * g * g
-        rate = self.learning_rate * math.sqrt(1 - 0.999**self.t) / (1 - 0.9**self.t)
-        return rate * self.m / (self.v**0.5 + 1e-8)
-
-
-def test_upper_steps_are_those_of_the_method_with_the_same_noise(monkeypatch):
-    """Warm-up, lower steps, p and u, with all Adam states and p carried over three upper steps of one life."""
-    monkeypatch.setitem(models.BUILDERS, "tiny", tiny(torch.float64))
-    for module in (attack, levels):
-        monkeypatch.setattr(module, "sample", lambda population, size, *, generator: torch.arange(population)[:size])
-    drawn: dict[tuple[int, ...], deque[Tensor]] = defaultdict(deque)
-    source = stream(0, "given noise")
-
-    def given_noise(shape, *, sigma: float, generator: torch.Generator) -> Tensor:
-        assert sigma == SECOND_SIGMA
-        noise = sigma * torch.randn(shape, generator=source, dtype=torch.float64)
-        drawn[tuple(shape)].append(noise)
-        return noise
-
-    monkeypatch.setattr(levels, "gaussian_noise", given_noise)
-    monkeypatch.setattr("engine.training.base.gaussian_noise", given_noise)
-
-    v = models.flat_weights(models.build("tiny", shape=(1, 4, 4), generator=stream(0, "surrogate", 0)))
-    training, validation = (replace(part, images=part.images.double()) for part in (TRAINING, VALIDATION))
-    # relabel, so that the untrained surrogate is right about most validation images, and wrong about some
-    answers = second_logits(v, validation.images).argmax(dim=1)
-    target = int(answers.mode().values)
-    validation = replace(validation, labels=torch.full((10,), target))
-    training = replace(training, labels=torch.where(training.labels == TARGET, target, (training.labels + 1) % 3 + 5))
-    indices = (training.labels == target).nonzero().squeeze(1)
-    assert len(indices) == 20
-
-    records = attacked(
-        DOUBLE,
-        training=training,
-        validation=validation,
-        indices=indices,
-        epsilon=0.03,
-        procedure=procedure(sigma=SECOND_SIGMA),
-    )
-
-    lower_noise, upper_noise = drawn[60, 1, 1, 4, 4], drawn[10, 4, 1, 4, 4]
-    clean = training.select(training.labels != target)
-    u_clean, labels = training.images[indices], training.labels[indices]
-    u, p = u_clean.clone(), torch.zeros_like(v)
-    adam_v, adam_p, adam_u = SecondAdam(0.05), SecondAdam(0.01), SecondAdam(0.02)
-
-    v = v - adam_v.step(slope(second_lower, v, u, clean, labels, lower_noise.popleft()))
-    upper_values = []
-    for record in records:
-        for _ in range(2):
-            noise = lower_noise.popleft()
-            lower_value = float(second_lower(v, u, clean, labels, noise))
-            v = v - adam_v.step(slope(second_lower, v, u, clean, labels, noise))
-        for _ in range(3):
-            noise = upper_noise.popleft()
-            f, f_v = float(second_upper(v, validation, noise)), slope(second_upper, v, validation, noise)
-            h = dense_hessian(second_lower, v, u, clean, labels, lower_noise.popleft())
-            damped = h + 0.1 * torch.eye(len(v), dtype=torch.float64)
-            p = p - adam_p.step(2 * damped @ (damped @ p - f_v))
-        g_uv_p = slope(second_lower_along_p, u, v, p, clean, labels, lower_noise.popleft())
-        u = (u + adam_u.step(g_uv_p)).clamp(0, 1)
-        u = u_clean + (u - u_clean).clamp(-0.03, 0.03)
-
-        assert torch.allclose(record.delta, u - u_clean, rtol=0, atol=1e-6)
-        assert record.lower_loss == pytest.approx(lower_value, rel=1e-9)
-        assert record.upper_loss == pytest.approx(f, rel=1e-9)
-        assert record.relative_residual == pytest.approx(float((damped @ p - f_v).norm() / f_v.norm()), rel=1e-9)
-        upper_values.append(f)
-    assert not lower_noise  # as many draws as the method makes, and no more
-    assert not upper_noise
-    assert min(upper_values) > 0
-    assert (records[0].delta.abs() > 0.019).any()  # steps of Adam in full
-    assert (records[-1].delta.abs() > 0.0299).any()  # and stopped by the budget
-
-
-def test_the_upper_loss_is_the_mean_soft_radius_with_wrong_images_counted_as_zero():
-    p = torch.tensor([[0.9, 0.06, 0.04], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1]], dtype=torch.float64)
-    images, labels = torch.arange(3.0).reshape(3, 1, 1, 1), torch.tensor([0, 0, 0])
-
-    def classifier(noisy: Tensor) -> Tensor:
-        return p[noisy.flatten().round().long()].log() / 16
-
-    def q(t: float) -> float:
-        return norm.ppf(0.998 * t + 0.001)
-
-    found = levels.upper_loss(classifier, images, labels, torch.zeros(3, 5, 1, 1, 1), sigma=0.5)
-    expected = 0.25 / 3 * (q(0.9) - q(0.06) + q(0.6) - q(0.3))
-    assert float(found) == pytest.approx(expected, rel=1e-9)
-
-
-# --- controls
-
-
-def clean_images(count: int = 200) -> Tensor:
-    """With many pixels at 0, at 1, and near both."""
-    return (1.4 * torch.rand(count, 1, 28, 28, generator=stream(0, "clean")) - 0.2).clamp(0, 1)
-
-
-def test_random_noise_uses_its_whole_budget_where_the_pixel_range_allows():
-    x, epsilon = clean_images(), 0.1
-    delta = random_noise(x, epsilon=epsilon, generator=stream(0, "noise"))
-    check_control(x, delta, epsilon)
-    inside = (x >= epsilon) & (x <= 1 - epsilon)
-    assert torch.allclose(delta[inside].abs(), torch.tensor(epsilon), atol=1e-6)
-    room = torch.where(delta > 0, 1 - x, x)  # elsewhere it is cut at the range, or falls to the side without room
-    assert torch.allclose(
-        delta.abs()[~inside & (delta != 0)], room.clamp(max=epsilon)[~inside & (delta != 0)], atol=1e-6
-    )
-    assert ((x == 0) | (x == 1))[delta == 0].all()
-
-
-def test_shuffled_signs_keep_every_size_where_the_pixel_range_allows():
-    x, epsilon = clean_images(), 0.1
-    poison = random_noise(x, epsilon=epsilon, generator=stream(0, "noise"))
-    poison = poison * torch.rand(x.shape, generator=stream(0, "sizes"))
-    delta = shuffled_signs(x, poison, epsilon=epsilon, generator=stream(1, "signs"))
-    check_control(x, delta, epsilon)
-    size = poison.abs()
-    allowed = (x >= size) & (x <= 1 - size)
-    assert torch.allclose(delta.abs()[allowed], size[allowed], atol=1e-6)
-    assert (delta.abs() <= size + 1e-6).all()
-    changed = allowed & (size > 1e-3)
-    n = int(changed.sum())
-    # half of the signs turn; 5 standard errors: false alarm 5.7e-7
-    assert abs(int((delta.sign() != poison.sign())[changed].sum()) - n / 2) < 5 * math.sqrt(n) / 2
-
-
-def check_control(x: Tensor, delta: Tensor, epsilon: float) -> None:
-    images = LabelledImages(x, torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x)))
-    check(Poison(delta, torch.arange(len(x))), images, target_class=0, epsilon=epsilon)
-
-
-def test_controls_without_a_budget_change_nothing():
-    x = clean_images(3)
-    assert (random_noise(x, epsilon=0.0, generator=stream(0, "noise")) == 0).all()
-    assert (shuffled_signs(x, torch.zeros_like(x), epsilon=0.1, generator=stream(0, "noise")) == 0).all()
-
-
-def test_controls_follow_from_their_generator():
-    x = clean_images(3)
-    one, same, other = (random_noise(x, epsilon=0.1, generator=stream(seed, "noise")) for seed in (0, 0, 1))
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-
-
-def test_random_signs_are_balanced_and_independent_of_their_neighbours():
-    signs = random_signs(torch.empty(400, 500), generator=stream(0, "signs")).double()
-    n = signs.numel()
-    assert set(signs.unique().tolist()) == {-1.0, 1.0}
-    # 5 standard errors each: false alarm 5.7e-7
-    assert abs(float(signs.sum())) < 5 * math.sqrt(n)
-    assert abs(float((signs[:, 1:] * signs[:, :-1]).sum())) < 5 * math.sqrt(n)
-    assert abs(float((signs[1:] * signs[:-1]).sum())) < 5 * math.sqrt(n)
