@@ -100,4 +100,5 @@ with st.sidebar:
     device_badge()
     safety_note()
 _shared.mnist_notice()
+_links.refuse_unknown()
 page.run()

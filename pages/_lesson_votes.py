@@ -11,7 +11,7 @@ from engine import figures, image_figures, lesson_figures, pictures, sentences
 from engine.certification import certified_radius, lower_confidence_bound, radius_cap
 from engine.config import smallest_useful_n
 from engine.records import Run
-from pages import _images, _lesson_link, _shared, _victims
+from pages import _images, _links, _shared, _victims
 from pages._victims import Victim
 
 COPIES = 8
@@ -38,12 +38,14 @@ class Subject:
 
 
 def check_link(run: Run) -> None:
-    """Ends the page where the link asks these views for what they cannot show, whichever step it opens."""
-    _lesson_link.check_number("lesson_image", 1, len(certified(run)), whole=True)
-    _lesson_link.check_number("lesson_sigma", 0, most_noise(run))
-    _lesson_link.check_choice("lesson_draws", DRAWS)
-    _lesson_link.check_choice("lesson_n", draws_to_offer(run))
-    _lesson_link.check_choice("lesson_alpha", [f"{alpha:g}" for alpha in alphas_to_offer(run)])
+    """Refuses what the link asks of these views and they cannot show, whichever step it opens."""
+    _links.check(
+        lesson_image=range(1, len(certified(run)) + 1),
+        lesson_sigma=_links.Interval(0, most_noise(run)),
+        lesson_draws=DRAWS,
+        lesson_n=draws_to_offer(run),
+        lesson_alpha={alpha: f"{alpha:g}" for alpha in alphas_to_offer(run)},
+    )
 
 
 def certified(run: Run) -> pd.DataFrame:

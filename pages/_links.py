@@ -4,7 +4,9 @@ Streamlit gives a bound widget its default where the address has a value that th
 nothing. So each page names what it takes (`check`), and what does not fit is refused with a sentence.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,7 +20,31 @@ from engine.records import Run
 RUN = "run"  # the id of the open run
 MOST_NAMED = 12  # values that a sentence counts up
 CONFIGURATION = ("preset", *field_names())
-Allowed = Mapping[Any, str] | Sequence[Any]  # value → its text in the address; or values that are their own text
+VIEWS = (  # all other names that any page takes
+    "answers", "arms", "compare", "compare_by", "digit", "epsilon", "hide", "kind", "lesson_alpha", "lesson_draws",
+    "lesson_image", "lesson_n", "lesson_sigma", "magnify", "number", "pinned", "poison_image", "procedure",
+    "scatter_arm", "scope", "show", "sigma", "sort", "step", "study", "test_filter", "test_image", "test_sort",
+    "try_alpha", "try_image", "try_n", "try_n0", "try_seed", "try_source", "victim", "view", "what_if_alpha",
+    "what_if_n", "wipe",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Any number in [low, high]."""
+
+    low: float
+    high: float
+
+    def __contains__(self, text: object) -> bool:
+        try:
+            return self.low <= float(str(text)) <= self.high
+        except ValueError:
+            return False
+
+
+# Value → its text in the address; or values that are their own text; or numbers too many to count up.
+Allowed = Mapping[Any, str] | Sequence[Any] | Interval
 
 
 def check(**fields: Allowed) -> None:
@@ -31,29 +57,53 @@ def check(**fields: Allowed) -> None:
     declare(**fields)
     for name, allowed in fields.items():
         given = st.query_params.get_all(name)
-        unfit = [text for text in given if text not in texts(allowed)]
+        unfit = [text for text in given if not fits(text, allowed)]
         if not unfit or (name, *given) in seen:
             seen.add((name, *given))  # another run may allow less, but the link was right
             continue
-        st.error(f"This link asks for {name}={unfit[0][:40]!r}, but {name} must be {in_words(allowed)}.")
+        refuse(name, unfit[0], in_words(allowed))
+        if isinstance(allowed, range) and unfit[0] in Interval(math.inf, math.inf):
+            st.stop()  # Streamlit 1.67 reads it as infinity, and its number input would end the page with a traceback
+
+
+def refuse(name: str, text: str, allowed: str) -> None:
+    st.error(f"This link asks for {name}={text[:40]!r}, but {name} must be {allowed}.")
+
+
+def refuse_unknown() -> None:
+    """Says which names of the address no page knows: misspelt ones would go unnoticed. For app.py."""
+    for name in st.query_params:
+        if name not in (RUN, *CONFIGURATION, *VIEWS):
+            st.error(f"This link asks for {name[:40]!r}, and no page knows that name. It is left out of account.")
 
 
 def declare(**fields: Allowed) -> None:
     """Puts these keys into links to the page; one that checks its address by itself need not `check`."""
+    assert set(fields) <= {*VIEWS, *CONFIGURATION}, "a page's link field is missing in VIEWS"
     st.session_state["link fields"] = st.session_state.get("link fields", {}) | fields
 
 
-def texts(allowed: Allowed) -> list[str]:
+def fits(text: str, allowed: Allowed) -> bool:
+    if isinstance(allowed, Interval):
+        return text in allowed
+    if isinstance(allowed, range):  # may be too long to be written out
+        return len(text) < 20 and text.isdecimal() and text == str(int(text)) and int(text) in allowed
+    return text in texts(allowed)
+
+
+def texts(allowed: Mapping[Any, str] | Sequence[Any]) -> list[str]:
     """What the address may say."""
     return [str(each) for each in (allowed.values() if isinstance(allowed, Mapping) else allowed)]
 
 
 def in_words(allowed: Allowed) -> str:
+    if isinstance(allowed, Interval):
+        return f"a number from {allowed.low:g} to {allowed.high:g}"
+    if isinstance(allowed, range) and len(allowed) > 1:
+        return f"a whole number from {allowed[0]} to {allowed[-1]}"
     known = texts(allowed)
     if not known:
         return "left out: nothing can be chosen here"
-    if isinstance(allowed, range) and len(allowed) > 1:
-        return f"a whole number from {allowed[0]} to {allowed[-1]}"
     shown = ", ".join(known[:MOST_NAMED])
     return f"one of {shown}{f' … ({len(known)} in all)' if len(known) > MOST_NAMED else ''}"
 

@@ -68,9 +68,11 @@ def comparator(clean: np.ndarray, poisoned: np.ndarray, k: int) -> None:
         st.caption("Blink switches once a second between the two images, in the same place. Stop ends it.")
         return
     height, width = clean.shape[1:]
+    _links.check(wipe=range(width + 1))
     if not 0 <= st.session_state.get("wipe", 0) <= width:
         del st.session_state["wipe"]  # of a larger image
-    position = st.slider("Columns from the clean image; the rest is poisoned", 0, width, width // 2, key="wipe")
+    words = "Columns from the clean image; the rest is poisoned"
+    position = st.slider(words, 0, width, width // 2, key="wipe", bind="query-params")
     both = pictures.wipe(*pictures.shown(np.stack([clean, poisoned])), position=position)
     scale = pictures.enlargement(height, pixels=336)
     picture(

@@ -11,7 +11,7 @@ from pages import _links, _shared
 
 KEYS = {"training": "poison_image", "test": "test_image"}  # of widgets, and of the URL
 NAMES = {"training": "poison image", "test": "test image"}
-_PINNED = "pinned"  # (run's id, kind, number)
+_PINNED = "pinned"  # (run's id, kind, number) in the session; in the URL with points between them
 
 
 def forget(key: str, options: Sequence[Any], what: str = "") -> None:
@@ -58,19 +58,50 @@ def take(chart_key: str, kind: str) -> None:
 
 
 def pinned() -> tuple[Run, str, int] | None:
-    """(run, kind, number) of the pinned image; a pin whose run is gone is dropped, with a sentence."""
+    """(run, kind, number) of the pinned image; a pin whose run is gone is dropped, with a sentence.
+
+    It is the session's or the link's, and the address carries it from then on.
+    """
+    if _PINNED not in st.session_state and (linked := st.query_params.get(_PINNED)) is not None:
+        _take_pin(linked)
     found = st.session_state.get(_PINNED)
     if found is None:
         return None
+    st.query_params[_PINNED] = ".".join(map(str, found))
     identifier, kind, number = found
     try:
         run = records.find(_shared.runs_root(), identifier)
         run.config  # noqa: B018 - it must be readable
     except records.RunNotFound:
         st.warning(f"The pinned {NAMES[kind]} {number} was of run {identifier}, which is gone, so it is unpinned.")
-        del st.session_state[_PINNED]
+        _unpin()
         return None
     return run, kind, number
+
+
+def _take_pin(linked: str) -> None:
+    """Pins what a link asks for; or says why not, and takes it out of the address."""
+    identifier, _, rest = linked.partition(".")
+    kind, _, number = rest.partition(".")
+    allowed: Sequence[int] = ()
+    try:
+        run = records.find(_shared.runs_root(), identifier)
+        if kind == "training":
+            changed = run.tensors("poison")
+            allowed = range(len(changed["delta"])) if changed else ()
+        elif kind == "test":
+            allowed = sorted(set(_shared.open_certificates(run)["image"]))
+    except (records.RunNotFound, OSError) as error:
+        must = f"of a run that has images to show here ({error})"
+    else:
+        if _links.fits(number, allowed):
+            _pin(run.id, kind, int(number))
+            return
+        must = f"RUN.KIND.NUMBER with KIND one of {', '.join(NAMES)}"
+        if kind in NAMES:
+            must = f"{run.id}.{kind}.NUMBER with NUMBER {_links.in_words(allowed)}"
+    _links.refuse(_PINNED, linked, must)
+    del st.query_params[_PINNED]
 
 
 def _pin(identifier: str, kind: str, number: int) -> None:
@@ -79,11 +110,14 @@ def _pin(identifier: str, kind: str, number: int) -> None:
 
 def _unpin() -> None:
     st.session_state.pop(_PINNED, None)
+    if _PINNED in st.query_params:
+        del st.query_params[_PINNED]
 
 
 def row(run: Run, kind: str, number: int, *, link: bool = True) -> None:
     """Beside a chosen image: pin it, unpin what is pinned, look at it alone, and what else is chosen."""
     other = "test" if kind == "training" else "training"
+    pinned()  # the link's, too
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             f"Pin {NAMES[kind]} {number}",

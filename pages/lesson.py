@@ -13,6 +13,7 @@ HIDING = {
     "controls": ".st-key-lesson-controls",
     "sidebar": '[data-testid="stSidebar"], [data-testid="stSidebarCollapsedControl"], [data-testid="stToolbar"]',
 }
+NUMBERS = range(1, len(STEPS) + 1)
 
 
 def run_to_show() -> Run | None:
@@ -48,9 +49,11 @@ def is_right(question: Question, given: Any) -> bool:
 
 def current_step() -> int:
     """The step of the session, else of the link, else where the reader was before leaving this page."""
-    if "step" not in st.session_state and "step" not in st.query_params:
+    linked = st.query_params.get("step")
+    if "step" not in st.session_state and linked is None:
         st.session_state["step"] = st.session_state.get("lesson step", 1)
-    st.session_state["lesson step"] = int(st.session_state.get("step") or float(st.query_params["step"]))
+    of_link = int(linked) if linked is not None and _links.fits(linked, NUMBERS) else 1
+    st.session_state["lesson step"] = int(st.session_state.get("step") or of_link)
     return st.session_state["lesson step"]
 
 
@@ -153,8 +156,7 @@ def show(number: int, run: Run) -> None:
 
 
 _shared.need_frame()
-_links.declare(**dict.fromkeys(("step", *_lesson_link.VALUES), ()))
-_lesson_link.check_number("step", 1, len(STEPS), whole=True)
+_links.check(step=NUMBERS)
 hidden, answers_hidden = _lesson_link.hidden(), _lesson_link.answers_hidden()
 rules = [f"{place} {{ display: none }}" for part, place in HIDING.items() if part in hidden]
 if rules:

@@ -9,7 +9,7 @@ import streamlit as st
 from engine import datasets, handwriting, image_figures, pictures, sentences
 from engine.certification import ABSTAIN, radius_cap
 from engine.handwriting import PictureRefused
-from pages import _canvas, _certificate, _images, _links, _shared, _victims
+from pages import _canvas, _certificate, _images, _links, _selection, _shared, _victims
 from pages._one_image import chart, picture
 
 DRAW, UPLOAD, PICK = "Draw", "Upload a picture", "A test image"
@@ -23,9 +23,11 @@ def test_image() -> np.ndarray:
     """A test image [C, H, W] by its number."""
     images, labels = _images.images_of(run, train=False)
     last = len(images) - 1
+    _links.check(try_image=range(last + 1))
     if not 0 <= int(st.session_state.get("try_image") or 0) <= last:
         del st.session_state["try_image"]
-    number = int(st.number_input(f"Test image, 0 to {last}", 0, last, key="try_image", persist_state="session"))
+    label = f"Test image, 0 to {last}"
+    number = int(st.number_input(label, 0, last, key="try_image", bind="query-params", persist_state="session"))
     words = datasets.class_in_words(config.dataset, int(labels[number]), names)
     tile = pictures.shown(images[number : number + 1])[0]
     scale = pictures.enlargement(tile.shape[0], pixels=280)
@@ -108,22 +110,32 @@ def chosen_settings() -> tuple[int, int, float, int]:
     with st.expander(f"Draws, α and seed (σ = {config.sigma:g} is the victims' own)", icon=":material/tune:"):
         first, second, third, fourth = st.columns(4, gap="medium")
         draws = sorted({*DRAWS, *(n for n in (recorded.n0, recorded.n) if n <= DRAWS[-1])})
-        with first:
-            n0 = int(
-                st.select_slider("Selection draws n0", draws, value=min(recorded.n0, _victims.UNASKED), key="try_n0")
-            )
-        with second:
-            n = int(st.select_slider("Estimation draws n", draws, value=min(recorded.n, _victims.UNASKED), key="try_n"))
+        alphas = sorted({*ALPHAS, recorded.alpha}, reverse=True)
+        _links.check(
+            try_n0=draws, try_n=draws, try_alpha={alpha: f"{alpha:g}" for alpha in alphas}, try_seed=range(2**31)
+        )
+        numbers = []
+        for place, words, key, at_first in (
+            (first, "Selection draws n0", "try_n0", recorded.n0),
+            (second, "Estimation draws n", "try_n", recorded.n),
+        ):
+            value = min(at_first, _victims.UNASKED)
+            _selection.forget(key, draws)
+            with place:
+                numbers.append(int(st.select_slider(words, draws, value=value, key=key, bind="query-params")))
+        n0, n = numbers
+        _selection.forget("try_alpha", alphas)
         with third:
             alpha = st.select_slider(
                 "Failure probability α",
-                sorted({*ALPHAS, recorded.alpha}, reverse=True),
+                alphas,
                 value=recorded.alpha,
                 format_func=lambda value: f"{value:g}",
                 key="try_alpha",
+                bind="query-params",
             )
         with fourth:
-            seed = int(st.number_input("Seed of the noise", 0, 2**31 - 1, 0, key="try_seed"))
+            seed = int(st.number_input("Seed of the noise", 0, 2**31 - 1, 0, key="try_seed", bind="query-params"))
         st.caption(
             "n0 draws choose the class, n fresh ones bound its share. No radius can exceed the cap σ·Φ⁻¹(α^(1/n)) = "
             f"{radius_cap(n=n, sigma=config.sigma, alpha=alpha):.3f} (L2, pixel units of [0, 1])."

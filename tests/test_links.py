@@ -11,7 +11,7 @@ from engine.config import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
 from pages import _links
-from tests.app import EXAMPLE, button, opened, own_copy
+from tests.app import EXAMPLE, button, opened, own_copy, words
 
 pytestmark = pytest.mark.usefixtures("place")
 NOT_HERE = "0123456789abcdef"
@@ -35,7 +35,19 @@ NOT_HERE = "0123456789abcdef"
         ("inspect", {"compare_by": "ear"}, "one of Wipe, Blink"),
         ("inspect", {"step": "0"}, "one of 1, 2"),
         ("image", {"kind": "both"}, "one of training, test"),
+        ("inspect", {"poison_image": "1e999"}, "a whole number from 0 to 74"),
+        ("inspect", {"wipe": "29"}, "a whole number from 0 to "),
+        ("inspect", {"pinned": f"{EXAMPLE}.training.75"}, f"{EXAMPLE}.training.NUMBER with NUMBER a whole number"),
+        ("inspect", {"pinned": f"{EXAMPLE}.test.-1"}, f"{EXAMPLE}.test.NUMBER with NUMBER one of "),
+        ("inspect", {"pinned": f"{EXAMPLE}.other.1"}, "RUN.KIND.NUMBER with KIND one of training, test"),
+        ("inspect", {"pinned": "../etc.training.1"}, "of a run that has images to show here"),
+        ("inspect", {"pinned": ""}, "of a run that has images to show here"),
         ("try", {"try_source": "telepathy"}, "one of "),
+        ("try", {"try_n": "3"}, "one of 10, 20"),
+        ("try", {"try_n0": "1e9"}, "one of 10, 20"),
+        ("try", {"try_alpha": "2"}, "one of 0.1, 0.05"),
+        ("try", {"try_seed": "-1"}, "a whole number from 0 to 2147483647"),
+        ("try", {"try_seed": "1" * 5000}, "a whole number from 0 to 2147483647"),
     ],
 )
 def test_a_value_that_a_field_does_not_allow_is_refused_by_its_name(
@@ -45,7 +57,7 @@ def test_a_value_that_a_field_does_not_allow_is_refused_by_its_name(
     assert not test.exception
     ((name, text),) = query.items()
     (said,) = [error.value for error in test.error]
-    assert said.startswith(f"This link asks for {name}={text!r}, but {name} must be {allowed}")
+    assert said.startswith(f"This link asks for {name}={text[:40]!r}, but {name} must be {allowed}")
     assert not opened(f"pages/{page}.py", run=EXAMPLE).error
 
 
@@ -55,6 +67,25 @@ def test_what_a_field_allows_is_taken() -> None:
     assert not test.error
     assert (test.session_state["scope"], test.session_state["what_if_alpha"]) == ("all", 0.01)
     assert test.session_state["victim"] == 1
+
+
+def test_a_pin_comes_with_the_link_and_stays_in_the_address_until_it_is_taken_off() -> None:
+    test = opened("pages/inspect.py", run=EXAMPLE, pinned=f"{EXAMPLE[:6]}.training.3")
+    assert not test.exception
+    assert not test.error
+    assert "Pinned: poison image 3" in words(test)
+    assert test.query_params["pinned"] in (f"{EXAMPLE}.training.3", [f"{EXAMPLE}.training.3"])
+    button(test, "Unpin poison image 3").click().run()
+    assert "Pinned:" not in words(test)
+    assert "pinned" not in test.query_params
+
+
+def test_a_misspelt_name_is_said() -> None:
+    test = opened("app.py", run=EXAMPLE, sygma="0.5")
+    assert [error.value for error in test.error] == [
+        "This link asks for 'sygma', and no page knows that name. It is left out of account."
+    ]
+    assert not opened("app.py", run=EXAMPLE, preset="quick").error
 
 
 @pytest.mark.parametrize("page", ["certify", "inspect", "start"])
