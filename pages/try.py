@@ -107,13 +107,11 @@ def square(cut: np.ndarray) -> np.ndarray:
 def chosen_settings() -> tuple[int, int, float, int]:
     """(n0, n, alpha, seed)."""
     recorded = config.certification
+    draws = sorted({*DRAWS, *(n for n in (recorded.n0, recorded.n) if n <= DRAWS[-1])})
+    alphas = sorted({*ALPHAS, recorded.alpha}, reverse=True)
+    _links.check(try_n0=draws, try_n=draws, try_alpha={alpha: f"{alpha:g}" for alpha in alphas}, try_seed=range(2**31))
     with st.expander(f"Draws, α and seed (σ = {config.sigma:g} is the victims' own)", icon=":material/tune:"):
         first, second, third, fourth = st.columns(4, gap="medium")
-        draws = sorted({*DRAWS, *(n for n in (recorded.n0, recorded.n) if n <= DRAWS[-1])})
-        alphas = sorted({*ALPHAS, recorded.alpha}, reverse=True)
-        _links.check(
-            try_n0=draws, try_n=draws, try_alpha={alpha: f"{alpha:g}" for alpha in alphas}, try_seed=range(2**31)
-        )
         numbers = []
         for place, words, key, at_first in (
             (first, "Selection draws n0", "try_n0", recorded.n0),
