@@ -16,6 +16,8 @@ from engine.follow import BAD_INPUT, OK, duration, wait_for
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 
+NICENESS = 10  # of a worker: whoever clicks in the app comes first
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0; 1 if a run failed or was cancelled; 2, with one line, for bad input."""
@@ -115,9 +117,15 @@ def _parser() -> argparse.ArgumentParser:
 
     work = commands.add_parser("work", help="Do the work of a run directory: what `run` and the app start.")
     work.add_argument("directory", type=Path)
-    work.set_defaults(command=lambda options: jobs.work(options.directory))
+    work.set_defaults(command=_work)
     study_commands.add(commands, command)
     return parser
+
+
+def _work(options: argparse.Namespace) -> int:
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    return jobs.work(options.directory)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -154,6 +154,12 @@ def test_asking_twice_at_once_gives_one_worker(tiny: Tiny, runs_root: Path) -> N
     assert submit(tiny(*LONG), runs_root).status().active
 
 
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="this system has no niceness")
+def test_a_worker_yields_to_the_app(tiny: Tiny, runs_root: Path) -> None:
+    pid = process_of(submit(tiny(*LONG), runs_root))
+    assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def test_a_finished_run_is_not_run_again(tiny: Tiny, work_here: WorkHere, runs_root: Path) -> None:
     run = work_here(tiny(), runs_root)
     before = run.status()
