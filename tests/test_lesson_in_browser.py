@@ -47,6 +47,7 @@ def test_the_whole_lesson_by_keyboard(tmp_path: Path, browser_path: str) -> None
                 tab_to(page, "Go on")
                 page.keyboard.press("Enter")
                 heading(page, STEPS[number].title).wait_for()
+                idle(page)  # the number of the step may be drawn after the title
                 assert f"step={number + 1}" in page.url
         page.get_by_text(f"of {len(STEPS)} predictions right").wait_for()
         idle(page)
