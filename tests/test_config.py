@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,45 +12,16 @@ from pydantic import ValidationError
 from engine.config import (
     PROCEDURES,
     ConfigError,
-    ProcedureConfig,
     arms_of,
     field_names,
-    lower_level,
     parse,
     smallest_useful_n,
     with_overrides,
 )
 from engine.presets import PRESETS
 from engine.records import run_id
+from tests.configuring import CONFIG, VALUES, changed, complaint
 
-VALUES: dict[str, Any] = {
-    "dataset": "digits",
-    "architecture": "lenet-narrow",
-    "procedure": "gaussian",
-    "sigma": 0.25,
-    "threat": {"target_class": 8, "epsilon": 0.1},
-    "data": {"train_size": 800, "validation_size": 400},
-    "attack": {
-        "surrogate": "lenet-narrow",
-        "upper_steps": 12,
-        "restart_every": 12,
-        "lower_steps": 3,
-        "linear_steps": 1,
-        "linear_solver": "cg",
-        "damping": 0.001,
-        "clean_batch": 60,
-        "poison_batch": 40,
-        "upper_batch": 50,
-        "upper_noise": 10,
-        "weights_learning_rate": 0.001,
-        "linear_learning_rate": 0.01,
-        "poison_learning_rate": 0.1,
-    },
-    "training": {"epochs": 4, "batch_size": 40, "learning_rate": 0.003, "schedule": "linear"},
-    "certification": {"target_images": 20, "other_images": 2, "n0": 20, "n": 100, "alpha": 0.001},
-    "victim_seeds": 2,
-}
-CONFIG = parse(VALUES)
 quickly = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 
 # of each number: what is still allowed, and what no longer is
@@ -117,27 +87,12 @@ CHOICES = {
     "training.optimiser": ["lion"],
     "training.augmentation": ["mixup"],
 }
-ELSEWHERE = ["procedure", "attack.procedure", "attack.sigma", "controls"]  # tested on their own below
-
-
-def changed(field: str, value: Any) -> dict[str, Any]:
-    """VALUES with one dotted field replaced."""
-    values = json.loads(json.dumps(VALUES))
-    *path, last = field.split(".")
-    part = values
-    for key in path:
-        part[key] = {"name": "gaussian"} if part.get(key) in (None, "gaussian") else part[key]
-        part = part[key]
-    part[last] = value
-    return values
-
-
-def complaint(values: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        parse(values)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+ELSEWHERE = [
+    "procedure",
+    "attack.procedure",
+    "attack.sigma",
+    "controls",
+]  # tested on their own, below and in test_config_procedures
 
 
 def test_a_configuration_comes_back_from_its_own_text():
@@ -339,81 +294,6 @@ def test_every_preset_is_a_configuration_that_could_have_been_typed(name):
     preset = PRESETS[name]
     assert preset.name == name
     assert parse(json.loads(preset.config.canonical())) == preset.config
-
-
-# --- procedures ---
-
-
-@pytest.mark.parametrize("name", list(PROCEDURES))
-@pytest.mark.parametrize("where", ["procedure", "attack.procedure"])
-def test_a_procedures_name_stands_for_it_with_its_own_settings_by_default(name, where):
-    found = parse(changed(where, name))
-    procedure = found.procedure if where == "procedure" else found.attack.procedure
-    assert procedure is not None
-    given = PROCEDURES[name]
-    assert procedure.model_dump() == dict.fromkeys(ProcedureConfig.model_fields, 0) | given | {"name": name}
-    assert parse(changed(where, {"name": name})) == parse(changed(where, {"name": name, **given})) == found
-
-
-@pytest.mark.parametrize("name", list(PROCEDURES))
-def test_a_procedure_takes_its_own_settings_and_no_others(name):
-    for setting in ProcedureConfig.model_fields:
-        values = changed("procedure", {"name": name, setting: 1})
-        if setting in PROCEDURES[name]:
-            assert getattr(parse(values).procedure, setting) == 1
-        elif setting != "name":
-            assert f"procedure {name} takes no {setting}" in complaint(values)
-            values["procedure"][setting] = 0
-            assert parse(values) == parse(changed("procedure", name))
-
-
-@pytest.mark.parametrize("procedure", ["sgd", {"name": "sgd"}])
-def test_a_procedure_that_does_not_exist_is_refused_with_those_that_do(procedure):
-    for where in ("procedure", "attack.procedure"):
-        message = complaint(changed(where, procedure))
-        assert "a procedure is one of standard, gaussian" in message
-        assert "'sgd'" in message
-
-
-@pytest.mark.parametrize("procedure", [5, [], None, {}, {"draws": 2}])
-def test_a_procedure_that_is_none_is_refused(procedure):
-    assert complaint(changed("procedure", procedure)).startswith("procedure")
-
-
-def test_noise_draws_must_be_at_least_one_where_there_are_any():
-    assert "needs draws of at least 1" in complaint(changed("procedure.draws", 0))
-    assert parse(changed("procedure", "standard")).procedure.draws == 0
-
-
-def test_a_procedures_settings_can_follow_its_name_among_overrides_and_another_name_forgets_them():
-    found = with_overrides(CONFIG, ["procedure=macer", "procedure.draws=8"])
-    assert found.procedure == ProcedureConfig(name="macer", draws=8)
-    assert with_overrides(found, ["procedure.weight=2"]).procedure == ProcedureConfig(name="macer", draws=8, weight=2)
-    assert with_overrides(found, ["procedure=smoothadv"]).procedure == ProcedureConfig(name="smoothadv")
-    with pytest.raises(ConfigError, match="procedure gaussian takes no weight"):
-        with_overrides(CONFIG, ["procedure.weight=2"])
-
-
-def test_what_the_attacker_assumes_is_the_victims_procedure_and_sigma_unless_said_otherwise():
-    assert CONFIG.attack.procedure is None
-    assert lower_level(CONFIG) == (CONFIG.procedure, CONFIG.sigma)
-    other = with_overrides(CONFIG, ["attack.procedure=macer", "attack.procedure.draws=4", "attack.sigma=1"])
-    assert lower_level(other) == (ProcedureConfig(name="macer", draws=4), 1.0)
-    assert with_overrides(other, ["attack.procedure=null", "attack.sigma=null"]) == CONFIG
-    with pytest.raises(ConfigError, match=r"attack\.procedure\.draws cannot be set before procedure, which is null"):
-        with_overrides(CONFIG, ["attack.procedure.draws=4"])
-
-
-@quickly
-@given(st.data())
-def test_every_procedure_with_settings_of_its_own_comes_back_from_its_text(data):
-    name = data.draw(st.sampled_from(list(PROCEDURES)))
-    numbers = {"draws": st.integers(1, 64), "adversary_steps": st.integers(0, 100), "warmup": st.floats(0, 1)}
-    given = {setting: data.draw(numbers.get(setting, st.floats(0, 100))) for setting in PROCEDURES[name]}
-    typed = [f"procedure={name}", *(f"procedure.{setting}={value!r}" for setting, value in given.items())]
-    config = with_overrides(CONFIG, typed)
-    assert config.procedure.model_dump(include=set(given)) == given
-    assert parse(json.loads(config.canonical())) == config
 
 
 # --- arms, data sets ---

@@ -137,6 +137,10 @@ def test_a_link_out_of_range_is_refused_by_the_name_of_its_field(field: str, val
     assert f"{field} must be" in test.error[0].value
     assert not test.exception
     assert test.title[0].value == STEPS[0].title  # the lesson goes on, with the field's default
+    without = opened(PAGE)
+    assert not without.error
+    assert not without.exception
+    assert without.title[0].value == STEPS[0].title
 
 
 def test_a_teachers_link_hides_what_it_says_and_keeps_answers() -> None:

@@ -1,0 +1,156 @@
+"""A study's tables and its figure: the reports' numbers, no others."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import records, studies, study_figures, study_kinds, study_tables
+from engine.config import Config
+from engine.studies import Axis, Point, Study
+
+Tiny = Callable[..., Config]
+
+
+def axis(field: str, *values: Any) -> Axis:
+    return Axis(label=field, points=tuple(Point(name=str(v), overrides=(f"{field}={v}",)) for v in values))
+
+
+def summary(*seeds: float) -> dict[str, Any]:
+    mean = sum(seeds) / len(seeds)
+    sd = (sum((x - mean) ** 2 for x in seeds) / (len(seeds) - 1)) ** 0.5 if len(seeds) > 1 else None
+    return {"mean": mean, "sd": sd, "seeds": list(seeds)}
+
+
+def fake_report(drop: float, *, poison_reused: bool = False) -> dict[str, Any]:
+    def arm(acr: float) -> dict[str, Any]:
+        values = {"target": summary(acr - 0.01, acr + 0.01), "all": summary(acr)}
+        return {"average_certified_radius": values, "accuracy": values, "abstention_rate": values}
+
+    return {
+        "arms": {"clean": arm(1.0), "poisoned": arm(1 - drop), "random_noise": arm(0.9)},
+        "relative_drop": {
+            "poisoned": summary(drop - 0.02, drop, drop + 0.02),
+            "random_noise": summary(0.08, 0.10, 0.12),
+        },
+        "radius_cap": 1.059,
+        "certified_images": {"target": 100, "all": 120},
+        "perturbation": {
+            "linf_max": 0.1,
+            "l2_mean": 1.234,
+            "psnr_mean": 27.04,
+            "ssim_mean": 0.8765,
+            "changed_share": 1.0,
+        },
+        "seconds": {"poison": 0.0 if poison_reused else 31.6, "train": 20.0, "certify": 5.0, "total": 42.4},
+        "reused": ["poison"] if poison_reused else [],
+        "complete": True,
+    }
+
+
+@pytest.fixture
+def half_done(tiny: Tiny, tmp_path: Path) -> studies.StudyRecord:
+    """Three of four cells with reports made by hand, the fourth not begun."""
+    base = tiny('controls=["random_noise"]', "victim_seeds=3")
+    return with_reports(
+        Study(
+            kind="rivals", base=base, rows=axis("attack.name", "pacd", "watermark"), columns=axis("sigma", 0.1, 0.25)
+        ),
+        tmp_path,
+        [fake_report(0.47), fake_report(0.4, poison_reused=True), fake_report(0.05)],
+    )
+
+
+def with_reports(study: Study, tmp_path: Path, reports: list[dict[str, Any]]) -> studies.StudyRecord:
+    record = studies.StudyRecord(tmp_path / "runs" / "studies" / study.id)
+    record.directory.mkdir(parents=True)
+    (record.directory / "study.json").write_text(study.canonical())
+    record.write_json("request.json", {"preset": "smoke"})
+    for cell, report in zip(study.cells(), reports, strict=False):
+        run = record.run(cell)
+        run.directory.mkdir(exist_ok=True)
+        (run.directory / "config.json").write_text(cell.config.canonical())
+        run.write_json("report.json", report)
+        run.write_json("env.json", {"device": "cpu", "device_name": "a processor", "torch": "2.0", "commit": "abc"})
+        run.write_status(records.Status("done"))
+    return record
+
+
+def test_the_table_has_exactly_the_reports_numbers(half_done: studies.StudyRecord) -> None:
+    found = study_tables.results(half_done)
+    assert study_tables.finished(found) == (3, 4)
+    text = study_tables.markdown(found)
+    assert f"**rivals**, study `{half_done.id}`, preset smoke. **PARTIAL RESULT: 3 of 4 cells**" in text
+    assert "| pacd | 47 % ± 2 (10 % ± 2) | 40 % ± 2 (10 % ± 2) |" in text
+    assert "| watermark | 5 % ± 2 (10 % ± 2) | not started |" in text
+    cells = half_done.study.cells()
+    assert (
+        "| pacd × 0.1 | 3 | 47 % ± 2 | 10 % ± 2 | 1.000 ± 0.014 | 0.530 ± 0.014 | 1.23 | 27.0 | 0.876 | 32 | 42 | "
+        f"`{cells[0].run_id}` |" in text
+    )
+    assert "| reused | 42 |" in text
+    assert "| pacd | 47 % ± 2 | 10 % ± 2 | 40 % | 1.23 | 27.0 | 0.876 | 32 |" in text  # the rivals' own table
+    assert "100 test images" in text
+    assert "a processor, torch 2.0, commit abc" in text
+    widths = [{line.count("|") for line in part.splitlines()} for part in text.split("\n\n") if part.startswith("|")]
+    assert all(len(width) == 1 for width in widths)
+
+
+def test_the_csv_reads_back_to_the_reports_numbers(half_done: studies.StudyRecord) -> None:
+    found = study_tables.results(half_done)
+    rows = list(csv.DictReader(io.StringIO(study_tables.csv_text(found))))
+    assert list(rows[0]) == list(study_tables.COLUMNS)
+    assert [row["run"] for row in rows] == [cell.run_id for cell in half_done.study.cells()]
+    first, last = rows[0], rows[3]
+    assert float(first["drop_mean"]) == pytest.approx(0.47, abs=1e-15)
+    assert (float(first["l2_mean"]), float(first["attack_seconds"]), float(first["radius_cap"])) == (1.234, 31.6, 1.059)
+    assert (first["row"], first["column"], first["victims"], first["complete"]) == ("pacd", "0.1", "3", "True")
+    assert rows[1]["attack_seconds"] == ""
+    assert (last["state"], last["drop_mean"], last["seconds"]) == ("not started", "", "")
+
+
+def test_a_reproduction_says_what_was_published_and_at_which_scale(tmp_path: Path) -> None:
+    study = study_kinds.reproduction(["ga"], ["mnist"], [0.5], scale="small", seeds=2)
+    found = study_tables.results(with_reports(study, tmp_path, [fake_report(0.4), fake_report(0.5)]))
+    text = study_tables.markdown(found)
+    assert "Small scale, not the authors' setting" in text
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if "| mnist |" in line]
+    assert [row[3] for row in rows] == ["0", "1", "all (2)"]
+    assert [row[8] for row in rows] == ["40 % ± 2", "50 % ± 2", "45 % ± 7"]
+    assert all(row[10:12] == ["not published", "> 30 %"] for row in rows)
+    assert rows[2][12:] == ["85", "a processor"]
+    assert rows[2][4] == "6"
+    full = study_kinds.reproduction(["ga"], ["mnist"], [0.5])
+    assert "Small scale" not in study_tables.markdown(study_tables.results(with_reports(full, tmp_path, [])))
+
+
+def test_a_published_study_is_small_and_holds_no_path(half_done: studies.StudyRecord, tmp_path: Path) -> None:
+    missing = half_done.study.cells()[3]
+    run = half_done.run(missing)
+    run.directory.mkdir()
+    (run.directory / "config.json").write_text(missing.config.canonical())
+    run.write_json("report.json", fake_report(0.1))
+    run.write_status(records.Status("done"))
+    found = study_tables.results(half_done)
+    path = studies.publish(half_done, found, tmp_path / "gallery")
+    assert studies.published(tmp_path / "gallery") == [json.loads(json.dumps(found))]
+    assert path.stat().st_size < 20_000
+    assert str(tmp_path) not in path.read_text()
+
+
+def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(half_done: studies.StudyRecord) -> None:
+    figure = study_figures.heat_map(study_tables.results(half_done))
+    heat, marks = figure.data
+    assert heat.z[0][0] == pytest.approx(47)
+    assert heat.z[1][1] is None or heat.z[1][1] != heat.z[1][1]
+    assert (heat.zmin, heat.zmax) == (0, 100)
+    assert "47 % ± 2" in marks.text[0]
+    assert "control 10 % ± 2" in marks.text[0]
+    assert "not started" in marks.text[3]
+    assert [tuple(place) for place in marks.customdata] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert "n = 3" in marks.hovertext[0]
+    assert "47 % ± 2" in figure.layout.meta["alt"]
