@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 from engine import jobs, studies, study_kinds, study_tables
 from engine.records import Status
 from tests.app import button, words
-from tests.test_studies import fake_report, with_reports
+from tests.test_study_tables import fake_report, with_reports
 
 PAGE = str(Path(__file__).parents[1] / "pages" / "studies.py")
 
