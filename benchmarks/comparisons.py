@@ -11,8 +11,8 @@ from benchmarks.ours import N0
 from engine.costs import workers_for
 
 CERTIFIED = dict(victims=2, images=16, n=1000)
-LONG, SHORT = dict(victims=2, images=16, n=100_000), dict(victims=2, images=16, n=5000)  # as for a paper, and less
-PART = (SHORT["n"] + N0) / (LONG["n"] + N0)  # of the draws
+LONG, SHORT = dict(victims=2, images=100, n=100_000), dict(victims=2, images=16, n=5000)  # as for a paper, and less
+PART = SHORT["images"] * (SHORT["n"] + N0) / (LONG["images"] * (LONG["n"] + N0))  # of the votes
 TRAINED = {"gaussian": 3000, "smoothadv": 1000, "macer": 400}  # images, in batches of 200
 NINE = dict(victims=9, epochs=2, images=20, n=400)  # three arms of three seeds; quick has 8 epochs and 118 images
 TRAINERS = {
@@ -35,7 +35,8 @@ def certification() -> list[Comparison]:
         Comparison(what, engine, (*plain, *peers), ALL),
         Comparison(f"{what}, beside a busy process", engine, plain[:1], ALL, busy=1),
         Comparison(
-            "{victims} victims, {images} images each, n = {n}".format(**LONG) + f"; by others n = {SHORT['n']}, scaled",
+            "{victims} victims, {images} images each, n = {n}".format(**LONG)
+            + f"; by others {SHORT['images']} images, n = {SHORT['n']}, scaled",
             replace(engine, settings=LONG),
             (
                 replace(plain[0], settings=SHORT, part=PART),

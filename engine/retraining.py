@@ -25,7 +25,7 @@ from engine.training.base import fit
 from engine.votes import count_votes, has_bfloat16
 
 LANES = 8  # groups of test images, each with its own noise
-VOTES_BLOCK = {"cpu": 100, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
+VOTES_BLOCK = {"cpu": 250, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
 
 
 class Retraining:
