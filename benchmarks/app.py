@@ -30,6 +30,7 @@ SLIDERS = {  # page → accessible names of sliders, or beginnings of them
     "inspect": ("Columns from the clean image",),
 }
 VISITORS = 8
+APART = 0.5  # seconds between two visitors' clicks in a class: each reads for four seconds and goes on
 IDLE, BESIDE = "idle", "beside a running job"
 
 
@@ -142,30 +143,28 @@ def _percentiles(title: str, found: list[dict[str, Any]]) -> Table:
 
 
 def eight(chromium: Any, rounds: int) -> Iterator[Table]:
-    """Eight visitors in eight steps of the lesson, beside a job: on to the next step and back, singly and at once."""
+    """Eight visitors in eight steps of the lesson, beside a job: on to the next step and back, in three manners."""
     with fresh_server() as server:
         pages = [browser.new_page(chromium)[0] for _ in range(VISITORS)]
         for k, page in enumerate(pages):
             page.goto(f"{server.address}/lesson?step={k + 1}")
             idle(page, timeout=60_000)
-        single, together, strange = [], [], []
+        found, strange = {}, []
         with job(server):
-            for turn in range(2 * max(1, rounds // 2) + 2):  # the first two fill caches
-                forward = turn % 2 == 0
-                single.append([_turn(page, forward)() for page in pages])
-                strange += _strangers(pages, forward)
-            for turn in range(2 * max(1, rounds // 2)):
-                forward = turn % 2 == 0
-                together.append([wait() for wait in [_turn(page, forward) for page in pages]])
-                strange += _strangers(pages, forward)
+            for manner, round_of_clicks in MANNERS.items():
+                turns = []
+                for turn in range(2 * max(1, rounds // 2) + 2):
+                    turns.append(round_of_clicks(pages, turn % 2 == 0))
+                    strange += _strangers(pages, turn % 2 == 0)
+                found[manner] = turns[2:]  # the first two fill caches
         for page in pages:
             page.context.close()
     state = "each only ever saw its own step" if not strange else f"STRANGE: {strange}"
     yield _percentiles(
         f"Eight browsers in eight steps of the lesson, a job running; {state}",
         [
-            {"what": f"visitor of step {k + 1}", "when": when, "seconds": [each[k] for each in found]}
-            for when, found in (("one clicks at a time", single[2:]), ("all eight click at once", together))
+            {"what": f"visitor of step {k + 1}", "when": manner, "seconds": [each[k] for each in turns]}
+            for manner, turns in found.items()
             for k in range(VISITORS)
         ],
     )
@@ -174,6 +173,29 @@ def eight(chromium: Any, rounds: int) -> Iterator[Table]:
 def _turn(page: Any, forward: bool) -> Callable[[], float]:
     button = page.get_by_role("button", name="Next" if forward else "Back", exact=True)
     return act(page, button.click)
+
+
+def _one_after_the_other(pages: list[Any], forward: bool) -> list[float]:
+    return [_turn(page, forward)() for page in pages]
+
+
+def _as_in_a_class(pages: list[Any], forward: bool) -> list[float]:
+    waits = []
+    for page in pages:
+        waits.append(_turn(page, forward))
+        time.sleep(APART)
+    return [wait() for wait in waits]
+
+
+def _in_one_instant(pages: list[Any], forward: bool) -> list[float]:
+    return [wait() for wait in [_turn(page, forward) for page in pages]]
+
+
+MANNERS: dict[str, Callable[[list[Any], bool], list[float]]] = {
+    "one clicks at a time": _one_after_the_other,
+    "each clicks every four seconds": _as_in_a_class,
+    "all eight click in one instant": _in_one_instant,
+}
 
 
 def _strangers(pages: list[Any], forward: bool) -> list[str]:
