@@ -19,6 +19,7 @@ from engine import datasets, jobs
 from engine.config import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
+from pages._bilevel import SPEEDS
 from pages._lesson_steps import STEPS
 from tests import browser
 from tests.browser import Server, act, idle
@@ -31,6 +32,8 @@ SLIDERS = {  # page → accessible names of sliders, or beginnings of them
 }
 VISITORS = 8
 APART = 0.5  # seconds between two visitors' clicks in a class: each reads for four seconds and goes on
+SHOWN = r"""() => [  // when, and how many outer steps of the bilevel problem the page shows
+    performance.now() / 1000, Number(document.body.innerText.match(/(\d+) outer steps/)[1])]"""
 IDLE, BESIDE = "idle", "beside a running job"
 
 
@@ -208,10 +211,40 @@ def _strangers(pages: list[Any], forward: bool) -> list[str]:
     return found
 
 
+def toy(chromium: Any, rounds: int) -> Iterator[Table]:
+    """The lesson's bilevel problem, played: outer steps a second that a visitor sees, each with its hypergradient."""
+    with fresh_server() as server:
+        page, _ = browser.new_page(chromium)
+        page.goto(f"{server.address}/lesson?step=6")
+        idle(page, timeout=60_000)
+        found: list[dict[str, Any]] = [
+            {"what": f"speed {name}, aimed at {aim} a second", "rates": [_played(page, name) for _ in range(rounds)]}
+            for name, aim in SPEEDS.items()
+            if aim
+        ]
+        page.context.close()
+    rows = [(each["what"], spread(each["rates"])) for each in found]
+    yield Table("The bilevel problem in the plane", ("what", "outer steps a second, median (range)"), rows, found)
+
+
+def _played(page: Any, speed: str) -> float:
+    for role, name in (("radio", speed), ("button", "Reset")):
+        page.get_by_role(role, name=name, exact=True).click()
+        idle(page)
+    page.get_by_role("button", name="Play", exact=True).click()
+    page.wait_for_function(f"({SHOWN})()[1] > 0")
+    began, first = page.evaluate(SHOWN)
+    enough = "document.body.innerText.includes('Finished:') || now[0] > began + 3"
+    end = page.wait_for_function(f"began => {{ const now = ({SHOWN})(); return ({enough}) && now }}", arg=began)
+    ended, last = end.json_value()
+    return (last - first) / (ended - began)
+
+
 GROUPS: dict[str, Callable[[Any, int], Iterator[Table]]] = {
     "first-screen": first_screen,
     "clicks": clicks,
     "eight": eight,
+    "toy": toy,
 }
 
 if __name__ == "__main__":
