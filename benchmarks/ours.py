@@ -18,11 +18,11 @@ from engine.models import build
 from engine.poisoning import PART
 from engine.presets import PRESETS
 from engine.problem import Problem, pose
-from engine.retraining import LANES, VOTES_BLOCK
+from engine.retraining import LANES
 from engine.streams import stream
 from engine.training import make
 from engine.training.base import fit
-from engine.votes import Votes, count_votes, has_bfloat16
+from engine.votes import BLOCK, Votes, count_votes, has_bfloat16
 
 SIGMA, ALPHA, N0 = 0.5, 0.001, 100
 PROCEDURES = {
@@ -68,7 +68,7 @@ def votes(model: nn.Module, images: Tensor, *, n: int, seed: int) -> Votes:
         n0=N0,
         n=n,
         num_classes=10,
-        block=VOTES_BLOCK["cpu"],
+        block=BLOCK["cpu"],
         groups=((where(lane_of == lane), stream(seed, "benchmark votes", lane)) for lane in lane_of.unique().tolist()),
         screened=has_bfloat16(),
     )

@@ -17,7 +17,7 @@ from engine.config import smallest_useful_n
 from engine.costs import workers_for
 from engine.records import Run, RunNotFound
 from engine.streams import stream
-from engine.votes import count_votes, has_bfloat16
+from engine.votes import BLOCK, count_votes, has_bfloat16
 
 TOGETHER = 10  # images that share their noise
 
@@ -108,7 +108,9 @@ def _certified(
     generator: torch.Generator,
 ) -> pd.DataFrame:
     """prediction, radius and draws of images [N, C, H, W] that share their noise."""
-    drawn: dict[str, Any] = dict(sigma=sigma, n0=n0, n=n, num_classes=num_classes, block=100, screened=has_bfloat16())
+    drawn: dict[str, Any] = dict(
+        sigma=sigma, n0=n0, n=n, num_classes=num_classes, block=BLOCK["cpu"], screened=has_bfloat16()
+    )
     if stop:
         found = sequential.certify(model, images, **drawn, **stop, alpha=alpha, generator=generator)
         return pd.DataFrame({"prediction": found.answers, "radius": found.radii, "draws": found.draws})

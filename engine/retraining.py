@@ -22,10 +22,9 @@ from engine.streams import stream
 from engine.threat import Poison
 from engine.training import make
 from engine.training.base import fit
-from engine.votes import count_votes, has_bfloat16
+from engine.votes import BLOCK, count_votes, has_bfloat16
 
 LANES = 8  # groups of test images, each with its own noise
-VOTES_BLOCK = {"cpu": 250, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
 
 
 class Retraining:
@@ -148,7 +147,7 @@ class Retraining:
         settings, started = config.certification, time.monotonic()
         images, lane_of = problem.test.images, problem.test.indices % LANES
         lanes = [int(lane) for lane in lane_of.unique()]
-        block = VOTES_BLOCK[self._at.device.type]
+        block = BLOCK[self._at.device.type]
         blocks = len(lanes) * -(-(settings.n0 + settings.n) // block)
         groups = (
             (

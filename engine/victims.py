@@ -8,7 +8,7 @@ from engine.config import CLASSES
 from engine.models import build
 from engine.records import Run
 from engine.streams import stream
-from engine.votes import Votes, count_votes
+from engine.votes import BLOCK, Votes, count_votes
 
 
 class VictimUnavailable(ValueError):
@@ -46,7 +46,7 @@ def votes(model: nn.Module, images: np.ndarray, *, sigma: float, n0: int, n: int
         n0=n0,
         n=n,
         num_classes=num_classes,
-        block=100,
+        block=BLOCK["cpu"],
         groups=alone,
     )
     return found

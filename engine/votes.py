@@ -20,6 +20,7 @@ from engine.models.network import Network
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 
+BLOCK = {"cpu": 250, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
 CALIBRATED = 512  # noisy copies on which bfloat16's error is measured
 SAFETY = 4.0  # a margin below this many times the largest error seen is computed again in float32
 COMPILED = 1_500_000  # votes for which compiling pays: it takes seconds, at times twenty
