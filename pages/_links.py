@@ -21,11 +21,11 @@ RUN = "run"  # the id of the open run
 MOST_NAMED = 12  # values that a sentence counts up
 CONFIGURATION = ("preset", *field_names())
 VIEWS = (  # all other names that any page takes
-    "answers", "arms", "compare", "compare_by", "digit", "epsilon", "hide", "kind", "lesson_alpha", "lesson_draws",
-    "lesson_image", "lesson_n", "lesson_sigma", "magnify", "number", "pinned", "poison_image", "procedure",
-    "scatter_arm", "scope", "show", "sigma", "sort", "step", "study", "test_filter", "test_image", "test_sort",
-    "try_alpha", "try_image", "try_n", "try_n0", "try_seed", "try_source", "victim", "view", "what_if_alpha",
-    "what_if_n", "wipe",
+    "answers", "arms", "compare", "compare_by", "digit", "draw_question", "draw_radius", "epsilon", "hide", "kind",
+    "lesson_alpha", "lesson_draws", "lesson_image", "lesson_n", "lesson_sigma", "magnify", "number", "pinned",
+    "poison_image", "procedure", "scatter_arm", "scope", "show", "sigma", "sort", "step", "study", "test_filter",
+    "test_image", "test_sort", "try_alpha", "try_image", "try_n", "try_n0", "try_seed", "try_source", "victim",
+    "view", "what_if_alpha", "what_if_n", "wipe",
 )  # fmt: skip
 
 

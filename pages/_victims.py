@@ -54,10 +54,10 @@ def to_ask(run: Run, key: str, shape: tuple[int, ...]) -> list[Victim]:
     number = numbers[0]
     if len(numbers) > 1:
         number = st.segmented_control("Victim seed", numbers, default=numbers[0], required=True, key=key)
-    return [victim for victim in found if victim.k == number and _sound(victim, shape)]
+    return [victim for victim in found if victim.k == number and sound(victim, shape)]
 
 
-def _sound(victim: Victim, shape: tuple[int, ...]) -> bool:
+def sound(victim: Victim, shape: tuple[int, ...]) -> bool:
     """Whether its weights fit its configuration; says so where they do not."""
     try:
         _model(victim, shape)
@@ -73,8 +73,11 @@ def _model(victim: Victim, shape: tuple[int, ...]) -> Any:
     """In evaluation mode, and to be left so: all visitors share it."""
     from pathlib import Path
 
+    import torch
+
     from engine import victims
 
+    torch.set_num_threads(1)  # of all visitors' threads: several would wait for each other beside a run that computes
     return victims.load(Run(Path(victim.directory)), victim.arm, victim.k, shape=shape)
 
 
@@ -98,6 +101,38 @@ def votes(
     given = np.frombuffer(image, dtype=np.float32).reshape(1, *shape)
     found = victims.votes(_model(victim, shape), given, sigma=sigma, n0=n0, n=n, seed=seed)
     return found.selection[0].numpy(), found.estimation[0].numpy()
+
+
+@st.cache_data(max_entries=64, show_spinner="Drawing until it is settled …")
+def settled(
+    victim: Victim,
+    image: bytes,
+    shape: tuple[int, int, int],
+    *,
+    sigma: float,
+    n0: int,
+    n: int,
+    alpha: float,
+    seed: int,
+    precision: float | None = None,
+    radius: float | None = None,
+) -> tuple[int, float, int]:
+    """(answer, radius, draws) of sequential.certify for a float32 image [C, H, W]; the same seed, the same noise."""
+    from engine import victims
+
+    given = np.frombuffer(image, dtype=np.float32).reshape(1, *shape)
+    found = victims.until_settled(
+        _model(victim, shape),
+        given,
+        sigma=sigma,
+        n0=n0,
+        n=n,
+        alpha=alpha,
+        seed=seed,
+        precision=precision,
+        radius=radius,
+    )
+    return int(found.answers[0]), float(found.radii[0]), int(found.draws[0])
 
 
 def certificates(

@@ -7,6 +7,7 @@ from engine import datasets, image_figures, metrics, pictures, sentences
 from engine.figures import ARM_STYLE
 from pages import (
     _certificate,
+    _draw_on,
     _images,
     _links,
     _pinned,
@@ -194,8 +195,8 @@ def test() -> None:
     with chain:
         _certificate.from_votes_to_radius(one, config, names)
     _pinned.show(run, limit=config.threat.epsilon or 1e-3, victim=victim)
-    if not datasets.available(config.dataset, _shared.data_root()):
-        _images.images_of(run, train=False)
+    pixels, _ = _images.images_of(run, train=False)
+    _draw_on.until_settled(run, image, pixels[image], victim, names)
 
 
 run = _shared.open_run()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine import figures, image_figures, report
+from engine import datasets, figures, image_figures, report, victims
 from engine.certification import ABSTAIN
 from engine.config import with_overrides
 from engine.presets import PRESETS
@@ -236,6 +236,28 @@ def test_a_test_image_alone_shows_its_recorded_certificates() -> None:
     assert f"{mean:.3f}" in [metric.value for metric in test.metric]
 
 
+def test_a_test_image_gets_no_more_draws_than_a_question_takes() -> None:
+    pixels = datasets.read("digits", Path("nowhere"), train=False)[0][7]
+    sigma, alpha = RUN.config.sigma, RUN.config.certification.alpha
+    test = opened(IMAGE, run=EXAMPLE, kind="test", number="7", draw_radius="0.1")
+    assert not errors(test)
+    assert "draws" not in test.dataframe[-1].value.columns  # nothing is drawn unasked
+    for press, wanted in (("Certified at radius r?", dict(radius=0.1)), ("Radius within 5%?", dict(precision=0.05))):
+        test.segmented_control(key="draw_question").set_value(press).run()
+        button(test, "Draw").click().run()
+        rows = test.dataframe[-1].value.set_index("arm")
+        for arm in ("clean", "poisoned"):
+            model = victims.load(RUN, arm, 0, shape=pixels.shape)
+            found = victims.until_settled(
+                model, pixels[None], sigma=sigma, n0=100, n=10_000, alpha=alpha, seed=RUN.config.seed, **wanted
+            )
+            assert rows.loc[arm, "radius so far"] == f"{found.radii[0]:.3f}"
+            assert rows.loc[arm, "draws"] == f"{found.draws[0]:,}"
+            if "radius" in wanted:
+                assert rows.loc[arm, "certified at 0.1"] == ("yes" if found.radii[0] >= 0.1 else "no")
+    assert "--precision 0.05 --n 10000" in words(test)
+
+
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
@@ -247,6 +269,7 @@ def test_a_test_image_alone_shows_its_recorded_certificates() -> None:
         (dict(poison_image="seven"), "poison_image must be a whole number from 0 to 74"),
         (dict(kind="test", test_image="8"), "… (38 in all)"),
         (dict(step="99"), "asks for step='99', but step must be one of 1, 2, 3"),
+        (dict(kind="test", draw_radius="nan"), "draw_radius must be a number from 0.05 to"),
     ],
 )
 def test_a_link_to_what_is_not_there_is_refused_in_one_sentence(query: dict[str, str], sentence: str) -> None:

@@ -1,0 +1,67 @@
+"""One test image certified anew, with as many draws as the question takes: sequential certificates on a page."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from engine.certification import ABSTAIN, radius_cap
+from engine.figures import ARM_STYLE
+from engine.records import Run
+from pages import _links, _victims
+
+MOST, SELECTING = 10_000, 100  # n and n0: a second or two of a visitor's patience
+PRECISION, STEP = 0.05, 0.05  # of the radius, relatively; of the slider
+AT, NEAR = "Certified at radius r?", f"Radius within {PRECISION:.0%}?"
+
+
+@st.fragment
+def until_settled(run: Run, image: int, pixels: np.ndarray, victim: int, names: Sequence[str]) -> None:
+    """A question about a test image [C, H, W], answered by the run's victims of one number."""
+    st.header("How many draws does it take?")
+    asked = [each for each in _victims.kept(run) if each.k == victim and _victims.sound(each, pixels.shape)]
+    if not asked:
+        st.info(f"Run {run.id} keeps no weights of victims {victim}, so they cannot be asked again.")
+        return
+    st.markdown(
+        "**Look for this:** a radius to be trusted takes very many draws, but not every question needs them all. Here "
+        "votes are looked at on the way, and drawing stops as soon as the answer is settled, at the same failure "
+        "probability. Move r towards the radius itself: what does a close call cost?"
+    )
+    sigma, alpha = run.config.sigma, run.config.certification.alpha
+    top = math.floor(radius_cap(n=MOST, sigma=sigma, alpha=alpha) / STEP) * STEP
+    _links.check(draw_question=(AT, NEAR), draw_radius=_links.Interval(STEP, top))
+    left, right = st.columns([3, 2], vertical_alignment="bottom", gap="large")
+    question = left.segmented_control(
+        "Question", (AT, NEAR), default=AT, required=True, key="draw_question", bind="query-params"
+    )
+    stop = {"precision": PRECISION}
+    if question == AT:
+        radius = right.slider("Radius r (L2)", STEP, top, min(0.5, top), STEP, key="draw_radius", bind="query-params")
+        stop = {"radius": radius}
+    wanted = (run.id, image, victim, *stop.items())
+    if st.button("Draw", icon=":material/casino:", key="draw until settled"):
+        st.session_state["drawn until settled"] = wanted
+    if st.session_state.get("drawn until settled") != wanted:
+        return
+    rows = []
+    for each in asked:
+        answer, bound, draws = _victims.settled(
+            each, pixels.astype(np.float32).tobytes(), pixels.shape, sigma=sigma, n0=SELECTING, n=MOST, alpha=alpha,
+            seed=run.config.seed % 2**31, **stop,
+        )  # fmt: skip
+        rows.append(
+            {"arm": ARM_STYLE[each.arm].name, "answer so far": "none" if answer == ABSTAIN else names[answer]}
+            | ({f"certified at {radius:g}": "yes" if bound >= radius else "no"} if question == AT else {})
+            | {"radius so far": f"{bound:.3f}", "draws": f"{draws:,}", f"of {MOST:,}": f"{draws / MOST:.1%}"}
+        )
+    st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Answer, radius and number of draws by arm")
+    st.caption(
+        f"Drawn now, n0 = {SELECTING}, n = {MOST:,} at most. With probability ≥ 1 − α = {1 - alpha:g} for each row, "
+        "no bound on the way is too large, whenever drawing stops; so a radius so far holds, though more draws could "
+        "make it larger. For all test images of the class:"
+    )
+    option, value = next(iter(stop.items()))
+    st.code(f"python -m engine certify {run.id} --victim {victim} --{option} {value:g} --n {MOST}", language=None)
