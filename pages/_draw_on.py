@@ -13,7 +13,7 @@ from engine.records import Run
 from pages import _links, _victims
 
 MOST, SELECTING = 10_000, 100  # n and n0: a second or two of a visitor's patience
-PRECISION, STEP = 0.05, 0.05  # of the radius, relatively; of the slider
+PRECISION = 0.05  # of the radius, relatively
 AT, NEAR = "Certified at radius r?", f"Radius within {PRECISION:.0%}?"
 
 
@@ -31,15 +31,16 @@ def until_settled(run: Run, image: int, pixels: np.ndarray, victim: int, names: 
         "probability. Move r towards the radius itself: what does a close call cost?"
     )
     sigma, alpha = run.config.sigma, run.config.certification.alpha
-    top = math.floor(radius_cap(n=MOST, sigma=sigma, alpha=alpha) / STEP) * STEP
-    _links.check(draw_question=(AT, NEAR), draw_radius=_links.Interval(STEP, top))
+    step = sigma / 10
+    top = math.floor(radius_cap(n=MOST, sigma=sigma, alpha=alpha) / step) * step
+    _links.check(draw_question=(AT, NEAR), draw_radius=_links.Interval(step, top))
     left, right = st.columns([3, 2], vertical_alignment="bottom", gap="large")
     question = left.segmented_control(
         "Question", (AT, NEAR), default=AT, required=True, key="draw_question", bind="query-params"
     )
     stop = {"precision": PRECISION}
     if question == AT:
-        radius = right.slider("Radius r (L2)", STEP, top, min(0.5, top), STEP, key="draw_radius", bind="query-params")
+        radius = right.slider("Radius r (L2)", step, top, sigma, step, key="draw_radius", bind="query-params")
         stop = {"radius": radius}
     wanted = (run.id, image, victim, *stop.items())
     if st.button("Draw", icon=":material/casino:", key="draw until settled"):
@@ -64,4 +65,5 @@ def until_settled(run: Run, image: int, pixels: np.ndarray, victim: int, names: 
         "make it larger. For all test images of the class:"
     )
     option, value = next(iter(stop.items()))
-    st.code(f"python -m engine certify {run.id} --victim {victim} --{option} {value:g} --n {MOST}", language=None)
+    settings = f"--victim {victim} --{option} {value:g} --n {MOST} --alpha {alpha:g}"
+    st.code(f"python -m engine certify {run.id} {settings}", language=None)

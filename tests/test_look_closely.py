@@ -269,7 +269,7 @@ def test_a_test_image_gets_no_more_draws_than_a_question_takes() -> None:
         (dict(poison_image="seven"), "poison_image must be a whole number from 0 to 74"),
         (dict(kind="test", test_image="8"), "… (38 in all)"),
         (dict(step="99"), "asks for step='99', but step must be one of 1, 2, 3"),
-        (dict(kind="test", draw_radius="nan"), "draw_radius must be a number from 0.05 to"),
+        (dict(kind="test", draw_radius="nan"), "draw_radius must be a number from 0.025 to 0."),
     ],
 )
 def test_a_link_to_what_is_not_there_is_refused_in_one_sentence(query: dict[str, str], sentence: str) -> None:
