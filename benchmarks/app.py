@@ -1,4 +1,4 @@
-"""`python -m benchmarks.app`: how soon the app answers in a real browser: first screen, clicks, eight browsers, the toy.
+"""`python -m benchmarks.app`: how soon the app answers in a real browser: first screen, clicks, eight browsers, toy.
 
 Server, Chromium and the job share this machine, as they do on a laptop. A click's time ends with the last change of
 anything on the page (`tests.browser.act`), so it includes the browser's own drawing.
