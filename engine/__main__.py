@@ -82,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("id", help="a run id, or its first digits")
     certify.add_argument("--arm", default="poisoned", choices=records.ARMS, help="default: poisoned")
     certify.add_argument("--victim", type=int, default=0, metavar="K", help="default: 0")
+    certify.add_argument(
+        "--image", action="append", type=int, dest="images", metavar="NUMBER", help="only this test image; repeatable"
+    )
     certify.add_argument("--all-classes", action="store_true", help="not only the target class")
     certify.add_argument("--n", type=int, default=100_000, help="estimation draws, at most (default: 100000)")
     certify.add_argument("--n0", type=int, default=100, help="selection draws (default: 100)")
@@ -222,7 +225,7 @@ def _certify(options: argparse.Namespace) -> int:
     from engine.more_draws import certify_again
 
     run = records.find(options.runs_root, options.id)
-    names = ("all_classes", "n0", "n", "alpha", "precision", "radius", "seed")
+    names = ("images", "all_classes", "n0", "n", "alpha", "precision", "radius", "seed")
     parts = certify_again(
         run,
         options.arm,

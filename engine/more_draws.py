@@ -28,6 +28,7 @@ def certify_again(
     k: int,
     *,
     data_root: Path,
+    images: Sequence[int] | None = None,
     all_classes: bool = False,
     n0: int = 100,
     n: int = 100_000,
@@ -41,6 +42,7 @@ def certify_again(
     Columns: image, label, prediction (ABSTAIN included), radius (L2, pixel units; too large with probability ≤ alpha
     for each image), draws. With neither precision nor radius all n draws are made, as CERTIFY does.
     Args:
+        images: only these of the run's test images, by number, of whatever class.
         all_classes: not only the target class.
         precision, radius: as for sequential.certify: stop each image when it is settled.
     Raises: ValueError, before anything is computed; VictimUnavailable; DatasetUnavailable.
@@ -50,12 +52,16 @@ def certify_again(
         raise RunNotFound(f"run {run.id} has no certificates yet, so its test images are not known")
     _check(n0=n0, n=n, alpha=alpha, precision=precision, radius=radius, sigma=config.sigma)
     known = table.drop_duplicates("image").sort_values("image")
-    if not all_classes:
+    if images is not None:
+        if strange := sorted({*images} - {*known["image"]}):
+            raise ValueError(f"run {run.id} certified no test image {strange[0]}; images must be among those it did")
+        known = known[known["image"].isin(images)]
+    elif not all_classes:
         known = known[known["label"] == config.threat.target_class]
-    images = datasets.read(config.dataset, data_root, train=False)[0]
-    model = victims.load(run, arm, k, shape=images.shape[1:])
+    pixels = datasets.read(config.dataset, data_root, train=False)[0]
+    model = victims.load(run, arm, k, shape=pixels.shape[1:])
     with torch.no_grad():
-        num_classes = model(torch.tensor(images[:1])).shape[1]
+        num_classes = model(torch.tensor(pixels[:1])).shape[1]
     ask = partial(
         _certified,
         model,
@@ -73,7 +79,7 @@ def certify_again(
             .reset_index(drop=True)
             .join(
                 ask(
-                    torch.tensor(images[part["image"].to_numpy()]),
+                    torch.tensor(pixels[part["image"].to_numpy()]),
                     generator=stream(seed, "certified again", int(part["image"].iloc[0])),
                 )
             )

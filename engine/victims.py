@@ -4,12 +4,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine import sequential
 from engine.config import CLASSES
 from engine.models import build
 from engine.records import Run
 from engine.streams import stream
-from engine.votes import BLOCK, Votes, count_votes, has_bfloat16
+from engine.votes import BLOCK, Votes, count_votes
 
 
 class VictimUnavailable(ValueError):
@@ -51,35 +50,3 @@ def votes(model: nn.Module, images: np.ndarray, *, sigma: float, n0: int, n: int
         groups=alone,
     )
     return found
-
-
-def until_settled(
-    model: nn.Module,
-    image: np.ndarray,
-    *,
-    sigma: float,
-    n0: int,
-    n: int,
-    alpha: float,
-    seed: int,
-    precision: float | None = None,
-    radius: float | None = None,
-) -> sequential.Certificates:
-    """Of one image [1, C, H, W]: as sequential.certify, under noise that the seed alone decides."""
-    point = torch.tensor(image)
-    with torch.no_grad():
-        num_classes = model(point).shape[1]
-    return sequential.certify(
-        model,
-        point,
-        sigma=sigma,
-        n0=n0,
-        n=n,
-        alpha=alpha,
-        precision=precision,
-        radius=radius,
-        num_classes=num_classes,
-        block=BLOCK["cpu"],
-        screened=has_bfloat16(),
-        generator=stream(seed, "votes of a visitor until settled"),
-    )

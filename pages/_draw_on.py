@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -18,10 +17,10 @@ AT, NEAR = "Certified at radius r?", f"Radius within {PRECISION:.0%}?"
 
 
 @st.fragment
-def until_settled(run: Run, image: int, pixels: np.ndarray, victim: int, names: Sequence[str]) -> None:
-    """A question about a test image [C, H, W], answered by the run's victims of one number."""
+def until_settled(run: Run, image: int, shape: tuple[int, ...], victim: int, names: Sequence[str]) -> None:
+    """A question about a test image of shape (C, H, W), answered by the run's victims of one number."""
     st.header("How many draws does it take?")
-    asked = [each for each in _victims.kept(run) if each.k == victim and _victims.sound(each, pixels.shape)]
+    asked = [each for each in _victims.kept(run) if each.k == victim and _victims.sound(each, shape)]
     if not asked:
         st.info(f"Run {run.id} keeps no weights of victims {victim}, so they cannot be asked again.")
         return
@@ -49,10 +48,7 @@ def until_settled(run: Run, image: int, pixels: np.ndarray, victim: int, names: 
         return
     rows = []
     for each in asked:
-        answer, bound, draws = _victims.settled(
-            each, pixels.astype(np.float32).tobytes(), pixels.shape, sigma=sigma, n0=SELECTING, n=MOST, alpha=alpha,
-            seed=run.config.seed % 2**31, **stop,
-        )  # fmt: skip
+        answer, bound, draws = _victims.certified_again(each, image, n0=SELECTING, n=MOST, alpha=alpha, **stop)
         rows.append(
             {"arm": ARM_STYLE[each.arm].name, "answer so far": "none" if answer == ABSTAIN else names[answer]}
             | ({f"certified at {radius:g}": "yes" if bound >= radius else "no"} if question == AT else {})
@@ -62,8 +58,8 @@ def until_settled(run: Run, image: int, pixels: np.ndarray, victim: int, names: 
     st.caption(
         f"Drawn now, n0 = {SELECTING}, n = {MOST:,} at most. With probability ≥ 1 − α = {1 - alpha:g} for each row, "
         "no bound on the way is too large, whenever drawing stops; so a radius so far holds, though more draws could "
-        "make it larger. For all test images of the class:"
+        "make it larger. The same for one victim:"
     )
     option, value = next(iter(stop.items()))
-    settings = f"--victim {victim} --{option} {value:g} --n {MOST} --alpha {alpha:g}"
-    st.code(f"python -m engine certify {run.id} {settings}", language=None)
+    settings = f"--image {image} --{option} {value:g} --n {MOST} --n0 {SELECTING} --alpha {alpha:g}"
+    st.code(f"python -m engine certify {run.id} --arm {asked[-1].arm} --victim {victim} {settings}", language=None)

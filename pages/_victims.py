@@ -104,35 +104,16 @@ def votes(
 
 
 @st.cache_data(max_entries=64, show_spinner="Drawing until it is settled …")
-def settled(
-    victim: Victim,
-    image: bytes,
-    shape: tuple[int, int, int],
-    *,
-    sigma: float,
-    n0: int,
-    n: int,
-    alpha: float,
-    seed: int,
-    precision: float | None = None,
-    radius: float | None = None,
-) -> tuple[int, float, int]:
-    """(answer, radius, draws) of sequential.certify for a float32 image [C, H, W]; the same seed, the same noise."""
-    from engine import victims
+def certified_again(victim: Victim, image: int, **settings: Any) -> tuple[int, float, int]:
+    """(answer, radius, draws) of more_draws.certify_again for one of the run's test images."""
+    from pathlib import Path
 
-    given = np.frombuffer(image, dtype=np.float32).reshape(1, *shape)
-    found = victims.until_settled(
-        _model(victim, shape),
-        given,
-        sigma=sigma,
-        n0=n0,
-        n=n,
-        alpha=alpha,
-        seed=seed,
-        precision=precision,
-        radius=radius,
-    )
-    return int(found.answers[0]), float(found.radii[0]), int(found.draws[0])
+    from engine import more_draws
+
+    run, root = Run(Path(victim.directory)), _shared.data_root()
+    (table,) = more_draws.certify_again(run, victim.arm, victim.k, data_root=root, images=[image], **settings)
+    (row,) = table.itertuples()
+    return int(row.prediction), float(row.radius), int(row.draws)
 
 
 def certificates(

@@ -196,7 +196,7 @@ def test() -> None:
         _certificate.from_votes_to_radius(one, config, names)
     _pinned.show(run, limit=config.threat.epsilon or 1e-3, victim=victim)
     pixels, _ = _images.images_of(run, train=False)
-    _draw_on.until_settled(run, image, pixels[image], victim, names)
+    _draw_on.until_settled(run, image, pixels.shape[1:], victim, names)
 
 
 run = _shared.open_run()

@@ -41,6 +41,13 @@ def test_a_question_of_one_radius_is_answered_with_few_draws(smoke: SimpleNamesp
     assert asked["draws"].mean() < 450
 
 
+def test_one_image_alone_is_asked_and_one_that_the_run_has_not_is_named(smoke: SimpleNamespace) -> None:
+    first, second = again(smoke.run)["image"][:2]
+    assert again(smoke.run, images=[second])["image"].tolist() == [second]
+    with pytest.raises(ValueError, match=f"{smoke.run.id} certified no test image 123456"):
+        again(smoke.run, images=[first, 123456])
+
+
 def test_the_same_seed_gives_the_same_and_another_another(smoke: SimpleNamespace) -> None:
     first, second, other = again(smoke.run), again(smoke.run), again(smoke.run, seed=1)
     assert first.equals(second)
