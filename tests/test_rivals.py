@@ -18,7 +18,7 @@ from engine.costs import work_of_attack
 from engine.threat import Poison, check
 from engine.training import PROCEDURES, make
 from engine.training.gaussian import Gaussian
-from tests.rivals import (  # noqa: F401 - a fixture
+from tests.rivals import (
     CONFIG,
     EPSILON,
     GAUSSIAN,
@@ -32,6 +32,8 @@ from tests.rivals import (  # noqa: F401 - a fixture
     attacked,
     tiny_networks,
 )
+
+__all__ = ["tiny_networks"]  # a fixture that works by being here
 
 
 def test_every_attack_that_a_configuration_may_name_is_there():

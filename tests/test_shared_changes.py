@@ -14,7 +14,9 @@ from engine.hypergradient import exact
 from engine.solvers import Adam
 from engine.streams import stream
 from engine.threat import Poison
-from tests.rivals import CONFIG, EPSILON, PROBLEM, TARGET, TRAINING, at, attacked, tiny_networks  # noqa: F401 - a fixture
+from tests.rivals import CONFIG, EPSILON, PROBLEM, TARGET, TRAINING, attacked, tiny_networks
+
+__all__ = ["tiny_networks"]  # a fixture that works by being here
 
 
 def shared_change(delta: Tensor, x_clean: Tensor, *, epsilon: float = EPSILON) -> Tensor:

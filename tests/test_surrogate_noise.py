@@ -15,7 +15,9 @@ from engine.hypergradient import ApproxGrad, Loss, gradient
 from engine.smoothing import gaussian_noise
 from engine.streams import stream
 from engine.training.gaussian import Gaussian
-from tests.rivals import CONFIG, GAUSSIAN, PROBLEM, SIGMA, TARGET, TRAINING, at, attacked, random_change, tiny_networks  # noqa: F401 - a fixture
+from tests.rivals import CONFIG, GAUSSIAN, PROBLEM, SIGMA, TARGET, TRAINING, at, attacked, random_change, tiny_networks
+
+__all__ = ["tiny_networks"]  # a fixture that works by being here
 
 LONG: dict[str, Any] = dict(upper_steps=30, restart_every=15, warmup_steps=30, poison_batch=10)
 
