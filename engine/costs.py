@@ -130,9 +130,9 @@ def work_of_votes(config: Config) -> float:
 
 
 def workers_for(device: str) -> int:
-    """Threads that compute: one per CPU that this process may use, one on a GPU."""
+    """Threads that compute: one per CPU that this process may use; on a GPU as many as fill it with small kernels."""
     if device == "cuda":
-        return 1
+        return MOST_WORKERS
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cpus, MOST_WORKERS)
 

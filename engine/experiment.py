@@ -20,12 +20,28 @@ from engine.poisoning import Poisoning, with_file
 from engine.problem import pose
 from engine.recorder import Recorder
 from engine.records import Cancelled, Run
+from engine.replay import use_own_stream
 from engine.retraining import Retraining
 from engine.stages import StageCache
 
 
-def choose_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(*, tf32: bool = False) -> torch.device:
+    """A GPU where there is one, told to compute the same each time, and in float32 proper unless TF32 is wanted."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.deterministic = True
+    return torch.device("cuda")
+
+
+def pool_of_workers(device: torch.device, count: int | None = None) -> ThreadPoolExecutor:
+    """Threads of one torch thread each, on a GPU with a stream each."""
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        use_own_stream(device)
+
+    return ThreadPoolExecutor(count or workers_for(device.type), initializer=begin)
 
 
 class Experiment:
@@ -56,12 +72,12 @@ class Experiment:
             "data": self.config.data.model_dump(),
             "seed": self.config.seed,
         }
+        if self.device.type == "cuda":
+            depends_on["tf32"] = torch.backends.cuda.matmul.allow_tf32
         self.book.phase = "attack and first victims"
         seeds = range(self.config.victim_seeds)
-        pool, helpers = (
-            ThreadPoolExecutor(workers_for(self.device.type), initializer=torch.set_num_threads, initargs=(1,))
-            for _ in range(2)  # the attack is one task of the first and has the second compute its parts
-        )
+        # the attack is one task of the first and has the second compute its parts
+        pool, helpers = (pool_of_workers(self.device) for _ in range(2))
         stop = threading.Event()
         context = Context(self.run, self.config, problem, self.book, StageCache(self._runs_root), depends_on, stop)
         poisoning, victims = Poisoning(context, each=helpers.map, given=given), Retraining(context)

@@ -18,6 +18,7 @@ from engine.solvers import (
     Adam,
     LinearSolution,
     Operator,
+    Scalar,
     adam_on_residual,
     conjugate_gradient,
     minres,
@@ -51,8 +52,8 @@ class Sum:
         return _total([part.loss(weights, x) for part in self.parts()])
 
 
-def gradient(loss: Loss, weights: Tensor, x: Tensor) -> tuple[float, Tensor]:
-    """(loss, d loss / d weights [W])."""
+def gradient(loss: Loss, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss, d loss / d weights [W]), both without a graph."""
 
     def of(part: Part) -> tuple[Tensor, Tensor]:
         at = weights.detach().requires_grad_()
@@ -61,7 +62,7 @@ def gradient(loss: Loss, weights: Tensor, x: Tensor) -> tuple[float, Tensor]:
 
     parts, each = _in_parts(loss)
     values, gradients = zip(*each(of, parts), strict=True)
-    return float(_total(values)), _total(gradients)
+    return _total(values), _total(gradients)
 
 
 def hessian(loss: Loss, weights: Tensor, x: Tensor) -> Operator:
@@ -146,8 +147,8 @@ class Hypergradient:
     """d upper / d x at the current approximate lower-level solution, with what is known about its quality."""
 
     gradient: Tensor  # of x's shape
-    upper_loss: float
-    relative_residual: float = nan  # of the linear system, where there is one
+    upper_loss: Scalar
+    relative_residual: Scalar = nan  # of the linear system, where there is one
     products: int = 0  # of a lower-level Hessian with a vector that it took
 
 
@@ -164,7 +165,7 @@ def unrolled(
         (first,) = grad(lower_loss(weights, x), weights, create_graph=True)
         weights = weights - learning_rate * first
     value = upper_loss(weights, x)
-    return Hypergradient(grad(value, x)[0], float(value.detach()), products=steps - 1)
+    return Hypergradient(grad(value, x)[0], value.detach(), products=steps - 1)
 
 
 class ApproxGrad:
@@ -190,7 +191,7 @@ class ApproxGrad:
         linear_learning_rate: float,
         generator: torch.Generator,
     ) -> None:
-        self.weights = weights
+        self.weights = weights.clone()
         self.p = torch.zeros_like(weights)
         self._adam_weights = Adam(weights, learning_rate=weights_learning_rate)
         self._adam_linear = Adam(weights, learning_rate=linear_learning_rate)
@@ -206,12 +207,12 @@ class ApproxGrad:
             "one-step": one_step,
         }
 
-    def descend(self, lower_loss: Loss, x: Tensor, *, steps: int) -> float:
+    def descend(self, lower_loss: Loss, x: Tensor, *, steps: int) -> Scalar:
         """Adam steps of the weights on the lower loss; returns its value before the last of them."""
-        value = float("nan")
+        value: Scalar = nan
         for _ in range(steps):
             value, first = gradient(lower_loss, self.weights, x)
-            self.weights = self.weights + self._adam_weights.step(first)
+            self.weights += self._adam_weights.step(first)
         return value
 
     def hypergradient(self, lower_loss: Loss, upper_loss: Loss, x: Tensor) -> Hypergradient:
@@ -221,7 +222,7 @@ class ApproxGrad:
             return unrolled(lower_loss, upper_loss, self.weights, x, steps=self._steps, learning_rate=rate)
         if self._name == "penalty":
             return self._penalised(lower_loss, upper_loss, x)
-        value = nan
+        value: Scalar = nan
 
         def system() -> tuple[Operator, Tensor]:
             nonlocal value
@@ -231,7 +232,7 @@ class ApproxGrad:
             return lambda vector: operator()(vector), target
 
         solved = self._solvers[self._name](system, self.p, steps=self._steps, damping=self._damping)
-        self.p = solved.solution
+        self.p.copy_(solved.solution)
         indirect = cross_term(lower_loss, self.weights, x, self.p)
         return Hypergradient(-indirect, value, solved.relative_residual, solved.products)
 
@@ -244,17 +245,17 @@ class ApproxGrad:
             for the slopes to be small; `descend` in between takes the place of their term λ g; no Lagrange multipliers.
         """
         self._penalty += 1 / self._damping
-        value = nan
+        value: Scalar = nan
 
         def penalised(weights: Tensor, x: Tensor) -> Tensor:
             nonlocal value
             (first,) = grad(lower_loss(weights, x), weights, create_graph=True)
             upper = upper_loss(weights, x)
-            value = float(upper.detach())
+            value = upper.detach()
             return upper + self._penalty / 2 * first.square().sum()
 
         for _ in range(self._steps):
-            self.weights = self.weights + self._adam_linear.step(gradient(penalised, self.weights, x)[1])
+            self.weights += self._adam_linear.step(gradient(penalised, self.weights, x)[1])
         x = x.detach().requires_grad_()
         total = penalised(self.weights.detach().requires_grad_(), x)
         return Hypergradient(grad(total, x)[0], value, products=self._steps + 1)

@@ -201,7 +201,7 @@ def _experiment(run: Run, status: Status) -> int:
         # torch is imported only here: a waiting run costs next to nothing
         from engine.experiment import Experiment, choose_device
 
-        device = choose_device()
+        device = choose_device(tf32=run.config.training.precision == "fast")
         run.write_json("env.json", environment(device.type))
         experiment = Experiment(
             run, runs_root=run.directory.parent, data_root=Path(run.request["data_root"]), device=device
@@ -273,7 +273,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         "device_name": names[device](),
         "cpus": os.cpu_count(),
-        "bfloat16": device == "cpu" and has_bfloat16(),
+        "bfloat16": has_bfloat16(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

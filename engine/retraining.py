@@ -32,8 +32,7 @@ class Retraining:
 
     def __init__(self, context: Context) -> None:
         self._at = context
-        wanted = context.config.training.precision == "fast" and context.device.type == "cpu"
-        self._bfloat16 = wanted and has_bfloat16()
+        self._bfloat16 = context.config.training.precision == "fast" and has_bfloat16(context.device)
         self._clean_victims = [threading.Lock() for _ in range(context.config.victim_seeds)]
 
     def victim(self, arm: str, k: int, poison: Poison | None) -> tuple[str, int, pd.DataFrame]:
@@ -165,7 +164,7 @@ class Retraining:
             num_classes=len(problem.class_names),
             block=block,
             groups=groups,
-            screened=self._at.device.type == "cpu" and has_bfloat16(),
+            screened=has_bfloat16(self._at.device),
         )
         for done, found in enumerate(counting, start=1):
             votes = found

@@ -52,8 +52,8 @@ def soft_margin(
 
     top_two = ordered[:, :2]
     beyond = margin(top_two.detach()) > most
-    inside = margin(torch.where(beyond[:, None], 0.5, top_two))  # 0.5 in place of what has no finite derivative
-    return torch.where(beyond, math.inf, inside), classes[:, 0]
+    inside = margin(top_two.masked_fill(beyond[:, None], 0.5))  # in place of what has no finite derivative
+    return inside.masked_fill(beyond, math.inf), classes[:, 0]
 
 
 def soft_radius(
@@ -65,4 +65,4 @@ def soft_radius(
     sigma·Φ⁻¹(1 − squeeze). A loss, not a guarantee.
     """
     margin, top_class = soft_margin(logits, inverse_temperature=inverse_temperature, squeeze=squeeze)
-    return torch.where(top_class == labels, 0.5 * sigma * margin, 0.0)
+    return (0.5 * sigma * margin).masked_fill(top_class != labels, 0.0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]  # a symmetric linear map [W] → [W]
+Scalar = float | Tensor  # a tensor of no dimension where a GPU need not be waited for
 System = Callable[[], tuple[Operator, Tensor]]  # draws (H, b); with noisy losses each call may differ
 WORST_START = 3.0  # times the target's norm; measured: residuals of good warm starts stay near 1
 POWER_STEPS = 3  # that estimate the largest eigenvalue for the Neumann series
@@ -19,7 +20,7 @@ POWER_STEPS = 3  # that estimate the largest eigenvalue for the Neumann series
 
 class LinearSolution(NamedTuple):
     solution: Tensor  # p [W]
-    relative_residual: float  # |(H + damping·I) p − b| / |b|, of the last system drawn; nan where nobody looked
+    relative_residual: Scalar  # |(H + damping·I) p − b| / |b|, of the last system drawn; nan where nobody looked
     products: int  # of H with a vector that this took
 
 
@@ -57,7 +58,7 @@ def adam_on_residual(system: System, start: Tensor, *, steps: int, damping: floa
         residual = operator(solution) + damping * solution - target
         solution = solution + adam.step(2 * (operator(residual) + damping * residual))
     residual = operator(solution) + damping * solution - target
-    return LinearSolution(solution, float(residual.norm() / target.norm()), 2 * steps + 1)
+    return LinearSolution(solution, residual.norm() / target.norm(), 2 * steps + 1)
 
 
 def conjugate_gradient(system: System, start: Tensor, *, steps: int, damping: float) -> LinearSolution:

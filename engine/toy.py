@@ -122,13 +122,13 @@ def inner_step(state: State) -> State:
     """The victim's step: gradient descent on its training loss."""
     loss, slope = gradient(lower_loss(state), state.weights, state.poison)
     weights = state.weights - INNER_RATE * slope
-    return replace(state, weights=weights, losses=(*state.losses, loss), slope=float(slope.norm()), level=1)
+    return replace(state, weights=weights, losses=(*state.losses, float(loss)), slope=float(slope.norm()), level=1)
 
 
 def solve_linear(state: State) -> State:
     """How the solution would move: g_ww p = f_w, in as many conjugate-gradient steps as there are weights."""
     found = _solved(state, state.weights, upper_slope(state))
-    return replace(state, p=found.solution, residual=found.relative_residual, level=2)
+    return replace(state, p=found.solution, residual=float(found.relative_residual), level=2)
 
 
 def outer_step(state: State) -> State:

@@ -11,6 +11,7 @@ import copy
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -28,8 +29,10 @@ Settled = Callable[[Tensor, int], Tensor]  # (votes for the selected class [G], 
 Group = tuple[Tensor, torch.Generator]  # positions [G] of images that share the generator's draws
 
 
-def has_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16; without such instructions it is up to ten times slower at it."""
+def has_bfloat16(device: torch.device | str = "cpu") -> bool:
+    """Whether it multiplies in bfloat16 itself; without such instructions a processor is up to ten times slower."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -68,7 +71,7 @@ def count_votes(
         block: noisy copies at once; results do not depend on it.
         groups: images of one group see the same noise, and nothing else of what they are given.
         screened: see `Screen`; the votes are float32's own with it and without, but it takes half the time where the
-            processor has bfloat16 arithmetic. For a `Network` on a CPU.
+            device has bfloat16 arithmetic. For a `Network`.
         looks: numbers of estimation draws after which `settled` is asked; whoever it settles gets no more draws, and
             a row of `estimation` adds up to those that its image got.
     """
@@ -76,6 +79,7 @@ def count_votes(
     votes = Votes(*counts)
     screen = None
     if screened and isinstance(base_classifier, Network) and len(images) > 0:
+        base_classifier = base_classifier.aligned() if images.device.type == "cuda" else base_classifier
         compiled = len(images) * n >= COMPILED and shutil.which("c++") is not None
         screen = Screen(base_classifier, images, sigma=sigma, compiled_for=block if compiled else None)
     for positions, generator in groups:
@@ -117,8 +121,8 @@ class Answers:
         screened = [self._screen(narrow, at) for at in narrow_at.split(1)]
         answers, sure = (torch.stack(parts) for parts in zip(*screened, strict=True))
         rows, draws = (~sure).nonzero(as_tuple=True)
-        if len(rows) > 0:
-            answers[rows, draws] = self._rest(shared[draws] + self._at_images[rows]).argmax(dim=1)
+        for some, of in zip(rows.split(len(noise)), draws.split(len(noise)), strict=True):
+            answers[some, of] = self._screen.exactly(shared[of] + self._at_images[some])
         return answers
 
     def keep(self, which: Tensor) -> None:
@@ -134,14 +138,15 @@ class Screen:
     """
 
     def __init__(self, base_classifier: Network, images: Tensor, *, sigma: float, compiled_for: int | None) -> None:
+        self._exact = base_classifier
+        if images.device.type == "cuda":  # whose float32 may be TF32
+            self._exact = copy.deepcopy(base_classifier).double()
         self._narrow = copy.deepcopy(base_classifier).to(torch.bfloat16).eval()
         self._compiled_for = compiled_for
-        if compiled_for is not None:  # the import alone takes seconds
-            self._compiled = torch.compile(self._logits, dynamic=False)
-        generator = stream(0, "screen")
+        generator = stream(0, "screen", device=images.device)
         with torch.inference_mode():
             noise = gaussian_noise((CALIBRATED, *images.shape[1:]), sigma=sigma, generator=generator)
-            chosen = images[torch.arange(CALIBRATED) * len(images) // CALIBRATED]
+            chosen = images[torch.arange(CALIBRATED, device=images.device) * len(images) // CALIBRATED]
             errors = torch.cat(
                 [self._error(base_classifier, *part) for part in zip(noise.split(64), chosen.split(64), strict=True)]
             )
@@ -149,18 +154,37 @@ class Screen:
 
     def __call__(self, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """(Answers int64 [M], whether they are sure [M]) for the stem at shared [M, …] + at [1, …], in bfloat16."""
-        logits = self._compiled if len(shared) == self._compiled_for else self._logits
-        largest, classes = logits(shared, at).topk(2, dim=1)
-        return classes[:, 0], largest[:, 0] - largest[:, 1] > self.threshold
+        margins = _compiled_margins() if len(shared) == self._compiled_for else _margins
+        classes, margin = margins(self._narrow, shared, at)
+        return classes, margin > self.threshold
 
-    def _logits(self, shared: Tensor, at: Tensor) -> Tensor:
+    def exactly(self, h: Tensor) -> Tensor:
+        """Answers int64 [M] where the stem is h [M, …], in float32; on a GPU in float64."""
+        return self._exact.rest(h.to(next(self._exact.parameters()).dtype)).argmax(dim=1)
+
+    def logits(self, shared: Tensor, at: Tensor) -> Tensor:
+        """[M, K] for the stem at shared [M, …] + at [1, …], in bfloat16."""
         return self._narrow.rest(shared + at).float()
 
     def _error(self, base_classifier: Network, noise: Tensor, images: Tensor) -> Tensor:
         """Of the logits [N, K] at images [N, C, H, W] with a noise draw each."""
         stem = base_classifier.stem
         shared, at = stem(noise), stem(images) - stem(torch.zeros_like(images[:1]))
-        return self._logits(shared.to(torch.bfloat16), at.to(torch.bfloat16)) - base_classifier.rest(shared + at)
+        return self.logits(shared.to(torch.bfloat16), at.to(torch.bfloat16)) - base_classifier.rest(shared + at)
+
+
+def _margins(network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """(Answers int64 [M], how far the largest logit is above the next one [M]) for the stem at shared + at."""
+    logits = network.rest(shared + at).float()
+    classes = logits.argmax(dim=1)
+    answered = torch.arange(logits.shape[1], device=logits.device) == classes[:, None]
+    return classes, logits.amax(dim=1) - logits.masked_fill(answered, -torch.inf).amax(dim=1)
+
+
+@cache
+def _compiled_margins() -> Callable[[Network, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`_margins`, compiled once for all networks of an architecture; the import alone takes seconds."""
+    return torch.compile(_margins, dynamic=False)
 
 
 def _halves(base_classifier: Classifier) -> tuple[Classifier, Classifier]:

@@ -274,7 +274,8 @@ def levels(procedure: str, augmentation: str = "none", **changes) -> Levels:
 
 
 def lower_of(drawn: Levels, model: nn.Module, strength: float = 1.0):
-    return drawn.lower(model, flat_weights(model), PROBLEM.x_clean[ROWS], ROWS, strength=strength)
+    batch = drawn.minibatch(drawn.draw_lower(ROWS), poison=len(ROWS), strength=strength)
+    return batch.loss(model, batch.constants(model, flat_weights(model), PROBLEM.x_clean[ROWS]))
 
 
 @pytest.fixture
@@ -314,7 +315,7 @@ def test_noise_of_held_out_images_is_fresh_at_every_call_unless_it_is_fixed_for_
     def values(**changes) -> list[float]:
         config = CONFIG.model_copy(update=dict(upper_batch=POISON, inverse_temperature=1.0) | changes)
         drawn = Levels(problem, config, seed=0, generator=stream(0, "draw"))
-        return [float(drawn.upper(model)(flat_weights(model), PROBLEM.x_clean)) for _ in range(3)]
+        return [float(drawn.upper(model, drawn.draw_upper())(flat_weights(model), PROBLEM.x_clean)) for _ in range(3)]
 
     fixed = values(fixed_upper_noise=True)  # of all held-out images, in any order
     assert fixed == pytest.approx([fixed[0]] * 3, rel=1e-5)
@@ -378,7 +379,7 @@ def test_with_batch_normalisation_the_lower_level_uses_the_batch_and_the_upper_l
     drawn = levels("standard", fixed_upper_noise=True, upper_batch=5)
     seen: list[tuple[bool, Tensor]] = []
     model[1].register_forward_pre_hook(lambda layer, given: seen.append((layer.training, given[0].detach())))
-    lower, upper = lower_of(drawn, model), drawn.upper(model)
+    lower, upper = lower_of(drawn, model), drawn.upper(model, drawn.draw_upper())
     (_, batch), statistics = seen[0], model[1].running_mean.clone()
     assert len(batch) == CONFIG.clean_batch + len(ROWS)
     assert torch.allclose(statistics, 0.1 * batch.mean(dim=(0, 2, 3)), rtol=1e-5)

@@ -157,7 +157,7 @@ def test_what_the_screen_calls_sure_leaves_little_to_repeat_and_errors_far_behin
         narrow, narrow_at = shared.to(torch.bfloat16), at.to(torch.bfloat16)
         answers, sure = screen(narrow, narrow_at)
         exact = model.rest(shared + at)
-        found = screen._logits(narrow, narrow_at)
+        found = screen.logits(narrow, narrow_at)
     assert torch.equal(answers[sure], exact.argmax(dim=1)[sure])
     error = found - exact
     assert float((error.amax(dim=1) - error.amin(dim=1)).max()) < 0.5 * screen.threshold

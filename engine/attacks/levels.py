@@ -60,7 +60,7 @@ def updated_poison(x_poison: Tensor, x_clean: Tensor, change: Tensor, *, epsilon
 
 
 class Levels:
-    """Draws the minibatches of both levels, each as a loss of (weights [W], x_poison [B, C, H, W]).
+    """Draws the minibatches of both levels, each of which has a loss of (weights [W], x_poison [B, C, H, W]).
 
     Noise and augmentation are fresh at every call of a loss, unless the settings fix one noise draw per image. Where
     the procedure has an adversary, its answer holds for the whole minibatch, and so do the draws that it answered.
@@ -85,32 +85,33 @@ class Levels:
             self._upper_noise = gaussian_noise(shape, sigma=procedure.sigma, generator=fixed)
         self._minibatches = 0
 
-    def lower(self, model: nn.Module, weights: Tensor, x_poison: Tensor, rows: Tensor, *, strength: float) -> Loss:
-        """g on the next clean minibatch and the poison images problem.indices[rows], which are x_poison now.
-
-        An adversary, if the procedure has one, answers to these weights and to x_poison.
-        """
-        problem = self._problem
-        clean = self._clean[next(self._batches)]
-        which = torch.cat([clean, problem.indices[rows]])
+    def draw_lower(self, rows: Tensor) -> Tensor:
+        """Positions of the next clean minibatch and, behind it, of the poison images problem.indices[rows]."""
         self._minibatches += 1
+        return torch.cat([self._clean[next(self._batches)], self._problem.indices[rows]])
+
+    def draw_upper(self) -> Tensor:
+        """Positions of a minibatch of held-out images of the target class."""
+        return sample(len(self._problem.validation), self._config.upper_batch, generator=self._draw)
+
+    def minibatch(self, which: Tensor, *, poison: int, strength: float) -> "Minibatch":
+        """The minibatch that `draw_lower` found, whose last images are poison ones."""
+        problem = self._problem
         held = (self._seed, f"minibatch {self._minibatches}") if problem.procedure.prepares else None
-        batch = Minibatch(
+        return Minibatch(
             problem,
             problem.training.images[which],
             problem.training.labels[which],
-            clean=len(clean),
+            clean=len(which) - poison,
             fixed_noise=None if self._lower_noise is None else self._lower_noise[which],
             held=held,
             generator=self._draw,
             strength=strength,
         )
-        return batch.loss(model, batch.constants(model, weights, x_poison))
 
-    def upper(self, model: nn.Module) -> Loss:
-        """f on a minibatch of held-out images of the target class."""
+    def upper(self, model: nn.Module, rows: Tensor) -> Loss:
+        """f on the held-out images that `draw_upper` found."""
         problem, config, draw = self._problem, self._config, self._draw
-        rows = sample(len(problem.validation), config.upper_batch, generator=draw)
         held_out, sigma = problem.validation.select(rows), problem.procedure.sigma
 
         def parts() -> list[Part]:
@@ -162,8 +163,11 @@ class Minibatch:
         return crops, self.problem.procedure.draw_noise(self.originals, generator=generator), generator
 
     def constants(self, model: nn.Module, weights: Tensor, x_poison: Tensor) -> tuple[Tensor, ...]:
-        """What the procedure prepares at these weights and poison images; moves running statistics if there are any."""
-        if not self.problem.procedure.prepares and not _is_normalised(model):
+        """What the procedure prepares at these weights and poison images; moves running statistics if there are any.
+
+        An adversary, if the procedure has one, answers to these weights and to x_poison.
+        """
+        if not self.problem.procedure.prepares and not is_normalised(model):
             return ()
         crops, noise, generator = self.drawn()
         images = self._images(x_poison, slice(0, len(self.labels)), crops)
@@ -173,14 +177,14 @@ class Minibatch:
             f, images, self.labels, noise, strength=self.strength, generator=generator
         )
 
-    def loss(self, model: nn.Module, constants: tuple[Tensor, ...]) -> Sum:
-        """g, in one part where batch normalisation ties the images together, else in parts of clean or poison ones."""
+    def loss(self, model: nn.Module, constants: tuple[Tensor, ...] = ()) -> Sum:
+        """g, in parts of clean or poison images; in one where batch normalisation ties them together, or on a GPU."""
 
         def parts() -> list[Part]:
             crops, noise, _ = self.drawn()
             model.train()
             ranges = [slice(0, len(self.labels))]
-            if not _is_normalised(model):
+            if not is_normalised(model) and noise.device.type == "cpu":
                 separate = (slice(0, self.clean), slice(self.clean, len(self.labels)))
                 ranges = [each for one in separate for each in _cut(one, noise.shape[1], self.problem.part)]
             return [self._part(model, images, crops, noise, constants) for images in ranges]
@@ -212,7 +216,7 @@ class Minibatch:
         return x if crops is None else crop_and_flip(x, *(each[which] for each in crops))
 
 
-def _is_normalised(model: nn.Module) -> bool:
+def is_normalised(model: nn.Module) -> bool:
     """Whether it has running statistics, and so batch normalisation."""
     return next(model.buffers(), None) is not None
 

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from engine.attacks.base import AttackProblem, AttackRecord
-from engine.attacks.levels import Levels, sample, updated_poison
+from engine.attacks.levels import Levels, is_normalised, sample, updated_poison
 from engine.config import AttackConfig
 from engine.hypergradient import ApproxGrad, Hypergradient, Loss
 from engine.models import build, flat_weights
-from engine.solvers import Adam
+from engine.replay import Replayed
+from engine.solvers import Adam, Scalar
 from engine.streams import stream
 
 MOST_RESTARTS = 3  # surrogates that may diverge before the attack gives up
+WITHOUT_LOOKING = ("adam", "adam-shared", "one-step", "unrolled")  # linear solvers that read no number on their way
 Direction = Callable[[ApproxGrad, Loss, Loss, Tensor], Hypergradient]  # (surrogate, lower, upper, x_poison [B, …])
 
 
@@ -100,8 +102,14 @@ def optimise(
     lives, diverged, blind = 0, 0, False
     age = config.restart_every  # so that the first step begins a life
 
-    def learned(rows: Tensor) -> Tensor:
-        return problem.training.images[problem.indices[rows]] if clean_surrogates else unknowns.images(rows)
+    def learned(which: Tensor, x_poison: Tensor) -> Tensor:
+        return problem.training.images[which[-len(x_poison) :]] if clean_surrogates else x_poison
+
+    def both_levels(which: Tensor, held_out: Tensor, x_poison: Tensor) -> tuple[Scalar, Hypergradient]:
+        lower = levels.minibatch(which, poison=len(x_poison), strength=strength).loss(model, constants)
+        upper = levels.upper(model, held_out)
+        lower_value = bilevel.descend(lower, learned(which, x_poison), steps=config.lower_steps)
+        return lower_value, direction(bilevel, lower, upper, x_poison)
 
     for step in range(config.upper_steps):
         warmup = 0
@@ -111,27 +119,29 @@ def optimise(
             model = build(config.surrogate, shape=shape, num_classes=problem.num_classes, generator=generator)
             sketches = stream(seed, "sketch", lives, device=device)
             bilevel = _fresh_approx_grad(model, config, generator=sketches)
+            able = config.linear_solver in WITHOUT_LOOKING and not problem.procedure.prepares
+            work = Replayed(both_levels, generators=[draw], able=able and not is_normalised(model))
             unknowns.restart()
             lives, age, warmup = lives + 1, 0, config.warmup_steps
         strength = problem.procedure.strength(age / config.restart_every)
         for _ in range(warmup):
             rows = sample(len(problem.indices), config.poison_batch, generator=draw)
-            x_poison = unknowns.images(rows)
-            lower = levels.lower(model, bilevel.weights, x_poison, rows, strength=strength)
-            bilevel.descend(lower, learned(rows), steps=1)
+            x_poison, which = unknowns.images(rows), levels.draw_lower(rows)
+            batch = levels.minibatch(which, poison=len(rows), strength=strength)
+            lower = batch.loss(model, batch.constants(model, bilevel.weights, x_poison))
+            bilevel.descend(lower, learned(which, x_poison), steps=1)
         age += 1
 
         rows = sample(len(problem.indices), config.poison_batch, generator=draw)
-        x_poison = unknowns.images(rows)
-        lower = levels.lower(model, bilevel.weights, x_poison, rows, strength=strength)
-        upper = levels.upper(model)
-        lower_value = bilevel.descend(lower, learned(rows), steps=config.lower_steps)
-        found = direction(bilevel, lower, upper, x_poison)
+        x_poison, which = unknowns.images(rows), levels.draw_lower(rows)
+        batch = levels.minibatch(which, poison=len(rows), strength=strength)
+        constants = batch.constants(model, bilevel.weights, x_poison)
+        lower_value, found = work(which, levels.draw_upper(), x_poison, key=strength)
 
-        event = None
+        event, lower_value = None, float(lower_value)
         if found.upper_loss == 0 and not blind:
             event = f"step {step + 1}: the surrogate gets no held-out image right, so there is nothing to differentiate"
-        blind = found.upper_loss == 0
+        blind = bool(found.upper_loss == 0)
         if bool(found.gradient.isfinite().all()) and math.isfinite(lower_value):
             unknowns.update(found.gradient, rows)
             diverged = 0
@@ -144,9 +154,9 @@ def optimise(
             step + 1,
             config.upper_steps,
             unknowns.delta(),
-            found.upper_loss,
+            float(found.upper_loss),
             lower_value,
-            found.relative_residual,
+            float(found.relative_residual),
             found.products,
             event,
         )

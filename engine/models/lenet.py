@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.network import Network, Shape, halved
+from engine.models.network import Network, Shape, convolved, halved
 
 
 class LeNet(Network):
@@ -16,6 +16,7 @@ class LeNet(Network):
 
     def __init__(self, shape: Shape, num_classes: int, *, widths: tuple[int, int, int] = (20, 50, 500)) -> None:
         super().__init__()
+        self.shape = shape
         channels, height, width = shape
         pixels = ((height - 4) // 2 - 4) // 2 * (((width - 4) // 2 - 4) // 2)
         self.conv1 = nn.Conv2d(channels, widths[0], 5)
@@ -23,11 +24,28 @@ class LeNet(Network):
         self.fc1 = nn.Linear(pixels * widths[1], widths[2])
         self.fc2 = nn.Linear(widths[2], num_classes)
 
+    def aligned(self) -> "LeNet":
+        """With widths in multiples of 8; what is added is zero."""
+        widths = [-(-layer.weight.shape[0] // 8) * 8 for layer in (self.conv1, self.conv2, self.fc1)]
+        with torch.device("meta"):
+            wide = LeNet(self.shape, len(self.fc2.weight), widths=(widths[0], widths[1], widths[2]))
+        wide = wide.to(self.fc2.weight.dtype).to_empty(device=self.fc2.weight.device).train(self.training)
+        old, new = dict(self.named_parameters()), dict(wide.named_parameters())
+        with torch.no_grad():
+            for name, parameter in new.items():
+                values, padded = old[name], parameter.zero_()
+                if name == "fc1.weight":  # its columns are pixels of all channels
+                    values, padded = (
+                        w.unflatten(1, (-1, c)) for w, c in ((values, len(self.conv2.weight)), (padded, widths[1]))
+                    )
+                padded[tuple(slice(size) for size in values.shape)] = values
+        return wide
+
     def stem(self, x: Tensor) -> Tensor:
-        return self.conv1(x.to(memory_format=torch.channels_last))
+        return convolved(self.conv1, x)
 
     def rest(self, h: Tensor) -> Tensor:
         h = F.relu(halved(h))
-        h = F.relu(halved(self.conv2(h)))
+        h = F.relu(halved(convolved(self.conv2, h)))
         h = h.permute(0, 2, 3, 1).flatten(1)  # [N, 800] in (H, W, C) order: free in channels_last, and as Keras has it
         return self.fc2(F.relu(self.fc1(h)))

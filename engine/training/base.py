@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from engine.augmentation import augment
 from engine.config import ProcedureConfig, TrainingConfig
 from engine.data import LabelledImages
+from engine.replay import Replayed
 from engine.smoothing import Classifier, gaussian_noise
 
 EVALUATED = 300  # training images on which an epoch's accuracy is read
 MOMENTUM = 0.9  # of SGD
+TOGETHER = 25  # minibatches that a GPU is told of at a time
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,13 @@ def fit(
     """
     batches = max(1, len(data) // config.batch_size)
     steps = epochs * batches
-    optimiser = _optimiser(model, config)
+    optimiser, device = _optimiser(model, config), generator.device
     fixed = procedure.draw_noise(data.images, generator=generator) if procedure.fixed_noise else None
     classifier = _multiplying_in_bfloat16(model) if bfloat16 else model
-    model.train()
-    for epoch in range(epochs):
-        order = torch.randperm(len(data), generator=generator, device=generator.device)
-        total = torch.zeros((), device=generator.device)
-        strength = procedure.strength(epoch / epochs)
-        for batch in range(batches):
-            step = epoch * batches + batch
-            optimiser.param_groups[0]["lr"] = config.learning_rate * rate_at(config.schedule, step / steps)
-            chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
+    total, strength = torch.zeros((), device=device), 1.0
+
+    def learn(minibatches: Tensor, rates: Tensor) -> None:
+        for chosen, rate in zip(minibatches, rates, strict=True):
             images, labels = augment(data.images[chosen], config.augmentation, generator=generator), data.labels[chosen]
             noise = procedure.draw_noise(images, generator=generator) if fixed is None else fixed[chosen]
             model.eval()  # an adversary attacks the classifier as it will be used (Salman et al. 2019)
@@ -121,8 +118,27 @@ def fit(
             loss = procedure.loss(classifier, images, labels, noise, constants, strength=strength)
             optimiser.zero_grad()
             loss.backward()
+            _set_rate(optimiser, rate)
             optimiser.step()
-            total += loss.detach()
+            total.add_(loss.detach())
+
+    learned, together = Replayed(learn, generators=[generator]), TOGETHER if device.type == "cuda" else 1
+    rates = torch.tensor(
+        [config.learning_rate * rate_at(config.schedule, step / steps) for step in range(steps)],
+        dtype=torch.float64,
+        device=device,
+    ).split(batches)
+    model.train()
+    for epoch in range(epochs):
+        order = torch.randperm(len(data), generator=generator, device=device)
+        minibatches = order[: batches * config.batch_size].unflatten(0, (batches, -1))
+        total.zero_()
+        strength = procedure.strength(epoch / epochs)
+        for batch in range(batches):
+            step = epoch * batches + batch
+            if batch % together == 0:
+                now = slice(batch, batch + together)
+                learned(minibatches[now], rates[epoch][now], key=strength)
             if batch < batches - 1:
                 yield TrainingRecord(step + 1, steps, epoch + 1)
         mean = float(total) / batches
@@ -151,10 +167,21 @@ def rate_at(schedule: str, progress: float) -> float:
 
 
 def _optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    weights, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+    """Its rate is a tensor on a GPU, where a graph of its step reads it anew."""
+    weights, decay = list(model.parameters()), config.weight_decay
+    on_gpu = weights[0].device.type == "cuda"
+    rate = torch.tensor(config.learning_rate, device=weights[0].device) if on_gpu else config.learning_rate
     if config.optimiser == "sgd":
         return torch.optim.SGD(weights, lr=rate, momentum=MOMENTUM, weight_decay=decay, fused=True)
-    return torch.optim.Adam(weights, lr=rate, weight_decay=decay, fused=True)
+    return torch.optim.Adam(weights, lr=rate, weight_decay=decay, fused=True, capturable=on_gpu)
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: Tensor) -> None:
+    group = optimiser.param_groups[0]
+    if isinstance(group["lr"], Tensor):
+        group["lr"].copy_(rate)
+    else:
+        group["lr"] = float(rate)
 
 
 def _noisy_accuracy(model: Classifier, data: LabelledImages, *, sigma: float, generator: torch.Generator) -> float:

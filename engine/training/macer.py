@@ -5,7 +5,6 @@ Source: Zhai et al. 2020, arXiv:2001.02378; the second form is the one that Mehr
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from engine.smoothing import Classifier, noisy_logits, soft_margin
@@ -40,7 +39,7 @@ class Macer(Procedure):
         if strength == 1:
             margin, top_class = soft_margin(logits, squeeze=self.squeeze, most=HINGE)
             counted = (top_class == labels) & (margin <= HINGE)
-            hinge = torch.where(counted, HINGE - margin, 0.0).sum()
+            hinge = (HINGE - margin).masked_fill(~counted, 0.0).sum()
             total = total + self.settings.weight * 0.5 * self.sigma * hinge
         return total / len(images)
 

@@ -64,7 +64,7 @@ class SmoothMix(Procedure):
         mixed = noisy_logits(base_classifier, images + far.view(-1, 1, 1, 1) * change, noise)
         divergence = (target * (target.log() - mixed.log_softmax(dim=2).mean(dim=1))).sum(dim=1)
         right = log_mean.argmax(dim=1) == labels
-        mix = torch.where(right, divergence, 0.0).mean()
+        mix = divergence.masked_fill(~right, 0.0).mean()
         return nll_loss(logits.log_softmax(dim=2).mean(dim=1), labels) + self.settings.weight * strength * mix
 
 

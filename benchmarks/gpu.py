@@ -1,0 +1,240 @@
+"""`python -m benchmarks.gpu`: the engine beside plain code on a GPU, taking turns in one process.
+
+A ratio is over the engine's time in the same round; a share is of the card's own rate for such products, measured
+just before.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import plain
+from benchmarks.measure import Table, spread
+from engine import datasets
+from engine.attacks.base import AttackProblem
+from engine.attacks.pacd import pacd
+from engine.experiment import choose_device, pool_of_workers
+from engine.jobs import environment
+from engine.models import build
+from engine.poisoning import WHOLE
+from engine.presets import PRESETS
+from engine.problem import Problem, pose
+from engine.streams import stream
+from engine.training import make
+from engine.training.base import fit
+from engine.votes import BLOCK, count_votes, has_bfloat16
+
+FORWARD, GRADIENT, PRODUCT = 4.586e6, 13.182e6, 25.788e6  # a LeNet's operations for an image, as `ceilings` counts them
+CONFIG = PRESETS["paper-ga-mnist"].config
+NINE, EPOCHS = 9, 4
+IMAGES, LANE, DRAWS, FEW = 64, 32, 100_000, 2  # images certified by the engine, of a lane, and by plain code
+SIZE, COPIED = 8192, 2_000_000_000
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Side:
+    label: str
+    work: Work
+    flops: float  # of the work that stands for the whole
+    ceiling: str
+    part: float = 1.0  # of the whole, which this side does
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="in which each side has its turn (default: 3)")
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="also write everything as JSON")
+    options = parser.parse_args()
+    if unknown := [name for name in options.groups if name not in GROUPS]:
+        parser.error(f"a group is one of {', '.join(GROUPS)}, got {', '.join(unknown)}")
+    device = choose_device()
+    if device.type != "cuda":
+        parser.error("there is no GPU here")
+    facts: dict[str, Any] = environment("cuda") | {"rounds": options.rounds, "rates": ceilings()}
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n", flush=True)
+    problem, tables = pose(CONFIG, datasets.default_root(), device), {}
+    with pool_of_workers(device) as pool:
+        for name in options.groups or list(GROUPS):
+            table = compared(name, GROUPS[name](problem, pool), facts["rates"], options.rounds)
+            print(table.markdown(), flush=True)
+            tables[table.title] = table.raw
+            if options.output:
+                options.output.write_text(json.dumps(facts | {"tables": tables}, indent=1))
+
+
+def ceilings() -> dict[str, float]:
+    """The best of some: operations a second of large products in float32 and bfloat16, bytes read and written."""
+    a, b = torch.randn(2, SIZE, SIZE, device="cuda").unbind()
+    narrow_a, narrow_b = a.bfloat16(), b.bfloat16()
+    source = torch.ones(COPIED // 4, device="cuda")
+    target = torch.empty_like(source)
+    return {
+        "float32": 2.0 * SIZE**3 / min(timed(lambda: a @ b) for _ in range(6)),
+        "bfloat16": 2.0 * SIZE**3 / min(timed(lambda: narrow_a @ narrow_b) for _ in range(20)),
+        "copy": 2.0 * COPIED / min(timed(lambda: target.copy_(source)) for _ in range(6)),
+    }
+
+
+def compared(title: str, sides: list[Side], rates: dict[str, float], rounds: int) -> Table:
+    """A row for each side, the engine first: seconds, over the engine's in the same round, share of the ceiling."""
+    for side in sides:
+        side.work()  # libraries choose their algorithms, and what is compiled is compiled
+    each = [[timed(side.work) / side.part for side in sides] for _ in range(rounds)]
+    rows, seconds = [], list(zip(*each, strict=True))
+    for side, own in zip(sides, seconds, strict=True):
+        times = [mine / ours for mine, ours in zip(own, seconds[0], strict=True)]
+        share = side.flops / statistics.median(own) / rates[side.ceiling]
+        rows.append((side.label, spread(own), f"**{spread(times)}**", f"{share:.1%} ({side.ceiling})"))
+    raw = [{"label": side.label, "seconds": own} for side, own in zip(sides, seconds, strict=True)]
+    return Table(title, ("who", "s, median (range)", "times the engine's, median (range)", "share"), rows, raw)
+
+
+def timed(work: Work) -> float:
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def in_turn(work: Work, times: int) -> None:
+    for _ in range(times):
+        work()
+
+
+def victims(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
+    """Nine LeNets by Gaussian augmentation in the authors' batches; plain code has all data on the card as well."""
+    batches = len(problem.training) // CONFIG.training.batch_size
+    flops = NINE * EPOCHS * batches * CONFIG.training.batch_size * GRADIENT
+
+    def ordinary() -> None:
+        data, size = problem.training, CONFIG.training.batch_size
+        model = plain.lenet().cuda()
+        optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for _ in range(EPOCHS):
+            order = torch.randperm(len(data), device="cuda")
+            for chosen in order.split(size)[:batches]:
+                x = data.images[chosen]
+                optimiser.zero_grad()
+                plain.gaussian_loss(
+                    model, x, data.labels[chosen], CONFIG.sigma * torch.randn_like(x)[:, None]
+                ).backward()
+                optimiser.step()
+
+    return [
+        Side("engine", lambda: list(pool.map(partial(trained, problem), range(NINE))), flops, "float32"),
+        Side("one after the other", lambda: in_turn(ordinary, NINE), flops, "float32"),
+    ]
+
+
+def trained(problem: Problem, seed: int, epochs: int = EPOCHS) -> nn.Module:
+    draws = stream(seed, "benchmark", device="cuda")
+    model, procedure = build("lenet", generator=draws), make(CONFIG.procedure, sigma=CONFIG.sigma)
+    for _ in fit(model, problem.training, procedure=procedure, config=CONFIG.training, epochs=epochs, generator=draws):
+        pass
+    return model
+
+
+def certification(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
+    """One victim's votes; plain code does a few images, one at a time."""
+    model = pool.submit(trained, problem, 0, 2).result().eval()
+    images, theirs = problem.test.images[:IMAGES], plain.lenet().cuda()
+    weights = list(model.state_dict().values())
+    weights[4] = weights[4].unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2).flatten(1)
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), weights, strict=True)))
+
+    def engine() -> None:
+        lanes = [torch.arange(first, first + LANE, device="cuda") for first in range(0, IMAGES, LANE)]
+        *_, found = count_votes(
+            model,
+            images,
+            sigma=CONFIG.sigma,
+            n0=100,
+            n=DRAWS,
+            num_classes=10,
+            block=BLOCK["cuda"],
+            groups=((lane, stream(k, "benchmark votes", device="cuda")) for k, lane in enumerate(lanes)),
+            screened=has_bfloat16("cuda"),
+        )
+        found.estimation.cpu()
+
+    def loop(batch_size: int) -> None:
+        for image in images[:FEW]:
+            plain.votes(theirs, image, n=DRAWS, sigma=CONFIG.sigma, batch_size=batch_size)
+
+    flops, part = IMAGES * DRAWS * FORWARD, FEW / IMAGES
+    return [
+        Side("engine", lambda: pool.submit(engine).result(), flops, "bfloat16"),
+        Side("Cohen's loop, batch 400", lambda: loop(400), flops, "float32", part),
+        Side("Cohen's loop, batch 10 000", lambda: loop(10_000), flops, "float32", part),
+    ]
+
+
+def attack(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
+    """Upper steps of the authors' sizes: 1 000 images, ten lower and ten linear steps with fresh noise in each."""
+    settings = CONFIG.attack
+    lower, linear, upper = settings.lower_steps, settings.linear_steps, settings.upper_batch * settings.upper_noise
+    images = settings.clean_batch + settings.poison_batch
+    each = GRADIENT + 2 * PRODUCT  # a system drawn afresh for each linear step
+    flops = images * (lower * GRADIENT + linear * each + PRODUCT) + linear * upper * GRADIENT
+    training, indices = problem.attackers_training()
+    given = AttackProblem(
+        training,
+        problem.validation,
+        indices,
+        epsilon=CONFIG.threat.epsilon,
+        target_class=CONFIG.threat.target_class,
+        num_classes=10,
+        procedure=make(CONFIG.procedure, sigma=CONFIG.sigma),
+        part=WHOLE,
+    )
+
+    def steps(solver: str) -> Iterator[object]:
+        return pacd(given, settings.model_copy(update=dict(linear_solver=solver)), 0)
+
+    def engine(records: Iterator[object]) -> None:
+        pool.submit(lambda: in_turn(lambda: next(records), 8)).result()
+
+    model, data = plain.lenet().cuda(), problem.training
+    clean, poison, held = slice(settings.clean_batch), indices[: settings.poison_batch], slice(settings.upper_batch)
+
+    def ordinary() -> object:
+        return plain.upper_step(
+            model,
+            (data.images[clean], data.labels[clean]),
+            (data.images[poison], data.labels[poison]),
+            (problem.validation.images[held], problem.validation.labels[held]),
+            sigma=CONFIG.sigma,
+            draws=settings.upper_noise,
+            lower_steps=lower,
+            linear_steps=linear,
+        )
+
+    names = ("adam", "adam-shared", "minres")
+    return [
+        *(Side(f"engine, {name}", partial(engine, steps(name)), flops, "float32", 8) for name in names),
+        Side("plain ApproxGrad", lambda: in_turn(ordinary, 2), flops, "float32", 2),
+    ]
+
+
+GROUPS: dict[str, Callable[[Problem, ThreadPoolExecutor], list[Side]]] = {
+    "victims": victims,
+    "certification": certification,
+    "attack": attack,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Steps replayed on a GPU do what they do without; on a CPU nothing is replayed."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.attacks.base import AttackProblem
+from engine.attacks.pacd import pacd
+from engine.config import AttackConfig, ProcedureConfig, TrainingConfig
+from engine.data import LabelledImages
+from engine.experiment import choose_device, pool_of_workers
+from engine.models import build, flat_weights
+from engine.replay import ORDINARY, Replayed, use_own_stream
+from engine.streams import stream
+from engine.training import PROCEDURES, make
+from engine.training.base import fit
+from engine.votes import count_votes
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+DEVICE = choose_device()
+CALLS = 4 * ORDINARY
+
+
+class Walk:
+    """Moves a place by noise and by what it is given, as training moves weights."""
+
+    def __init__(self, *, able: bool = True) -> None:
+        draws = stream(0, "walk", device=DEVICE)
+        self.place, self.scale, self.runs = torch.zeros(5, device=DEVICE), 1.0, 0
+
+        def step(given: Tensor) -> Tensor:
+            self.runs += 1
+            self.place += self.scale * given + torch.randn(5, generator=draws, device=DEVICE)
+            return self.place.norm()
+
+        self.step = Replayed(step, generators=[draws], able=able)
+
+
+def walked(walk: Walk, keys: list[float]) -> list[float]:
+    found = []
+    for call, walk.scale in enumerate(keys):
+        found.append(float(walk.step(torch.full((5,), 0.1 * call, device=DEVICE), key=walk.scale)))
+    return found
+
+
+def on_a_stream(work: Callable[[], object]):
+    with ThreadPoolExecutor(1, initializer=use_own_stream, initargs=(DEVICE,)) as pool:
+        return pool.submit(work).result()
+
+
+@pytest.mark.parametrize("keys", [[1.0] * CALLS, [1.0] * CALLS + [2.0] * CALLS + [1.0] * CALLS, [1.0, 2.0] * CALLS])
+def test_a_replayed_step_goes_where_the_step_goes(keys):
+    found = on_a_stream(lambda: walked(Walk(), keys))
+    assert found == on_a_stream(lambda: walked(Walk(able=False), keys))
+    assert len(set(found)) == len(keys)
+
+
+@GPU
+def test_on_a_gpu_python_runs_a_step_a_few_times_and_not_at_all_on_the_default_stream():
+    def runs() -> int:
+        walk = Walk()
+        walked(walk, [1.0] * CALLS)
+        return walk.runs
+
+    assert on_a_stream(runs) == ORDINARY + 1
+    assert runs() == CALLS
+
+
+def images(count: int = 60) -> LabelledImages:
+    draws = stream(0, "images", device=DEVICE)
+    labels = torch.arange(count, device=DEVICE) % 10
+    pixels = 0.2 * torch.rand(count, 1, 28, 28, generator=draws, device=DEVICE)
+    for row, label in enumerate(labels.tolist()):
+        pixels[row, :, 2 * label : 2 * label + 6] += 0.8
+    return LabelledImages(pixels, labels, torch.arange(count, device=DEVICE))
+
+
+@GPU
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+@pytest.mark.parametrize("procedure", sorted(PROCEDURES))
+def test_a_victim_trained_by_replay_is_the_victim(procedure, optimiser, bfloat16, monkeypatch):
+    config = TrainingConfig(epochs=3, batch_size=10, learning_rate=0.01, schedule="linear", optimiser=optimiser)
+
+    def victim() -> Tensor:
+        draws = stream(0, "victim", device=DEVICE)
+        model = build("lenet-narrow", generator=draws)
+        how = make(ProcedureConfig(name=procedure), sigma=0.25)
+        for _ in fit(model, images(), procedure=how, config=config, epochs=3, generator=draws, bfloat16=bfloat16):
+            pass
+        return flat_weights(model).cpu()
+
+    replayed = on_a_stream(victim)
+    assert torch.equal(replayed, on_a_stream(victim))
+    monkeypatch.setattr("engine.replay.has_own_stream", lambda device: False)
+    assert torch.allclose(replayed, on_a_stream(victim), rtol=1e-4, atol=1e-6)
+
+
+@GPU
+@pytest.mark.parametrize("solver", ["adam", "adam-shared", "one-step", "unrolled", "minres"])
+@pytest.mark.parametrize("procedure", ["gaussian", "macer-pacd", "smoothadv"])
+def test_an_attack_by_replay_is_the_attack(procedure, solver, monkeypatch):
+    data = images(200)
+    problem = AttackProblem(
+        data,
+        data.of_class(8),
+        (data.labels == 8).nonzero().squeeze(1),
+        epsilon=0.1,
+        target_class=8,
+        num_classes=10,
+        procedure=make(ProcedureConfig(name=procedure, draws=1), sigma=0.25),
+        part=1_000_000,
+    )
+    config = AttackConfig(
+        surrogate="lenet-narrow", upper_steps=20, restart_every=10, warmup_steps=20, lower_steps=2, linear_steps=2,
+        linear_solver=solver, damping=1e-3, clean_batch=30, poison_batch=10, upper_batch=10, upper_noise=4,
+        weights_learning_rate=2e-3, linear_learning_rate=1e-2, poison_learning_rate=0.02, inverse_temperature=1.0,
+    )  # fmt: skip
+
+    def deltas() -> list[Tensor]:
+        return [record.delta.cpu() for record in pacd(problem, config, 0)]
+
+    replayed = on_a_stream(deltas)
+    assert all(torch.equal(*each) for each in zip(replayed, on_a_stream(deltas), strict=True))
+    monkeypatch.setattr("engine.replay.has_own_stream", lambda device: False)
+    ordinary = on_a_stream(deltas)
+    assert replayed[-1].abs().max() > 0.05
+    assert torch.allclose(replayed[5], ordinary[5], atol=1e-4)
+
+
+@GPU
+def test_victims_trained_side_by_side_are_those_trained_alone():
+    config = TrainingConfig(epochs=3, batch_size=10, learning_rate=0.01, schedule="linear")
+    data = images()
+
+    def victim(seed: int) -> Tensor:
+        draws = stream(seed, "victim", device=DEVICE)
+        model = build("lenet", generator=draws)
+        how = make(ProcedureConfig(name="gaussian"), sigma=0.25)
+        for _ in fit(model, data, procedure=how, config=config, epochs=3, generator=draws):
+            pass
+        return flat_weights(model).cpu()
+
+    with pool_of_workers(DEVICE, 6) as pool:
+        together = list(pool.map(victim, range(12)))
+    alone = [on_a_stream(partial(victim, seed)) for seed in range(12)]
+    assert all(torch.equal(*each) for each in zip(together, alone, strict=True))
+
+
+@GPU
+def test_screened_votes_on_a_gpu_are_those_of_float32():
+    model = build("lenet", generator=stream(0, "net", device=DEVICE)).eval()
+    some = images(10).images
+
+    def votes(screened: bool) -> Tensor:
+        *_, found = count_votes(
+            model, some, sigma=0.5, n0=100, n=160_000, num_classes=10, block=10_000, screened=screened,
+            groups=[(torch.arange(10, device=DEVICE), stream(0, "noise", device=DEVICE))],
+        )  # fmt: skip
+        return found.estimation.cpu()
+
+    assert torch.equal(votes(True), votes(False))
