@@ -12,7 +12,7 @@ from torch import Tensor
 
 ORDINARY = 1  # calls before one is recorded: libraries choose their algorithms and optimisers make their state in them
 KEPT = 2  # graphs, each with memory of its own
-_recording = threading.Lock()  # a process may record one graph at a time
+alone = threading.Lock()  # held while a graph is recorded, and by whoever makes the whole GPU wait: one at a time
 
 
 class Replayed:
@@ -65,7 +65,7 @@ class _Graph:
         self._graph = torch.cuda.CUDAGraph()
         for generator in generators:
             self._graph.register_generator_state(generator)
-        with _recording:
+        with alone:
             self._graph.capture_begin(capture_error_mode="thread_local")  # other threads go on as they please
             try:
                 self._found = function(*self._given)

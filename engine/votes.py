@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.models.network import Network
+from engine.replay import alone
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 
@@ -25,6 +26,7 @@ BLOCK = {"cpu": 250, "cuda": 10_000}  # noisy copies at once: what fits the cach
 CALIBRATED = 512  # noisy copies on which bfloat16's error is measured
 SAFETY = 4.0  # a margin below this many times the largest error seen is computed again in float32
 COMPILED = 1_500_000  # votes for which compiling pays: it takes seconds, at times twenty
+Margins = Callable[[Network, Tensor, Tensor], tuple[Tensor, Tensor]]  # see `_margins`
 Settled = Callable[[Tensor, int], Tensor]  # (votes for the selected class [G], of so many draws) → bool [G]
 Group = tuple[Tensor, torch.Generator]  # positions [G] of images that share the generator's draws
 
@@ -143,6 +145,7 @@ class Screen:
             self._exact = copy.deepcopy(base_classifier).double()
         self._narrow = copy.deepcopy(base_classifier).to(torch.bfloat16).eval()
         self._compiled_for = compiled_for
+        self._margins: Margins = self._first_margins
         generator = stream(0, "screen", device=images.device)
         with torch.inference_mode():
             noise = gaussian_noise((CALIBRATED, *images.shape[1:]), sigma=sigma, generator=generator)
@@ -154,9 +157,14 @@ class Screen:
 
     def __call__(self, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """(Answers int64 [M], whether they are sure [M]) for the stem at shared [M, …] + at [1, …], in bfloat16."""
-        margins = _compiled_margins() if len(shared) == self._compiled_for else _margins
+        margins = self._margins if len(shared) == self._compiled_for else _margins
         classes, margin = margins(self._narrow, shared, at)
         return classes, margin > self.threshold
+
+    def _first_margins(self, network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        self._margins = _compiled_margins()
+        with alone:  # it may compile
+            return self._margins(network, shared, at)
 
     def exactly(self, h: Tensor) -> Tensor:
         """Answers int64 [M] where the stem is h [M, …], in float32; on a GPU in float64."""
@@ -182,7 +190,7 @@ def _margins(network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tens
 
 
 @cache
-def _compiled_margins() -> Callable[[Network, Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _compiled_margins() -> Margins:
     """`_margins`, compiled once for all networks of an architecture; the import alone takes seconds."""
     return torch.compile(_margins, dynamic=False)
 

@@ -1,6 +1,7 @@
 """What all networks have in common."""
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +52,44 @@ def convolved(layer: nn.Conv2d, h: Tensor) -> Tensor:
 
 def as_product(layer: nn.Conv2d, h: Tensor) -> Tensor:
     """layer(h) as one matrix product: [N, C, H, W] → [N, K, H', W'] in channels_last."""
-    rows, columns = layer.kernel_size
-    patches = h.unfold(2, rows, 1).unfold(3, columns, 1).permute(0, 2, 3, 4, 5, 1)  # [N, H', W', rows, columns, C]
-    weights = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [rows · columns · C, K]
     assert layer.bias is not None
-    product = torch.addmm(layer.bias, patches.reshape(-1, len(weights)), weights)
+    patches = _Patches.apply(h, layer.kernel_size[0])
+    weights = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [side · side · C, K]
+    product = torch.addmm(layer.bias, patches.flatten(0, 2).flatten(1), weights)
     return product.view(*patches.shape[:3], -1).permute(0, 3, 1, 2)
+
+
+class _Patches(torch.autograd.Function):
+    """Images [N, C, H, W] → their square patches [N, H', W', side, side, C]; `_Sums` is its derivative's transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, side: int) -> Tensor:
+        ctx.side = side
+        return images.unfold(2, side, 1).unfold(3, side, 1).permute(0, 2, 3, 4, 5, 1).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Sums.apply(gradient, ctx.side), None
+
+
+class _Sums(torch.autograd.Function):
+    """Patches [N, H', W', side, side, C] → images [N, C, H, W] of the sums over all patches that have a pixel.
+
+    Columns first, then rows: 2 · side additions, always in the same order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, patches: Tensor, side: int) -> Tensor:
+        ctx.side = side
+        n, height, width, _, _, channels = patches.shape
+        columns = patches.new_zeros(n, height, width + side - 1, side, channels)
+        for j in range(side):
+            columns[:, :, j : j + width] += patches[:, :, :, :, j]
+        images = patches.new_zeros(n, height + side - 1, width + side - 1, channels)
+        for i in range(side):
+            images[:, i : i + height] += columns[:, :, :, i]
+        return images.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Patches.apply(gradient, ctx.side), None
