@@ -1,7 +1,6 @@
 """All that is asked of the engine, as an experiment asks it: one call of each kind, in one place."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -14,6 +13,7 @@ from engine.attacks.pacd import pacd
 from engine.certification import certified_radius
 from engine.config import AttackConfig, ProcedureConfig
 from engine.costs import workers_for
+from engine.experiment import pool_of_workers
 from engine.models import build
 from engine.poisoning import PART
 from engine.presets import PRESETS
@@ -98,7 +98,7 @@ def attack(settings: AttackConfig) -> Iterator[AttackRecord]:
         target_class=PRESETS["quick"].config.threat.target_class,
         num_classes=10,
         procedure=make(PROCEDURES["gaussian"], sigma=SIGMA),
-        each=ThreadPoolExecutor(workers_for("cpu"), initializer=torch.set_num_threads, initargs=(1,)).map,
+        each=pool_of_workers(torch.device("cpu")).map,
         part=PART,
     )
     return pacd(given, settings, 0)
@@ -107,7 +107,7 @@ def attack(settings: AttackConfig) -> Iterator[AttackRecord]:
 def on_workers(tasks: Iterable[Callable[[], object]], workers: int | None = None) -> None:
     """Does the tasks as an experiment does its own: in a few threads of one torch thread each."""
     count = workers or workers_for("cpu")
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with pool_of_workers(torch.device("cpu"), count) as pool:
         for done in [pool.submit(task) for task in tasks]:
             done.result()
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -16,7 +16,7 @@ from engine import datasets, jobs
 from engine.attacks import ATTACKS
 from engine.attacks.base import AttackProblem
 from engine.config import Config, with_overrides
-from engine.costs import workers_for
+from engine.experiment import pool_of_workers
 from engine.metrics import average_certified_radius, relative_drop
 from engine.models import build
 from engine.presets import PRESETS
@@ -94,7 +94,7 @@ def main() -> None:
 
 def measured(base: Config, problem: Problem, rows: list[str], *, victims: int) -> Iterator[Trial]:
     """Trials as they end, a worker each with one torch thread; all rows share the clean victims."""
-    with ThreadPoolExecutor(workers_for("cpu"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with pool_of_workers(torch.device("cpu")) as pool:
         clean = [pool.submit(certified, base, problem, k, None) for k in range(victims if rows else 0)]
         radii = np.array([future.result() for future in clean])
         for done in as_completed([pool.submit(attacked, base, problem, row, radii) for row in rows]):

@@ -2,7 +2,7 @@
 
 The import line; every module may import only modules to its left (tests/test_line.py):
 
-    streams → config → paper → presets → datasets → data → augmentation → squeezing → models → smoothing
+    streams → replay → config → paper → presets → datasets → data → augmentation → squeezing → models → smoothing
             → votes → certification → sequential → metrics → solvers → hypergradient → toy → training → threat
             → attacks → perception → abx → handwriting → records → poison_file → commands → wording → sentences
             → grid → tables → costs → report → index → stages → figures → attack_figures → pictures → image_figures

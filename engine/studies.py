@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from engine import datasets, jobs
 from engine.config import Config, ConfigError, Settings, arms_of, lower_level, with_overrides
-from engine.costs import STARTUP_SECONDS, UNITS_PER_SECOND, work_of_attack, work_of_training, work_of_votes, workers_for
+from engine.costs import STARTUP_SECONDS, units_per_second, work_of_attack, work_of_training, work_of_votes
 from engine.records import (
     GALLERY,
     Record,
@@ -158,7 +158,7 @@ def seconds_of(study: Study, *, device: str) -> dict[str, float]:
         victim = work_of_training(config) + work_of_votes(config)
         units = work_of_attack(config) if "poisoned" in arms and new(_poison_of(config)) else 0.0
         units += victim * config.victim_seeds * sum([new(_victims_of(config, arm)) for arm in arms])
-        seconds.setdefault(cell.run_id, STARTUP_SECONDS + units / UNITS_PER_SECOND[device] / workers_for(device))
+        seconds.setdefault(cell.run_id, STARTUP_SECONDS + units / units_per_second(device))
     return seconds
 
 
