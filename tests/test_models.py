@@ -14,7 +14,7 @@ from engine.hypergradient import hessian
 from engine.models import BUILDERS, build, flat_weights, with_weights
 from engine.models.initialise import he_normal, he_normal_truncated
 from engine.models.lenet import LeNet
-from engine.models.network import as_product
+from engine.models.network import as_product, halved
 from engine.models.resnet import SameConv2d, same_padding
 from engine.records import write_tensors
 from engine.streams import stream
@@ -389,3 +389,13 @@ def test_the_aligned_network_is_the_same_function_and_a_copy(architecture):
 def test_an_aligned_lenet_has_widths_in_eights():
     aligned = LeNet((1, 28, 28), 10, widths=(2, 11, 16)).aligned()
     assert [len(layer.weight) for layer in (aligned.conv1, aligned.conv2, aligned.fc1, aligned.fc2)] == [8, 16, 16, 10]
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
+def test_pooling_has_the_derivatives_of_torchs(size):
+    h = torch.randperm(2 * 3 * math.prod(size), generator=stream(0, "h")).double().view(2, 3, *size).requires_grad_()
+    assert torch.equal(halved(h), F.max_pool2d(h, 2))
+    assert torch.autograd.gradcheck(halved, h)
+    assert torch.autograd.gradgradcheck(halved, h)
+    slopes = [torch.autograd.grad(pool(h).square().sum(), h)[0] for pool in (halved, lambda h: F.max_pool2d(h, 2))]
+    assert torch.equal(*slopes)

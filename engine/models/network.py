@@ -33,10 +33,39 @@ class Network(nn.Module):
 def halved(h: Tensor) -> Tensor:
     """Maxima of 2×2 pixels: [N, C, H, W] → [N, C, H/2, W/2], odd rows and columns at the end dropped."""
     if torch.is_grad_enabled():
-        return F.max_pool2d(h, 2)
+        return _Halved.apply(h)
     height, width = h.shape[2] // 2 * 2, h.shape[3] // 2 * 2
     a, b, c, d = (h[:, :, row:height:2, column:width:2] for row in (0, 1) for column in (0, 1))
     return torch.maximum(torch.maximum(a, b), torch.maximum(c, d))  # in channels_last, in half the time
+
+
+class _Halved(torch.autograd.Function):
+    """Pooling without the zeros that torch adds for the input in its second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor) -> Tensor:
+        maxima, where = torch.ops.aten.max_pool2d_with_indices(h, [2, 2])
+        ctx.save_for_backward(h, where)
+        return maxima
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Scattered.apply(gradient, *ctx.saved_tensors)
+
+
+class _Scattered(torch.autograd.Function):
+    """Gradients of maxima, brought to where these were: (gradient, what was pooled, positions) → its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, h: Tensor, where: Tensor) -> Tensor:
+        ctx.save_for_backward(where)
+        how = [2, 2], [2, 2], [0, 0], [1, 1], False  # window, strides, padding, dilation, no partial windows
+        return torch.ops.aten.max_pool2d_with_indices_backward(gradient, h, *how, where)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (where,) = ctx.saved_tensors
+        return gradient.flatten(2).gather(2, where.flatten(2)).view(where.shape), None, None
 
 
 def convolved(layer: nn.Conv2d, h: Tensor) -> Tensor:
@@ -47,7 +76,40 @@ def convolved(layer: nn.Conv2d, h: Tensor) -> Tensor:
     """
     if h.device.type == "cuda" and (torch.is_grad_enabled() or h.dtype == torch.float64):
         return as_product(layer, h)
-    return layer(h.to(memory_format=torch.channels_last))
+    h = h.to(memory_format=torch.channels_last)
+    if torch.is_grad_enabled() and not h.requires_grad and not torch.is_autocast_enabled(h.device.type):
+        return _OfConstant.apply(h, layer.weight, layer.bias)
+    return layer(h)
+
+
+class _OfConstant(torch.autograd.Function):
+    """A convolution of images that are not differentiated: of those torch's second derivative is found all the same."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        return F.conv2d(images, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        return None, *_Slopes.apply(gradient, *ctx.saved_tensors)
+
+
+class _Slopes(torch.autograd.Function):
+    """(gradient of the outputs, images, weights, of which only the shape matters) → gradients of weights and biases."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(images)
+        how = [1, 1], [0, 0], [1, 1], False, [0, 0], 1  # strides, padding, dilation, not transposed, no groups
+        sizes = [len(weight)]
+        found = torch.ops.aten.convolution_backward(gradient, images, weight, sizes, *how, (False, True, True))
+        return found[1], found[2]
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor, bias: Tensor) -> tuple[Tensor, None, None]:
+        (images,) = ctx.saved_tensors
+        return F.conv2d(images, weight, bias), None, None
 
 
 def as_product(layer: nn.Conv2d, h: Tensor) -> Tensor:
