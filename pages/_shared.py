@@ -157,9 +157,9 @@ def protocol_of(run: Run) -> int | None:
 
 @st.cache_data(show_spinner=False)
 def _gallery_rows() -> list[dict[str, Any]]:
-    """Those of most victims first."""
+    """`quick` first, which anybody can repeat in a minute, and those of most victims before others."""
     rows = [index.row_of(run) for run in records.all_runs(GALLERY) if protocol_of(run) == PROTOCOL_VERSION]
-    return sorted(rows, key=lambda row: (-row["victim_seeds"], row["id"]))
+    return sorted(rows, key=lambda row: (row["preset"] != "quick", -row["victim_seeds"], row["id"]))
 
 
 def row_label(row: dict[str, Any]) -> str:
