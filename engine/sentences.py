@@ -108,16 +108,28 @@ def settings_line(run: Run) -> str:
     )
 
 
+def _is_the_papers(config: Config) -> bool:
+    """Whether it is the authors' setting for any target and budget, but for what is this project's own.
+
+    That is seeds, controls, images of other classes, and the precision of products.
+    """
+
+    def as_ours(authors: Config) -> Config:
+        own = {name: getattr(config, name) for name in ("seed", "threat", "victim_seeds", "controls")}
+        training = authors.training.model_copy(update={"precision": config.training.precision})
+        others = {"other_images": config.certification.other_images}
+        certification = authors.certification.model_copy(update=others)
+        return authors.model_copy(update=own | {"training": training, "certification": certification})
+
+    settings = (paper.paper(procedure, data, config.sigma) for data in paper.DATASETS for procedure in paper.PROCEDURES)
+    return any(config == as_ours(authors) for authors in settings)
+
+
 def limits_line(run: Run) -> str:
     """What a reader must know before trusting a number of this run: sizes, draws, seeds, data set, whole or partial."""
     config, settings = run.config, run.config.certification
     partial = "" if run.status().state == "done" else f"PARTIAL RESULT ({run.status().state}). "
-    authors = (
-        paper.paper(procedure, dataset, config.sigma).model_copy(update={"seed": config.seed, "threat": config.threat})
-        for dataset in paper.DATASETS
-        for procedure in paper.PROCEDURES
-    )
-    other = "" if config in authors else " Not the paper's setting."
+    other = "" if _is_the_papers(config) else " Not the paper's setting."
     return (
         f"{partial}{dataset_words(config)}. {settings.target_images} test images of "
         f"{target_of(run)} and {settings.other_images} of each other class, n = {settings.n} draws, "

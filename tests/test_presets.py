@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine import paper, presets
+from engine import paper, presets, records, sentences
 from engine.config import Config, ConfigError, lower_level
 from engine.presets import PRESETS
 
@@ -100,3 +100,10 @@ def test_small_refuses_what_it_does_not_know() -> None:
         presets.small("ga", "imagenet", 0.5)
     with pytest.raises(ConfigError, match="a procedure of the paper"):
         presets.small("standard", "mnist", 0.5)
+
+
+@pytest.mark.parametrize(("preset", "of_the_paper"), [("quick", False), ("paper-ga-mnist", True)])
+def test_a_run_says_where_it_is_not_the_authors_setting(preset: str, of_the_paper: bool) -> None:
+    runs = [run for run in records.all_runs(records.GALLERY) if run.request.get("preset") == preset]
+    assert runs
+    assert all(("Not the paper's setting" not in sentences.limits_line(run)) == of_the_paper for run in runs)
