@@ -122,7 +122,7 @@ def fit(
             optimiser.step()
             total.add_(loss.detach())
 
-    learned, together = Replayed(learn, generators=[generator]), TOGETHER if device.type == "cuda" else 1
+    replayed, together = Replayed(learn, generators=[generator]), TOGETHER if device.type == "cuda" else 1
     rates = torch.tensor(
         [config.learning_rate * rate_at(config.schedule, step / steps) for step in range(steps)],
         dtype=torch.float64,
@@ -138,7 +138,7 @@ def fit(
             step = epoch * batches + batch
             if batch % together == 0:
                 now = slice(batch, batch + together)
-                learned(minibatches[now], rates[epoch][now], key=strength)
+                replayed(minibatches[now], rates[epoch][now], key=strength)
             if batch < batches - 1:
                 yield TrainingRecord(step + 1, steps, epoch + 1)
         mean = float(total) / batches
