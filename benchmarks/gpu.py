@@ -18,15 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import plain
+from benchmarks import ours, plain
 from benchmarks.measure import Table, spread
 from engine import datasets
-from engine.attacks.base import AttackProblem
 from engine.attacks.pacd import pacd
 from engine.experiment import choose_device, pool_of_workers
 from engine.jobs import environment
 from engine.models import build
-from engine.poisoning import WHOLE
+from engine.poisoning import pose_attack
 from engine.presets import PRESETS
 from engine.problem import Problem, pose
 from engine.streams import stream
@@ -151,10 +150,7 @@ def trained(problem: Problem, seed: int, epochs: int = EPOCHS) -> nn.Module:
 def certification(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
     """One victim's votes; plain code does a few images, one at a time."""
     model = pool.submit(trained, problem, 0, 2).result().eval()
-    images, theirs = problem.test.images[:IMAGES], plain.lenet().cuda()
-    weights = list(model.state_dict().values())
-    weights[4] = weights[4].unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2).flatten(1)
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), weights, strict=True)))
+    images, theirs = problem.test.images[:IMAGES], ours.plainly(model).cuda()
 
     def engine() -> None:
         lanes = [torch.arange(first, first + LANE, device="cuda") for first in range(0, IMAGES, LANE)]
@@ -190,17 +186,7 @@ def attack(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
     images = settings.clean_batch + settings.poison_batch
     each = GRADIENT + 2 * PRODUCT  # a system drawn afresh for each linear step
     flops = images * (lower * GRADIENT + linear * each + PRODUCT) + linear * upper * GRADIENT
-    training, indices = problem.attackers_training()
-    given = AttackProblem(
-        training,
-        problem.validation,
-        indices,
-        epsilon=CONFIG.threat.epsilon,
-        target_class=CONFIG.threat.target_class,
-        num_classes=10,
-        procedure=make(CONFIG.procedure, sigma=CONFIG.sigma),
-        part=WHOLE,
-    )
+    given = pose_attack(problem, CONFIG)
 
     def steps(solver: str) -> Iterator[object]:
         return pacd(given, settings.model_copy(update=dict(linear_solver=solver)), 0)
@@ -209,7 +195,11 @@ def attack(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
         pool.submit(lambda: in_turn(lambda: next(records), 8)).result()
 
     model, data = plain.lenet().cuda(), problem.training
-    clean, poison, held = slice(settings.clean_batch), indices[: settings.poison_batch], slice(settings.upper_batch)
+    clean, poison, held = (
+        slice(settings.clean_batch),
+        problem.poison_indices[: settings.poison_batch],
+        slice(settings.upper_batch),
+    )
 
     def ordinary() -> object:
         return plain.upper_step(

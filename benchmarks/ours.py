@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from benchmarks import plain
 from engine import datasets
-from engine.attacks.base import AttackProblem, AttackRecord
+from engine.attacks.base import AttackRecord
 from engine.attacks.pacd import pacd
 from engine.certification import certified_radius
 from engine.config import AttackConfig, ProcedureConfig
 from engine.costs import workers_for
 from engine.experiment import pool_of_workers
 from engine.models import build
-from engine.poisoning import PART
+from engine.poisoning import PART, pose_attack
 from engine.presets import PRESETS
 from engine.problem import Problem, pose
 from engine.retraining import LANES
@@ -89,18 +89,7 @@ def certify(model: nn.Module, images: Tensor, *, n: int, seed: int) -> list[tupl
 
 def attack(settings: AttackConfig) -> Iterator[AttackRecord]:
     """PACD's upper steps against Gaussian augmentation."""
-    training, indices = problem().attackers_training()
-    given = AttackProblem(
-        training,
-        problem().validation,
-        indices,
-        epsilon=0.1,
-        target_class=PRESETS["quick"].config.threat.target_class,
-        num_classes=10,
-        procedure=make(PROCEDURES["gaussian"], sigma=SIGMA),
-        each=pool_of_workers(torch.device("cpu")).map,
-        part=PART,
-    )
+    given = pose_attack(problem(), PRESETS["quick"].config, each=pool_of_workers(torch.device("cpu")).map, part=PART)
     return pacd(given, settings, 0)
 
 

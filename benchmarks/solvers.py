@@ -14,11 +14,11 @@ import torch
 
 from engine import datasets, jobs
 from engine.attacks import ATTACKS
-from engine.attacks.base import AttackProblem
 from engine.config import Config, with_overrides
 from engine.experiment import pool_of_workers
 from engine.metrics import average_certified_radius, relative_drop
 from engine.models import build
+from engine.poisoning import PART, pose_attack
 from engine.presets import PRESETS
 from engine.problem import Problem, pose
 from engine.report import certificate_rows
@@ -104,16 +104,7 @@ def measured(base: Config, problem: Problem, rows: list[str], *, victims: int) -
 def attacked(base: Config, problem: Problem, row: str, clean: np.ndarray) -> Trial:
     """The row's attack, and victims of it beside clean ones of these ACR, seed by seed."""
     config = with_overrides(base, [f"attack.{change}" for change in ROWS[row]])
-    training, indices = problem.attackers_training()
-    given = AttackProblem(
-        training,
-        problem.validation,
-        indices,
-        epsilon=config.threat.epsilon,
-        target_class=config.threat.target_class,
-        num_classes=len(problem.class_names),
-        procedure=make(config.procedure, sigma=config.sigma),
-    )
+    given = pose_attack(problem, config, part=PART)
     started, products, residuals = time.thread_time(), 0, []
     for record in ATTACKS[config.attack.name](given, config.attack, config.seed):
         products += record.products

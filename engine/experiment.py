@@ -37,8 +37,8 @@ def choose_device(*, tf32: bool = False) -> torch.device:
 def pool_of_workers(device: torch.device, count: int | None = None) -> ThreadPoolExecutor:
     """Threads of one torch thread each, on a GPU with a stream each.
 
-    Numbers below 1.2e-38 are 0 in them: the attack's sharp softmax has many, on which a CPU spends a hundred times
-    longer, and beside all else they are nothing.
+    Numbers below 1.2e-38 are 0 in them: the attack's sharp softmax has many, on which a CPU is slow, and beside
+    all else they are nothing (benchmarks attack).
     """
 
     def begin() -> None:

@@ -53,6 +53,27 @@ def with_file(problem: Problem, config: Config, *, runs_root: Path, book: Record
     return replace(problem, poison_indices=chosen), torch.from_numpy(delta).to(training.images.device)
 
 
+def pose_attack(
+    problem: Problem, config: Config, *, each: Each = map, part: int = WHOLE, given: Tensor | None = None
+) -> AttackProblem:
+    """What the attacker is given of an experiment's problem. each, part, given: as in AttackProblem."""
+    training, indices = problem.attackers_training()
+    procedure, sigma = lower_level(config)
+    return AttackProblem(
+        training,
+        problem.validation,
+        indices,
+        epsilon=config.threat.epsilon,
+        target_class=config.threat.target_class,
+        num_classes=len(problem.class_names),
+        procedure=make(procedure, sigma=sigma),
+        augmentation=config.training.augmentation,
+        each=each,
+        given=given,
+        part=part,
+    )
+
+
 class Poisoning:
     """Makes what the arms beside the clean one train on.
 
@@ -101,7 +122,6 @@ class Poisoning:
     def _optimise(self, path: Path, evolution: Path, whole: float) -> None:
         """Runs the attack; some steps' poison, and what is there when it is stopped, are on disk."""
         config, problem = self._at.config, self._at.problem
-        procedure, sigma = lower_level(config)
         poison = Poison(torch.zeros_like(problem.training.images[problem.poison_indices]), problem.poison_indices)
         shown: list[tuple[int, np.ndarray]] = []
         curves: dict[str, list[float]] = {name: [] for name in CURVES}
@@ -116,24 +136,12 @@ class Poisoning:
                 **{name: np.array(values, dtype=np.float64) for name, values in curves.items()},
             )
 
-        training, indices = problem.attackers_training()
-        images = (config.attack.clean_batch + config.attack.poison_batch) * max(1, procedure.draws)
+        images = (config.attack.clean_batch + config.attack.poison_batch) * max(1, lower_level(config)[0].draws)
         side_by_side = self._at.device.type == "cpu" and images >= LARGE
-        given = AttackProblem(
-            training,
-            problem.validation,
-            indices,
-            epsilon=config.threat.epsilon,
-            target_class=config.threat.target_class,
-            num_classes=len(problem.class_names),
-            procedure=make(procedure, sigma=sigma),
-            augmentation=config.training.augmentation,
-            each=self._each if side_by_side else map,
-            given=self._given,
-            part=PART if side_by_side else WHOLE,
-        )
+        each, part = (self._each, PART) if side_by_side else (map, WHOLE)
+        posed = pose_attack(problem, config, each=each, part=part, given=self._given)
         try:
-            for record in ATTACKS[config.attack.name](given, config.attack, config.seed):
+            for record in ATTACKS[config.attack.name](posed, config.attack, config.seed):
                 poison = Poison(record.delta, problem.poison_indices, record.labels)
                 sizes = record.delta.abs()
                 point = {

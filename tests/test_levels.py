@@ -274,8 +274,9 @@ def levels(procedure: str, augmentation: str = "none", **changes) -> Levels:
 
 
 def lower_of(drawn: Levels, model: nn.Module, strength: float = 1.0):
-    batch = drawn.minibatch(drawn.draw_lower(ROWS), poison=len(ROWS), strength=strength)
-    return batch.loss(model, batch.constants(model, flat_weights(model), PROBLEM.x_clean[ROWS]))
+    which = drawn.draw_lower(ROWS)
+    constants = drawn.constants(model, flat_weights(model), PROBLEM.x_clean[ROWS], which, strength=strength)
+    return drawn.minibatch(which, poison=len(ROWS), strength=strength).loss(model, constants)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from engine.hypergradient import hessian
 from engine.models import BUILDERS, build, flat_weights, with_weights
 from engine.models.initialise import he_normal, he_normal_truncated
 from engine.models.lenet import LeNet
-from engine.models.network import as_product, halved
 from engine.models.resnet import SameConv2d, same_padding
 from engine.records import write_tensors
 from engine.streams import stream
@@ -344,33 +343,6 @@ def test_the_widths_of_a_lenet_are_its_own():
     assert LeNet((1, 28, 28), 10, widths=(2, 3, 4)).fc1.weight.shape == (4, 48)
 
 
-@pytest.mark.parametrize(("channels", "kernel", "size"), [((1, 4), (5, 5), 9), ((3, 2), (2, 2), 4)])
-def test_a_convolution_as_a_product_is_the_convolution_and_so_are_its_derivatives(channels, kernel, size):
-    layer = shaken(nn.Conv2d(*channels, kernel))
-    x = torch.rand(2, channels[0], size, size, generator=stream(0, "x"), dtype=torch.float64).requires_grad_()
-    given = (x, layer.weight, layer.bias)
-
-    def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.func.functional_call(Convolution(layer), {"layer.weight": weight, "layer.bias": bias}, (x,))
-
-    assert torch.allclose(product(*given), layer(x), rtol=1e-13)
-    assert torch.autograd.gradcheck(product, given)
-    assert torch.autograd.gradgradcheck(product, given)
-    slopes = [torch.autograd.grad(f(*given).square().sum(), given) for f in (product, lambda x, *_: layer(x))]
-    assert all(torch.allclose(*pair, rtol=1e-12) for pair in zip(*slopes, strict=True))
-
-
-class Convolution(nn.Module):
-    """A layer's convolution as a product."""
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return as_product(self.layer, x)
-
-
 @pytest.mark.parametrize("architecture", QUICK)
 def test_the_aligned_network_is_the_same_function_and_a_copy(architecture):
     model = shaken(fresh(architecture)).eval()
@@ -389,13 +361,3 @@ def test_the_aligned_network_is_the_same_function_and_a_copy(architecture):
 def test_an_aligned_lenet_has_widths_in_eights():
     aligned = LeNet((1, 28, 28), 10, widths=(2, 11, 16)).aligned()
     assert [len(layer.weight) for layer in (aligned.conv1, aligned.conv2, aligned.fc1, aligned.fc2)] == [8, 16, 16, 10]
-
-
-@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
-def test_pooling_has_the_derivatives_of_torchs(size):
-    h = torch.randperm(2 * 3 * math.prod(size), generator=stream(0, "h")).double().view(2, 3, *size).requires_grad_()
-    assert torch.equal(halved(h), F.max_pool2d(h, 2))
-    assert torch.autograd.gradcheck(halved, h)
-    assert torch.autograd.gradgradcheck(halved, h)
-    slopes = [torch.autograd.grad(pool(h).square().sum(), h)[0] for pool in (halved, lambda h: F.max_pool2d(h, 2))]
-    assert torch.equal(*slopes)

@@ -140,7 +140,6 @@ def test_the_first_steps_of_an_attack_by_replay_are_those_of_the_attack(procedur
 
 
 @GPU
-@pytest.mark.xfail(reason="on an H200 two runs of an attack differed, and why is not known", strict=False)
 @ATTACKED
 @SOLVED
 def test_an_attack_repeats_to_the_byte(procedure, solver):

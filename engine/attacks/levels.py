@@ -109,6 +109,14 @@ class Levels:
             strength=strength,
         )
 
+    def constants(
+        self, model: nn.Module, weights: Tensor, x_poison: Tensor, which: Tensor, *, strength: float
+    ) -> tuple[Tensor, ...]:
+        """What the procedure prepares for that minibatch; moves running statistics if there are any."""
+        if not self._problem.procedure.prepares and not is_normalised(model):
+            return ()
+        return self.minibatch(which, poison=len(x_poison), strength=strength).constants(model, weights, x_poison)
+
     def upper(self, model: nn.Module, rows: Tensor) -> Loss:
         """f on the held-out images that `draw_upper` found."""
         problem, config, draw = self._problem, self._config, self._draw
@@ -167,8 +175,6 @@ class Minibatch:
 
         An adversary, if the procedure has one, answers to these weights and to x_poison.
         """
-        if not self.problem.procedure.prepares and not is_normalised(model):
-            return ()
         crops, noise, generator = self.drawn()
         images = self._images(x_poison, slice(0, len(self.labels)), crops)
         _move_statistics(model, weights, noisy_copies(images, noise) if noise.shape[1] else images)

@@ -127,15 +127,14 @@ def optimise(
         for _ in range(warmup):
             rows = sample(len(problem.indices), config.poison_batch, generator=draw)
             x_poison, which = unknowns.images(rows), levels.draw_lower(rows)
-            batch = levels.minibatch(which, poison=len(rows), strength=strength)
-            lower = batch.loss(model, batch.constants(model, bilevel.weights, x_poison))
+            constants = levels.constants(model, bilevel.weights, x_poison, which, strength=strength)
+            lower = levels.minibatch(which, poison=len(rows), strength=strength).loss(model, constants)
             bilevel.descend(lower, learned(which, x_poison), steps=1)
         age += 1
 
         rows = sample(len(problem.indices), config.poison_batch, generator=draw)
         x_poison, which = unknowns.images(rows), levels.draw_lower(rows)
-        batch = levels.minibatch(which, poison=len(rows), strength=strength)
-        constants = batch.constants(model, bilevel.weights, x_poison)
+        constants = levels.constants(model, bilevel.weights, x_poison, which, strength=strength)
         lower_value, found = work(which, levels.draw_upper(), x_poison, key=strength)
 
         event, lower_value = None, float(lower_value)
