@@ -12,7 +12,7 @@ from torch import Tensor
 
 ORDINARY = 1  # calls before one is recorded: libraries choose their algorithms and optimisers make their state in them
 KEPT = 2  # graphs, each with memory of its own
-alone = threading.Lock()  # held while a graph is recorded, and by whoever makes the whole GPU wait: one at a time
+alone = threading.Lock()  # held by who records a graph, compiles, or makes the whole GPU wait: one at a time
 
 
 class Replayed:
@@ -48,7 +48,8 @@ class Replayed:
             del self._graphs[next(iter(self._graphs))]
         if isinstance(graph, int) and graph < ORDINARY:
             self._graphs[key] = graph + 1
-            return self._function(*given)
+            with alone:  # it may compile
+                return self._function(*given)
         if isinstance(graph, int):
             graph = _Graph(self._function, given, self._generators)
         self._graphs[key] = graph

@@ -8,15 +8,14 @@ gained: the first layer sees each draw once for all images, and two classifiers 
 """
 
 import copy
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from engine.compiling import can_compile, compiled
 from engine.models.network import Network
 from engine.replay import alone
 from engine.smoothing import Classifier, gaussian_noise
@@ -82,8 +81,8 @@ def count_votes(
     screen = None
     if screened and isinstance(base_classifier, Network) and len(images) > 0:
         base_classifier = base_classifier.aligned() if images.device.type == "cuda" else base_classifier
-        compiled = len(images) * n >= COMPILED and shutil.which("c++") is not None
-        screen = Screen(base_classifier, images, sigma=sigma, compiled_for=block if compiled else None)
+        pays = len(images) * n >= COMPILED and can_compile()
+        screen = Screen(base_classifier, images, sigma=sigma, compiled_for=block if pays else None)
     for positions, generator in groups:
         answers = Answers(base_classifier, images[positions], screen)
         for first, last in pairwise(sorted({0, n0 + n, *(n0 + look for look in looks)})):
@@ -162,7 +161,7 @@ class Screen:
         return classes, margin > self.threshold
 
     def _first_margins(self, network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        self._margins = _compiled_margins()
+        self._margins = compiled(_margins)
         with alone:  # it may compile
             return self._margins(network, shared, at)
 
@@ -187,12 +186,6 @@ def _margins(network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tens
     classes = logits.argmax(dim=1)
     answered = torch.arange(logits.shape[1], device=logits.device) == classes[:, None]
     return classes, logits.amax(dim=1) - logits.masked_fill(answered, -torch.inf).amax(dim=1)
-
-
-@cache
-def _compiled_margins() -> Margins:
-    """`_margins`, compiled once for all networks of an architecture; the import alone takes seconds."""
-    return torch.compile(_margins, dynamic=False)
 
 
 def _halves(base_classifier: Classifier) -> tuple[Classifier, Classifier]:

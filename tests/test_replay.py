@@ -82,25 +82,39 @@ def images(count: int = 60) -> LabelledImages:
     return LabelledImages(pixels, labels, torch.arange(count, device=DEVICE))
 
 
+def victim(procedure: str, optimiser: str = "adam", *, bfloat16: bool = False) -> Tensor:
+    """Its weights."""
+    config = TrainingConfig(epochs=3, batch_size=10, learning_rate=0.01, schedule="linear", optimiser=optimiser)
+    draws = stream(0, "victim", device=DEVICE)
+    model = build("lenet-narrow", generator=draws)
+    how = make(ProcedureConfig(name=procedure), sigma=0.25)
+    for _ in fit(model, images(), procedure=how, config=config, epochs=3, generator=draws, bfloat16=bfloat16):
+        pass
+    return flat_weights(model).cpu()
+
+
 @GPU
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])
 @pytest.mark.parametrize("procedure", sorted(PROCEDURES))
 def test_a_victim_trained_by_replay_is_the_victim(procedure, optimiser, bfloat16, monkeypatch):
-    config = TrainingConfig(epochs=3, batch_size=10, learning_rate=0.01, schedule="linear", optimiser=optimiser)
-
-    def victim() -> Tensor:
-        draws = stream(0, "victim", device=DEVICE)
-        model = build("lenet-narrow", generator=draws)
-        how = make(ProcedureConfig(name=procedure), sigma=0.25)
-        for _ in fit(model, images(), procedure=how, config=config, epochs=3, generator=draws, bfloat16=bfloat16):
-            pass
-        return flat_weights(model).cpu()
-
-    replayed = on_a_stream(victim)
-    assert torch.equal(replayed, on_a_stream(victim))
+    replayed = on_a_stream(lambda: victim(procedure, optimiser, bfloat16=bfloat16))
+    assert torch.equal(replayed, on_a_stream(lambda: victim(procedure, optimiser, bfloat16=bfloat16)))
     monkeypatch.setattr("engine.replay.has_own_stream", lambda device: False)
-    assert torch.allclose(replayed, on_a_stream(victim), rtol=1e-4, atol=1e-6)
+    ordinary = on_a_stream(lambda: victim(procedure, optimiser, bfloat16=bfloat16))
+    assert torch.allclose(replayed, ordinary, rtol=1e-4, atol=1e-6)
+
+
+@GPU
+@pytest.mark.parametrize("procedure", ["smoothadv", "macer"])
+def test_victims_trained_by_compiled_code_are_alike_and_close_to_the_victim(procedure, monkeypatch):
+    narrow = on_a_stream(lambda: victim(procedure, bfloat16=True))
+    monkeypatch.setattr("engine.training.base.COMPILED", 0)
+    with pool_of_workers(DEVICE, 4) as pool:
+        found = list(pool.map(lambda _: victim(procedure, bfloat16=True), range(4)))
+    assert all(torch.equal(found[0], each) for each in found)
+    wide = on_a_stream(lambda: victim(procedure))
+    assert (found[0] - wide).norm() < 2 * (narrow - wide).norm()
 
 
 def small_attack(procedure: str, solver: str) -> list[Tensor]:

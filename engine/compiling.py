@@ -1,0 +1,21 @@
+"""Functions of networks that are worth compiling; torch.compile's import alone takes seconds."""
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+
+def can_compile() -> bool:
+    """Whether torch.compile finds what it needs beside itself."""
+    return shutil.which("c++") is not None
+
+
+@cache
+def compiled(function: Callable) -> Callable:
+    """The function, compiled once for all networks of an architecture and for each shape of what it is given.
+
+    Nothing is chosen by measuring, so that the same code comes out each time.
+    """
+    return torch.compile(function, dynamic=False, options={"deterministic": True})
