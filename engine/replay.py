@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 ORDINARY = 1  # calls before one is recorded: libraries choose their algorithms and optimisers make their state in them
-KEPT = 2  # graphs, each with memory of its own
+KEPT = 2  # graphs
+SPARE = 0.2  # of a GPU's memory, that should be free for a graph to be recorded
 alone = threading.Lock()  # held by who records a graph, compiles, or makes the whole GPU wait: one at a time
 
 
@@ -51,23 +52,36 @@ class Replayed:
             with alone:  # it may compile
                 return self._function(*given)
         if isinstance(graph, int):
-            graph = _Graph(self._function, given, self._generators)
+            beside = next((each for each in self._graphs.values() if isinstance(each, _Graph)), None)
+            graph = _Graph(self._function, given, self._generators, beside)
         self._graphs[key] = graph
         return graph(*given)
 
 
 class _Graph:
-    """One recorded call."""
+    """One recorded call.
+
+    Args:
+        beside: a graph of the same stream, whose memory it may use as well: only one of them runs at a time.
+    """
 
     def __init__(
-        self, function: Callable[..., Any], given: Sequence[Tensor], generators: Sequence[torch.Generator]
+        self,
+        function: Callable[..., Any],
+        given: Sequence[Tensor],
+        generators: Sequence[torch.Generator],
+        beside: "_Graph | None",
     ) -> None:
         self._given = [tensor.clone() for tensor in given]
         self._graph = torch.cuda.CUDAGraph()
         for generator in generators:
             self._graph.register_generator_state(generator)
         with alone:
-            self._graph.capture_begin(capture_error_mode="thread_local")  # other threads go on as they please
+            free, total = torch.cuda.mem_get_info()
+            if free < SPARE * total:  # what is kept for later is not given back while a graph is recorded
+                torch.cuda.empty_cache()
+            pool = None if beside is None else beside._graph.pool()
+            self._graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads go on as they please
             try:
                 self._found = function(*self._given)
             finally:

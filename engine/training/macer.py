@@ -18,6 +18,10 @@ class Macer(Procedure):
 
     squeeze: ClassVar[float] = 0.0
 
+    def strength(self, progress: float) -> float:
+        """0 until the warm-up is over, then 1."""
+        return float(super().strength(progress) == 1)
+
     def loss(
         self,
         base_classifier: Classifier,
