@@ -4,6 +4,7 @@ A small network's kernels run for microseconds, less than it takes to launch the
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 ORDINARY = 1  # calls before one is recorded: libraries choose their algorithms and optimisers make their state in them
 KEPT = 2  # graphs
+AHEAD = 2  # replays that the GPU is told of at a time: launching waits where there are many, and all threads with it
 SPARE = 0.2  # of a GPU's memory, that should be free for a graph to be recorded
 alone = threading.Lock()  # held by who records a graph, compiles, or makes the whole GPU wait: one at a time
 
@@ -33,6 +35,7 @@ class Replayed:
         self._function, self._generators = function, generators
         self._able = able and has_own_stream(generators[0].device)
         self._graphs: dict[Hashable, _Graph | int] = {}  # or how often it was called before
+        self._ahead: deque[torch.cuda.Event] = deque()
 
     def __call__(self, *given: Tensor, key: Hashable = None) -> Any:
         """What the function returns for these tensors.
@@ -55,7 +58,11 @@ class Replayed:
             beside = next((each for each in self._graphs.values() if isinstance(each, _Graph)), None)
             graph = _Graph(self._function, given, self._generators, beside)
         self._graphs[key] = graph
-        return graph(*given)
+        found = graph(*given)
+        self._ahead.append(torch.cuda.current_stream().record_event(torch.cuda.Event(blocking=True)))
+        if len(self._ahead) > AHEAD:
+            self._ahead.popleft().synchronize()
+        return found
 
 
 class _Graph:

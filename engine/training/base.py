@@ -18,7 +18,7 @@ from engine.smoothing import Classifier, gaussian_noise
 
 EVALUATED = 300  # training images on which an epoch's accuracy is read
 MOMENTUM = 0.9  # of SGD
-TOGETHER = 25  # minibatches that a GPU is told of at a time
+TOGETHER = 25  # minibatches that a GPU is told of at a time, or as many passes where an adversary takes some
 COMPILED = 50_000_000  # passes there and back for which compiling pays on a GPU: they take a minute, compiling 20 s
 
 
@@ -133,7 +133,8 @@ def fit(
             optimiser.step()
             total.add_(loss.detach())
 
-    replayed, together = Replayed(learn, generators=[generator]), TOGETHER if device.type == "cuda" else 1
+    replayed = Replayed(learn, generators=[generator])
+    together = max(1, TOGETHER // (1 + procedure.settings.adversary_steps)) if device.type == "cuda" else 1
     rates = torch.tensor(
         [config.learning_rate * rate_at(config.schedule, step / steps) for step in range(steps)],
         dtype=torch.float64,
