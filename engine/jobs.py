@@ -46,6 +46,7 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "67108864",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
+STALE = ("report.json", "metrics.jsonl", "certificates.parquet")  # files of an earlier attempt at a run
 STATUS_EVERY = 0.5  # seconds
 GRACE = 15.0  # seconds between asking a run to stop and killing it
 
@@ -65,7 +66,7 @@ def submit(
         config.canonical(),
         request={"preset": preset, "data_root": str(data_root.resolve()), **fork},
         finished=lambda: run.report is not None,
-        stale=("report.json", "metrics.jsonl", "certificates.parquet"),
+        stale=STALE,
     )
     return run
 
@@ -92,13 +93,7 @@ def launch(
             return
         if status.state == "lost" and process_exists(status):  # stuck: it must not wake up beside its successor
             _kill_group(status)
-        record.directory.mkdir(exist_ok=True)
-        for name in ("cancel", *stale):
-            (record.directory / name).unlink(missing_ok=True)
-        now = time.time()
-        record.write_json("request.json", request | {"submitted": now})
-        record.write_status(Status("queued", submitted=now, heartbeat=now))
-        write_atomically(record.directory / record.definition, definition)  # from here on it is a run
+        lay_out(record, definition, request=request, stale=stale)
         with (record.directory / "log.txt").open("w") as log:
             subprocess.Popen(
                 [sys.executable, "-m", "engine", command, str(record.directory.resolve())],
@@ -109,6 +104,17 @@ def launch(
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+
+def lay_out(record: Record, definition: str, *, request: dict[str, Any], stale: tuple[str, ...] = STALE) -> None:
+    """Makes a directory a record, queued, without what an earlier attempt left there."""
+    record.directory.mkdir(parents=True, exist_ok=True)
+    for name in ("cancel", *stale):
+        (record.directory / name).unlink(missing_ok=True)
+    now = time.time()
+    record.write_json("request.json", request | {"submitted": now})
+    record.write_status(Status("queued", submitted=now, heartbeat=now))
+    write_atomically(record.directory / record.definition, definition)  # from here on it is a record
 
 
 def queue_position(run: Run) -> int:
@@ -186,7 +192,7 @@ def work(directory: Path) -> int:
     while run.exists() and not (directory / "cancel").exists():
         if queue_position(run) == 0:
             with contextlib.suppress(Timeout), device.acquire(timeout=0):
-                return _experiment(run, replace(status, state="running", started=time.time(), phase="starting"))
+                return perform(run, replace(status, state="running", started=time.time(), phase="starting"))
         status = replace(status, heartbeat=time.time())
         with contextlib.suppress(FileNotFoundError):  # deleted just now: the next look sees it
             run.write_status(status)
@@ -194,7 +200,8 @@ def work(directory: Path) -> int:
     return end(run, replace(status, state="cancelled"))
 
 
-def _experiment(run: Run, status: Status) -> int:
+def perform(run: Run, status: Status) -> int:
+    """Does a run in this process, whose turn it is, and writes how it went. Returns an exit code."""
     experiment = None
     try:
         run.write_status(status)

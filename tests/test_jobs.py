@@ -251,7 +251,7 @@ def test_a_disk_that_fills_up_fails_the_run_with_a_plain_reason(
     for module in (poisoning, retraining):
         monkeypatch.setattr(module, "write_tensors", full)
     run = prepare(tiny(), runs_root)
-    assert jobs._experiment(run, run.status()) == 1
+    assert jobs.perform(run, run.status()) == 1
     assert run.status().state == "failed"
     assert run.status().error == "No space left on device: poison.safetensors"
 
@@ -264,7 +264,7 @@ def test_a_worker_that_may_write_no_large_file_fails_with_a_plain_reason(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        assert jobs._experiment(run, run.status()) == 1
+        assert jobs.perform(run, run.status()) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     status = run.status()
@@ -281,7 +281,7 @@ def test_a_really_full_disk_leaves_a_readable_status(tiny: Tiny, prepare: WorkHe
         pytest.skip("needs the right to mount a small file system")
     try:
         run = prepare(tiny(), disk / "runs")
-        assert jobs._experiment(run, run.status()) == 1
+        assert jobs.perform(run, run.status()) == 1
         assert run.status().state == "failed"
         assert str(run.status().error).startswith("No space left on device")
     finally:

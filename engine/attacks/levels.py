@@ -21,7 +21,7 @@ Source: Mehra, Kailkhura, Chen, Hamm, CVPR 2021, arXiv:2012.01274, Section 3, wi
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from engine.smoothing import Classifier, gaussian_noise, noisy_copies, noisy_log
 from engine.streams import stream
 from engine.threat import project_linf
 
-Crops = tuple[Tensor, Tensor]  # as draw_crops gives them
+Crops = tuple[Tensor, ...]  # as draw_crops gives them, or nothing
 Tap = Callable[[Tensor], Tensor]  # sees logits
 
 
@@ -96,26 +96,27 @@ class Levels:
 
     def minibatch(self, which: Tensor, *, poison: int, strength: float) -> "Minibatch":
         """The minibatch that `draw_lower` found, whose last images are poison ones."""
-        problem = self._problem
-        held = (self._seed, f"minibatch {self._minibatches}") if problem.procedure.prepares else None
         return Minibatch(
-            problem,
-            problem.training.images[which],
-            problem.training.labels[which],
+            self._problem,
+            self._problem.training.images[which],
+            self._problem.training.labels[which],
             clean=len(which) - poison,
             fixed_noise=None if self._lower_noise is None else self._lower_noise[which],
-            held=held,
             generator=self._draw,
             strength=strength,
         )
 
-    def constants(
+    def held(
         self, model: nn.Module, weights: Tensor, x_poison: Tensor, which: Tensor, *, strength: float
     ) -> tuple[Tensor, ...]:
-        """What the procedure prepares for that minibatch; moves running statistics if there are any."""
+        """What all losses of that minibatch have in common; moves running statistics if there are any."""
         if not self._problem.procedure.prepares and not is_normalised(model):
             return ()
-        return self.minibatch(which, poison=len(x_poison), strength=strength).constants(model, weights, x_poison)
+        minibatch = self.minibatch(which, poison=len(x_poison), strength=strength)
+        if self._problem.procedure.prepares:
+            own = stream(self._seed, f"minibatch {self._minibatches}", device=which.device)
+            minibatch = replace(minibatch, generator=own)
+        return minibatch.held(model, weights, x_poison)
 
     def upper(self, model: nn.Module, rows: Tensor) -> Loss:
         """f on the held-out images that `draw_upper` found."""
@@ -158,36 +159,36 @@ class Minibatch:
     labels: Tensor  # [N]
     clean: int  # how many of the N are clean
     fixed_noise: Tensor | None  # [N, M, C, H, W], where every image has one draw for ever
-    held: tuple[int, str] | None  # (seed, purpose) of the stream where all evaluations share their draws
-    generator: torch.Generator  # of fresh draws, where they do not
+    generator: torch.Generator
     strength: float
 
-    def drawn(self) -> tuple[Crops | None, Tensor, torch.Generator]:
-        """(Crops, noise [N, M, C, H, W], the generator after both draws)."""
-        generator = self.generator if self.held is None else stream(*self.held, device=self.labels.device)
-        crops = draw_crops(len(self.labels), self.problem.augmentation, generator=generator)
+    def drawn(self) -> tuple[Crops, Tensor]:
+        """(Crops, noise [N, M, C, H, W])."""
+        crops = draw_crops(len(self.labels), self.problem.augmentation, generator=self.generator) or ()
         if self.fixed_noise is not None:
-            return crops, self.fixed_noise, generator
-        return crops, self.problem.procedure.draw_noise(self.originals, generator=generator), generator
+            return crops, self.fixed_noise
+        return crops, self.problem.procedure.draw_noise(self.originals, generator=self.generator)
 
-    def constants(self, model: nn.Module, weights: Tensor, x_poison: Tensor) -> tuple[Tensor, ...]:
-        """What the procedure prepares at these weights and poison images; moves running statistics if there are any.
+    def held(self, model: nn.Module, weights: Tensor, x_poison: Tensor) -> tuple[Tensor, ...]:
+        """(Noise, crops, what the procedure prepares at these weights and poison images), for all losses to share.
 
-        An adversary, if the procedure has one, answers to these weights and to x_poison.
+        Nothing where the procedure prepares nothing. Moves running statistics if there are any. An adversary, if the
+        procedure has one, answers to these weights and to x_poison.
         """
-        crops, noise, generator = self.drawn()
+        crops, noise = self.drawn()
         images = self._images(x_poison, slice(0, len(self.labels)), crops)
         _move_statistics(model, weights, noisy_copies(images, noise) if noise.shape[1] else images)
-        f = with_weights(model.eval(), weights)
-        return self.problem.procedure.prepare(
-            f, images, self.labels, noise, strength=self.strength, generator=generator
-        )
+        if not self.problem.procedure.prepares:
+            return ()
+        f, prepare = with_weights(model.eval(), weights), self.problem.procedure.prepare
+        constants = prepare(f, images, self.labels, noise, strength=self.strength, generator=self.generator)
+        return noise, *crops, *constants
 
-    def loss(self, model: nn.Module, constants: tuple[Tensor, ...] = ()) -> Sum:
+    def loss(self, model: nn.Module, held: tuple[Tensor, ...] = ()) -> Sum:
         """g, in parts of clean or poison images; in one where batch normalisation ties them together, or on a GPU."""
 
         def parts() -> list[Part]:
-            crops, noise, _ = self.drawn()
+            crops, noise, constants = self._taken_apart(held) if held else (*self.drawn(), ())
             model.train()
             ranges = [slice(0, len(self.labels))]
             if not is_normalised(model) and noise.device.type == "cpu":
@@ -197,8 +198,12 @@ class Minibatch:
 
         return Sum(parts, self.problem.each)
 
+    def _taken_apart(self, held: tuple[Tensor, ...]) -> tuple[Crops, Tensor, tuple[Tensor, ...]]:
+        end = 1 if self.problem.augmentation == "none" else 3
+        return held[1:end], held[0], held[end:]
+
     def _part(
-        self, model: nn.Module, images: slice, crops: Crops | None, noise: Tensor, constants: tuple[Tensor, ...]
+        self, model: nn.Module, images: slice, crops: Crops, noise: Tensor, constants: tuple[Tensor, ...]
     ) -> Part:
         def loss(weights: Tensor, x_poison: Tensor, tap: Tap = lambda logits: logits) -> Tensor:
             x = self._images(x_poison, images, crops)
@@ -215,11 +220,11 @@ class Minibatch:
 
         return Part(loss, has_x=images.stop > self.clean)
 
-    def _images(self, x_poison: Tensor, which: slice, crops: Crops | None) -> Tensor:
+    def _images(self, x_poison: Tensor, which: slice, crops: Crops) -> Tensor:
         """Some of [clean; x_poison], augmented."""
         poison = slice(max(0, which.start - self.clean), max(0, which.stop - self.clean))
         x = torch.cat([self.originals[: self.clean][which], x_poison[poison]])
-        return x if crops is None else crop_and_flip(x, *(each[which] for each in crops))
+        return crop_and_flip(x, *(each[which] for each in crops)) if crops else x
 
 
 def is_normalised(model: nn.Module) -> bool:

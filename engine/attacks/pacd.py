@@ -105,8 +105,8 @@ def optimise(
     def learned(which: Tensor, x_poison: Tensor) -> Tensor:
         return problem.training.images[which[-len(x_poison) :]] if clean_surrogates else x_poison
 
-    def both_levels(which: Tensor, held_out: Tensor, x_poison: Tensor) -> tuple[Scalar, Hypergradient]:
-        lower = levels.minibatch(which, poison=len(x_poison), strength=strength).loss(model, constants)
+    def both_levels(which: Tensor, held_out: Tensor, x_poison: Tensor, *held: Tensor) -> tuple[Scalar, Hypergradient]:
+        lower = levels.minibatch(which, poison=len(x_poison), strength=strength).loss(model, held)
         upper = levels.upper(model, held_out)
         lower_value = bilevel.descend(lower, learned(which, x_poison), steps=config.lower_steps)
         return lower_value, direction(bilevel, lower, upper, x_poison)
@@ -119,23 +119,23 @@ def optimise(
             model = build(config.surrogate, shape=shape, num_classes=problem.num_classes, generator=generator)
             sketches = stream(seed, "sketch", lives, device=device)
             bilevel = _fresh_approx_grad(model, config, generator=sketches)
-            able = config.linear_solver in WITHOUT_LOOKING and not problem.procedure.prepares
-            work = Replayed(both_levels, generators=[draw], able=able and not is_normalised(model))
+            able = config.linear_solver in WITHOUT_LOOKING and not is_normalised(model)
+            work = Replayed(both_levels, generators=[draw], able=able)
             unknowns.restart()
             lives, age, warmup = lives + 1, 0, config.warmup_steps
         strength = problem.procedure.strength(age / config.restart_every)
         for _ in range(warmup):
             rows = sample(len(problem.indices), config.poison_batch, generator=draw)
             x_poison, which = unknowns.images(rows), levels.draw_lower(rows)
-            constants = levels.constants(model, bilevel.weights, x_poison, which, strength=strength)
-            lower = levels.minibatch(which, poison=len(rows), strength=strength).loss(model, constants)
+            held = levels.held(model, bilevel.weights, x_poison, which, strength=strength)
+            lower = levels.minibatch(which, poison=len(rows), strength=strength).loss(model, held)
             bilevel.descend(lower, learned(which, x_poison), steps=1)
         age += 1
 
         rows = sample(len(problem.indices), config.poison_batch, generator=draw)
         x_poison, which = unknowns.images(rows), levels.draw_lower(rows)
-        constants = levels.constants(model, bilevel.weights, x_poison, which, strength=strength)
-        lower_value, found = work(which, levels.draw_upper(), x_poison, key=strength)
+        held = levels.held(model, bilevel.weights, x_poison, which, strength=strength)
+        lower_value, found = work(which, levels.draw_upper(), x_poison, *held, key=strength)
 
         event, lower_value = None, float(lower_value)
         if found.upper_loss == 0 and not blind:

@@ -1,0 +1,51 @@
+"""Baselines are ordinary runs of the published recipes, side by side or not, in a table beside what was published."""
+
+import re
+
+import pytest
+
+from benchmarks import baselines
+from engine.records import all_runs
+
+SMALL = (
+    *("dataset=digits", "architecture=mlp", "attack.surrogate=mlp", "data.train_size=400", "data.validation_size=50"),
+    *("training.batch_size=50", "certification.n=1000"),
+)
+ARGUMENTS = ["--procedures", "gaussian", "macer", "--sigmas", "0.25", "--seeds", "2", "--images", "5", "--epochs", "3"]
+
+
+def printed(root, capsys) -> list[str]:
+    """The table's rows, without the seconds."""
+    baselines.main([*ARGUMENTS, "--runs", str(root), *(word for field in SMALL for word in ("--set", field))])
+    return [line.rpartition(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+
+
+def test_side_by_side_and_one_by_one_are_the_same_runs(tmp_path, capsys, monkeypatch):
+    one_by_one = printed(tmp_path / "a", capsys)
+    monkeypatch.setattr(baselines.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("engine.experiment.choose_device", lambda **_: baselines.torch.device("cpu"))
+    assert printed(tmp_path / "b", capsys) == one_by_one
+    assert re.search(r"gaussian \| 0.25 \| 0.898 ± 0.001 \| 0.\d{3} ± 0.\d{3} \| 5 \(± ", one_by_one[2])
+    certificates = [[run.certificates() for run in all_runs(tmp_path / name)] for name in "ab"]
+    assert len(certificates[0]) == 2
+    assert all(first.equals(second) for first, second in zip(*certificates, strict=True))
+
+
+def test_what_is_finished_is_not_computed_again(tmp_path, capsys, monkeypatch):
+    first = printed(tmp_path, capsys)
+    monkeypatch.setattr(baselines.jobs, "submit", None)
+    assert printed(tmp_path, capsys) == first
+
+
+def test_recipes_are_those_that_were_published():
+    mild, strong = (baselines.baseline("macer", sigma, ()).procedure.weight for sigma in (1.0, 0.5))
+    assert (mild, strong) == (6, 16)
+    assert baselines.baseline("smoothadv", 0.25, ()).procedure.adversary_steps == 10
+
+
+@pytest.mark.parametrize("wrong", [["--epochs", "0"], ["--sigmas", "0.3"], ["--set", "training.squeeze=1"]])
+def test_bad_input_is_refused_before_anything_runs(tmp_path, capsys, wrong):
+    with pytest.raises(SystemExit):
+        baselines.main(["--runs", str(tmp_path), *wrong])
+    assert wrong[1].partition("=")[0] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
