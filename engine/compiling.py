@@ -3,13 +3,14 @@
 import shutil
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 
 
-def can_compile() -> bool:
-    """Whether torch.compile finds what it needs beside itself."""
-    return shutil.which("c++") is not None
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile finds what it needs beside itself: a C++ compiler, and Triton for a GPU."""
+    return shutil.which("c++") is not None and (device.type == "cpu" or find_spec("triton") is not None)
 
 
 @cache

@@ -81,7 +81,7 @@ def count_votes(
     screen = None
     if screened and isinstance(base_classifier, Network) and len(images) > 0:
         base_classifier = base_classifier.aligned() if images.device.type == "cuda" else base_classifier
-        pays = len(images) * n >= COMPILED and can_compile()
+        pays = len(images) * n >= COMPILED and can_compile(images.device)
         screen = Screen(base_classifier, images, sigma=sigma, compiled_for=block if pays else None)
     for positions, generator in groups:
         answers = Answers(base_classifier, images[positions], screen)

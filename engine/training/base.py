@@ -113,9 +113,9 @@ def fit(
     steps = epochs * batches
     optimiser, device = _optimiser(model, config), generator.device
     fixed = procedure.draw_noise(data.images, generator=generator) if procedure.fixed_noise else None
-    pays = steps * config.batch_size * procedure.passes >= COMPILED and device.type == "cuda" and can_compile()
     answers = partial(_in_bfloat16, model) if bfloat16 else model
-    classifier = partial(compiled(_in_bfloat16), model) if bfloat16 and pays else answers
+    pays = bfloat16 and device.type == "cuda" and steps * config.batch_size * procedure.passes >= COMPILED
+    classifier = partial(compiled(_in_bfloat16), model) if pays and can_compile(device) else answers
     total, strength = torch.zeros((), device=device), 1.0
 
     def learn(minibatches: Tensor, rates: Tensor) -> None:
