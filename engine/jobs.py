@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,6 @@ def environment(device: str) -> dict[str, Any]:
     """What a number may depend on beside the configuration."""
     import numpy
     import torch
-    import torchvision
 
     from engine.votes import has_bfloat16
 
@@ -283,7 +283,7 @@ def environment(device: str) -> dict[str, Any]:
         "bfloat16": has_bfloat16(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),  # whose import takes a second
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "commit": commit(),

@@ -37,7 +37,9 @@ def read(root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
     fits = labels.ndim == 1 and images.shape == (len(labels), *SHAPE[1:])
     if not fits or len(labels) == 0 or labels.max() >= len(CLASSES):
         raise DatasetUnavailable(f"the MNIST files under {root} do not belong together: {images.shape}, {labels.shape}")
-    return images[:, None].astype(np.float32) / 255, labels.astype(np.int64)
+    pixels = images[:, None].astype(np.float32)
+    pixels /= 255  # in place: half the time
+    return pixels, labels.astype(np.int64)
 
 
 def read_training_images(root: Path, indices: np.ndarray) -> np.ndarray:
