@@ -199,7 +199,7 @@ class Minibatch:
         return Sum(parts, self.problem.each)
 
     def _taken_apart(self, held: tuple[Tensor, ...]) -> tuple[Crops, Tensor, tuple[Tensor, ...]]:
-        end = 1 if self.problem.augmentation == "none" else 3
+        end = 1 if self.problem.augmentation == "none" else 3  # behind the noise offsets and flips, if there are crops
         return held[1:end], held[0], held[end:]
 
     def _part(
