@@ -10,6 +10,7 @@ runs/<id>/config.json            canonical JSON; the first 16 hex digits of its 
                                  indices [E] into the original training set
           victims/<arm>-<k>.safetensors   weights of the k-th victim of an arm
           votes/<arm>-<k>.safetensors     its votes under noise, image by image
+          checkpoints/           where long stages stand, while they are unfinished
           certificates.parquet   one row per arm, victim and test image, with the votes
           report.json, log.txt, notes.json (name, star, note), cancel (present once asked for),
           published (present where nobody may rename or delete the run)

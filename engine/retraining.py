@@ -2,14 +2,16 @@
 
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.numpy import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from engine.context import Context
 from engine.costs import work_of_training, work_of_votes
@@ -18,10 +20,11 @@ from engine.models import build
 from engine.records import write_tensors
 from engine.report import certificate_rows
 from engine.squeezing import squeeze
+from engine.stages import Checkpoint
 from engine.streams import stream
 from engine.threat import Poison
 from engine.training import make
-from engine.training.base import fit
+from engine.training.base import State, fit
 from engine.votes import BLOCK, count_votes, has_bfloat16
 
 LANES = 8  # groups of test images, each with its own noise
@@ -99,9 +102,11 @@ class Retraining:
         if self._at.cache.fetch(key, weights):
             self._at.book.add_reused(f"victim {name}", "train", whole)
         else:
-            self._train(model, training, name, epochs, whole, generator)
-            write_tensors(weights, **{n: p.detach().cpu().numpy() for n, p in model.state_dict().items()})
+            checkpoint = Checkpoint(self._at.run.directory, key)
+            self._train(model, training, name, epochs, whole, generator, checkpoint)
+            write_tensors(weights, **_arrays(model.state_dict()))
             self._at.cache.publish(key, weights)
+            checkpoint.remove()
         model.load_state_dict({n: torch.from_numpy(p) for n, p in load_file(weights).items()})
         model.eval()
 
@@ -113,9 +118,17 @@ class Retraining:
         epochs: int,
         whole: float,
         generator: torch.Generator,
+        checkpoint: Checkpoint,
     ) -> None:
+        """Trains it to the end, from where an earlier attempt at this run was stopped if there was one."""
         config, started = self._at.config, time.monotonic()
         procedure = make(config.procedure, sigma=config.sigma)
+        state = checkpoint.load()
+        curve: list[list[float | None]] = state.pop("curve").tolist() if state else []
+        if curve:
+            self._at.book.add_reused(f"victim {name} until epoch {len(curve)}", "train", whole * len(curve) / epochs)
+            for epoch, point in enumerate(curve, start=1):
+                self._add_epoch(name, epoch, *point)
         for record in fit(
             model,
             training,
@@ -124,17 +137,21 @@ class Retraining:
             epochs=epochs,
             generator=generator,
             bfloat16=self._bfloat16,
+            state={n: torch.from_numpy(array) for n, array in state.items()} or None,
         ):
             self._at.book.add_work("train", whole / record.steps, f"victim {name}: epoch {record.epoch} of {epochs}")
-            if record.loss is not None:
-                self._at.book.add_metrics(
-                    "training", victim=name, epoch=record.epoch, loss=record.loss, accuracy=record.accuracy
-                )
+            if record.state is not None:
+                self._add_epoch(name, record.epoch, record.loss, record.accuracy)
+                curve.append([record.loss, record.accuracy])
+                checkpoint.keep(partial(_with_curve, record.state, curve))
             self._at.check_stop()
         with torch.no_grad():  # the last step comes after the last loss, and a NaN would vote like any class
             if not bool(model(training.images[:100]).isfinite().all()):
                 raise FloatingPointError(f"the logits of victim {name} are not finite after its training")
         self._at.book.add_seconds("train", started)
+
+    def _add_epoch(self, name: str, epoch: int, loss: float | None, accuracy: float | None) -> None:
+        self._at.book.add_metrics("training", victim=name, epoch=epoch, loss=loss, accuracy=accuracy)
 
     def _vote(self, model: nn.Module, name: str, k: int) -> dict[str, np.ndarray]:
         """Votes under noise for every image to certify. All arms' k-th victims see the same noise, to be paired.
@@ -178,3 +195,11 @@ class Retraining:
             "selection": votes.selection.cpu().numpy(),
             "estimation": votes.estimation.cpu().numpy(),
         }
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _with_curve(state: Callable[[], State], curve: list[list[float | None]]) -> dict[str, np.ndarray]:
+    return _arrays(state()) | {"curve": np.array(curve, dtype=np.float64)}

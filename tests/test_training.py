@@ -282,3 +282,32 @@ def test_the_configuration_knows_every_procedure():
     assert list(SETTINGS_OF) == list(PROCEDURES)
     for name, procedure in PROCEDURES.items():
         assert type(make(ProcedureConfig(name=name), sigma=0.5)) is procedure
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+@pytest.mark.parametrize("fixed_noise", [False, True])
+def test_a_training_goes_on_from_any_epoch_as_if_it_had_never_stopped(optimiser, fixed_noise):
+    """Batch normalisation's statistics, moments and generators included; the state that it starts from is not moved."""
+
+    def loss(classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
+        return cross_entropy(classifier((images.unsqueeze(1) + noise).flatten(0, 1)), labels)
+
+    def begun(model: nn.Module, **more):
+        config = CONFIG.model_copy(update={"optimiser": optimiser, "weight_decay": 0.01})
+        settings = dict(procedure=with_loss(loss, fixed_noise=fixed_noise), config=config, epochs=4)
+        return fit(model, toy(), generator=stream(0, "fit"), **settings, **more)
+
+    def normalised() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(1), linear())
+
+    whole, records, states = normalised(), [], {}
+    for record in begun(whole):
+        records.append(record)
+        if record.state is not None:
+            states[record.epoch] = {name: tensor.clone() for name, tensor in record.state().items()}
+    assert list(states) == [1, 2, 3, 4]
+    for epoch in (1, 3, 4, 3):
+        other = normalised()
+        assert list(begun(other, state=states[epoch])) == records[5 * epoch :]
+        for name, tensor in whole.state_dict().items():
+            assert torch.equal(other.state_dict()[name], tensor), name

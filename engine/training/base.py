@@ -1,8 +1,8 @@
 """What a training procedure is, and the one loop that trains every victim."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ EVALUATED = 300  # training images on which an epoch's accuracy is read
 MOMENTUM = 0.9  # of SGD
 TOGETHER = 25  # minibatches that a GPU is told of at a time, or as many passes where an adversary takes some
 COMPILED = 50_000_000  # passes there and back for which compiling pays on a GPU: they take a minute, compiling 20 s
+State = Mapping[str, Tensor]  # all that a training needs to go on where it is
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class TrainingRecord:
     epoch: int
     loss: float | None = None  # mean over the epoch's steps
     accuracy: float | None = None  # of f on one noisy copy of up to EVALUATED training images
+    state: Callable[[], State] | None = field(default=None, compare=False)  # at the end of an epoch; copies nothing
 
 
 def fit(
@@ -100,6 +102,7 @@ def fit(
     epochs: int,
     generator: torch.Generator,
     bfloat16: bool = False,
+    state: State | None = None,
 ) -> Iterator[TrainingRecord]:
     """Trains the model in place, yielding after every step; the last partial batch is dropped.
 
@@ -107,12 +110,14 @@ def fit(
         config: all but its numbers of epochs, of which `epochs` is the one that is meant, and its precision.
         generator: orders the images and draws noise and augmentation; on the device of data and model.
         bfloat16: products of weights and activations are in bfloat16; weights, their updates and losses in float32.
+        state: of an earlier call with the same arguments, which this one continues as if it had never ended.
     Raises: FloatingPointError at the end of an epoch whose loss is not finite.
     """
     batches = max(1, len(data) // config.batch_size)
     steps = epochs * batches
     optimiser, device = _optimiser(model, config), generator.device
     fixed = procedure.draw_noise(data.images, generator=generator) if procedure.fixed_noise else None
+    trained = 0 if state is None else _restore(state, model, optimiser, generator)
     answers = partial(_in_bfloat16, model) if bfloat16 else model
     pays = bfloat16 and device.type == "cuda" and steps * config.batch_size * procedure.passes >= COMPILED
     classifier = partial(compiled(_in_bfloat16), model) if pays and can_compile(device) else answers
@@ -141,7 +146,7 @@ def fit(
         device=device,
     ).split(batches)
     model.train()
-    for epoch in range(epochs):
+    for epoch in range(trained, epochs):
         order = torch.randperm(len(data), generator=generator, device=device)
         minibatches = order[: batches * config.batch_size].unflatten(0, (batches, -1))
         total.zero_()
@@ -159,8 +164,32 @@ def fit(
         model.eval()
         accuracy = _noisy_accuracy(answers, data, sigma=procedure.sigma, generator=generator)
         model.train()
-        yield TrainingRecord((epoch + 1) * batches, steps, epoch + 1, mean, accuracy)
+        here = partial(_state, model, optimiser, generator, epoch + 1)
+        yield TrainingRecord((epoch + 1) * batches, steps, epoch + 1, mean, accuracy, here)
     model.eval()
+
+
+def _state(model: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator, epochs: int) -> State:
+    moments = optimiser.state_dict()["state"]
+    return {
+        "epochs": torch.tensor(epochs),
+        "generator": generator.get_state(),
+        **{f"model {name}": tensor for name, tensor in model.state_dict().items()},
+        **{f"optimiser {k} {name}": tensor for k, each in moments.items() for name, tensor in each.items()},
+    }
+
+
+def _restore(state: State, model: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> int:
+    """Puts everything where `_state` found it; returns how many epochs are behind."""
+    model.load_state_dict({name: state[f"model {name}"] for name in model.state_dict()})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        if key.startswith("optimiser "):
+            _, k, name = key.split()
+            moments.setdefault(int(k), {})[name] = tensor.clone()
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
+    generator.set_state(state["generator"].cpu())
+    return int(state["epochs"])
 
 
 def _in_bfloat16(model: nn.Module, images: Tensor) -> Tensor:
