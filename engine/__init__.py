@@ -7,6 +7,6 @@ The import line; every module may import only modules to its left (tests/test_li
             → threat → attacks → perception → abx → handwriting → records → poison_file → commands → wording
             → sentences → grid → tables → costs → report → index → stages → figures → attack_figures → pictures
             → image_figures → grid_figures → toy_figures → figure_data → html_report → problem → victims → more_draws
-            → recorder → context → poisoning → retraining → experiment → jobs → studies → study_kinds → study_tables
-            → study_figures → lesson_figures → follow → study_commands → api → __main__
+            → recorder → context → checkpoint → poisoning → retraining → experiment → jobs → studies → study_kinds
+            → study_tables → study_figures → lesson_figures → follow → study_commands → api → __main__
 """

@@ -195,7 +195,8 @@ class ApproxGrad:
         self.p = torch.zeros_like(weights)
         self._adam_weights = Adam(weights, learning_rate=weights_learning_rate)
         self._adam_linear = Adam(weights, learning_rate=linear_learning_rate)
-        self._name, self._steps, self._damping, self._penalty = linear_solver, linear_steps, damping, 0.0
+        self._penalty = torch.zeros((), dtype=torch.float64)
+        self._name, self._steps, self._damping = linear_solver, linear_steps, damping
         self._solvers: dict[str, Callable[..., LinearSolution]] = {
             "adam": partial(adam_on_residual, adam=self._adam_linear),
             "adam-shared": lambda system, *a, **k: adam_on_residual(cache(system), *a, adam=self._adam_linear, **k),
@@ -205,6 +206,16 @@ class ApproxGrad:
             "neumann": neumann,
             "nystrom": partial(nystrom, generator=generator),
             "one-step": one_step,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a step changes, in place, but for the state of the generator."""
+        moments = {"weights": self._adam_weights, "linear": self._adam_linear}
+        return {
+            "w": self.weights,
+            "p": self.p,
+            "penalty": self._penalty,
+            **{f"{whose} {name}": moment for whose, adam in moments.items() for name, moment in adam.tensors().items()},
         }
 
     def descend(self, lower_loss: Loss, x: Tensor, *, steps: int) -> Scalar:
@@ -252,7 +263,7 @@ class ApproxGrad:
             (first,) = grad(lower_loss(weights, x), weights, create_graph=True)
             upper = upper_loss(weights, x)
             value = upper.detach()
-            return upper + self._penalty / 2 * first.square().sum()
+            return upper + float(self._penalty) / 2 * first.square().sum()
 
         for _ in range(self._steps):
             self.weights += self._adam_linear.step(gradient(penalised, self.weights, x)[1])

@@ -1,7 +1,9 @@
 """Poison and controls of one experiment: made here, or taken from an earlier run that asked for the same."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from engine.attacks import ATTACKS
 from engine.attacks.base import AttackProblem
 from engine.attacks.random_noise import random_noise
 from engine.attacks.shuffled_signs import shuffled_signs
+from engine.checkpoint import Checkpoint
 from engine.config import Config, lower_level
 from engine.context import Context
 from engine.costs import work_of_attack
@@ -24,6 +27,7 @@ from engine.records import write_tensors
 from engine.streams import stream
 from engine.threat import Poison
 from engine.training import make
+from engine.training.base import State
 
 EVOLVING = 12  # poison images whose evolution is recorded
 SNAPSHOTS = 24  # at most, over the attack
@@ -54,9 +58,15 @@ def with_file(problem: Problem, config: Config, *, runs_root: Path, book: Record
 
 
 def pose_attack(
-    problem: Problem, config: Config, *, each: Each = map, part: int = WHOLE, given: Tensor | None = None
+    problem: Problem,
+    config: Config,
+    *,
+    each: Each = map,
+    part: int = WHOLE,
+    given: Tensor | None = None,
+    state: State | None = None,
 ) -> AttackProblem:
-    """What the attacker is given of an experiment's problem. each, part, given: as in AttackProblem."""
+    """What the attacker is given of an experiment's problem. each, part, given, state: as in AttackProblem."""
     training, indices = problem.attackers_training()
     procedure, sigma = lower_level(config)
     return AttackProblem(
@@ -71,6 +81,7 @@ def pose_attack(
         each=each,
         given=given,
         part=part,
+        state=state,
     )
 
 
@@ -99,11 +110,13 @@ class Poisoning:
         }
         keys = {evolution: self._at.cache.key("evolution", depends_on), path: self._at.cache.key("poison", depends_on)}
         started, whole = time.monotonic(), work_of_attack(config)
+        checkpoint = Checkpoint(self._at.run.directory, keys[path])
         if all(self._at.cache.fetch(key, file) for file, key in keys.items()):
             self._at.book.add_reused("poison", "poison", whole)
-            _replay(self._at.book, load_file(evolution))
+            way = load_file(evolution)
+            _replay(self._at.book, way, steps=len(way["upper_loss"]))
         else:
-            self._optimise(path, evolution, whole)
+            self._optimise(path, evolution, whole, checkpoint)
             self._at.book.add_seconds("poison", started)
         found = {name: torch.from_numpy(array).to(self._at.device) for name, array in load_file(path).items()}
         poison = Poison(found["delta"], problem.poison_indices, found.get("labels"))
@@ -116,30 +129,53 @@ class Poisoning:
         )
         for file, key in keys.items():
             self._at.cache.publish(key, file)
+        checkpoint.remove()
         self._measure("poisoned", poison)
         return poison
 
-    def _optimise(self, path: Path, evolution: Path, whole: float) -> None:
-        """Runs the attack; some steps' poison, and what is there when it is stopped, are on disk."""
-        config, problem = self._at.config, self._at.problem
+    def _optimise(self, path: Path, evolution: Path, whole: float, checkpoint: Checkpoint) -> None:
+        """Runs the attack to the end, from where an earlier attempt at this run was stopped if there was one.
+
+        Some steps' poison, and what is there when it is stopped, are on disk.
+        """
+        config, problem, book = self._at.config, self._at.problem, self._at.book
         poison = Poison(torch.zeros_like(problem.training.images[problem.poison_indices]), problem.poison_indices)
         shown: list[tuple[int, np.ndarray]] = []
         curves: dict[str, list[float]] = {name: [] for name in CURVES}
+        events: list[str] = []
+        kept = checkpoint.load()
+        if kept:
+            poison = replace(poison, delta=kept["poison"].to(self._at.device))
+            shown = list(zip(kept["steps"].tolist(), kept["delta"].numpy(), strict=True))
+            curves = {name: kept[name].tolist() for name in CURVES}
+            events = bytes(kept["events"].tolist()).decode().splitlines()
+            steps, behind = config.attack.upper_steps, len(curves["upper_loss"])
+            _replay(book, {name: kept[name].numpy() for name in CURVES}, steps=steps)
+            book.add_reused(f"poison until step {behind}", "poison", whole * behind / steps)
+            for event in events:
+                book.add_event(event)
+
+        def way() -> dict[str, np.ndarray]:
+            return {
+                "steps": np.array([step for step, _ in shown], dtype=np.int64),
+                "delta": np.array([part for _, part in shown], dtype=np.float32),
+                "indices": problem.training.indices[poison.indices[:EVOLVING]].cpu().numpy(),
+                **{name: np.array(values, dtype=np.float64) for name, values in curves.items()},
+            }
 
         def save() -> None:
             _write_poison(path, problem, poison)
-            write_tensors(
-                evolution,
-                steps=np.array([step for step, _ in shown], dtype=np.int64),
-                delta=np.array([part for _, part in shown], dtype=np.float32),
-                indices=problem.training.indices[poison.indices[:EVOLVING]].cpu().numpy(),
-                **{name: np.array(values, dtype=np.float64) for name, values in curves.items()},
-            )
+            write_tensors(evolution, **way())
+
+        def standing(state: Callable[[], State]) -> State:
+            said = torch.tensor(list("\n".join(events).encode()), dtype=torch.uint8)
+            shown_so_far = {name: torch.from_numpy(array) for name, array in way().items()}
+            return {**state(), **shown_so_far, "poison": poison.delta, "events": said}
 
         images = (config.attack.clean_batch + config.attack.poison_batch) * max(1, lower_level(config)[0].draws)
         side_by_side = self._at.device.type == "cpu" and images >= LARGE
         each, part = (self._each, PART) if side_by_side else (map, WHOLE)
-        posed = pose_attack(problem, config, each=each, part=part, given=self._given)
+        posed = pose_attack(problem, config, each=each, part=part, given=self._given, state=kept or None)
         try:
             for record in ATTACKS[config.attack.name](posed, config.attack, config.seed):
                 poison = Poison(record.delta, problem.poison_indices, record.labels)
@@ -154,19 +190,22 @@ class Poisoning:
                 }
                 for name, value in point.items():
                     curves[name].append(value)
-                self._at.book.add_metrics("attack", step=record.step, steps=record.steps, **point)
-                self._at.book.products += record.products
-                self._at.book.add_work("poison", whole / record.steps, f"attack: step {record.step} of {record.steps}")
+                book.add_metrics("attack", step=record.step, steps=record.steps, **point)
+                book.products += record.products
+                book.add_work("poison", whole / record.steps, f"attack: step {record.step} of {record.steps}")
                 if record.event:
-                    self._at.book.add_event(f"attack, {record.event}")
+                    events.append(f"attack, {record.event}")
+                    book.add_event(events[-1])
                 if record.step % max(1, -(-record.steps // SNAPSHOTS)) == 0:
                     shown.append((record.step, record.delta[:EVOLVING].cpu().numpy()))
                     save()
+                if record.state is not None:
+                    checkpoint.keep(partial(standing, record.state))
                 self._at.check_stop()
         finally:
             save()
         if len(problem.poison_indices) == 0:  # nothing may change, so there was nothing to do
-            self._at.book.add_work("poison", whole)
+            book.add_work("poison", whole)
 
     def control(self, arm: str, delta: Tensor | None = None) -> Poison:
         """random_noise, or shuffled_signs of a delta, on the very images that the attack may change."""
@@ -187,11 +226,10 @@ class Poisoning:
         self._at.book.add_perturbation(arm, x_clean, poison.delta.cpu().numpy())
 
 
-def _replay(book: Recorder, evolution: dict[str, np.ndarray]) -> None:
-    """Writes the step records of an attack that was reused, as if it had run here."""
+def _replay(book: Recorder, evolution: dict[str, np.ndarray], *, steps: int) -> None:
+    """Writes the step records that are there of an attack of so many steps, as if it had run here."""
     curves = {name: evolution[name] for name in CURVES}
-    steps = len(curves["upper_loss"])
-    for step in range(steps):
+    for step in range(len(curves["upper_loss"])):
         point = {name: float(values[step]) for name, values in curves.items()}
         book.add_metrics("attack", step=step + 1, steps=steps, **point)
     book.products = int(curves["products"].sum())

@@ -103,7 +103,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def write_tensors(path: Path, **tensors: np.ndarray) -> None:
-    write_atomically(path, save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
+    write_atomically(path, save({name: np.asarray(value, order="C") for name, value in tensors.items()}))
 
 
 @dataclass(frozen=True)

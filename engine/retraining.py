@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.numpy import load_file
-from torch import Tensor, nn
+from torch import nn
 
+from engine.checkpoint import Checkpoint
 from engine.context import Context
 from engine.costs import work_of_training, work_of_votes
 from engine.data import LabelledImages
@@ -20,7 +21,6 @@ from engine.models import build
 from engine.records import write_tensors
 from engine.report import certificate_rows
 from engine.squeezing import squeeze
-from engine.stages import Checkpoint
 from engine.streams import stream
 from engine.threat import Poison
 from engine.training import make
@@ -104,7 +104,7 @@ class Retraining:
         else:
             checkpoint = Checkpoint(self._at.run.directory, key)
             self._train(model, training, name, epochs, whole, generator, checkpoint)
-            write_tensors(weights, **_arrays(model.state_dict()))
+            write_tensors(weights, **{n: p.detach().cpu().numpy() for n, p in model.state_dict().items()})
             self._at.cache.publish(key, weights)
             checkpoint.remove()
         model.load_state_dict({n: torch.from_numpy(p) for n, p in load_file(weights).items()})
@@ -137,7 +137,7 @@ class Retraining:
             epochs=epochs,
             generator=generator,
             bfloat16=self._bfloat16,
-            state={n: torch.from_numpy(array) for n, array in state.items()} or None,
+            state=state or None,
         ):
             self._at.book.add_work("train", whole / record.steps, f"victim {name}: epoch {record.epoch} of {epochs}")
             if record.state is not None:
@@ -197,9 +197,5 @@ class Retraining:
         }
 
 
-def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-
-
-def _with_curve(state: Callable[[], State], curve: list[list[float | None]]) -> dict[str, np.ndarray]:
-    return _arrays(state()) | {"curve": np.array(curve, dtype=np.float64)}
+def _with_curve(state: Callable[[], State], curve: list[list[float | None]]) -> State:
+    return {**state(), "curve": torch.tensor(curve, dtype=torch.float64)}

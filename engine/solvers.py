@@ -37,6 +37,10 @@ class Adam:
         self.steps = torch.zeros(like.shape[0] if per_row else 1, dtype=like.dtype, device=like.device)
         self.learning_rate = learning_rate
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a step changes, in place."""
+        return {"first": self.first, "second": self.second, "steps": self.steps}
+
     def step(self, gradient: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """The change to add to x[rows] for this gradient of x[rows]."""
         steps = self.steps[rows] + 1

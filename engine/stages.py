@@ -4,20 +4,14 @@ A stage's file is a hard link to the file of the run that computed it, and runs 
 sharing costs no space, a run directory stays whole on its own, and a stage that no run links to any more can go.
 """
 
-import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load_file
-
-from engine.records import canonical_json, write_tensors
-
-CHECKPOINT_EVERY = 60.0  # seconds
+from engine.records import canonical_json
 
 
 class StageCache:
@@ -46,34 +40,6 @@ class StageCache:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
-
-
-class Checkpoint:
-    """Where a stage stands that takes long, in <run directory>/checkpoints while it is unfinished.
-
-    A run that was stopped, however it was, and is started again goes on from there. The file's name is the stage's
-    key, so that what depends on anything else, another version of torch say, starts at its beginning.
-    """
-
-    def __init__(self, run_directory: Path, key: str) -> None:
-        self._path, self._kept = run_directory / "checkpoints" / f"{key}.safetensors", time.monotonic()
-
-    def load(self) -> dict[str, np.ndarray]:
-        """What was kept last; empty where nothing was."""
-        return load_file(self._path) if self._path.exists() else {}
-
-    def keep(self, state: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """Keeps the state in place of the last one, unless that is younger than CHECKPOINT_EVERY."""
-        if time.monotonic() - self._kept >= CHECKPOINT_EVERY:
-            self._path.parent.mkdir(exist_ok=True)
-            write_tensors(self._path, **state())
-            self._kept = time.monotonic()
-
-    def remove(self) -> None:
-        """The stage is finished."""
-        self._path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # of another stage there is still one
-            self._path.parent.rmdir()
 
 
 def _link(source: Path, destination: Path) -> bool:

@@ -1,6 +1,7 @@
 """The attack from outside, and its course step by step."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 
 import engine.attacks.levels as levels
 from engine import models
+from engine.attacks.base import AttackRecord
+from engine.attacks.universal import universal
 from engine.config import ProcedureConfig
 from engine.data import load, split
 from engine.threat import Poison, check
 from engine.training import PROCEDURES, Procedure
+from engine.training.base import State
 from tests.attacking import (
     CONFIG,
     EPSILON,
@@ -252,3 +256,33 @@ def test_gradients_reach_the_poison_through_augmentation(augmentation):
     record = attacked(augmentation=augmentation)[-1]
     check(Poison(record.delta, INDICES), TRAINING, target_class=TARGET, epsilon=EPSILON)
     assert float(record.delta.abs().max()) > EPSILON / 4
+
+
+@pytest.mark.parametrize(
+    ("name", "solver", "surrogate"),
+    [
+        *(("gaussian", solver, "lenet-narrow") for solver in ("adam", "minres", "nystrom", "penalty", "unrolled")),
+        *(("smoothadv", "cg", "lenet-narrow"), ("gaussian", "cg", "resnet8")),  # draws held; running statistics
+    ],
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_attack_goes_on_behind_any_step_as_if_it_had_never_stopped(name, solver, surrogate, shared):
+    training = load("digits", Path("/nowhere"), train=True).select(torch.arange(200))
+    changes: dict = {} if surrogate == "lenet-narrow" else dict(training=training, validation=training.of_class(TARGET))
+    indices = ((changes or {"training": TRAINING})["training"].labels == TARGET).nonzero().squeeze(1)
+    config = CONFIG.model_copy(update=dict(linear_solver=solver, surrogate=surrogate, clean_batch=8))
+
+    def seen(record: AttackRecord) -> str:  # in which nan is nan
+        return repr(replace(record, delta=record.delta.numpy().tobytes(), state=None))
+
+    def begun(state: State | None) -> Iterator[AttackRecord]:
+        problem = posed(procedure=procedure(name), indices=indices, state=state, **changes)
+        return (universal if shared else attack.pacd)(problem, config, 0)
+
+    whole, states = [], []
+    for record in begun(None):
+        whole.append(seen(record))
+        states.append({key: tensor.clone() for key, tensor in record.state().items()})
+    assert len(states) == config.upper_steps
+    for step in (1, 3, 5, 7):
+        assert [seen(record) for record in begun(states[step - 1])] == whole[step:]

@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from engine import jobs, metrics, stages
+from engine import jobs, metrics
 from engine.config import Config
-from engine.recorder import Recorder
-from engine.records import ARMS, Cancelled, Run
+from engine.records import ARMS, Run
 from engine.report import build_report
 
 Tiny = Callable[..., Config]
@@ -395,34 +394,3 @@ def test_a_cancelled_run_keeps_its_partial_poison_and_certificates(
     assert np.abs(poison["delta"]).max() <= 0.1 + 1e-6
     assert len(list((runs_root / "stages").iterdir())) >= 2  # the finished victim and its votes, for whoever asks next
     assert metrics.accuracy(certificates) >= 0
-
-
-def test_a_stopped_run_goes_on_from_the_epoch_that_its_victim_had_reached(
-    tiny: Tiny, prepare: WorkHere, work_here: WorkHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny("attack.name=none", "controls=[]", "training.epochs=6", "victim_seeds=1")
-    whole = work_here(config, tmp_path / "whole")
-    monkeypatch.setattr(stages, "CHECKPOINT_EVERY", 0.0)
-    run = prepare(config, tmp_path / "stopped")
-    seen = Recorder.add_metrics
-
-    def and_stop(book: Recorder, kind: str, **values: Any) -> None:
-        seen(book, kind, **values)
-        if values.get("epoch") == 4:
-            (run.directory / "cancel").touch()
-            raise Cancelled
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "add_metrics", and_stop)
-        jobs.perform(run, run.status())
-    assert run.status().state == "cancelled"
-    assert run.victims() == []
-    assert len(list((run.directory / "checkpoints").iterdir())) == 1
-    work_here(config, tmp_path / "stopped")
-    assert run.report is not None
-    assert run.report["reused"] == ["victim clean-0 until epoch 3"]
-    assert run.metrics("training") == whole.metrics("training")
-    for part in ("victims/clean-0", "votes/clean-0"):
-        path = f"{part}.safetensors"
-        assert (run.directory / path).read_bytes() == (whole.directory / path).read_bytes()
-    assert not (run.directory / "checkpoints").exists()

@@ -347,8 +347,7 @@ def test_the_adversary_answers_once_and_its_change_is_constant_for_both_argument
     weights, x_poison = flat_weights(model), PROBLEM.x_clean[ROWS]
     loss = lower_of(drawn, model)
     again = levels("smoothadv", fixed_lower_noise=True)
-    clean = again._clean[next(again._batches)]
-    which = torch.cat([clean, PROBLEM.indices[ROWS]])
+    which = again.draw_lower(ROWS)
     images, labels, noise = TRAINING.images[which], TRAINING.labels[which], again._lower_noise[which]
     procedure = make(ProcedureConfig(name="smoothadv"), sigma=SIGMA)
     (change,) = procedure.prepare(

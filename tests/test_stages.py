@@ -4,11 +4,9 @@ import os
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from engine import stages
-from engine.stages import Checkpoint, StageCache
+from engine.stages import StageCache
 
 KEY = StageCache.key("poison", {"epsilon": 0.1})
 
@@ -107,24 +105,3 @@ def test_publishing_does_not_bring_back_a_deleted_runs_root(tmp_path: Path) -> N
     with pytest.raises(OSError, match="No such file"):
         StageCache(tmp_path / "deleted").publish(KEY, tmp_path / "poison.safetensors")
     assert not (tmp_path / "deleted").exists()
-
-
-def test_a_checkpoint_keeps_the_last_state_of_its_stage_until_that_is_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(stages.time, "monotonic", lambda: clock[0])
-    checkpoint, beside = Checkpoint(tmp_path, KEY), Checkpoint(tmp_path, "another")
-    assert checkpoint.load() == {}
-    checkpoint.keep(lambda: pytest.fail("the stage has only begun"))
-    assert list(tmp_path.iterdir()) == []
-    for clock[0], value, last in ((60.0, 1, 1), (100.0, 2, 1), (120.0, 3, 3)):
-        checkpoint.keep(lambda value=value: {"epochs": np.array(value)})
-        assert Checkpoint(tmp_path, KEY).load() == {"epochs": last}
-    beside.keep(lambda: {"epochs": np.array(7)})
-    checkpoint.remove()
-    assert Checkpoint(tmp_path, KEY).load() == {}
-    assert beside.load() == {"epochs": 7}
-    beside.remove()
-    beside.remove()
-    assert list(tmp_path.iterdir()) == []

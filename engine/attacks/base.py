@@ -1,7 +1,7 @@
 """What an attack is: a generator of step records that makes poison for one problem."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from engine.config import AttackConfig
 from engine.data import LabelledImages
 from engine.hypergradient import Each
-from engine.training.base import Procedure
+from engine.training.base import Procedure, State
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class AttackProblem:
     each: Each = map  # an executor's, to compute parts of a loss side by side
     given: Tensor | None = None  # [P, C, H, W]: changes that come from a file
     part: int = 100  # noisy images in such a part: what fits a CPU's cache
+    state: State | None = None  # of a record: the same attack goes on behind that step as if it had never ended
 
     @property
     def x_clean(self) -> Tensor:
@@ -56,6 +57,7 @@ class AttackRecord:
     products: int = 0  # of the lower level's Hessian with a vector
     event: str | None = None  # what went wrong, in words
     labels: Tensor | None = None  # [P] int64, of an attack that is not clean-label
+    state: Callable[[], State] | None = field(default=None, compare=False)  # valid until the next step
 
 
 Attack = Callable[[AttackProblem, AttackConfig, int], Iterator[AttackRecord]]  # (problem, settings, seed)

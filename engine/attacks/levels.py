@@ -20,7 +20,7 @@ tests/test_levels.py does so for Gaussian augmentation and MACER.
 Source: Mehra, Kailkhura, Chen, Hamm, CVPR 2021, arXiv:2012.01274, Section 3, with the released code's settings.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,7 +74,7 @@ class Levels:
         touched = torch.zeros(len(training), dtype=torch.bool, device=device)
         touched[problem.indices] = True
         self._clean = (~touched).nonzero().squeeze(1)
-        self._batches = _shuffled_batches(len(self._clean), config.clean_batch, generator=generator)
+        self._order = torch.zeros_like(self._clean)  # of clean images, in this epoch
         self._lower_noise = self._upper_noise = None
         if config.fixed_lower_noise:
             fixed = stream(seed, "fixed lower noise", device=device)
@@ -83,12 +83,23 @@ class Levels:
             shape = (len(problem.validation), config.upper_noise, *training.images.shape[1:])
             fixed = stream(seed, "fixed upper noise", device=device)
             self._upper_noise = gaussian_noise(shape, sigma=procedure.sigma, generator=fixed)
-        self._minibatches = 0
+        self._drawn = torch.zeros((), dtype=torch.int64)  # minibatches
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that changes from step to step, in place; fixed noise follows from the seed."""
+        return {"order": self._order, "drawn": self._drawn}
 
     def draw_lower(self, rows: Tensor) -> Tensor:
-        """Positions of the next clean minibatch and, behind it, of the poison images problem.indices[rows]."""
-        self._minibatches += 1
-        return torch.cat([self._clean[next(self._batches)], self._problem.indices[rows]])
+        """Positions of the next clean minibatch and, behind it, of the poison images problem.indices[rows].
+
+        Epoch after epoch of shuffled images, the last partial minibatch dropped, for ever.
+        """
+        size, clean = self._config.clean_batch, len(self._clean)
+        batch = int(self._drawn) % max(1, clean // size)
+        if batch == 0:
+            self._order.copy_(sample(clean, clean, generator=self._draw))
+        self._drawn += 1
+        return torch.cat([self._clean[self._order.split(size)[batch]], self._problem.indices[rows]])
 
     def draw_upper(self) -> Tensor:
         """Positions of a minibatch of held-out images of the target class."""
@@ -114,7 +125,7 @@ class Levels:
             return ()
         minibatch = self.minibatch(which, poison=len(x_poison), strength=strength)
         if self._problem.procedure.prepares:
-            own = stream(self._seed, f"minibatch {self._minibatches}", device=which.device)
+            own = stream(self._seed, f"minibatch {int(self._drawn)}", device=which.device)
             minibatch = replace(minibatch, generator=own)
         return minibatch.held(model, weights, x_poison)
 
@@ -249,10 +260,3 @@ def _move_statistics(model: nn.Module, weights: Tensor, images: Tensor) -> None:
 def sample(population: int, size: int, *, generator: torch.Generator) -> Tensor:
     """At most `size` positions drawn without replacement."""
     return torch.randperm(population, generator=generator, device=generator.device)[:size]
-
-
-def _shuffled_batches(population: int, size: int, *, generator: torch.Generator) -> Iterator[Tensor]:
-    """Epoch after epoch of shuffled minibatches of positions, the last partial one dropped, for ever."""
-    while True:
-        order = sample(population, population, generator=generator)
-        yield from order.split(size)[: max(1, population // size)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.attacks.base import AttackProblem, AttackRecord
 from engine.attacks.levels import Levels, is_normalised, sample, updated_poison
@@ -18,6 +18,7 @@ from engine.models import build, flat_weights
 from engine.replay import Replayed
 from engine.solvers import Adam, Scalar
 from engine.streams import stream
+from engine.training.base import State
 
 MOST_RESTARTS = 3  # surrogates that may diverge before the attack gives up
 WITHOUT_LOOKING = ("adam", "adam-shared", "one-step", "unrolled")  # linear solvers that read no number on their way
@@ -38,6 +39,9 @@ class Unknowns(Protocol):
 
     def delta(self) -> Tensor:
         """The whole poison [P, C, H, W]."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that an update changes: as they are now, to be read or to be copied into."""
 
 
 class PerImage:
@@ -60,6 +64,32 @@ class PerImage:
 
     def delta(self) -> Tensor:
         return self._x_poison - self._x_clean
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"x_poison": self._x_poison, **self._adam.tensors()}
+
+
+class Surrogate:
+    """A network that the attacker trains and differentiates through, for one life of restart_every upper steps."""
+
+    def __init__(self, problem: AttackProblem, config: AttackConfig, *, seed: int, life: int) -> None:
+        device, shape = problem.training.images.device, tuple(problem.training.images.shape[1:])
+        generator = stream(seed, "surrogate", life, device=device)
+        self.model = build(config.surrogate, shape=shape, num_classes=problem.num_classes, generator=generator)
+        self.sketches = stream(seed, "sketch", life, device=device)
+        self.bilevel = ApproxGrad(
+            flat_weights(self.model),
+            linear_solver=config.linear_solver,
+            linear_steps=config.linear_steps,
+            damping=config.damping,
+            weights_learning_rate=config.weights_learning_rate,
+            linear_learning_rate=config.linear_learning_rate,
+            generator=self.sketches,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a step changes, in place, but for the state of the generator."""
+        return self.bilevel.tensors() | dict(self.model.named_buffers())
 
 
 def pacd(problem: AttackProblem, config: AttackConfig, seed: int) -> Iterator[AttackRecord]:
@@ -96,33 +126,52 @@ def optimise(
         raise ValueError("validation must have images of the target class, got none: draw more of them")
     if len(problem.indices) == 0:
         return
-    device = problem.training.images.device
-    draw = stream(seed, "attack", device=device)
+    draw = stream(seed, "attack", device=problem.training.images.device)
     levels = Levels(problem, config, seed=seed, generator=draw)
-    lives, diverged, blind = 0, 0, False
+    steps, lives, diverged, blind = 0, 0, 0, False
     age = config.restart_every  # so that the first step begins a life
 
     def learned(which: Tensor, x_poison: Tensor) -> Tensor:
         return problem.training.images[which[-len(x_poison) :]] if clean_surrogates else x_poison
 
     def both_levels(which: Tensor, held_out: Tensor, x_poison: Tensor, *held: Tensor) -> tuple[Scalar, Hypergradient]:
-        lower = levels.minibatch(which, poison=len(x_poison), strength=strength).loss(model, held)
-        upper = levels.upper(model, held_out)
-        lower_value = bilevel.descend(lower, learned(which, x_poison), steps=config.lower_steps)
-        return lower_value, direction(bilevel, lower, upper, x_poison)
+        lower = levels.minibatch(which, poison=len(x_poison), strength=strength).loss(surrogate.model, held)
+        upper = levels.upper(surrogate.model, held_out)
+        lower_value = surrogate.bilevel.descend(lower, learned(which, x_poison), steps=config.lower_steps)
+        return lower_value, direction(surrogate.bilevel, lower, upper, x_poison)
 
-    for step in range(config.upper_steps):
+    def born(life: int) -> tuple[Surrogate, Replayed]:
+        surrogate = Surrogate(problem, config, seed=seed, life=life)
+        able = config.linear_solver in WITHOUT_LOOKING and not is_normalised(surrogate.model)
+        return surrogate, Replayed(both_levels, generators=[draw], able=able)
+
+    def tensors() -> dict[str, Tensor]:
+        owners: dict[str, Levels | Unknowns | Surrogate] = {
+            "levels": levels,
+            "unknowns": unknowns,
+            "surrogate": surrogate,
+        }
+        return {f"{whose} {name}": each for whose, owner in owners.items() for name, each in owner.tensors().items()}
+
+    def state() -> State:
+        generators = {"draw": draw.get_state(), "sketches": surrogate.sketches.get_state()}
+        return {"counts": torch.tensor([steps, lives, age, diverged, blind]), **generators, **tensors()}
+
+    if problem.state is not None:
+        steps, lives, age, diverged, blind = problem.state["counts"].tolist()
+        surrogate, work = born(lives - 1)
+        for name, tensor in tensors().items():
+            tensor.copy_(problem.state[name])
+        draw.set_state(problem.state["draw"].cpu())
+        surrogate.sketches.set_state(problem.state["sketches"].cpu())
+
+    while steps < config.upper_steps:
         warmup = 0
         if age == config.restart_every:
-            generator = stream(seed, "surrogate", lives, device=device)
-            shape = tuple(problem.training.images.shape[1:])
-            model = build(config.surrogate, shape=shape, num_classes=problem.num_classes, generator=generator)
-            sketches = stream(seed, "sketch", lives, device=device)
-            bilevel = _fresh_approx_grad(model, config, generator=sketches)
-            able = config.linear_solver in WITHOUT_LOOKING and not is_normalised(model)
-            work = Replayed(both_levels, generators=[draw], able=able)
+            surrogate, work = born(lives)
             unknowns.restart()
             lives, age, warmup = lives + 1, 0, config.warmup_steps
+        model, bilevel = surrogate.model, surrogate.bilevel
         strength = problem.procedure.strength(age / config.restart_every)
         for _ in range(warmup):
             rows = sample(len(problem.indices), config.poison_batch, generator=draw)
@@ -130,7 +179,7 @@ def optimise(
             held = levels.held(model, bilevel.weights, x_poison, which, strength=strength)
             lower = levels.minibatch(which, poison=len(rows), strength=strength).loss(model, held)
             bilevel.descend(lower, learned(which, x_poison), steps=1)
-        age += 1
+        steps, age = steps + 1, age + 1
 
         rows = sample(len(problem.indices), config.poison_batch, generator=draw)
         x_poison, which = unknowns.images(rows), levels.draw_lower(rows)
@@ -139,18 +188,18 @@ def optimise(
 
         event, lower_value = None, float(lower_value)
         if found.upper_loss == 0 and not blind:
-            event = f"step {step + 1}: the surrogate gets no held-out image right, so there is nothing to differentiate"
+            event = f"step {steps}: the surrogate gets no held-out image right, so there is nothing to differentiate"
         blind = bool(found.upper_loss == 0)
         if bool(found.gradient.isfinite().all()) and math.isfinite(lower_value):
             unknowns.update(found.gradient, rows)
             diverged = 0
         else:
-            event = f"step {step + 1}: the surrogate diverged (lower loss {lower_value:.3g}); it starts again"
+            event = f"step {steps}: the surrogate diverged (lower loss {lower_value:.3g}); it starts again"
             diverged, age = diverged + 1, config.restart_every
             if diverged > MOST_RESTARTS:
                 raise FloatingPointError(f"{diverged} surrogates in a row diverged. {event}")
         yield AttackRecord(
-            step + 1,
+            steps,
             config.upper_steps,
             unknowns.delta(),
             float(found.upper_loss),
@@ -158,16 +207,5 @@ def optimise(
             float(found.relative_residual),
             found.products,
             event,
+            state=state,
         )
-
-
-def _fresh_approx_grad(model: nn.Module, config: AttackConfig, *, generator: torch.Generator) -> ApproxGrad:
-    return ApproxGrad(
-        flat_weights(model),
-        linear_solver=config.linear_solver,
-        linear_steps=config.linear_steps,
-        damping=config.damping,
-        weights_learning_rate=config.weights_learning_rate,
-        linear_learning_rate=config.linear_learning_rate,
-        generator=generator,
-    )

@@ -35,6 +35,9 @@ class Shared:
         step = self._adam.step((gradient * free).sum(dim=0, keepdim=True))
         self.shared = (self.shared + step).clamp(-self._epsilon, self._epsilon)
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"shared": self.shared, **self._adam.tensors()}
+
     def delta(self) -> Tensor:
         return self.images(slice(None)) - self._x_clean
 

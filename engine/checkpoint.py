@@ -1,0 +1,42 @@
+"""Where a stage stands that takes long, so that a run that was stopped, however it was, goes on from there."""
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from engine.records import write_tensors
+
+EVERY = 60.0  # seconds
+
+
+class Checkpoint:
+    """A file in <run directory>/checkpoints while the stage is unfinished.
+
+    Its name is the stage's key: what depends on anything else, another version of torch say, starts at the beginning.
+    """
+
+    def __init__(self, run_directory: Path, key: str) -> None:
+        self._path, self._kept = run_directory / "checkpoints" / f"{key}.safetensors", time.monotonic()
+
+    def load(self) -> dict[str, Tensor]:
+        """What was kept last, on the CPU; empty where nothing was."""
+        found = load_file(self._path) if self._path.exists() else {}
+        return {name: torch.from_numpy(array) for name, array in found.items()}
+
+    def keep(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Keeps the state in place of the last one, unless that is younger than EVERY."""
+        if time.monotonic() - self._kept >= EVERY:
+            self._path.parent.mkdir(exist_ok=True)
+            write_tensors(self._path, **{name: tensor.detach().cpu().numpy() for name, tensor in state().items()})
+            self._kept = time.monotonic()
+
+    def remove(self) -> None:
+        """The stage is finished."""
+        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of another stage there is still one, or there never was any
+            self._path.parent.rmdir()

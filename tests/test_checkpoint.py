@@ -1,0 +1,32 @@
+"""What long stages keep of where they stand."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import checkpoint
+from engine.checkpoint import Checkpoint
+
+KEY = "0123"
+
+
+def test_a_checkpoint_keeps_the_last_state_of_its_stage_until_that_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
+    one, beside = Checkpoint(tmp_path, KEY), Checkpoint(tmp_path, "another")
+    assert one.load() == {}
+    one.keep(lambda: pytest.fail("the stage has only begun"))
+    assert list(tmp_path.iterdir()) == []
+    for clock[0], value, last in ((60.0, 1, 1), (100.0, 2, 1), (120.0, 3, 3)):
+        one.keep(lambda value=value: {"epochs": torch.tensor(value)})
+        assert Checkpoint(tmp_path, KEY).load() == {"epochs": last}
+    beside.keep(lambda: {"epochs": torch.tensor(7)})
+    one.remove()
+    assert Checkpoint(tmp_path, KEY).load() == {}
+    assert beside.load() == {"epochs": 7}
+    beside.remove()
+    beside.remove()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,90 @@
+"""A run that was stopped goes on where it was, and its results are those of one that never stopped."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import checkpoint, jobs
+from engine.config import Config
+from engine.recorder import Recorder
+from engine.records import Cancelled, Run
+
+Tiny = Callable[..., Config]
+WorkHere = Callable[[Config, Path], Run]
+
+
+@pytest.fixture
+def stopped(prepare: WorkHere, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """Works on a run, which keeps checkpoints at once, until a metric has this value."""
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    add = Recorder.add_metrics
+
+    def stopped(config: Config, root: Path, **at: Any) -> Run:
+        run = prepare(config, root)
+
+        def and_stop(book: Recorder, kind: str, **values: Any) -> None:
+            add(book, kind, **values)
+            if at.items() <= values.items():
+                raise Cancelled
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Recorder, "add_metrics", and_stop)
+            jobs.perform(run, run.status())
+        assert run.status().state == "cancelled"
+        return run
+
+    return stopped
+
+
+def assert_same(one: Run, other: Run, kinds: tuple[str, ...], *files: str) -> None:
+    for kind in kinds:
+        assert one.metrics(kind) == other.metrics(kind) != []
+    for name in files:
+        path = f"{name}.safetensors"
+        assert (one.directory / path).read_bytes() == (other.directory / path).read_bytes(), name
+
+
+def test_from_the_epoch_that_a_victim_had_reached(
+    tiny: Tiny, work_here: WorkHere, stopped: Callable[..., Run], tmp_path: Path
+) -> None:
+    config = tiny("attack.name=none", "controls=[]", "training.epochs=6")
+    whole, run = work_here(config, tmp_path / "whole"), stopped(config, tmp_path, epoch=4)
+    assert run.victims() == []
+    assert len(list((run.directory / "checkpoints").iterdir())) == 1
+    work_here(config, tmp_path)
+    assert run.report is not None
+    assert run.report["reused"] == ["victim clean-0 until epoch 3"]
+    assert_same(run, whole, ("training",), "victims/clean-0", "votes/clean-0")
+    assert not (run.directory / "checkpoints").exists()
+
+
+def test_from_the_step_that_an_attack_had_reached_with_the_events_so_far(
+    tiny: Tiny, work_here: WorkHere, stopped: Callable[..., Run], tmp_path: Path
+) -> None:
+    config = tiny("controls=[]", "attack.upper_steps=7", "attack.warmup_steps=0", "attack.weights_learning_rate=1e-9")
+    whole = work_here(config, tmp_path / "whole")
+    run = stopped(config, tmp_path, step=6)
+    work_here(config, tmp_path)
+    assert run.report is not None
+    assert whole.report is not None
+    assert "poison until step 5" in run.report["reused"]
+    assert run.report["products"] == whole.report["products"]
+    assert run.report["events"] == whole.report["events"]
+    assert run.status().events == whole.status().events
+    assert "no held-out image right" in whole.status().events[0]
+    assert_same(run, whole, ("attack",), "poison", "evolution", "victims/poisoned-0", "votes/poisoned-0")
+    assert not (run.directory / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_other_circumstances_is_none(
+    tiny: Tiny, work_here: WorkHere, stopped: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("attack.name=none", "controls=[]", "training.epochs=4")
+    run = stopped(config, tmp_path, epoch=3)
+    monkeypatch.setattr("torch.__version__", "another")
+    work_here(config, tmp_path)
+    assert run.report is not None
+    assert run.report["reused"] == []
+    assert [record["epoch"] for record in run.metrics("training")] == [1, 2, 3, 4]
