@@ -17,7 +17,7 @@ def wait_for(run: Run) -> int:
     try:
         follow(run, lambda: jobs.queue_position(run))
     except KeyboardInterrupt:
-        print("\ncancelling; what is finished stays in the run's directory", file=sys.stderr)
+        print("\ncancelling; what is done so far stays, and the same command goes on from there", file=sys.stderr)
         jobs.stop_now(run)
     status = run.status()
     if status.state == "done":

@@ -109,7 +109,7 @@ def ended(run: Run, status: Status) -> None:
     else:
         st.error(
             f"{status.state.capitalize()}: {status.error or 'no reason was recorded'}. What was finished is kept; the "
-            "log below may say more. Starting it again reuses finished stages.",
+            "log below may say more. Started again, it goes on where it was.",
             icon=":material/error:",
         )
     if report:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import streamlit as st
 
@@ -66,9 +67,19 @@ def form() -> None:
 
 def start() -> None:
     """Callback of the start button: checks on this side of the wire, then submits."""
+    submit(_form.config, st.session_state["preset"], _fork.parent_id())
+
+
+def go_on(run: Run) -> None:
+    """Callback: a run that did not come to its end is submitted anew, and goes on where it was."""
+    submit(lambda: run.config, run.request.get("preset"), run.request.get("forked_from"))
+
+
+def submit(settings: Callable[[], Config], preset: str | None, forked_from: str | None) -> None:
+    """Starts a run and shows it, or says why not."""
     st.session_state.pop("start problem", None)
     try:
-        config = _form.config()
+        config = settings()
         if not datasets.available(config.dataset, _shared.data_root()):
             raise ConfigError(
                 f"{datasets.describe(config.dataset)}, is not on this machine: run `python -m engine fetch "
@@ -78,8 +89,8 @@ def start() -> None:
             config,
             runs_root=_shared.runs_root(),
             data_root=_shared.data_root(),
-            preset=st.session_state["preset"],
-            forked_from=_fork.parent_id(),
+            preset=preset,
+            forked_from=forked_from,
         )
     except (ConfigError, DatasetUnavailable, OSError) as error:
         st.session_state["start problem"] = str(error)
@@ -136,9 +147,7 @@ def existing(config: Config, shown: Run | None) -> None:
     elif state in records.ACTIVE:
         st.info(f"This very configuration is {state} now.")
     else:
-        st.info(
-            f"This very configuration was started before and is {state}. Starting it again reuses what is finished."
-        )
+        st.info(f"This very configuration was started before and is {state}. Starting it again goes on where it was.")
         return
     opened = st.button(
         "Open it", key="open_existing", on_click=_shared.choose, args=(run.id,), icon=":material/open_in_new:"
@@ -165,6 +174,16 @@ def run_section(run: Run) -> None:
         )
     else:
         _live.ended(run, status)
+    if not status.active and status.state != "done":
+        st.button(
+            "Go on",
+            key="go_on",
+            type="primary",
+            on_click=go_on,
+            args=(run,),
+            icon=":material/resume:",
+            help="From where it was: nothing that is finished is computed again, nor what a victim had reached.",
+        )
     st.button("Copy its settings into the form", on_click=_fork.fork, args=(run,), icon=":material/content_copy:")
     st.fragment(_live.live_view, run_every="1s" if status.active else None)(run)
 

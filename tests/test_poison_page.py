@@ -272,3 +272,18 @@ def test_how_a_run_ended_is_said(place: Path, state: str) -> None:
     assert state in words(test).lower()
     assert ("PARTIAL RESULT" in words(test)) == (state != "done")
     assert not test.exception
+
+
+@pytest.mark.parametrize("state", ["cancelled", "failed", "lost", "done"])
+def test_a_run_that_did_not_come_to_its_end_goes_on_whatever_the_form_says(
+    place: Path, state: str, submitted: list[Any]
+) -> None:
+    run = own_copy(place, config=PRESETS["smoke"].config, state=state)
+    test = opened("pages/poison.py", run=run.id)
+    test.number_input(key="field threat.epsilon").set_value(0.05).run()
+    if state == "done":
+        assert not [each for each in test.button if each.label == "Go on"]
+    else:
+        button(test, "Go on").click().run()
+        assert submitted == [run.config]
+    assert not test.exception
