@@ -13,7 +13,7 @@ from engine import datasets, grid, index, jobs, poison_file, records, study_comm
 from engine.config import FOLDER, Config, ConfigError, parse, with_overrides
 from engine.costs import estimate
 from engine.follow import BAD_INPUT, OK, duration, wait_for
-from engine.presets import PRESETS
+from engine.presets import PRESETS, WIDTH
 from engine.records import Run, RunNotFound
 
 NICENESS = 10  # of a worker: whoever clicks in the app comes first
@@ -175,11 +175,14 @@ def _presets(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({name: preset.config.model_dump(mode="json") for name, preset in PRESETS.items()}, indent=1))
         return OK
+    indent = " " * WIDTH
     for preset in PRESETS.values():
         expected = estimate(preset.config, device="cpu")
-        print(f"{preset.name:<16}{preset.sentence}\n{'':<16}about {duration(expected.seconds)} on this machine's CPU")
+        print(
+            f"{preset.name:<{WIDTH}}{preset.sentence}\n{indent}about {duration(expected.seconds)} on this machine's CPU"
+        )
         if options.departs:
-            print(*(f"{'':<16}departs from the authors: {text}" for text in preset.departs), sep="\n")
+            print(*(f"{indent}departs from the authors: {text}" for text in preset.departs), sep="\n")
     return OK
 
 
@@ -208,10 +211,12 @@ def _runs(options: argparse.Namespace) -> int:
         )
         print(tables.markdown([Run(options.runs_root / row["id"]) for row in order]))
         return OK
+    if not rows:
+        print(f"no runs under {options.runs_root} yet", file=sys.stderr)
     for row in rows:
         drop = "" if row["drop_poisoned"] is None else f"drop {row['drop_poisoned']:.0%}"
         print(
-            f"{row['id']}  {row['state']:<10}{row['preset'] or '':<16}{row['dataset']!s:<8}  "
+            f"{row['id']}  {row['state']:<10}{row['preset'] or '':<{WIDTH}}{row['dataset']!s:<8}  "
             f"{row['target_name']}  epsilon {row['epsilon']!s:<6}sigma {row['sigma']!s:<6}"
             f"seed {row['seed']!s:<6}{drop}  {row['name']}"
         )

@@ -142,9 +142,11 @@ def estimate(config: Config, *, device: str) -> Estimate:
     """Wall seconds and peak memory of the whole run, nothing reused."""
     work, workers = work_of(config), workers_for(device)
     seconds = work.total / units_per_second(device)
-    if device == "cpu":  # the attack is one worker's task, and half of the victims have to wait for it
-        after = (work.train + work.certify) / 2 / units_per_second(device)
-        seconds = max(seconds, work.poison / UNITS_PER_SECOND + after)
+    if device == "cpu":  # a victim is one worker's task; so is the attack, and half of the victims have to wait for it
+        victims, count = work.train + work.certify, len(arms_of(config)) * config.victim_seeds
+        alone = -(-count // workers) / count * victims / UNITS_PER_SECOND
+        after = victims / 2 / units_per_second(device)
+        seconds = max(seconds, alone, work.poison / UNITS_PER_SECOND + after)
     return Estimate(STARTUP_SECONDS + seconds, memory_of(config, workers=workers))
 
 

@@ -76,8 +76,7 @@ def _of_the_paper(procedure: str, dataset: str) -> Preset:
     sigma, data = paper.DEFAULT_SIGMA[procedure, dataset], "MNIST" if dataset == "mnist" else "CIFAR-10"
     return Preset(
         f"paper-{procedure}-{dataset}",
-        f"The authors' setting for {_TITLES[procedure]} on {data} at σ = {sigma:g}. Meant for a GPU; on a CPU it takes "
-        f"{'days' if dataset == 'mnist' else 'months'}.",
+        f"The authors' setting for {_TITLES[procedure]} on {data} at σ = {sigma:g}. Meant for a GPU.",
         paper.paper(procedure, dataset, sigma),
         paper.departs(procedure),
     )
@@ -143,7 +142,7 @@ PRESETS = {
         ),
         Preset(
             "baseline-ga-mnist",
-            "Clean victims only, trained as the published baselines were: SGD, 90 epochs, all of MNIST. About an hour.",
+            "Clean victims only, trained as the published baselines were: SGD, 90 epochs, all of MNIST.",
             Config(
                 dataset="mnist",
                 procedure=ProcedureConfig(name="gaussian"),
@@ -161,6 +160,7 @@ PRESETS = {
         *(_of_the_paper(procedure, dataset) for dataset in paper.DATASETS for procedure in paper.PROCEDURES),
     )
 }
+WIDTH = max(map(len, PRESETS)) + 2  # of a column of their names
 
 
 def small(procedure: str, dataset: str, sigma: float) -> Config:

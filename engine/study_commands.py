@@ -9,6 +9,7 @@ from typing import Any
 
 from engine import datasets, paper, studies, study_kinds, study_tables
 from engine.follow import FAILED, OK, follow
+from engine.presets import WIDTH
 from engine.studies import Study, StudyRecord
 
 
@@ -143,10 +144,12 @@ def _studies(options: argparse.Namespace) -> int:
             print(json.dumps(rows, indent=1))
         else:
             lines = (
-                f"{r['id']}  {r['state']:<10}{r['kind']:<23}{r['preset'] or '':<16}{r['done']}/{r['cells']}"
+                f"{r['id']}  {r['state']:<10}{r['kind']:<23}{r['preset'] or '':<{WIDTH}}{r['done']}/{r['cells']}"
                 for r in rows
             )
             print(*lines, sep="\n", end="\n" * bool(rows))
+            if not rows:
+                print(f"no studies under {options.runs_root} yet", file=sys.stderr)
     return OK
 
 

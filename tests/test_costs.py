@@ -1,10 +1,11 @@
-"""What a run is predicted to need in memory, beside what was counted and measured."""
+"""What a run is predicted to need, beside what was counted and measured."""
 
 import pytest
 import torch
 
+from engine import costs
 from engine.config import with_overrides
-from engine.costs import KEPT, memory_of
+from engine.costs import KEPT, estimate, memory_of
 from engine.models import BUILDERS, build
 from engine.presets import PRESETS
 from engine.streams import stream
@@ -68,3 +69,15 @@ def test_more_of_what_is_kept_takes_more(change):
 def test_an_attack_without_derivatives_takes_no_more_than_victims_do():
     config = PRESETS["baseline-ga-mnist"].config
     assert memory_of(with_overrides(config, ["attack.clean_batch=59000"]), workers=2) == memory_of(config, workers=2)
+
+
+def test_a_victim_is_one_workers_task(monkeypatch):
+    """One takes as long as two on two workers, and three as long as four."""
+    monkeypatch.setattr(costs, "workers_for", lambda device: 2)
+    one, two, three, four = (
+        estimate(with_overrides(PRESETS["baseline-ga-mnist"].config, [f"victim_seeds={k}"]), device="cpu").seconds
+        - costs.STARTUP_SECONDS
+        for k in (1, 2, 3, 4)
+    )
+    assert one == pytest.approx(two)
+    assert three == pytest.approx(four) == pytest.approx(2 * two)
