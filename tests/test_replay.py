@@ -20,7 +20,7 @@ from engine.models import build, flat_weights, with_weights
 from engine.replay import ORDINARY, Replayed, use_own_stream
 from engine.streams import stream
 from engine.training import PROCEDURES, make
-from engine.training.base import fit
+from engine.training.base import State, fit
 from engine.votes import count_votes
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -82,15 +82,21 @@ def images(count: int = 60) -> LabelledImages:
     return LabelledImages(pixels, labels, torch.arange(count, device=DEVICE))
 
 
-def victim(procedure: str, optimiser: str = "adam", *, bfloat16: bool = False) -> Tensor:
-    """Its weights."""
+def victim(
+    procedure: str, optimiser: str = "adam", *, bfloat16: bool = False, state: State | None = None, keep: int = 0
+) -> tuple[Tensor, State]:
+    """Its weights; and all that the rest of its training depends on after this epoch."""
+    kept: State = {}
     config = TrainingConfig(epochs=3, batch_size=10, learning_rate=0.01, schedule="linear", optimiser=optimiser)
     draws = stream(0, "victim", device=DEVICE)
     model = build("lenet-narrow", generator=draws)
     how = make(ProcedureConfig(name=procedure), sigma=0.25)
-    for _ in fit(model, images(), procedure=how, config=config, epochs=3, generator=draws, bfloat16=bfloat16):
-        pass
-    return flat_weights(model).cpu()
+    for record in fit(
+        model, images(), procedure=how, config=config, epochs=3, generator=draws, bfloat16=bfloat16, state=state
+    ):
+        if record.epoch == keep and record.state is not None:
+            kept = {name: tensor.clone().cpu() for name, tensor in record.state().items()}
+    return flat_weights(model).cpu(), kept
 
 
 @GPU
@@ -98,27 +104,35 @@ def victim(procedure: str, optimiser: str = "adam", *, bfloat16: bool = False) -
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])
 @pytest.mark.parametrize("procedure", sorted(PROCEDURES))
 def test_a_victim_trained_by_replay_is_the_victim(procedure, optimiser, bfloat16, monkeypatch):
-    replayed = on_a_stream(lambda: victim(procedure, optimiser, bfloat16=bfloat16))
-    assert torch.equal(replayed, on_a_stream(lambda: victim(procedure, optimiser, bfloat16=bfloat16)))
+    replayed, _ = on_a_stream(lambda: victim(procedure, optimiser, bfloat16=bfloat16))
+    assert torch.equal(replayed, on_a_stream(lambda: victim(procedure, optimiser, bfloat16=bfloat16))[0])
     monkeypatch.setattr("engine.replay.has_own_stream", lambda device: False)
-    ordinary = on_a_stream(lambda: victim(procedure, optimiser, bfloat16=bfloat16))
+    ordinary, _ = on_a_stream(lambda: victim(procedure, optimiser, bfloat16=bfloat16))
     assert torch.allclose(replayed, ordinary, rtol=1e-4, atol=1e-6)
 
 
 @GPU
 @pytest.mark.parametrize("procedure", ["smoothadv", "macer"])
 def test_victims_trained_by_compiled_code_are_alike_and_close_to_the_victim(procedure, monkeypatch):
-    narrow = on_a_stream(lambda: victim(procedure, bfloat16=True))
+    narrow, _ = on_a_stream(lambda: victim(procedure, bfloat16=True))
     monkeypatch.setattr("engine.training.base.COMPILED", 0)
     with pool_of_workers(DEVICE, 4) as pool:
-        found = list(pool.map(lambda _: victim(procedure, bfloat16=True), range(4)))
+        found = list(pool.map(lambda _: victim(procedure, bfloat16=True)[0], range(4)))
     assert all(torch.equal(found[0], each) for each in found)
-    wide = on_a_stream(lambda: victim(procedure))
+    wide, _ = on_a_stream(lambda: victim(procedure))
     assert (found[0] - wide).norm() < 2 * (narrow - wide).norm()
 
 
-def small_attack(procedure: str, solver: str) -> list[Tensor]:
-    """Its poison after each step."""
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_a_victim_goes_on_after_an_epoch_here_as_well(optimiser):
+    whole, state = on_a_stream(lambda: victim("smoothadv", optimiser, keep=2))
+    rest, _ = on_a_stream(lambda: victim("smoothadv", optimiser, state=state))
+    assert torch.allclose(rest, whole, rtol=1e-4, atol=1e-6)
+    assert DEVICE.type == "cuda" or torch.equal(rest, whole)  # a first step that is not replayed may round otherwise
+
+
+def small_attack(procedure: str, solver: str, *, kept: list[State] | None = None, state: State | None = None):
+    """Its poison after each step [S, P, C, H, W]; kept gets what the rest of it depends on after each."""
     data = images(200)
     problem = AttackProblem(
         data,
@@ -129,13 +143,29 @@ def small_attack(procedure: str, solver: str) -> list[Tensor]:
         num_classes=10,
         procedure=make(ProcedureConfig(name=procedure, draws=1), sigma=0.25),
         part=1_000_000,
+        state=state,
     )
     config = AttackConfig(
         surrogate="lenet-narrow", upper_steps=20, restart_every=10, warmup_steps=20, lower_steps=2, linear_steps=2,
         linear_solver=solver, damping=1e-3, clean_batch=30, poison_batch=10, upper_batch=10, upper_noise=4,
         weights_learning_rate=2e-3, linear_learning_rate=1e-2, poison_learning_rate=0.02, inverse_temperature=1.0,
     )  # fmt: skip
-    return [record.delta.cpu() for record in pacd(problem, config, 0)]
+    found = []
+    for record in pacd(problem, config, 0):
+        found.append(record.delta.cpu())
+        if kept is not None and record.state is not None:
+            kept.append({name: tensor.clone().cpu() for name, tensor in record.state().items()})
+    return found
+
+
+@pytest.mark.parametrize("step", [5, 10, 15])
+def test_an_attack_goes_on_behind_a_step_here_as_well(step):
+    kept: list[State] = []
+    whole = on_a_stream(partial(small_attack, "smoothadv", "adam", kept=kept))
+    rest = on_a_stream(partial(small_attack, "smoothadv", "adam", state=kept[step - 1]))
+    assert len(rest) == 20 - step
+    assert torch.allclose(rest[2], whole[step + 2], atol=1e-3)
+    assert DEVICE.type == "cuda" or all(map(torch.equal, rest, whole[step:]))
 
 
 ATTACKED = pytest.mark.parametrize("procedure", ["gaussian", "macer-pacd", "smoothadv"])
