@@ -14,7 +14,8 @@ from engine.studies import Study, StudyRecord
 
 
 def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
-    kinds = "; ".join(f"{name}: {kind.sentence}" for name, kind in study_kinds.KINDS.items())
+    sentences = ((name, kind.sentence) for name, kind in study_kinds.KINDS.items())
+    kinds = "; ".join(f"{name}: {sentence[0].lower()}{sentence[1:].rstrip('.')}" for name, sentence in sentences)
     study = command(
         "study", _study, "Run a grid of experiments, one after the other; its table goes to standard output."
     )
@@ -89,7 +90,8 @@ def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) 
         seconds = studies.seconds_of(study, device="cpu")
         planned = [{"cell": study.name_of(cell), "run_id": cell.run_id} for cell in cells]
         estimate = {"seconds": round(sum(seconds.values())), "device": "cpu"}
-        print(json.dumps({"study_id": study.id, "kind": study.kind, "cells": planned, "estimate": estimate}, indent=1))
+        plan = {"study_id": study.id, "kind": study.kind, "cells": planned, "estimate": estimate}
+        print(json.dumps(plan, indent=1, ensure_ascii=False))
         return OK
     for dataset in dict.fromkeys(cell.config.dataset for cell in cells):
         datasets.fetch(dataset, data_root)
