@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.network import as_product, convolved, halved
+from engine.models.network import as_product, convolved, pooled
 from engine.streams import stream
 
 
@@ -61,11 +61,32 @@ def test_a_convolution_of_constant_images_has_the_derivatives_of_torchs():
     assert all(torch.allclose(*pair, rtol=1e-12) for pair in pairs)
 
 
+def pooled_by_torch(h: Tensor) -> Tensor:
+    return F.relu(F.max_pool2d(h, 2))
+
+
 @pytest.mark.parametrize("size", [(4, 6), (5, 7)])
 def test_pooling_has_the_derivatives_of_torchs(size):
-    h = torch.randperm(2 * 3 * math.prod(size), generator=stream(0, "h")).double().view(2, 3, *size).requires_grad_()
-    assert torch.equal(halved(h), F.max_pool2d(h, 2))
-    assert torch.autograd.gradcheck(halved, h)
-    assert torch.autograd.gradgradcheck(halved, h)
-    slopes = [torch.autograd.grad(pool(h).square().sum(), h)[0] for pool in (halved, lambda h: F.max_pool2d(h, 2))]
+    h = torch.randperm(2 * 3 * math.prod(size), generator=stream(0, "h")).double().view(2, 3, *size) - 60.5
+    h.requires_grad_()
+    assert torch.equal(pooled(h), pooled_by_torch(h))
+    assert torch.autograd.gradcheck(pooled, h)
+    assert torch.autograd.gradgradcheck(pooled, h)
+    slopes = [torch.autograd.grad(pool(h).square().sum(), h)[0] for pool in (pooled, pooled_by_torch)]
     assert torch.equal(*slopes)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [(64, 16), (65, 17)])
+def test_pooling_by_bits_is_torchs_for_every_number_of_bfloat16(size, memory_format):
+    """Infinities and denormals included; where a network has a NaN its answers are none, and training says so."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
+    finite_or_not = every.nan_to_num(0.0, posinf=torch.inf, neginf=-torch.inf)
+    h = torch.zeros(16, 4, *size, dtype=torch.bfloat16)
+    for number in range(4):
+        order = torch.randperm(2**16, generator=stream(0, "order", number))
+        h[:, number, :64, :16] = finite_or_not[order[: 2**14]].view(16, 64, 16)
+    h = h.to(memory_format=memory_format)
+    with torch.no_grad():
+        assert torch.equal(pooled(h), pooled_by_torch(h))
+        assert pooled(h).shape == (16, 4, 32, 8)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.network import Network, Shape, convolved, halved
+from engine.models.network import Network, Shape, convolved, pooled
 
 
 class LeNet(Network):
@@ -45,7 +45,7 @@ class LeNet(Network):
         return convolved(self.conv1, x)
 
     def rest(self, h: Tensor) -> Tensor:
-        h = F.relu(halved(h))
-        h = F.relu(halved(convolved(self.conv2, h)))
+        h = pooled(h)
+        h = pooled(convolved(self.conv2, h))
         h = h.permute(0, 2, 3, 1).flatten(1)  # [N, 800] in (H, W, C) order: free in channels_last, and as Keras has it
         return self.fc2(F.relu(self.fc1(h)))

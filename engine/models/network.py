@@ -30,13 +30,23 @@ class Network(nn.Module):
         return copy.deepcopy(self)
 
 
-def halved(h: Tensor) -> Tensor:
-    """Maxima of 2×2 pixels: [N, C, H, W] → [N, C, H/2, W/2], odd rows and columns at the end dropped."""
+def pooled(h: Tensor) -> Tensor:
+    """ReLU of maxima of 2×2 pixels: [N, C, H, W] → [N, C, H/2, W/2], odd rows and columns at the end dropped.
+
+    The same as maxima of ReLUs, since both are monotone, at a quarter of the ReLU's cost.
+    """
     if torch.is_grad_enabled():
-        return _Halved.apply(h)
+        return F.relu(_Halved.apply(h))
     height, width = h.shape[2] // 2 * 2, h.shape[3] // 2 * 2
+    if h.dtype == torch.bfloat16 and h.device.type == "cpu":
+        bits = h.permute(0, 2, 3, 1)[:, :height, :width].view(
+            torch.int16
+        )  # in the order of what they stand for from 0 up
+        rows = torch.maximum(bits[:, 0::2], bits[:, 1::2])
+        maxima = torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2]).clamp_min_(0)
+        return maxima.view(torch.bfloat16).permute(0, 3, 1, 2)  # in a third of the time
     a, b, c, d = (h[:, :, row:height:2, column:width:2] for row in (0, 1) for column in (0, 1))
-    return torch.maximum(torch.maximum(a, b), torch.maximum(c, d))  # in channels_last, in half the time
+    return F.relu(torch.maximum(torch.maximum(a, b), torch.maximum(c, d)))  # in channels_last, in half the time
 
 
 class _Halved(torch.autograd.Function):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.network import Network, Shape, halved
+from engine.models.network import Network, Shape, pooled
 
 
 class Perceptron(Network):
@@ -42,6 +42,6 @@ class ConvNet(Network):
         return self.conv1(x.to(memory_format=torch.channels_last))
 
     def rest(self, h: Tensor) -> Tensor:
-        h = F.relu(halved(self.conv2(F.relu(h))))
-        h = F.relu(halved(self.conv4(F.relu(self.conv3(h)))))
+        h = pooled(self.conv2(F.relu(h)))
+        h = pooled(self.conv4(F.relu(self.conv3(h))))
         return self.fc2(F.relu(self.fc1(h.permute(0, 2, 3, 1).flatten(1))))
