@@ -136,8 +136,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, got {options.preset!r}")
     config = with_overrides(PRESETS[options.preset].config, options.set)
     data_root = options.data_root or datasets.default_root()
-    datasets.check(config, data_root)
-    poison_file.check(config, runs_root=options.runs_root, data_root=data_root)
+    jobs.check(config, runs_root=options.runs_root, data_root=data_root)
     if options.dry_run:
         print(json.dumps(_dry_run(config), indent=1))
         return OK

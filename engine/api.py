@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from engine import commands, datasets, html_report, index, jobs, poison_file, records, sentences
+from engine import commands, datasets, html_report, index, jobs, records, sentences
 from engine.config import Config, ConfigError, field_names, with_overrides
 from engine.follow import follow
 from engine.presets import PRESETS
@@ -92,6 +92,11 @@ class Result:
         """delta [P, C, H, W] float32 and indices [P] into the original training set; None where nothing changed."""
         return self.run.tensors("poison")
 
+    @property
+    def _data_root(self) -> Path:
+        """Where the run had its data from; an example that came with the project does not say."""
+        return Path(self.run.request.get("data_root") or datasets.default_root())
+
     def acr(self, arm: str = "poisoned", scope: str = "target") -> float:
         """Average certified radius (L2), mean over the arm's victims; scope: target (class) or all."""
         arms = self.report["arms"]
@@ -116,14 +121,17 @@ class Result:
         return commands.command(*commands.asked_for(self.run))
 
     def victim(self, arm: str, k: int = 0) -> "nn.Module":
-        """The arm's k-th victim, in evaluation mode on the CPU. Raises: victims.VictimUnavailable."""
+        """The arm's k-th victim, in evaluation mode on the CPU.
+
+        Raises: victims.VictimUnavailable; datasets.DatasetUnavailable where its folder of images is gone.
+        """
         from engine import victims
 
-        return victims.load(self.run, arm, k, shape=datasets.shape(self.config.dataset, datasets.default_root()))
+        return victims.load(self.run, arm, k, shape=datasets.shape(self.config.dataset, self._data_root))
 
     def to_html(self, path: str | Path) -> Path:
         """Writes the whole report as one file that works offline."""
-        records.write_atomically(Path(path), html_report.write(self.run, data_root=datasets.default_root()))
+        records.write_atomically(Path(path), html_report.write(self.run, data_root=self._data_root))
         return Path(path)
 
     def __repr__(self) -> str:
@@ -158,8 +166,7 @@ def run(
     typed = [f"{_field(name)}={json.dumps(value)}" for name, value in settings.items()]
     config = with_overrides(PRESETS[preset].config, typed)
     runs_root, data_root = runs_root or records.default_root(), data_root or datasets.default_root()
-    datasets.check(config, data_root)
-    poison_file.check(config, runs_root=runs_root, data_root=data_root)
+    jobs.check(config, runs_root=runs_root, data_root=data_root)
     datasets.fetch(config.dataset, data_root)
     started = jobs.submit(config, runs_root=runs_root, data_root=data_root, preset=preset)
     _wait(started, progress=progress)

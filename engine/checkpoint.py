@@ -1,6 +1,6 @@
 """Where a stage stands that takes long, so that a run that was stopped, however it was, goes on from there."""
 
-import contextlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,16 +12,17 @@ from torch import Tensor
 from engine.records import write_tensors
 
 EVERY = 60.0  # seconds
+FOLDER = "checkpoints"  # of a run directory
 
 
 class Checkpoint:
-    """A file in <run directory>/checkpoints while the stage is unfinished.
+    """A file in the run directory, until the whole run is finished.
 
     Its name is the stage's key: what depends on anything else, another version of torch say, starts at the beginning.
     """
 
     def __init__(self, run_directory: Path, key: str) -> None:
-        self._path, self._kept = run_directory / "checkpoints" / f"{key}.safetensors", time.monotonic()
+        self._path, self._kept = run_directory / FOLDER / f"{key}.safetensors", time.monotonic()
 
     def load(self) -> dict[str, Tensor]:
         """What was kept last, on the CPU; empty where nothing was."""
@@ -35,8 +36,7 @@ class Checkpoint:
             write_tensors(self._path, **{name: tensor.detach().cpu().numpy() for name, tensor in state().items()})
             self._kept = time.monotonic()
 
-    def remove(self) -> None:
-        """The stage is finished."""
-        self._path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # of another stage there is still one, or there never was any
-            self._path.parent.rmdir()
+
+def remove_all(run_directory: Path) -> None:
+    """The run is finished, and needs none any more."""
+    shutil.rmtree(run_directory / FOLDER, ignore_errors=True)

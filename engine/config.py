@@ -336,6 +336,18 @@ def arms_of(config: Config) -> tuple[str, ...]:
     return ("clean", "poisoned", *config.controls)
 
 
+def poison_depends_on(config: Config) -> dict[str, Any]:
+    """What of a configuration, beside its data and seed, a poison follows from: what shares this shares the poison."""
+    procedure, sigma = lower_level(config)
+    return {
+        "threat": config.threat.model_dump(),
+        "attack": config.attack.model_dump(exclude={"procedure", "sigma"}),
+        "procedure": procedure.model_dump(),
+        "sigma": sigma,
+        "augmentation": config.training.augmentation,
+    }
+
+
 def lower_level(config: Config) -> tuple[ProcedureConfig, float]:
     """(procedure, sigma) that the attacker assumes: the victims' own unless the attack says otherwise."""
     attack = config.attack

@@ -43,7 +43,7 @@ KEPT = {
 }
 # Images of a data set with those for testing, and pixels and bytes of one; a folder's are taken for CIFAR-10's.
 SET_SIZE = {"mnist": 70_000, "digits": 1_797, "cifar10": 60_000}
-PIXELS, IMAGE_BYTES = {"mnist": 784, "digits": 64}, {"mnist": 3136, "digits": 256}
+PIXELS, IMAGE_BYTES = {"mnist": 784, "digits": 784}, {"mnist": 3136, "digits": 3136}
 # Bytes, fitted on the CPU to what `python -m benchmarks memory` measures, which prints both.
 BASE_MEMORY = 0.8e9  # a process that has imported all and done nothing
 COPIES = 3.1  # of the data set, and again of the training images

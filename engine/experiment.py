@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from engine import datasets
+from engine import checkpoint, datasets
 from engine.config import PROTOCOL_VERSION, arms_of
 from engine.context import Context
 from engine.costs import workers_for
@@ -109,6 +109,7 @@ class Experiment:
                 heartbeat()
                 if cancelled():
                     raise Cancelled
+            checkpoint.remove_all(self.run.directory)
         finally:
             stop.set()  # whoever still computes stops at its next step
             for each in (pool, helpers):

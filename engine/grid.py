@@ -53,14 +53,6 @@ def config_of(point: Point) -> Config:
     return base.model_copy(update=dict(sigma=point.sigma, threat=threat))
 
 
-def point_of(config: Config) -> Point | None:
-    """The point at which a run of this configuration stands, or None where it is not of the grid."""
-    if config.procedure.name not in BASES:
-        return None
-    point = Point(config.procedure.name, config.threat.target_class, config.sigma, config.threat.epsilon)
-    return point if config == config_of(point) else None
-
-
 def plan(
     procedures: Sequence[str] = tuple(BASES),
     classes: Sequence[int] = CLASSES,

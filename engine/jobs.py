@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from engine import datasets, poison_file
 from engine.config import Config
 from engine.records import (
     Cancelled,
@@ -50,6 +51,15 @@ WORKER_ENVIRONMENT = {
 STALE = ("report.json", "metrics.jsonl", "certificates.parquet")  # files of an earlier attempt at a run
 STATUS_EVERY = 0.5  # seconds
 GRACE = 15.0  # seconds between asking a run to stop and killing it
+
+
+def check(config: Config, *, runs_root: Path, data_root: Path) -> None:
+    """Whether a run can start, before it does: its folder of images fits, its poison file is there and fits.
+
+    Raises: ConfigError, DatasetUnavailable.
+    """
+    datasets.check(config, data_root)
+    poison_file.check(config, runs_root=runs_root, data_root=data_root)
 
 
 def submit(

@@ -17,7 +17,7 @@ from engine.attacks.base import AttackProblem
 from engine.attacks.random_noise import random_noise
 from engine.attacks.shuffled_signs import shuffled_signs
 from engine.checkpoint import Checkpoint
-from engine.config import Config, lower_level
+from engine.config import Config, lower_level, poison_depends_on
 from engine.context import Context
 from engine.costs import work_of_attack
 from engine.hypergradient import Each
@@ -100,14 +100,7 @@ class Poisoning:
         """The attack, or its result from an earlier run that asked for the same."""
         config, problem, path = self._at.config, self._at.problem, self._at.run.directory / "poison.safetensors"
         evolution = path.with_name("evolution.safetensors")
-        procedure, sigma = lower_level(config)
-        depends_on = self._at.depends_on | {
-            "threat": config.threat.model_dump(),
-            "attack": config.attack.model_dump(exclude={"procedure", "sigma"}),
-            "procedure": procedure.model_dump(),
-            "sigma": sigma,
-            "augmentation": config.training.augmentation,
-        }
+        depends_on = self._at.depends_on | poison_depends_on(config)
         keys = {evolution: self._at.cache.key("evolution", depends_on), path: self._at.cache.key("poison", depends_on)}
         started, whole = time.monotonic(), work_of_attack(config)
         checkpoint = Checkpoint(self._at.run.directory, keys[path])
@@ -129,7 +122,6 @@ class Poisoning:
         )
         for file, key in keys.items():
             self._at.cache.publish(key, file)
-        checkpoint.remove()
         self._measure("poisoned", poison)
         return poison
 

@@ -106,7 +106,6 @@ class Retraining:
             self._train(model, training, name, epochs, whole, generator, checkpoint)
             write_tensors(weights, **{n: p.detach().cpu().numpy() for n, p in model.state_dict().items()})
             self._at.cache.publish(key, weights)
-            checkpoint.remove()
         model.load_state_dict({n: torch.from_numpy(p) for n, p in load_file(weights).items()})
         model.eval()
 

@@ -130,8 +130,10 @@ def limits_line(run: Run) -> str:
     config, settings = run.config, run.config.certification
     partial = "" if run.status().state == "done" else f"PARTIAL RESULT ({run.status().state}). "
     other = "" if _is_the_papers(config) else " Not the paper's setting."
+    certified = (run.report or {}).get("certified_images", {})
+    found = certified.get("target", settings.target_images)  # a class may have fewer than were asked for
     return (
-        f"{partial}{dataset_words(config)}. {settings.target_images} test images of "
+        f"{partial}{dataset_words(config)}. {found} test images of "
         f"{target_of(run)} and {settings.other_images} of each other class, n = {settings.n} draws, "
         f"α = {settings.alpha} for each certificate, σ = {config.sigma}, {config.victim_seeds} victims an arm. "
         f"ε is L∞, radii are L2, both in pixel units of [0, 1].{other}"

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from engine import datasets, jobs
-from engine.config import Config, ConfigError, Settings, arms_of, lower_level, with_overrides
+from engine import jobs
+from engine.config import Config, ConfigError, Settings, arms_of, poison_depends_on, with_overrides
 from engine.costs import STARTUP_SECONDS, units_per_second, work_of_attack, work_of_training, work_of_votes
 from engine.records import (
     GALLERY,
@@ -124,11 +124,8 @@ def checked(**values: Any) -> Study:
 
 
 def _poison_of(config: Config) -> str:
-    """What the poison depends on, as engine.experiment's stages have it: equal for cells that share it."""
-    procedure, sigma = lower_level(config)
-    attack = config.attack.model_dump(exclude={"procedure", "sigma"})
-    about = config.model_dump(include={"dataset", "data", "seed", "threat"})
-    return canonical_json([about, attack, procedure.model_dump(), sigma, config.training.augmentation])
+    """Equal for cells that share their poison."""
+    return canonical_json([config.model_dump(include={"dataset", "data", "seed"}), poison_depends_on(config)])
 
 
 def _victims_of(config: Config, arm: str) -> str:
@@ -137,7 +134,7 @@ def _victims_of(config: Config, arm: str) -> str:
         include={"dataset", "data", "seed", "procedure", "architecture", "sigma", "training", "certification"}
     )
     images: Any = {"clean": config.threat.target_class, "random_noise": config.threat.model_dump()}.get(arm)
-    return canonical_json([about, config.victim_seeds, arm, images or _poison_of(config)])
+    return canonical_json([about, config.victim_seeds, arm, _poison_of(config) if images is None else images])
 
 
 def seconds_of(study: Study, *, device: str) -> dict[str, float]:
@@ -205,10 +202,10 @@ def find(runs_root: Path, identifier: str) -> StudyRecord:
     return the_one(all_studies(runs_root), identifier, f"study under {runs_root}")
 
 
-def check(study: Study, data_root: Path) -> None:
-    """Raises ConfigError or DatasetUnavailable where a cell does not fit a folder of images, before anything starts."""
+def check(study: Study, *, runs_root: Path, data_root: Path) -> None:
+    """As jobs.check, of all cells."""
     for cell in study.cells():
-        datasets.check(cell.config, data_root)
+        jobs.check(cell.config, runs_root=runs_root, data_root=data_root)
 
 
 def submit(study: Study, *, runs_root: Path, data_root: Path, preset: str | None = None) -> StudyRecord:

@@ -85,7 +85,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) -> int:
     data_root, cells = options.data_root or datasets.default_root(), study.in_order()
-    studies.check(study, data_root)
+    studies.check(study, runs_root=options.runs_root, data_root=data_root)
     if options.dry_run:
         seconds = studies.seconds_of(study, device="cpu")
         planned = [{"cell": study.name_of(cell), "run_id": cell.run_id} for cell in cells]

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
 
-from engine import datasets, poison_file, wording
+from engine import datasets, jobs, wording
 from engine.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of
 from engine.commands import command as command
 from engine.commands import values_of as values_of
@@ -161,8 +161,7 @@ def query_now() -> str:
 def config() -> Config:
     """Raises: ConfigError; DatasetUnavailable, of a folder that does not fit."""
     found = with_overrides(PRESETS[st.session_state["preset"]].config, overrides())
-    datasets.check(found, _shared.data_root())
-    poison_file.check(found, runs_root=_shared.runs_root(), data_root=_shared.data_root())
+    jobs.check(found, runs_root=_shared.runs_root(), data_root=_shared.data_root())
     return found
 
 

@@ -72,7 +72,12 @@ def start() -> None:
 
 def go_on(run: Run) -> None:
     """Callback: a run that did not come to its end is submitted anew, and goes on where it was."""
-    submit(lambda: run.config, run.request.get("preset"), run.request.get("forked_from"))
+
+    def settings() -> Config:
+        jobs.check(run.config, runs_root=_shared.runs_root(), data_root=_shared.data_root())
+        return run.config
+
+    submit(settings, run.request.get("preset"), run.request.get("forked_from"))
 
 
 def submit(settings: Callable[[], Config], preset: str | None, forked_from: str | None) -> None:

@@ -296,7 +296,7 @@ def start(study: Study, preset: str | None) -> None:
         if missing:
             words = ", ".join(DATASETS.get(name, name) for name in missing)
             raise ConfigError(f"not on this machine: {words}. Get it with `python -m engine fetch {missing[0]}`")
-        studies.check(study, _shared.data_root())
+        studies.check(study, runs_root=_shared.runs_root(), data_root=_shared.data_root())
         record = studies.submit(study, runs_root=_shared.runs_root(), data_root=_shared.data_root(), preset=preset)
     except (ConfigError, OSError, ValueError) as error:
         st.session_state["studies problem"] = f"Nothing was started: {error}."

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from engine import checkpoint
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, remove_all
 
 KEY = "0123"
 
 
-def test_a_checkpoint_keeps_the_last_state_of_its_stage_until_that_is_finished(
+def test_a_checkpoint_keeps_the_last_state_of_its_stage_until_the_run_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
@@ -24,9 +24,8 @@ def test_a_checkpoint_keeps_the_last_state_of_its_stage_until_that_is_finished(
         one.keep(lambda value=value: {"epochs": torch.tensor(value)})
         assert Checkpoint(tmp_path, KEY).load() == {"epochs": last}
     beside.keep(lambda: {"epochs": torch.tensor(7)})
-    one.remove()
-    assert Checkpoint(tmp_path, KEY).load() == {}
     assert beside.load() == {"epochs": 7}
-    beside.remove()
-    beside.remove()
+    remove_all(tmp_path)
+    assert Checkpoint(tmp_path, KEY).load() == {}
+    assert beside.load() == {}
     assert list(tmp_path.iterdir()) == []

@@ -23,10 +23,8 @@ def finished(config: Config, root: Path) -> Run:
     return run
 
 
-def test_every_point_names_one_configuration_and_is_named_by_it() -> None:
-    configs = [grid.config_of(point) for point in EVERYWHERE]
-    assert [grid.point_of(config) for config in configs] == EVERYWHERE
-    assert len({config.canonical() for config in configs}) == len(EVERYWHERE)
+def test_every_point_names_one_configuration() -> None:
+    assert len({grid.config_of(point).canonical() for point in EVERYWHERE}) == len(EVERYWHERE)
 
 
 def test_a_point_is_what_its_command_says() -> None:
@@ -44,7 +42,6 @@ def test_every_quick_preset_is_a_procedure_of_the_grid() -> None:
 )
 def test_a_run_that_differs_in_anything_else_stands_nowhere(override: str, tmp_path: Path) -> None:
     other = with_overrides(PRESETS["quick"].config, [override])
-    assert grid.point_of(other) is None
     assert not list(grid.found([finished(other, tmp_path)]))
 
 

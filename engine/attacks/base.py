@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from engine.config import AttackConfig
@@ -33,12 +32,6 @@ class AttackProblem:
     def x_clean(self) -> Tensor:
         """[P, C, H, W]: the images that may change, as they are."""
         return self.training.images[self.indices]
-
-    def untouched(self) -> LabelledImages:
-        """The attacker's other training images, of all classes."""
-        kept = torch.ones(len(self.training), dtype=torch.bool, device=self.training.images.device)
-        kept[self.indices] = False
-        return self.training.select(kept)
 
 
 @dataclass(frozen=True)
