@@ -5,16 +5,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from engine import datasets, grid, index, jobs, poison_file, records, study_commands, tables
 from engine.config import FOLDER, Config, ConfigError, parse, with_overrides
 from engine.costs import estimate
-from engine.follow import BAD_INPUT, OK, duration, wait_for
+from engine.follow import BAD_INPUT, OK, add_data_root, values, wait_for
 from engine.presets import PRESETS, WIDTH
 from engine.records import Run, RunNotFound
+from engine.sentences import duration
 
 NICENESS = 10  # of a worker: whoever clicks in the app comes first
 
@@ -48,13 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run, "Run one experiment; its report goes to standard output, progress to standard error.")
     run.add_argument("--preset", default="quick", metavar="NAME", help=f"one of {', '.join(PRESETS)} (default: quick)")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field, dotted; repeatable")
-    run.add_argument("--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)")
+    add_data_root(run)
     run.add_argument("--json", action="store_true", help="print report.json instead of a summary")
     run.add_argument("--dry-run", action="store_true", help="check, print configuration and estimate, run nothing")
 
     fetch = commands.add_parser("fetch", help="Put a data set on this machine, from the network if need be.")
     fetch.add_argument("dataset", choices=list(datasets.DATASETS))
-    fetch.add_argument("--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)")
+    add_data_root(fetch)
     fetch.set_defaults(command=_fetch)
 
     presets = command("presets", _presets, "List the presets.")
@@ -74,9 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("id", help="a run id, or its first digits")
     report.add_argument("--json", action="store_true")
     report.add_argument("--html", type=Path, metavar="FILE", help="write it as one file that works offline instead")
-    report.add_argument(
-        "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
-    )
+    add_data_root(report)
 
     certify = command("certify", _certify, "Certify a finished run's victim again; a row for each image, as CSV.")
     certify.add_argument("id", help="a run id, or its first digits")
@@ -92,29 +90,25 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("--precision", type=float, help="stop once the radius is this near, relatively, to n draws'")
     certify.add_argument("--radius", type=float, help="stop once it is known whether this L2 radius is certified")
     certify.add_argument("--seed", type=int, default=0)
-    certify.add_argument("--data-root", type=Path, default=None, help="folder of data sets (default: data/)")
+    add_data_root(certify)
 
     poison = command(
         "poison-file", _poison_file, "Check a poison that somebody brings, and keep it for attack from-file."
     )
     poison.add_argument("file", metavar="FILE", help="a .safetensors or .npz file of delta and indices, or a run's id")
     poison.add_argument("--dataset", help="whose training images it changes (default: the run's, else mnist)")
-    poison.add_argument(
-        "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
-    )
+    add_data_root(poison)
 
     gallery = command("gallery", _gallery, "Compute the runs of Explore and of the lesson; resumes where it stopped.")
-    for name, values in (
+    for name, every in (
         ("procedures", grid.BASES),
         ("classes", grid.CLASSES),
         ("sigmas", grid.SIGMAS),
         ("epsilons", grid.EPSILONS),
     ):
-        gallery.add_argument(f"--{name}", default=",".join(map(str, values)), metavar="V1,V2", help="default: all")
+        gallery.add_argument(f"--{name}", default=",".join(map(str, every)), metavar="V1,V2", help="default: all")
     gallery.add_argument("--what-ifs", action="store_true", help="only these: one other field than quick's, each")
-    gallery.add_argument(
-        "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
-    )
+    add_data_root(gallery)
     gallery.add_argument("--dry-run", action="store_true", help="print what is missing, run nothing")
     gallery.add_argument("--markdown", action="store_true", help="print a table of what is there, run nothing")
 
@@ -135,7 +129,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.preset not in PRESETS:
         raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, got {options.preset!r}")
     config = with_overrides(PRESETS[options.preset].config, options.set)
-    data_root = options.data_root or datasets.default_root()
+    data_root = options.data_root
     jobs.check(config, runs_root=options.runs_root, data_root=data_root)
     if options.dry_run:
         print(json.dumps(_dry_run(config), indent=1))
@@ -148,7 +142,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    root = options.data_root or datasets.default_root()
+    root = options.data_root
     datasets.fetch(options.dataset, root)
     print(f"{datasets.DATASETS[options.dataset]}: on this machine ({root})")
     return OK
@@ -234,7 +228,7 @@ def _certify(options: argparse.Namespace) -> int:
         run,
         options.arm,
         options.victim,
-        data_root=options.data_root or datasets.default_root(),
+        data_root=options.data_root,
         **{name: getattr(options, name) for name in names},
     )
     done: list[Any] = []
@@ -255,11 +249,11 @@ def _certify(options: argparse.Namespace) -> int:
 
 
 def _gallery(options: argparse.Namespace) -> int:
-    def values(name: str, convert: Callable[[str], Any]) -> list[Any]:
-        return [convert(part) for part in getattr(options, name).split(",") if part.strip()]
-
     points = grid.plan(
-        values("procedures", str), values("classes", int), values("sigmas", float), values("epsilons", float)
+        values("--procedures", options.procedures, str),
+        values("--classes", options.classes, int),
+        values("--sigmas", options.sigmas, float),
+        values("--epsilons", options.epsilons, float),
     )
     if unknown := {point.procedure for point in points} - set(grid.BASES):
         raise ConfigError(f"--procedures must be among {', '.join(grid.BASES)}, got {', '.join(sorted(unknown))}")
@@ -272,7 +266,7 @@ def _gallery(options: argparse.Namespace) -> int:
         print(tables.markdown([run for run in there if run is not None]))
         return OK
     missing = [each for each in wanted if records.run_id(each[2]) not in published]
-    data_root = options.data_root or datasets.default_root()
+    data_root = options.data_root
     for _, _, config in missing:
         datasets.check(parse(config.model_dump()), data_root)
     print(f"{len(wanted)} runs, {len(missing)} of them missing", file=sys.stderr)
@@ -293,7 +287,9 @@ def _report(options: argparse.Namespace) -> int:
     if options.html:
         from engine import html_report  # figures are slow to import, and only this needs them
 
-        text = html_report.write(run, data_root=options.data_root or datasets.default_root())
+        if not options.html.parent.is_dir():
+            raise ConfigError(f"--html names a file in an existing folder, got {options.html}")
+        text = html_report.write(run, data_root=options.data_root)
         records.write_atomically(options.html, text)
         print(options.html)
         return OK
@@ -313,7 +309,7 @@ def _poison_file(options: argparse.Namespace) -> int:
     dataset = dataset or "mnist"
     if dataset not in datasets.BUILT_IN and not dataset.startswith(FOLDER):
         raise ConfigError(f"--dataset must be one of {', '.join(datasets.BUILT_IN)} or folder:NAME, got {dataset!r}")
-    data_root = options.data_root or datasets.default_root()
+    data_root = options.data_root
     target_class, epsilon = poison_file.fit(poison, dataset, data_root)
     poison_file.keep(poison, options.runs_root)
     name = datasets.class_in_words(dataset, target_class, datasets.class_names(dataset, data_root))

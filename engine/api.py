@@ -207,13 +207,15 @@ def certify(
         n0, n: selection and estimation draws.
         alpha: each radius is too large with probability at most alpha, for its one image.
     Returns: columns prediction (−1: abstains), radius (L2, pixel units), selected_class, n_top, n, p_lower.
+    Raises: ValueError, where images or numbers are not as said, or n draws could only abstain.
     """
-    from engine import victims
+    from engine import certification, victims
     from engine.certification import ABSTAIN, certified_radius, lower_confidence_bound
 
     x = np.asarray(x, dtype=np.float32)
     if x.ndim != 4 or not len(x) or not ((x >= 0) & (x <= 1)).all():
         raise ValueError("images must be [N, C, H, W] in [0, 1], N at least 1")
+    certification.check(sigma=sigma, n0=n0, n=n, alpha=alpha)
     found = victims.votes(model, x, sigma=sigma, n0=n0, n=n, seed=seed)
     selected = found.selected_class.numpy()
     n_top = found.estimation.numpy()[np.arange(len(x)), selected]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import betaincinv, ndtri  # scipy.stats would take a second to import
 
+from engine.config import smallest_useful_n
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -49,6 +51,17 @@ def certified_radius(n_top: np.ndarray | int, *, n: int, sigma: float, alpha: fl
     """
     p_lower = lower_confidence_bound(n_top, n=n, alpha=alpha)
     return np.where(p_lower > 0.5, sigma * ndtri(np.maximum(p_lower, 0.5)), 0.0)
+
+
+def check(*, sigma: float, n0: int, n: int, alpha: float) -> None:
+    """Raises ValueError where these settings of CERTIFY could not certify anything."""
+    if not sigma > 0:
+        raise ValueError(f"sigma must be above 0, got {sigma}")
+    if n0 < 1:
+        raise ValueError(f"n0 must be at least 1, got {n0}")
+    lower_confidence_bound(0, n=1, alpha=alpha)  # says what alpha may be
+    if n < smallest_useful_n(alpha):
+        raise ValueError(f"n must be at least {smallest_useful_n(alpha)} at alpha = {alpha}, got {n}")
 
 
 def radius_cap(*, n: int, sigma: float, alpha: float) -> float:

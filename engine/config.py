@@ -319,7 +319,7 @@ def with_overrides(config: Config, overrides: list[str]) -> Config:
         for key in path:
             if part[key] is None:
                 raise ConfigError(f"{name} cannot be set before {key}, which is null: set {key} first")
-            if isinstance(part[key], str):
+            if not isinstance(part[key], dict):  # a procedure by its name
                 part[key] = {"name": part[key]}
             part = part[key]
         try:

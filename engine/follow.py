@@ -1,15 +1,40 @@
-"""A run or a study as the command line waits for it: progress on standard error, and how it ended."""
+"""What commands have in common: their options, progress on standard error while they wait, how it ended."""
 
+import argparse
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
-from engine import jobs
+from engine import datasets, jobs
+from engine.config import ConfigError
 from engine.records import Record, Run
+from engine.sentences import duration
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
+Value = TypeVar("Value", str, int, float)
 PROGRESS_EVERY = 5.0  # seconds between lines of progress that nobody sees live
+
+
+def add_data_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        default=datasets.default_root(),
+        help="folder of data sets (default: data/ or PACD_DATA)",
+    )
+
+
+def values(option: str, text: str, kind: type[Value]) -> list[Value]:
+    """What an option lists, separated by commas. Raises: ConfigError."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return [kind(part) for part in parts]
+    except ValueError:
+        numbers = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(f"{option} must be {numbers} separated by commas, got {text!r}") from None
 
 
 def wait_for(run: Run) -> int:
@@ -46,10 +71,3 @@ def follow(run: Record, queue_position: Callable[[], int] = lambda: 0) -> None:
         time.sleep(0.25)
     if live:
         print(file=sys.stderr)
-
-
-def duration(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

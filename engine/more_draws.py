@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import datasets, sequential, victims
-from engine.certification import ABSTAIN, certified_radius, lower_confidence_bound, radius_cap
-from engine.config import smallest_useful_n
+from engine.certification import ABSTAIN, certified_radius, check, radius_cap
 from engine.costs import workers_for
 from engine.records import Run, RunNotFound
 from engine.streams import stream
@@ -128,11 +127,7 @@ def _certified(
 
 
 def _check(*, n0: int, n: int, alpha: float, precision: float | None, radius: float | None, sigma: float) -> None:
-    if n0 < 1:
-        raise ValueError(f"n0 must be at least 1, got {n0}")
-    lower_confidence_bound(0, n=1, alpha=alpha)  # says what alpha may be
-    if n < smallest_useful_n(alpha):
-        raise ValueError(f"n must be at least {smallest_useful_n(alpha)} at alpha = {alpha}, got {n}")
+    check(sigma=sigma, n0=n0, n=n, alpha=alpha)
     if precision is not None and radius is not None:
         raise ValueError("give precision or radius, not both")
     if precision is not None and not 0 < precision < 1:

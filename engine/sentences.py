@@ -31,6 +31,13 @@ def with_spread(value: dict[str, Any] | None, form: str = ".3f") -> str:
     return f"{value['mean']:{form}}{spread}"
 
 
+def duration(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def headline(report: dict[str, Any]) -> str:
     """What happened, in one sentence with the report's numbers."""
     config, arms = report["config"], report["arms"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import datasets, paper, studies, study_kinds, study_tables
-from engine.follow import FAILED, OK, follow
+from engine.follow import FAILED, OK, add_data_root, follow, values
 from engine.presets import WIDTH
 from engine.studies import Study, StudyRecord
 
@@ -36,9 +36,7 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
         parser.add_argument(
             "--set", action="append", default=[], metavar="FIELD=VALUE", help="for all cells; repeatable"
         )
-        parser.add_argument(
-            "--data-root", type=Path, default=None, help="folder of data sets (default: data/ or PACD_DATA)"
-        )
+        add_data_root(parser)
         parser.add_argument(
             "--dry-run", action="store_true", help="check, print the cells and an estimate, run nothing"
         )
@@ -68,13 +66,10 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    def parts(text: str) -> list[str]:
-        return [part.strip() for part in text.split(",") if part.strip()]
-
     study = study_kinds.reproduction(
-        parts(options.procedures),
-        parts(options.datasets),
-        None if options.sigmas is None else [float(part) for part in parts(options.sigmas)],
+        values("--procedures", options.procedures, str),
+        values("--datasets", options.datasets, str),
+        None if options.sigmas is None else values("--sigmas", options.sigmas, float),
         scale=options.scale,
         seeds=options.seeds,
         victims=options.victims,
@@ -84,7 +79,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) -> int:
-    data_root, cells = options.data_root or datasets.default_root(), study.in_order()
+    data_root, cells = options.data_root, study.in_order()
     studies.check(study, runs_root=options.runs_root, data_root=data_root)
     if options.dry_run:
         seconds = studies.seconds_of(study, device="cpu")

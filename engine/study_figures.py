@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from engine import figures, study_tables
+from engine.sentences import with_spread
 
 # From nothing to the colour of the poisoned arm and on: lightness alone tells the order.
 SCALE = ((0.0, "#FBF3EC"), (0.25, "#F2C3A0"), (0.5, "#E08A4B"), (0.75, "#B04A00"), (1.0, "#5A2500"))
@@ -115,7 +116,7 @@ def _hover(found: dict[str, Any], cell: dict[str, Any]) -> str:
         seeds = ", ".join(f"{100 * value:.0f} %" for value in cell["drop"]["seeds"])
         lines += [
             f"n = {study_tables.victims(cell)} pairs of victims: {seeds}",
-            f"ACR {study_tables.number(cell['acr_clean'])} → {study_tables.number(cell['acr_poisoned'])} (L2)",
+            f"ACR {with_spread(cell['acr_clean'])} → {with_spread(cell['acr_poisoned'])} (L2)",
         ]
     return "<br>".join([*lines, f"seed {cell['seed']}, run {cell['run']}"])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from engine import paper
 from engine.records import Run
+from engine.sentences import with_spread
 from engine.studies import Cell, StudyRecord
 
 Summary = dict[str, Any] | None  # mean, sd and seeds, as a report has them
@@ -104,12 +105,6 @@ def percent(value: Summary) -> str:
     return f"{_whole(100 * value['mean'])} %{spread}"
 
 
-def number(value: Summary) -> str:
-    if not value or value["mean"] is None:
-        return "–"
-    return f"{value['mean']:.3f}" + ("" if value["sd"] is None else f" ± {value['sd']:.3f}")
-
-
 def csv_text(found: dict[str, Any]) -> str:
     """A row per cell with COLUMNS; a number that is not there (yet) is empty."""
     buffer = io.StringIO()
@@ -179,8 +174,8 @@ def _cells(found: dict[str, Any]) -> str:
                 str(victims(cell)),
                 percent(cell["drop"]),
                 percent(cell["control_drop"]),
-                number(cell["acr_clean"]),
-                number(cell["acr_poisoned"]),
+                with_spread(cell["acr_clean"]),
+                with_spread(cell["acr_poisoned"]),
                 *visibility(cell),
                 "reused" if cell["complete"] and cell["attack_seconds"] is None else _seconds(cell["attack_seconds"]),
                 _seconds(cell["seconds"]),
@@ -255,13 +250,13 @@ def _paper_table(found: dict[str, Any]) -> str:
         for cell in cells:
             state = "" if cell["complete"] else f" ({cell['state']})"
             values = [cell[name] for name in ("acr_clean", "acr_poisoned", "acr_control", "drop", "control_drop")]
-            told = [*map(number, values[:3]), *map(percent, values[3:])]
+            told = [*map(with_spread, values[:3]), *map(percent, values[3:])]
             what = [f"{cell['seed']}{state}", str(victims(cell)), *told]
             lines.append([*_setting(cell), *what, "not published", claim, _seconds(cell["seconds"]), _device(cell)])
         if len(cells) > 1:
             values = [_over([cell[name] for cell in cells]) for name in ("acr_clean", "acr_poisoned", "acr_control")]
             shares = [_over([cell[name] for cell in cells]) for name in ("drop", "control_drop")]
-            told = [*map(number, values), *map(percent, shares)]
+            told = [*map(with_spread, values), *map(percent, shares)]
             several = sum(cell["drop"] is not None for cell in cells)
             what = [f"all ({several})", str(sum(map(victims, cells))), *told, "not published", claim]
             lines.append([*_setting(cells[0]), *what, _seconds(_total(cells)), _device(cells[0])])

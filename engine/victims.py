@@ -22,7 +22,8 @@ def load(run: Run, arm: str, k: int, *, shape: tuple[int, ...]) -> nn.Module:
     """
     weights = run.tensors(f"victims/{arm}-{k}")
     if weights is None:
-        raise VictimUnavailable(f"run {run.id} keeps no weights of victim {k} of arm {arm}")
+        kept = ", ".join(f"{arm} {k}" for arm, k in run.victims()) or "none"
+        raise VictimUnavailable(f"run {run.id} keeps no weights of victim {k} of arm {arm}; it keeps: {kept}")
     config = run.config
     classes = len((run.report or {}).get("class_names") or ()) or CLASSES[config.dataset]
     model = build(config.architecture, shape=shape, num_classes=classes, generator=torch.Generator())

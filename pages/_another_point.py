@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from engine import datasets, grid, jobs, records, wording
+from engine import datasets, grid, jobs, records, sentences, wording
 from engine.config import Config, ConfigError, parse
 from engine.costs import estimate
 from engine.datasets import DatasetUnavailable
@@ -53,7 +53,7 @@ def left(config: Config, point: Point) -> None:
     expected = estimate(config, device=device)
     here = datasets.available(config.dataset, _shared.data_root())
     st.caption(
-        f"{_grid.name_of(point)}: about {_shared.duration(expected.seconds)} on this {device.upper()} "
+        f"{_grid.name_of(point)}: about {sentences.duration(expected.seconds)} on this {device.upper()} "
         f"(less where clean victims can be reused); then it joins the sliders."
         + ("" if here else " It needs MNIST, which is not on this machine.")
     )

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from engine import grid, records, wording
+from engine import commands, grid, records, wording
 from engine.grid import Point
 from engine.records import GALLERY, GRID, Run
 from pages import _shared
@@ -34,4 +34,4 @@ def go_to(point: Point) -> None:
 
 
 def command(point: Point) -> str:
-    return " ".join(["python -m engine run --preset", point.preset, *(f"--set {item}" for item in point.overrides)])
+    return commands.command(point.preset, point.overrides)

@@ -182,13 +182,6 @@ def moment(seconds: float | None) -> str:
     return datetime.fromtimestamp(seconds).strftime("%d %b %Y %H:%M") if seconds else "–"
 
 
-def duration(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 @st.cache_resource
 def expected_device() -> str:
     """ "cuda" where an NVIDIA GPU and a torch that can use it seem to be here, else "cpu"; asks no torch."""

@@ -111,7 +111,7 @@ def before_the_start(config: Config, target: str) -> None:
     columns = st.columns(3)
     columns[0].metric(
         "Time",
-        f"~{_shared.duration(expected.seconds)}",
+        f"~{sentences.duration(expected.seconds)}",
         help=f"Estimate for this {device.upper()}, if nothing can be reused and nothing else computes. Rough: within a "
         "factor of two.",
     )

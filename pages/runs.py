@@ -33,7 +33,7 @@ def queue() -> None:
     for place, row in enumerate(sorted(active, key=lambda row: row["submitted"])):
         status = _shared.run_of(row).status()
         words = "computing" if status.state == "running" else f"position {place} in the queue"
-        left = "" if status.eta_seconds is None else f", about {_shared.duration(status.eta_seconds)} left"
+        left = "" if status.eta_seconds is None else f", about {sentences.duration(status.eta_seconds)} left"
         st.progress(status.fraction, f"{_shared.row_label(row)}: {words}{left}")
         if st.button("Watch it", key=f"open {row['id']}", on_click=_shared.choose, args=(row["id"],)):
             _shared.go("pages/poison.py")

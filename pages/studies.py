@@ -7,7 +7,18 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import datasets, figures, jobs, records, studies, study_figures, study_kinds, study_tables
+from engine import (
+    commands,
+    datasets,
+    figures,
+    jobs,
+    records,
+    sentences,
+    studies,
+    study_figures,
+    study_kinds,
+    study_tables,
+)
 from engine.config import Config, ConfigError
 from engine.datasets import DATASETS
 from engine.presets import PRESETS
@@ -83,7 +94,7 @@ def progress(record: StudyRecord) -> None:
         st.rerun()  # a new cell, or the end: the figures change too
     st.session_state["seen study"] = (record.id, done, status.active)
     if status.active:
-        left = "" if status.eta_seconds is None else f", about {_shared.duration(status.eta_seconds)} left"
+        left = "" if status.eta_seconds is None else f", about {sentences.duration(status.eta_seconds)} left"
         stopping = ", stopping" if (record.directory / "cancel").exists() else ""
         st.progress(status.fraction, f"{status.phase or 'Starting'}{left}{stopping} ({done} of {cells} cells done)")
     elif done < cells:
@@ -181,8 +192,8 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
             f"- Drop **{study_tables.percent(cell['drop'])}**, random noise "
             f"{study_tables.percent(cell['control_drop'])}; n = {study_tables.victims(cell)} pairs of victims, seed "
             f"{cell['seed']}\n"
-            f"- ACR (L2, pixel units) {study_tables.number(cell['acr_clean'])} clean, "
-            f"{study_tables.number(cell['acr_poisoned'])} poisoned\n"
+            f"- ACR (L2, pixel units) {sentences.with_spread(cell['acr_clean'])} clean, "
+            f"{sentences.with_spread(cell['acr_poisoned'])} poisoned\n"
             f"- Poison's size: L2 {l2}, PSNR {psnr} dB, SSIM {ssim}"
         )
         try:
@@ -220,7 +231,7 @@ def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
     except ValueError:
         return "# of an older protocol"
     changed = [*study_kinds.differences(PRESETS[preset].config, base), *moved]
-    return " ".join(["python -m engine run --preset", preset, *(f"--set {shlex.quote(item)}" for item in changed)])
+    return commands.command(preset, changed)
 
 
 def rivals(found: dict[str, Any]) -> None:
@@ -257,7 +268,7 @@ def rivals(found: dict[str, Any]) -> None:
 
 def table_and_downloads(found: dict[str, Any]) -> None:
     st.header("Every cell")
-    cells, percent, number = found["cells"], study_tables.percent, study_tables.number
+    cells, percent, number = found["cells"], study_tables.percent, sentences.with_spread
     table = pd.DataFrame(
         {
             "cell": [study_tables.cell_name(found, cell) for cell in cells],
@@ -360,7 +371,7 @@ def before_the_start(study: Study, preset: str) -> None:
     columns = st.columns(2)
     columns[0].metric("Cells, a run each", cells)
     columns[1].metric(
-        "Time", f"~{_shared.duration(seconds)}",
+        "Time", f"~{sentences.duration(seconds)}",
         help=f"Estimate for this {device.upper()}, counting what cells reuse of each other. Within a factor of two.",
     )  # fmt: skip
     for axis, title in ((study.rows, "Rows"), (study.columns, "Columns")):
