@@ -30,6 +30,7 @@ AttackName = Literal[
     "pacd",
     "universal",
     "watermark",
+    "brightness",
     "white-pattern",
     "low-frequency-pattern",
     "error-minimising",

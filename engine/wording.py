@@ -68,6 +68,7 @@ ATTACKS = {
         surrogate=True,
     ),
     "watermark": Attack("Watermark", "an image of another class shines through each image, cut at ε"),
+    "brightness": Attack("Brightness", "all images get brighter by ε, every pixel alike"),
     "white-pattern": Attack("White pattern", "all images get one and the same random pattern of ±ε"),
     "low-frequency-pattern": Attack("Low-frequency pattern", "all images get one and the same smooth pattern of ±ε"),
     "error-minimising": Attack("Error-minimising noise", f"{_EACH} making it easy for surrogates", surrogate=True),

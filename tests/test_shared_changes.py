@@ -29,7 +29,7 @@ def shared_change(delta: Tensor, x_clean: Tensor, *, epsilon: float = EPSILON) -
     return found
 
 
-@pytest.mark.parametrize("name", ["universal", "white-pattern", "low-frequency-pattern"])
+@pytest.mark.parametrize("name", ["universal", "brightness", "white-pattern", "low-frequency-pattern"])
 def test_all_images_share_one_change_before_it_is_cut(name):
     for record in attacked(name):
         shared_change(record.delta, PROBLEM.x_clean)
@@ -40,6 +40,12 @@ def pattern(name: str, side: int = 28) -> Tensor:
     gray = LabelledImages(torch.full((4, 1, side, side), 0.5), torch.tensor([2, 2, 2, 1]), torch.arange(4))
     (record,) = attacked(name, replace(PROBLEM, training=gray, indices=torch.arange(3)))
     return shared_change(record.delta, gray.images[:3])[0]
+
+
+def test_brightness_is_epsilon_everywhere_but_where_the_pixel_range_ends():
+    assert torch.allclose(pattern("brightness"), torch.tensor(EPSILON), atol=1e-6)
+    (record,) = attacked("brightness")
+    assert torch.equal(record.delta, (PROBLEM.x_clean + EPSILON).clamp(max=1) - PROBLEM.x_clean)
 
 
 def test_a_white_pattern_has_balanced_independent_signs_of_full_size():

@@ -7,7 +7,7 @@ from engine.attacks.from_file import from_file
 from engine.attacks.gradient_matching import gradient_matching
 from engine.attacks.label_flip import label_flip
 from engine.attacks.pacd import pacd
-from engine.attacks.patterns import low_frequency_pattern, white_pattern
+from engine.attacks.patterns import brightness, low_frequency_pattern, white_pattern
 from engine.attacks.universal import universal
 from engine.attacks.watermark import watermark
 
@@ -15,6 +15,7 @@ ATTACKS: dict[str, Attack] = {
     "pacd": pacd,
     "universal": universal,
     "watermark": watermark,
+    "brightness": brightness,
     "white-pattern": white_pattern,
     "low-frequency-pattern": low_frequency_pattern,
     "error-minimising": error_minimising,

@@ -17,13 +17,18 @@ from engine.attacks.random_noise import random_signs
 FREQUENCIES = 4  # lowest ones of the discrete cosine transform, along each side
 
 
+def bright(problem: AttackProblem, generator: torch.Generator) -> Tensor:
+    """[1, C, H, W]: +epsilon everywhere."""
+    return torch.full_like(problem.x_clean[:1], problem.epsilon)
+
+
 def white(problem: AttackProblem, generator: torch.Generator) -> Tensor:
     """[1, C, H, W]: ±epsilon, independent from pixel to pixel."""
     return problem.epsilon * random_signs(problem.x_clean[:1], generator=generator)
 
 
 def low_frequency(problem: AttackProblem, generator: torch.Generator) -> Tensor:
-    """[1, C, H, W]: ±epsilon by the sign of a normal mixture of the lowest frequencies, the constant one left out."""
+    """[1, C, H, W]: ±epsilon by the sign of a normal mixture of the lowest frequencies; the constant one is `bright`."""
     _, channels, height, width = problem.x_clean.shape
     size = (1, channels, FREQUENCIES, FREQUENCIES)
     coefficients = torch.randn(size, generator=generator, device=generator.device)
@@ -38,5 +43,6 @@ def _cosines(length: int, generator: torch.Generator) -> Tensor:
     return torch.cos(math.pi * torch.arange(FREQUENCIES, device=generator.device)[:, None] * places)
 
 
+brightness = at_once(bright)
 white_pattern = at_once(white)
 low_frequency_pattern = at_once(low_frequency)
