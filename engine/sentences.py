@@ -12,14 +12,15 @@ CITATION = (
     "arXiv:2012.01274. Certification: Cohen, Rosenfeld, Kolter, ICML 2019, arXiv:1902.02918."
 )
 HOW_TO_READ = (
-    "**Average certified radius (ACR)**: the mean, over all test images of a class, of the L2 radius within which the "
-    "smoothed classifier provably keeps its correct answer; wrong answers and abstentions count as 0.",
+    "**Average certified radius (ACR)**: the mean, over the certified test images of a class, of the L2 radius within "
+    "which the smoothed classifier provably keeps its correct answer; wrong answers and abstentions count as 0.",
     "**A certificate** holds with probability at least 1 − α for its one image; nothing is corrected for their number.",
     "**The cap** σ·Φ⁻¹(α^(1/n)): no radius can exceed it with n draws, so ACR at different n must not be compared.",
     "**Relative drop**: 1 − ACR(arm)/ACR(clean), for victims of the same seed, then mean ± standard deviation over "
     "seeds.",
-    "**Random noise** and **shuffled signs** are controls: the same images, the same budget, without the attack's "
-    "direction. What the attack adds is the poisoned drop beyond theirs.",
+    "**Random noise** and **shuffled signs** are controls: the same images, the same budget, each pixel of each image "
+    "by itself. The poisoned drop beyond theirs is the work of what an attack's changes have in common and of their "
+    "direction; the attack *Brightness*, which optimises nothing, tells those apart.",
 )
 
 
@@ -55,16 +56,32 @@ def headline(report: dict[str, Any]) -> str:
             f"instead of **{acr['clean']}**. Some clean victim certifies almost nothing, so that a relative drop means "
             "nothing."
         )
-    share = f"{abs(drop['mean']):.0%} {'less' if drop['mean'] >= 0 else 'more'}"
+    share = f"{_size(drop)} {'less' if drop['mean'] >= 0 else 'more'}"
     noise, control = report["relative_drop"].get("random_noise"), ""
     if noise and noise["mean"] is not None:
-        verb = "takes" if noise["mean"] >= 0 else "adds"
-        control = f" Random noise of the same ε {verb} {abs(noise['mean']):.0%}."
+        control = f" Random noise of the same ε {'takes' if noise['mean'] >= 0 else 'adds'} {_size(noise)}."
+    if drop["mean"] > 0 and not exceeds(drop):
+        control += " Within its spread, that is no effect."
+    elif control and drop["mean"] > 0 and not exceeds(drop, noise):
+        control += " Within their spreads, the poison takes no more."
     victims = "fine-tuned" if config["training"]["fine_tune_epochs"] else "retrained"
     return (
         f"After poisoning, {victims} victims certify {target} with an average certified radius (ACR) of "
         f"**{acr['poisoned']}** instead of **{acr['clean']}**: **{share}**.{control}"
     )
+
+
+def exceeds(drop: dict[str, Any] | None, other: dict[str, Any] | None = None) -> bool:
+    """Whether a drop less its standard deviation is above another's and that one's; above 0 where there is no other."""
+    if not drop or drop["mean"] is None:
+        return False
+    beyond = (other["mean"] or 0.0) + (other["sd"] or 0.0) if other else 0.0
+    return drop["mean"] - (drop["sd"] or 0.0) > beyond
+
+
+def _size(share: dict[str, Any]) -> str:
+    """Of a drop or a gain, with its standard deviation over pairs of victims if there are several."""
+    return f"{abs(share['mean']):.0%}" + ("" if share["sd"] is None else f" ± {share['sd']:.0%}")
 
 
 def numbers_line(report: dict[str, Any]) -> str:
@@ -116,13 +133,14 @@ def settings_line(run: Run) -> str:
 
 
 def _is_the_papers(config: Config) -> bool:
-    """Whether it is the authors' setting for any target and budget, but for what is this project's own.
+    """Whether it is the authors' setting for any target class, but for what is this project's own.
 
     That is seeds, controls, images of other classes, and the precision of products.
     """
 
     def as_ours(authors: Config) -> Config:
-        own = {name: getattr(config, name) for name in ("seed", "threat", "victim_seeds", "controls")}
+        own: dict[str, Any] = {name: getattr(config, name) for name in ("seed", "victim_seeds", "controls")}
+        own["threat"] = authors.threat.model_copy(update={"target_class": config.threat.target_class})
         training = authors.training.model_copy(update={"precision": config.training.precision})
         others = {"other_images": config.certification.other_images}
         certification = authors.certification.model_copy(update=others)
@@ -187,8 +205,8 @@ def _knowledge(config: Config, attack: wording.Attack) -> str:
         else ", as victims are trained"
     )
     return (
-        f"**Knowledge**: {data}; no victim's weights, and no test image. Its surrogates: "
-        f"{', '.join(believed.values())}{truth}."
+        f"**Knowledge**: {data}, and held-out images of the class, on which no victim trains; no victim's weights, and "
+        f"no test image. Its surrogates: {', '.join(believed.values())}{truth}."
     )
 
 
@@ -220,6 +238,6 @@ def _controls(config: Config, attack: wording.Attack) -> str:
         if arm in wording.CONTROL_NAMES
     ]
     if not found:
-        return "**Controls**: none, so nothing tells the attack's direction from its mere size."
+        return "**Controls**: none, so nothing tells what is the attack's work from that of its mere size."
     signs = "; with unchanged pixels, shuffled signs are the clean data" if attack.labels else ""
     return f"**Controls**: {', and '.join(found)}, on the same images{signs}."

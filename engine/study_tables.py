@@ -305,8 +305,8 @@ def grounds(found: dict[str, Any]) -> str:
         f"n: pairs of victims. Data: {all_of('dataset')}; target class {all_of('target_class')}; ε = "
         f"{all_of('epsilon')} (L∞) and radii (L2) in pixel units of [0, 1]; {all_of('images')} test images of the "
         f"class; {all_of('n')} estimation draws; seed {all_of('seed')}. {all_of('device_name')}, torch "
-        f"{all_of('torch')}, commit {all_of('commit')}. Drops may be compared from cell to cell; ACR may not where σ "
-        "or the draws differ."
+        f"{all_of('torch')}, commit {all_of('commit')}. Drops may be compared where draws and α are the same "
+        "(with fewer draws the cap hides a part of them), ACR only where σ is, too."
     )
 
 

@@ -52,7 +52,8 @@ def until_settled(run: Run, image: int, shape: tuple[int, ...], victim: int, nam
         rows.append(
             {"arm": ARM_STYLE[each.arm].name, "answer so far": "none" if answer == ABSTAIN else names[answer]}
             | ({f"certified at {radius:g}": "yes" if bound >= radius else "no"} if question == AT else {})
-            | {"radius so far": f"{bound:.3f}", "draws": f"{draws:,}", f"of {MOST:,}": f"{draws / MOST:.1%}"}
+            | {"radius so far": f"{bound:.3f}", "settled": "yes" if draws < MOST else "all draws used"}
+            | {"draws": f"{draws:,}", f"of {MOST:,}": f"{draws / MOST:.1%}"}
         )
     st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Answer, radius and number of draws by arm")
     st.caption(
@@ -62,4 +63,5 @@ def until_settled(run: Run, image: int, shape: tuple[int, ...], victim: int, nam
     )
     option, value = next(iter(stop.items()))
     settings = f"--image {image} --{option} {value:g} --n {MOST} --n0 {SELECTING} --alpha {alpha:g}"
-    st.code(f"python -m engine certify {run.id} --arm {asked[-1].arm} --victim {victim} {settings}", language=None)
+    command = f"python -m engine certify {run.id} --arm {asked[-1].arm} --victim {victim} {settings}"
+    st.code(command, language=None, wrap_lines=True)

@@ -21,8 +21,8 @@ TERMS = {
     "clean-label": "An attack that changes images a little and no label, so that nothing looks wrong.",
     "Clopper–Pearson": "An exact interval or bound for a share, seen in so many draws.",
     "confidence": "What a network's output layer says of its own answer, from 0 to 1. Not a guarantee.",
-    "control": "The same images changed by as much but without the attack's direction: random noise, or the poison "
-    "with shuffled signs. Tells what mere size does.",
+    "control": "The same images changed within the same budget, each pixel by itself: random noise, or the poison with "
+    "shuffled signs. Tells what mere size does.",
     "δ (delta)": "What was added to an image: poisoned minus clean.",
     "digits": "1 797 small images (8 × 8) that come with the program and need no download.",
     "ε (epsilon)": "The most by which any pixel of a training image may be changed (L∞).",

@@ -75,7 +75,7 @@ def training(run: Run, revealed: bool) -> None:
             r = st.slider("Read the curves at radius r (L2, pixel units)", 0.0, round(cap, 2), round(cap / 2, 2), 0.01)
         with right:
             scope = st.segmented_control(
-                "Test images of", ["target", "all"], default="all", required=True, key="lesson_scope",
+                "Test images of", ["target", "all"], default="target", required=True, key="lesson_scope",
                 format_func=lambda scope: "all classes" if scope == "all" else sentences.target_of(run),
             )  # fmt: skip
     tables = {
@@ -198,7 +198,7 @@ def _row(run: Run, name: str) -> dict[str, Any]:
 def defender(run: Run, revealed: bool) -> None:
     st.markdown(
         "Three ways: make the attacker's **share smaller** (more sources, trusted data), **squeeze** training images "
-        "so that faint changes vanish, or choose **another noise level**. Each has its price."
+        "so that faint changes vanish, or choose **another noise level**. Each may have its price."
     )
     known = defence_rows(run)
     first, others = known[0], [row["name"] for row in known[1:]]
@@ -217,12 +217,12 @@ def defender(run: Run, revealed: bool) -> None:
                 "drop left": [study_tables.percent(row["drop"]) for row in rows],
                 "ACR clean": [sentences.with_spread(row["acr"]["clean"]) for row in rows],
                 "ACR poisoned": [sentences.with_spread(row["acr"]["poisoned"]) for row in rows],
-                "price: clean ACR": [_price(row, first) for row in rows],
+                "change of clean ACR": [_price(row, first) for row in rows],
             }
         ),
         hide_index=True,
         height="content",
-        alt="Defences: drop left, average certified radius of clean and poisoned victims, price",
+        alt="Defences: drop left, average certified radius of clean and poisoned victims",
     )
     worse = [row["name"] for row in rows[1:] if row["drop"]["mean"] > first["drop"]["mean"] + 0.05]
     if worse:
@@ -234,7 +234,8 @@ def defender(run: Run, revealed: bool) -> None:
     other = any(row["cap"] != first["cap"] for row in rows)
     st.caption(
         f"Target class {sentences.target_of(run)}, mean ± standard deviation over victims; ACR: L2, pixel units. "
-        "Price: what clean victims lose by the defence alone; what it costs to get and check more data is not in it. "
+        "Change of clean ACR: what the defence alone does to victims of clean data; what it costs to get and check "
+        "more data is not in it. "
         "**The attacker here does not know the defence**; one who does may find a way around it, so these are upper "
         "bounds of what a defence is worth."
         + (

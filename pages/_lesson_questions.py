@@ -123,14 +123,15 @@ def two_levels(run: Run) -> Question:
 
 def images(run: Run) -> Question:
     report = run.report or {}
-    drop, noise = (
-        100 * ((report["relative_drop"].get(arm) or {}).get("mean") or 0) for arm in ("poisoned", "random_noise")
-    )
-    verdict = "most of it is the work of the attack's direction" if drop > 2 * noise else "much of it is mere size"
+    drop, noise = (report["relative_drop"].get(arm) for arm in ("poisoned", "random_noise"))
+    lost, control = (((each or {}).get("mean") or 0.0) for each in (drop, noise))
+    verdict = "much of it is mere size"
+    if sentences.exceeds(drop, noise) and lost > 2 * control:
+        verdict = "most of it is more than changes of that size do by themselves"
     return Guess(
         f"You see what was changed: no pixel by more than ε = {run.config.threat.epsilon:g} of 1, no label. What "
         f"share of its average certified radius does {sentences.target_of(run)} lose, in percent?",
-        drop,
+        100 * lost,
         f"{sentences.headline(report)} Against that control, {verdict}.",
     )
 
@@ -195,13 +196,12 @@ def defender(run: Run) -> Question:
 
 
 def limits(run: Run) -> Question:
-    drop = (run.report or {})["relative_drop"].get("poisoned") or {}
-    number = f"{100 * (drop.get('mean') or 0):.0f} %"
     return Choice(
-        f"This run shows a drop of {number}. Which sentence does it support?",
+        "This run shows some drop. Which sentence does it support?",
         (
-            f"Certified classifiers lose {number} of their radius if they are poisoned",
-            f"In this setting (data, class, ε, what the attacker knows) the radius fell by {number}",
+            "Certified classifiers lose that share of their radius if they are poisoned",
+            "In this setting (data, class, ε, what the attacker knows) the radius fell by that much, give or take its "
+            "spread",
             "Randomized smoothing does not keep its promise",
         ),
         1,

@@ -129,8 +129,8 @@ STEPS = (
     ),
     Step(
         "What a defender can do",
-        "A certificate does **not** detect poisoning: it speaks of the test image, not of the training data. What "
-        "helps has to be done before or during training, and has a price.",
+        "Certificates came out smaller, and a defender wants them back. What helps has to be done before or during "
+        "training.",
         "Find the defence that leaves the smallest drop. What did it cost without any attack?",
         _lesson_effect.defender,
         _lesson_questions.defender,

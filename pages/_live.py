@@ -40,8 +40,10 @@ def live_view(run: Run) -> None:
     except (OSError, ValueError, KeyError, IndexError, SafetensorError) as error:
         st.caption(f"Some of the run's files cannot be read just now ({error}).")
     log = run.log_tail()
+    if not log:
+        return
     with st.expander(f"Log ({len(log.splitlines())} lines)"):
-        st.code(log or "nothing was logged", language=None)
+        st.code(log, language=None)
         st.download_button("Download log.txt", log, f"{run.id}-log.txt", "text/plain", key=f"log {run.id}")
 
 

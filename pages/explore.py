@@ -109,11 +109,13 @@ def chosen(known: dict[Point, Run]) -> Point:
             st.session_state[key] = nearest(options, st.session_state[key])
         with places[position]:
             if field == "procedure":
-                st.selectbox(label, options, key=key, format_func=wording.PROCEDURE_NAMES.__getitem__)
+                st.selectbox(
+                    label, options, key=key, format_func=wording.PROCEDURE_NAMES.__getitem__, persist_state="session"
+                )
             elif len(options) == 1:
-                st.selectbox(label, options, key=key, format_func=lambda value: f"{value:g}")
+                st.selectbox(label, options, key=key, format_func="{:g}".format, persist_state="session")
             else:
-                st.select_slider(label, options, key=key, format_func=lambda value: f"{value:g}")
+                st.select_slider(label, options, key=key, format_func="{:g}".format, persist_state="session")
         values.append(st.session_state[key])
     point = Point(*values)
     st.query_params.update({field: str(value) for field, value in zip(_grid.FIELDS, point, strict=True)})
@@ -223,7 +225,7 @@ def grid_view() -> None:
             {epsilon: drops(str(r.directory), stamp(r)) for epsilon, r in line.items()}, point.epsilon
         )
         show("line", figure, on_select=take_epsilon, selection_mode="points")
-        st.caption("Click a point to go there. Poison beyond the controls is what its direction does.")
+        st.caption("Click a point to go there. The controls change each pixel by itself.")
     left, right = st.columns(2, gap="medium")
     with left:
         show("accuracy", accuracy)

@@ -236,7 +236,7 @@ def summary(config: Config) -> None:
 _shared.need_frame()
 st.title("Poison")
 st.markdown(
-    "Change the training images of one class imperceptibly, retrain victims **from scratch** on them, and certify them "
+    "Change the training images of one class by at most ε, retrain victims **from scratch** on them, and certify them "
     "with randomized smoothing."
 )
 _form.begin()

@@ -49,8 +49,8 @@ def images_changed(run: Run) -> str:
 
 
 def worth_less(report: dict[str, Any]) -> str:
-    drop = (report["relative_drop"].get("poisoned") or {}).get("mean") or 0
-    return sentences.headline(report) + (" The certificates are still valid, and worth less." if drop > 0 else "")
+    less = sentences.exceeds(report["relative_drop"].get("poisoned"))
+    return sentences.headline(report) + (" The certificates are still valid, and worth less." if less else "")
 
 
 def images(run: Run) -> None:
@@ -82,7 +82,7 @@ def charts(run: Run) -> None:
             figures.acr_by_arm(report),
             "How far, on average, a test image can be moved (L2) before a certificate ends: lower is worse for the "
             "defender. If an attack works, the target class loses and the others hardly do. Controls change the same "
-            "images within the same budget, but without the attack's direction.",
+            "images within the same budget, each pixel by itself.",
         ),
         (
             right,
@@ -149,7 +149,7 @@ LOOKS = {
 }
 
 _shared.need_frame()
-st.title("Imperceptible poison, smaller certificates")
+st.title("Small changes, smaller certificates")
 shown = story_of()
 if shown is None:
     st.warning(

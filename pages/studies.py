@@ -364,6 +364,11 @@ def new_study() -> None:
         )  # fmt: skip
 
 
+def open_study(identifier: str) -> None:
+    """Callback."""
+    st.session_state["study"] = identifier
+
+
 def before_the_start(study: Study, preset: str) -> None:
     device, cells = _shared.expected_device(), len(study.cells())
     seconds = sum(studies.seconds_of(study, device=device).values())
@@ -381,6 +386,9 @@ def before_the_start(study: Study, preset: str) -> None:
         f"One control in each cell (random noise), so that a cell costs three arms and not four. {known} of {cells} "
         "cells are on this machine already and answer at once."
     )
+    if study.id in known_studies():
+        st.info("This very study already has a result, or is under way: starting it again would give the same numbers.")
+        st.button("Open it", key="open_study", icon=":material/open_in_new:", on_click=open_study, args=(study.id,))
     st.button("Start the study", icon=":material/play_arrow:", on_click=start, args=(study, preset))
 
 

@@ -9,7 +9,7 @@ import streamlit as st
 from engine import datasets, handwriting, image_figures, pictures, sentences
 from engine.certification import ABSTAIN, radius_cap
 from engine.handwriting import PictureRefused
-from pages import _canvas, _certificate, _images, _links, _selection, _shared, _victims
+from pages import _canvas, _certificate, _images, _links, _selection, _shared, _test_images, _victims
 from pages._one_image import chart, picture
 
 DRAW, UPLOAD, PICK = "Draw", "Upload a picture", "A test image"
@@ -19,6 +19,12 @@ NOISY = 5
 SHOWN = 108  # pixels on the screen of a step's picture
 
 
+def most_hurt() -> int:
+    """The test image of the target class that lost most of its radius; 0 where the open run has no certificates."""
+    order = _test_images.in_order(run) if run.certificates() is not None else []
+    return int(order[0]) if len(order) else 0
+
+
 def test_image() -> np.ndarray:
     """A test image [C, H, W] by its number."""
     images, labels = _images.images_of(run, train=False)
@@ -26,8 +32,8 @@ def test_image() -> np.ndarray:
     _links.check(try_image=range(last + 1))
     if not 0 <= int(st.session_state.get("try_image") or 0) <= last:
         del st.session_state["try_image"]
-    label = f"Test image, 0 to {last}"
-    number = int(st.number_input(label, 0, last, key="try_image", bind="query-params", persist_state="session"))
+    label, first = f"Test image, 0 to {last}", most_hurt()
+    number = int(st.number_input(label, 0, last, first, key="try_image", bind="query-params", persist_state="session"))
     words = datasets.class_in_words(config.dataset, int(labels[number]), names)
     tile = pictures.shown(images[number : number + 1])[0]
     scale = pictures.enlargement(tile.shape[0], pixels=280)

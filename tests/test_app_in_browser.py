@@ -32,7 +32,7 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
         no_exception(page)
 
         page.goto(app.address)
-        heading(page, "Imperceptible poison, smaller certificates").wait_for()
+        heading(page, "Small changes, smaller certificates").wait_for()
         page.get_by_text("average certified radius (ACR) of").wait_for()
         page.locator(".js-plotly-plot .main-svg").nth(1).wait_for()
         page.get_by_text("MNIST is not on this machine").wait_for()

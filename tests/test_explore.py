@@ -47,7 +47,8 @@ def test_the_first_sight_is_a_finished_result_and_its_controls() -> None:
     assert at(test) == Point("gaussian", 8, 0.5, 0.1)
     report = KNOWN[at(test)].report
     assert report is not None
-    assert f"{report['relative_drop']['poisoned']['mean']:.0%} less" in words(test)
+    drop = report["relative_drop"]["poisoned"]
+    assert f"{drop['mean']:.0%} ± {drop['sd']:.0%} less" in words(test)
     assert [metric.label for metric in test.metric][2:] == ["ACR gone: poison", "ACR gone: controls"]
     assert len(test.get("plotly_chart")) == 4
 

@@ -28,7 +28,7 @@ def white(problem: AttackProblem, generator: torch.Generator) -> Tensor:
 
 
 def low_frequency(problem: AttackProblem, generator: torch.Generator) -> Tensor:
-    """[1, C, H, W]: ±epsilon by the sign of a normal mixture of the lowest frequencies; the constant one is `bright`."""
+    """[1, C, H, W]: ±epsilon by the sign of a normal mixture of the lowest frequencies but the constant."""
     _, channels, height, width = problem.x_clean.shape
     size = (1, channels, FREQUENCIES, FREQUENCIES)
     coefficients = torch.randn(size, generator=generator, device=generator.device)

@@ -1,0 +1,21 @@
+"""Every architecture and every attack that can be asked for is built, named, and has its price."""
+
+from typing import get_args
+
+from engine import costs, models, wording
+from engine.attacks import ATTACKS
+from engine.config import Architecture, AttackName
+
+
+def test_architectures() -> None:
+    known = set(get_args(Architecture))
+    for table in (models.BUILDERS, costs.RELATIVE_COST, costs.KEPT, wording.ARCHITECTURE_NAMES):
+        assert set(table) == known
+
+
+def test_attacks() -> None:
+    known = set(get_args(AttackName))
+    assert set(wording.ATTACKS) == known
+    assert set(ATTACKS) == known - {"none"}
+    optimising = {name for name, attack in wording.ATTACKS.items() if attack.surrogate}
+    assert {*costs.SECOND_ORDER, *costs.FIRST_ORDER} == optimising

@@ -1,0 +1,57 @@
+"""What sentences say of a report, and what they must not."""
+
+from typing import Any
+
+import pytest
+
+from engine import sentences
+from engine.config import with_overrides
+from engine.presets import PRESETS
+
+NO_EFFECT, NO_MORE = "Within its spread, that is no effect.", "Within their spreads, the poison takes no more."
+
+
+def report(poisoned: tuple[float, float | None], noise: tuple[float, float | None] | None) -> dict[str, Any]:
+    drops = {"poisoned": poisoned, "random_noise": noise}
+    acr = {"average_certified_radius": {"target": {"mean": 0.5, "sd": 0.1}}}
+    return {
+        "config": PRESETS["quick"].config.model_dump(mode="json"),
+        "arms": {"clean": acr, "poisoned": acr},
+        "target_name": "digit 8",
+        "relative_drop": {
+            arm: {"mean": found[0], "sd": found[1], "seeds": [found[0]]} for arm, found in drops.items() if found
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("poisoned", "noise", "said", "more"),
+    [
+        ((0.46, 0.07), (0.10, 0.02), "**46% ± 7% less**. Random noise of the same ε takes 10% ± 2%.", ""),
+        ((0.15, 0.17), (0.02, 0.01), "**15% ± 17% less**. Random noise of the same ε takes 2% ± 1%.", NO_EFFECT),
+        ((0.47, 0.01), (0.47, 0.05), "**47% ± 1% less**. Random noise of the same ε takes 47% ± 5%.", NO_MORE),
+        ((0.30, None), (0.10, None), "**30% less**. Random noise of the same ε takes 10%.", ""),
+        ((0.30, 0.02), None, "**30% ± 2% less**.", ""),
+        ((-0.05, 0.02), (-0.01, 0.02), "**5% ± 2% more**. Random noise of the same ε adds 1% ± 2%.", ""),
+    ],
+)
+def test_a_headline_says_how_sure_it_is(
+    poisoned: tuple[float, float | None], noise: tuple[float, float | None] | None, said: str, more: str
+) -> None:
+    text = sentences.headline(report(poisoned, noise))
+    assert said in text
+    assert text.endswith(more or said)
+
+
+@pytest.mark.parametrize(
+    ("override", "is_it"),
+    [
+        ("threat.target_class=3", True),
+        ("seed=7", True),
+        ("threat.epsilon=0.3", False),
+        ("threat.poison_fraction=0.1", False),
+        ("training.epochs=3", False),
+    ],
+)
+def test_another_threat_model_is_not_the_papers_setting(override: str, is_it: bool) -> None:
+    assert sentences._is_the_papers(with_overrides(PRESETS["paper-ga-mnist"].config, [override])) == is_it
