@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "Print the report of a run.")
     report.add_argument("id", help="a run id, or its first digits")
     report.add_argument("--json", action="store_true")
+    report.add_argument("--n", type=int, help="as if only so many of its estimation draws had been made")
     report.add_argument("--html", type=Path, metavar="FILE", help="write it as one file that works offline instead")
     add_data_root(report)
 
@@ -157,10 +158,16 @@ def _dry_run(config: Config) -> dict:
     }
 
 
-def _print_report(run: Run, *, as_json: bool) -> None:
+def _print_report(run: Run, *, as_json: bool, n: int | None = None) -> None:
     report = run.report
     if report is None:
         raise RunNotFound(f"run {run.id} has no report yet: it is {run.status().state}")
+    if n is not None:
+        from engine.report import with_draws  # pandas is slow to import, and only this needs it
+
+        table = run.certificates()
+        assert table is not None  # written before the report
+        report = with_draws(report, table, run.config, n=n)
     print(json.dumps(report) if as_json else tables.summary(report))
 
 
@@ -284,6 +291,8 @@ def _gallery(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     run = records.find(options.runs_root, options.id)
+    if options.html and options.n:
+        raise ConfigError("--html shows all draws: give --n without it")
     if options.html:
         from engine import html_report  # figures are slow to import, and only this needs them
 
@@ -293,7 +302,7 @@ def _report(options: argparse.Namespace) -> int:
         records.write_atomically(options.html, text)
         print(options.html)
         return OK
-    _print_report(run, as_json=options.json)
+    _print_report(run, as_json=options.json, n=options.n)
     return OK
 
 

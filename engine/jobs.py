@@ -1,4 +1,4 @@
-"""The queue of runs: submit, cancel, delete. A run is one process of its own session; nothing here imports torch.
+"""The queue of runs: submit, cancel, delete. A run is one process of its own session; only that process imports torch.
 
 There is no dispatcher to crash: every submitted run starts its process at once, and that process waits for its turn,
 which comes when no run that was submitted earlier is alive and the device's lock file is free. The operating system

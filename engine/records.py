@@ -5,15 +5,18 @@ runs/<id>/config.json            canonical JSON; the first 16 hex digits of its 
           env.json               versions, device, commit, time
           status.json            state, phase, progress, ETA, process, heartbeat, events; replaced atomically
           metrics.jsonl          what live charts read: one line per upper step or epoch
-          poison.safetensors     delta [P, C, H, W] float32, indices [P] into the original training set
+          poison.safetensors     delta [P, C, H, W] float32, indices [P] into the original training set; labels [P]
+                                 where the attack changes those
           evolution.safetensors  delta of a few images after some upper steps: steps [S], delta [S, E, C, H, W],
-                                 indices [E] into the original training set
-          victims/<arm>-<k>.safetensors   weights of the k-th victim of an arm
+                                 indices [E] into the original training set; and the attack's curves, a number a step
+          victims/<arm>-<k>.safetensors   weights of the k-th victim of an arm; before-<k> of one to be fine-tuned
           votes/<arm>-<k>.safetensors     its votes under noise, image by image
           checkpoints/           where long stages stand, while they are unfinished
           certificates.parquet   one row per arm, victim and test image, with the votes
           report.json, log.txt, notes.json (name, star, note), cancel (present once asked for),
           published (present where nobody may rename or delete the run)
+runs/poisons/                    poison files that were brought, by their hash (engine/poison_file.py)
+runs/index.sqlite                what lists of runs show; can be rebuilt from the directories (engine/index.py)
 runs/stages/                     the same safetensors files by the hash of all that they depend on (hard links)
 runs/studies/<id>/study.json     canonical JSON of a study, with request, status and log as above (engine/studies.py)
 """
@@ -196,7 +199,7 @@ class Run(Record):
             file.write(canonical_json(record) + "\n")
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
-        """Records of one kind (attack, training, certification, evolution …) in order of writing."""
+        """Records of one kind (attack or training) in order of writing."""
         path = self.directory / "metrics.jsonl"
         if not path.exists():
             return []

@@ -8,7 +8,7 @@ import pandas as pd
 
 from engine import metrics
 from engine.certification import ABSTAIN, radius_cap
-from engine.config import Config
+from engine.config import Config, with_overrides
 from engine.datasets import class_in_words
 from engine.records import ARMS
 
@@ -126,6 +126,16 @@ def build_report(
         "radius_cap": radius_cap(n=settings.n, sigma=config.sigma, alpha=settings.alpha),
         "certified_images": {scope: int(of_scope(table, scope, config)["image"].nunique()) for scope in SCOPES},
     }
+
+
+def with_draws(report: dict[str, Any], table: pd.DataFrame, config: Config, *, n: int) -> dict[str, Any]:
+    """The report as if only n of the recorded estimation draws had been made, so that runs may be compared at equal n.
+
+    Raises: ConfigError, ValueError where n is too small for alpha, or more than were recorded.
+    """
+    fewer = with_overrides(config, [f"certification.n={n}"])
+    table = metrics.recertify(table, sigma=config.sigma, alpha=config.certification.alpha, n=n)
+    return report | build_report(table, fewer, class_names=report["class_names"])
 
 
 def losses(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,12 +7,13 @@ from engine.commands import asked_for
 from engine.records import CONTROLS, Run
 from engine.sentences import with_spread
 
+FEW = 20  # test images of a class
 _COLUMNS = ("procedure", "attack.name", "threat.target_class", "threat.epsilon", "sigma", "seed", "victim_seeds")
 
 
 def summary(report: dict[str, Any]) -> str:
     """A report in a few lines of plain text."""
-    config, settings = report["config"], report["config"]["certification"]
+    config, settings, images = report["config"], report["config"]["certification"], report["certified_images"]
     lines = [
         f"run {report['run_id']}  preset {report['preset']}  {report['dataset_note']}",
         f"{report['target_name']}, epsilon {config['threat']['epsilon']} (L∞), "
@@ -32,6 +33,8 @@ def summary(report: dict[str, Any]) -> str:
     lines += [
         "",
         f"± is the standard deviation over victims. Radii are capped at {report['radius_cap']:.3f} by n and alpha.",
+        f"{images['target']} test images of the target class, {images['all']} of all"
+        + (", so few of each other one that ACR all is rough." if settings["other_images"] < FEW else "."),
     ]
     return "\n".join(lines)
 

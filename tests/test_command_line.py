@@ -219,6 +219,26 @@ def test_a_run_that_fails_ends_with_exit_code_1_and_its_directory_says_why(
     assert "Traceback" in run.log_tail()
 
 
+def test_a_report_is_told_as_if_fewer_draws_had_been_made(smoke: SimpleNamespace, command_line: CommandLine) -> None:
+    """The same victims and images; never more draws than there are."""
+    arguments = ("report", smoke.run.id, "--runs-root", smoke.root, "--n")
+    fewer = json.loads(command_line(*arguments, "50", "--json").stdout)
+    assert fewer["config"]["certification"]["n"] == 50
+    assert fewer["radius_cap"] < smoke.report["radius_cap"]
+    for arm, values in fewer["arms"].items():
+        whole = smoke.report["arms"][arm]
+        for before, after in zip(
+            *(each["average_certified_radius"]["target"]["seeds"] for each in (whole, values)), strict=True
+        ):
+            assert 0 < after < before
+    assert {name: fewer[name] for name in ("run_id", "seconds", "perturbation")} == {
+        name: smoke.report[name] for name in ("run_id", "seconds", "perturbation")
+    }
+    assert json.loads(command_line(*arguments, "100", "--json").stdout)["arms"] == smoke.report["arms"]
+    refused = command_line(*arguments, "101")
+    assert (refused.returncode, refused.stderr) == (2, "error: n must be in [1, 100], the draws recorded, got 101\n")
+
+
 def test_a_run_without_a_report_yet_says_in_which_state_it_is(
     tiny: Callable[..., Any], prepare: Callable[..., Run], runs_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
