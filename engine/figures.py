@@ -306,6 +306,7 @@ def finish(
         legend=dict(orientation="h", yref="container", yanchor="bottom", y=0, x=0),
         margin=dict(l=10, r=16, t=top, b=bottom if bottom is not None else 96 if legend else 10),
         height=height,
+        modebar=dict(bgcolor=_CLEAR, color=GREY, activecolor=GREY),  # on light and on dark ground
         meta=dict(alt=text),
     )
     return figure

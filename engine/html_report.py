@@ -110,7 +110,7 @@ def figures_of(run: Run) -> dict[str, go.Figure]:
         made["acr_by_arm"] = figures.acr_by_arm(report)
     if table is not None:
         made["certified_accuracy"] = figures.certified_accuracy(table, config, target=target)
-        made["radius_histogram"] = figures.radius_histogram(table, config, target=target)
+        made["radius_histogram"] = figures.radius_histogram(table, config, arms=["clean", "poisoned"], target=target)
         if {"clean", "poisoned"} <= set(table["arm"]):
             made["radius_before_after"] = figures.radius_before_after(table, config, target=target)
     if poison is not None and "labels" not in poison and len(poison["delta"]):

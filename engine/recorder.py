@@ -56,7 +56,7 @@ class Recorder:
             setattr(self._whole, kind, getattr(self._whole, kind) - saved)
 
     def add_event(self, event: str) -> None:
-        """What a reader of the run should know, in words: what went wrong without ending it, what a poison file lacked."""
+        """What a reader of the run should know, in words: what went wrong without ending it, say."""
         with self._lock:
             self.events.append(event)
 

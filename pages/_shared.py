@@ -163,13 +163,13 @@ def _gallery_rows() -> list[dict[str, Any]]:
 
 
 def row_label(row: dict[str, Any]) -> str:
-    """A run in a few words: name or preset, class, ε, σ, seed, date, and its state where it is not simply done."""
+    """A run in a few words: name or preset, seed unless 0, class, ε, σ, date, and its state where it is not done."""
     words = [
         row["name"] or row["preset"] or "own settings",
+        *([f"seed {row['seed']}"] if row["seed"] else []),  # early, where a narrow box does not cut it
         *(["no attack"] if row["attack"] == "none" else [row["target_name"], f"ε {row['epsilon']}"]),
         *([] if row["attack"] in ("pacd", "none", None) else [wording.attack_name(row["attack"])]),
         f"σ {row['sigma']}",
-        f"seed {row['seed']}",
         "example" if row["example"] else moment(row["submitted"]),
         row["id"][:4],  # a select box tells options apart by these words
     ]

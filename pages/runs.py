@@ -52,6 +52,11 @@ def state_words(row: dict[str, Any]) -> str:
     return row["state"] + (", example" if row["example"] else ", published" if row["published"] else "")
 
 
+def whole_percent(share: float | None) -> float | None:
+    """Rounded: a drop's spread over victims is of whole per cents."""
+    return None if share is None else round(share, 2)
+
+
 def history(rows: list[dict[str, Any]]) -> None:
     table = pd.DataFrame(
         {
@@ -62,15 +67,15 @@ def history(rows: list[dict[str, Any]]) -> None:
             "class": [None if row["attack"] == "none" else row["target_name"] for row in rows],
             "ε (L∞)": [row["epsilon"] for row in rows],
             "σ": [row["sigma"] for row in rows],
-            "drop": [row["drop_poisoned"] for row in rows],
-            "noise": [row["drop_random_noise"] for row in rows],
+            "seed": [row["seed"] for row in rows],
+            "drop": [whole_percent(row["drop_poisoned"]) for row in rows],
+            "noise": [whole_percent(row["drop_random_noise"]) for row in rows],
+            "started": [_shared.moment(row["submitted"]) for row in rows],
             "attack": [wording.attack_name(row["attack"] or "") for row in rows],
             "procedure": [wording.PROCEDURE_NAMES.get(row["procedure"], row["procedure"]) for row in rows],
             "architecture": [wording.ARCHITECTURE_NAMES.get(row["architecture"], row["architecture"]) for row in rows],
             "data set": [wording.dataset_name(row["dataset"] or "") for row in rows],
-            "seed": [row["seed"] for row in rows],
             "victims": [row["victim_seeds"] for row in rows],
-            "started": [_shared.moment(row["submitted"]) for row in rows],
             "MB": [row["bytes"] / 1e6 for row in rows],
             "id": [row["id"] for row in rows],
         }
