@@ -218,7 +218,7 @@ def _captions(state: State, playing: bool) -> None:
     clean = toy.mean_radius(state, state.clean)
     last, control = state.history[-1].retrained, statistics.mean(state.control)
     p = ", ".join(f"{value:.2f}" for value in state.p.tolist())
-    moved = "no step yet" if state.moved == float("inf") else f"last step: at most {state.moved:.4f}"
+    moved = "no step since" if state.moved == float("inf") else f"last step: at most {state.moved:.4f}"
     parts = (
         ("The victim learns on the poisoned points.", f"Training loss {loss:.4f}, {len(state.losses)} inner steps"),
         (

@@ -86,7 +86,7 @@ STEPS = (
     ),
     Step(
         "Two levels: an attacker above",
-        "Now somebody moves a few training points, a little, and wants the discs to shrink. The victim trains anew "
+        "Now somebody moves training points, within a budget, and wants the discs to shrink. The victim trains anew "
         "after "
         "each move, so the attacker asks: **how would the trained line move, if I moved this point?**",
         "Play it part by part and follow the numbers 1 to 4. Then move a point by hand: can you do better?",
