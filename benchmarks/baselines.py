@@ -81,7 +81,7 @@ def one_by_one(configs: list[Config], root: Path) -> None:
     for config in configs:
         run = jobs.submit(config, runs_root=root, data_root=datasets.default_root(), preset="baseline-ga-mnist")
         told(run.id, config)
-        while run.status().active:
+        while jobs.awaited(run).active:
             time.sleep(0.2)
         told(run.id, config, run.status().state)
 

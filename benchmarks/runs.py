@@ -42,7 +42,7 @@ def follow(config: Config, root: Path, *, settled: float = math.inf) -> Followed
     """
     started = grown = time.perf_counter()
     peak, run = 0, jobs.submit(config, runs_root=root, data_root=datasets.default_root())
-    while (status := run.status()).active:
+    while (status := jobs.awaited(run)).active:
         now, before = time.perf_counter(), peak
         peak = max(peak, _peak(status.pid)) if status.pid else peak
         if peak > 1.01 * before or status.phase != "victims and certificates":

@@ -249,7 +249,7 @@ def _wait(run: Run, *, progress: bool) -> None:
     try:
         if progress:
             follow(run, lambda: jobs.queue_position(run))
-        while (status := run.status()).active:
+        while (status := jobs.awaited(run)).active:
             time.sleep(_POLL)
     except KeyboardInterrupt:
         jobs.stop_now(run)

@@ -56,7 +56,7 @@ def follow(run: Record, queue_position: Callable[[], int] = lambda: 0) -> None:
     """Shows progress on standard error until it ends; off a terminal a line per phase, or every few seconds."""
     live = sys.stderr.isatty()
     shown, at = "", 0.0
-    while (status := run.status()).active:
+    while (status := jobs.awaited(run)).active:
         if status.state == "queued":
             behind = queue_position()
             line = phase = f"queued behind {behind} run(s)" if behind else "starting"

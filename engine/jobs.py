@@ -50,6 +50,7 @@ WORKER_ENVIRONMENT = {
 }
 STALE = ("report.json", "metrics.jsonl", "certificates.parquet")  # files of an earlier attempt at a run
 STATUS_EVERY = 0.5  # seconds
+AWAKE = 5.0  # seconds in which a process that slept has written its status
 GRACE = 15.0  # seconds between asking a run to stop and killing it
 
 
@@ -133,6 +134,15 @@ def queue_position(run: Run) -> int:
     mine = run.status().submitted
     others = (other.status() for other in all_runs(run.directory.parent) if other.id != run.id)
     return sum(status.active and status.submitted < mine for status in others)
+
+
+def awaited(record: Record) -> Status:
+    """The status for who waits for its end. One that seems lost has time to say that it slept, as the machine did."""
+    status = record.status()
+    if status.state == "lost" and process_exists(status):
+        time.sleep(AWAKE)
+        status = record.status()
+    return status
 
 
 def cancel(run: Record) -> None:

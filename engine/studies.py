@@ -279,7 +279,7 @@ def _steps(record: StudyRecord, status: Status) -> Iterator[Status]:
         )
         whole, began = ahead.pop(cell.run_id), time.monotonic()
         phase = f"cell {number} of {len(order)}: {study.name_of(cell)}"
-        while (current := run.status()).active:
+        while (current := jobs.awaited(run)).active:
             if not record.exists() or (record.directory / "cancel").exists():
                 jobs.stop_now(run)
                 return

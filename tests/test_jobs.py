@@ -297,3 +297,23 @@ def test_the_record_names_versions_and_device(smoke: SimpleNamespace) -> None:
     environment = smoke.run.environment
     assert set(environment) >= {"device", "device_name", "python", "torch", "numpy", "platform", "commit", "time"}
     assert all(environment[name] for name in ("device", "device_name", "python", "torch", "numpy", "time"))
+
+
+@pytest.mark.parametrize("wakes", [True, False])
+def test_who_waits_gives_a_process_time_to_say_that_it_only_slept(
+    wakes: bool, tiny: Tiny, prepare: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the lid of a laptop was shut: its heartbeat is old, and it exists."""
+    run = prepare(tiny(), runs_root)
+    status = jobs.begin(run)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    slept = replace(status, state="running", heartbeat=time.time() - 10 * records.HEARTBEAT_LIMIT)
+    run.write_status(slept)
+    assert run.status().state == "lost"
+
+    def waking(_seconds: float) -> None:
+        if wakes:
+            run.write_status(replace(slept, heartbeat=time.time()))
+
+    monkeypatch.setattr(jobs.time, "sleep", waking)
+    assert jobs.awaited(run).state == ("running" if wakes else "lost")
