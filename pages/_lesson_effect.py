@@ -284,6 +284,8 @@ def limits(run: Run, revealed: bool) -> None:
         "- *A weaker attacker.* This one owns the images of a whole class and knows how victims train.\n"
         f"- *The full radius.* With n = {run.config.certification.n} draws no radius exceeds "
         f"{report['radius_cap']:.3f}.\n"
+        "- *That it takes a bilevel attack.* On MNIST, making every pixel of the class brighter by ε, which optimises "
+        "nothing, takes as much (attack *Brightness*; docs/reproduction.md, section 5).\n"
         "- *That certificates lie.* Each holds as promised, around the test image, for the model that was trained.\n\n"
         "**What to do with it**\n"
         "- Know where training data come from; keep some that nobody else could touch, and compare radii on models "
