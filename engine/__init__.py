@@ -2,11 +2,25 @@
 
 The import line; every module may import only modules to its left (tests/test_line.py):
 
-    streams → replay → compiling → config → paper → presets → datasets → data → augmentation → squeezing → models
-            → smoothing → votes → certification → sequential → metrics → solvers → hypergradient → toy → training
-            → threat → attacks → perception → abx → handwriting → records → poison_file → commands → wording
-            → sentences → grid → tables → costs → report → index → stages → figures → attack_figures → pictures
-            → image_figures → grid_figures → toy_figures → figure_data → html_report → problem → victims → more_draws
-            → recorder → context → checkpoint → poisoning → retraining → experiment → jobs → studies → study_kinds
-            → study_tables → study_figures → lesson_figures → follow → study_commands → api → __main__
+    random draws, graphs, settings
+        streams → replay → compiling → config → paper → presets
+    data
+        → datasets → data → augmentation → squeezing
+    networks and certificates
+        → models → smoothing → votes → certification → sequential → metrics
+    training and attack
+        → solvers → hypergradient → toy → training → threat → attacks
+    what is seen, kept and said
+        → perception → abx → handwriting → records → poison_file → commands → wording
+        → sentences → grid → tables → costs → report → index → stages
+    figures
+        → figures → attack_figures → pictures → image_figures → grid_figures → toy_figures
+        → figure_data → html_report
+    one run
+        → problem → victims → more_draws → recorder → context → checkpoint → poisoning → retraining
+        → experiment → jobs
+    many runs
+        → studies → study_kinds → study_tables → study_figures → lesson_figures
+    command line and Python
+        → follow → study_commands → api → __main__
 """
