@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine import poison_file, threat
 from engine.attacks import ATTACKS
-from engine.attacks.base import AttackProblem
+from engine.attacks.base import AttackProblem, AttackRecord
 from engine.attacks.random_noise import random_noise
 from engine.attacks.shuffled_signs import shuffled_signs
 from engine.checkpoint import Checkpoint
@@ -85,6 +85,58 @@ def pose_attack(
     )
 
 
+class Way:
+    """The way of an attack: numbers of each step, a few images [E] after some of them, and what went wrong."""
+
+    def __init__(self, indices: np.ndarray) -> None:
+        self._indices = indices  # [E], of these images in the original training set
+        self._curves: dict[str, list[float]] = {name: [] for name in CURVES}
+        self.shown: list[tuple[int, np.ndarray]] = []  # (step, their delta [E, C, H, W])
+        self.events: list[str] = []
+
+    @property
+    def steps(self) -> int:
+        return len(self._curves["upper_loss"])
+
+    def add(self, record: AttackRecord, *, epsilon: float) -> dict[str, float]:
+        """Adds a step; returns its point on each curve."""
+        sizes = record.delta.abs()
+        point = {
+            "upper_loss": record.upper_loss,
+            "lower_loss": record.lower_loss,
+            "relative_residual": record.relative_residual,
+            "products": record.products,
+            "mean_size": float(sizes.mean()),
+            "share_at_epsilon": float((sizes > 0.999 * epsilon).float().mean()),
+        }
+        for name, value in point.items():
+            self._curves[name].append(value)
+        if record.event:
+            self.events.append(f"attack, {record.event}")
+        if record.step % max(1, -(-record.steps // SNAPSHOTS)) == 0:
+            self.shown.append((record.step, record.delta[:EVOLVING].cpu().numpy()))
+        return point
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As evolution.safetensors has it (engine/records.py)."""
+        return {
+            "steps": np.array([step for step, _ in self.shown], dtype=np.int64),
+            "delta": np.array([part for _, part in self.shown], dtype=np.float32),
+            "indices": self._indices,
+            **{name: np.array(values, dtype=np.float64) for name, values in self._curves.items()},
+        }
+
+    def tensors(self) -> State:
+        """The same with the events, for a checkpoint; `take_up` reads it."""
+        said = torch.tensor(list("\n".join(self.events).encode()), dtype=torch.uint8)
+        return {name: torch.from_numpy(array) for name, array in self.arrays().items()} | {"events": said}
+
+    def take_up(self, kept: State) -> None:
+        self.shown = list(zip(kept["steps"].tolist(), kept["delta"].numpy(), strict=True))
+        self._curves = {name: kept[name].tolist() for name in CURVES}
+        self.events = bytes(kept["events"].tolist()).decode().splitlines()
+
+
 class Poisoning:
     """Makes what the arms beside the clean one train on.
 
@@ -132,37 +184,20 @@ class Poisoning:
         """
         config, problem, book = self._at.config, self._at.problem, self._at.book
         poison = Poison(torch.zeros_like(problem.training.images[problem.poison_indices]), problem.poison_indices)
-        shown: list[tuple[int, np.ndarray]] = []
-        curves: dict[str, list[float]] = {name: [] for name in CURVES}
-        events: list[str] = []
+        way = Way(problem.training.indices[poison.indices[:EVOLVING]].cpu().numpy())
         kept = checkpoint.load()
         if kept:
             poison = replace(poison, delta=kept["poison"].to(self._at.device))
-            shown = list(zip(kept["steps"].tolist(), kept["delta"].numpy(), strict=True))
-            curves = {name: kept[name].tolist() for name in CURVES}
-            events = bytes(kept["events"].tolist()).decode().splitlines()
-            steps, behind = config.attack.upper_steps, len(curves["upper_loss"])
-            _replay(book, {name: kept[name].numpy() for name in CURVES}, steps=steps)
+            way.take_up(kept)
+            behind, steps = way.steps, config.attack.upper_steps
+            _replay(book, way.arrays(), steps=steps)
             book.add_reused(f"poison until step {behind}", "poison", whole * behind / steps)
-            for event in events:
+            for event in way.events:
                 book.add_event(event)
-
-        def way() -> dict[str, np.ndarray]:
-            return {
-                "steps": np.array([step for step, _ in shown], dtype=np.int64),
-                "delta": np.array([part for _, part in shown], dtype=np.float32),
-                "indices": problem.training.indices[poison.indices[:EVOLVING]].cpu().numpy(),
-                **{name: np.array(values, dtype=np.float64) for name, values in curves.items()},
-            }
 
         def save() -> None:
             _write_poison(path, problem, poison)
-            write_tensors(evolution, **way())
-
-        def standing(state: Callable[[], State]) -> State:
-            said = torch.tensor(list("\n".join(events).encode()), dtype=torch.uint8)
-            shown_so_far = {name: torch.from_numpy(array) for name, array in way().items()}
-            return {**state(), **shown_so_far, "poison": poison.delta, "events": said}
+            write_tensors(evolution, **way.arrays())
 
         images = (config.attack.clean_batch + config.attack.poison_batch) * max(1, lower_level(config)[0].draws)
         side_by_side = self._at.device.type == "cpu" and images >= LARGE
@@ -171,28 +206,16 @@ class Poisoning:
         try:
             for record in ATTACKS[config.attack.name](posed, config.attack, config.seed):
                 poison = Poison(record.delta, problem.poison_indices, record.labels)
-                sizes = record.delta.abs()
-                point = {
-                    "upper_loss": record.upper_loss,
-                    "lower_loss": record.lower_loss,
-                    "relative_residual": record.relative_residual,
-                    "products": record.products,
-                    "mean_size": float(sizes.mean()),
-                    "share_at_epsilon": float((sizes > 0.999 * config.threat.epsilon).float().mean()),
-                }
-                for name, value in point.items():
-                    curves[name].append(value)
+                point = way.add(record, epsilon=config.threat.epsilon)
                 book.add_metrics("attack", step=record.step, steps=record.steps, **point)
                 book.products += record.products
                 book.add_work("poison", whole / record.steps, f"attack: step {record.step} of {record.steps}")
                 if record.event:
-                    events.append(f"attack, {record.event}")
-                    book.add_event(events[-1])
-                if record.step % max(1, -(-record.steps // SNAPSHOTS)) == 0:
-                    shown.append((record.step, record.delta[:EVOLVING].cpu().numpy()))
+                    book.add_event(way.events[-1])
+                if way.shown and way.shown[-1][0] == record.step:
                     save()
                 if record.state is not None:
-                    checkpoint.keep(partial(standing, record.state))
+                    checkpoint.keep(partial(_standing, record.state, way, poison))
                 self._at.check_stop()
         finally:
             save()
@@ -216,6 +239,10 @@ class Poisoning:
     def _measure(self, arm: str, poison: Poison) -> None:
         x_clean = self._at.problem.training.images[poison.indices].cpu().numpy()
         self._at.book.add_perturbation(arm, x_clean, poison.delta.cpu().numpy())
+
+
+def _standing(state: Callable[[], State], way: Way, poison: Poison) -> State:
+    return {**state(), **way.tensors(), "poison": poison.delta}
 
 
 def _replay(book: Recorder, evolution: dict[str, np.ndarray], *, steps: int) -> None:

@@ -81,6 +81,15 @@ ATTACKS = {
     "none": Attack("None: clean victims only", "nothing is changed"),
 }
 CONTROL_NAMES = {"random_noise": "Random noise", "shuffled_signs": "Shuffled signs"}
+KIND_NAMES = {  # of studies
+    "transfer-procedure": "Transfer: training procedures",
+    "transfer-architecture": "Transfer: architectures",
+    "transfer-sigma": "Transfer: noise levels σ",
+    "sweep": "Sweep of two settings",
+    "rivals": "Rival attacks",
+    "reproduce-full": "Reproduction, the authors' setting",
+    "reproduce-small": "Reproduction, small scale",
+}
 
 
 def dataset_name(dataset: str) -> str:

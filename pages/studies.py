@@ -1,7 +1,6 @@
 """Studies: many runs as one heat map (transfer, sweeps, rivals), the runs behind each cell, a study of one's own."""
 
 import json
-import shlex
 from typing import Any
 
 import pandas as pd
@@ -9,7 +8,6 @@ import streamlit as st
 
 from engine import (
     commands,
-    datasets,
     figures,
     jobs,
     records,
@@ -18,24 +16,13 @@ from engine import (
     study_figures,
     study_kinds,
     study_tables,
+    wording,
 )
-from engine.config import Config, ConfigError
-from engine.datasets import DATASETS
+from engine.config import Config
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
-from engine.studies import Study, StudyRecord
-from pages import _shared
-
-KIND_NAMES = {
-    "transfer-procedure": "Transfer: training procedures",
-    "transfer-architecture": "Transfer: architectures",
-    "transfer-sigma": "Transfer: noise levels σ",
-    "sweep": "Sweep of two settings",
-    "rivals": "Rival attacks",
-    "reproduce-full": "Reproduction, the authors' setting",
-    "reproduce-small": "Reproduction, small scale",
-}
-
+from engine.studies import StudyRecord
+from pages import _new_study, _shared
 
 # --- which study ---
 
@@ -60,7 +47,7 @@ def label_of(known: StudyRecord | dict[str, Any]) -> str:
     else:
         study, words = known["study"], [known["preset"] or "", "comes with the project", known["id"][:4]]
     size = f"{len(study['rows']['points'])} × {len(study['columns']['points'])}"
-    return " · ".join([KIND_NAMES.get(study["kind"], study["kind"]), size, *filter(None, words)])
+    return " · ".join([wording.KIND_NAMES.get(study["kind"], study["kind"]), size, *filter(None, words)])
 
 
 def choose_study(known: dict[str, StudyRecord | dict[str, Any]]) -> StudyRecord | dict[str, Any] | None:
@@ -114,7 +101,8 @@ def manage(record: StudyRecord) -> None:
         )  # fmt: skip
     elif record.unfinished():
         st.button(
-            "Go on", on_click=start, args=(record.study, record.request.get("preset")), icon=":material/play_arrow:",
+            "Go on", icon=":material/play_arrow:",
+            on_click=_new_study.start, args=(record.study, record.request.get("preset")),
             help="Computes the missing cells. Finished ones, and finished stages of others, are reused.",
         )  # fmt: skip
 
@@ -296,102 +284,6 @@ def table_and_downloads(found: dict[str, Any]) -> None:
     st.code(f"/studies?study={found['id']}", language=None)
 
 
-# --- a new study ---
-
-
-def start(study: Study, preset: str | None) -> None:
-    """Callback: submits, and shows it."""
-    try:
-        wanted = dict.fromkeys(cell.config.dataset for cell in study.cells())
-        missing = [name for name in wanted if not datasets.available(name, _shared.data_root())]
-        if missing:
-            words = ", ".join(DATASETS.get(name, name) for name in missing)
-            raise ConfigError(f"not on this machine: {words}. Get it with `python -m engine fetch {missing[0]}`")
-        studies.check(study, runs_root=_shared.runs_root(), data_root=_shared.data_root())
-        record = studies.submit(study, runs_root=_shared.runs_root(), data_root=_shared.data_root(), preset=preset)
-    except (ConfigError, OSError, ValueError) as error:
-        st.session_state["studies problem"] = f"Nothing was started: {error}."
-    else:
-        st.session_state["study"] = record.id
-
-
-def new_study() -> None:
-    st.header("A new study")
-    left, right = st.columns(2, gap="large")
-    with left:
-        kind = st.selectbox(
-            "Question", list(study_kinds.KINDS), format_func=KIND_NAMES.__getitem__, key="new kind",
-            persist_state="session",
-        )  # fmt: skip
-        st.caption(study_kinds.KINDS[kind].sentence)
-        default = "quick" if _shared.default_dataset() == "mnist" else "smoke"
-        st.session_state.setdefault("new preset", default)
-        preset = st.selectbox(
-            "What every cell starts from (preset)", list(PRESETS), key="new preset", persist_state="session"
-        )
-        st.caption(PRESETS[preset].sentence)
-        base = PRESETS[preset].config
-        pair = st.columns(2)
-        victims = pair[0].number_input(
-            "Victims for each arm", 1, 100, base.victim_seeds, key=f"new victims {preset}", persist_state="session"
-        )
-        seed = pair[1].number_input("Seed", 0, 2**53 - 1, base.seed, key=f"new seed {preset}", persist_state="session")
-        with st.expander("Other axes, other settings"):
-            how = "FIELD=value,value,… as on the command line; empty: this question's own axis."
-            rows = st.text_input("Rows", key="new rows", placeholder="threat.poison_fraction=0.25,0.5,1", help=how)
-            columns = st.text_input("Columns", key="new columns", placeholder="threat.epsilon=0.05,0.1,0.2", help=how)
-            others = st.text_area("Settings for all cells, FIELD=value, one a line", key="new settings")
-    changed = [f"victim_seeds={victims}"] if victims != base.victim_seeds else []
-    changed += [f"seed={seed}"] if seed != base.seed else []
-    changed += [line.strip() for line in others.splitlines() if line.strip()]
-    with right:
-        try:
-            study = study_kinds.make(
-                kind, preset=preset, overrides=changed, rows=rows.strip() or None, columns=columns.strip() or None
-            )
-        except ConfigError as error:
-            st.error(f"This study cannot be run: {error}.", icon=":material/error:")
-            return
-        before_the_start(study, preset)
-        st.markdown("**The same from the command line**")
-        axes = [
-            f"--{name} {shlex.quote(text.strip())}" for name, text in (("rows", rows), ("columns", columns)) if text
-        ]
-        settings = [f"--set {shlex.quote(item)}" for item in changed]
-        st.code(
-            " ".join([f"python -m engine study {kind} --preset {preset}", *axes, *settings]),
-            language=None, wrap_lines=True,
-        )  # fmt: skip
-
-
-def open_study(identifier: str) -> None:
-    """Callback."""
-    st.session_state["study"] = identifier
-
-
-def before_the_start(study: Study, preset: str) -> None:
-    device, cells = _shared.expected_device(), len(study.cells())
-    seconds = sum(studies.seconds_of(study, device=device).values())
-    known = sum(studies.is_finished(Run(_shared.runs_root() / cell.run_id)) for cell in study.cells())
-    columns = st.columns(2)
-    columns[0].metric("Cells, a run each", cells)
-    columns[1].metric(
-        "Time", f"~{sentences.duration(seconds)}",
-        help=f"Estimate for this {device.upper()}, counting what cells reuse of each other. Within a factor of two.",
-    )  # fmt: skip
-    for axis, title in ((study.rows, "Rows"), (study.columns, "Columns")):
-        if axis.label:
-            st.markdown(f"{title}, {axis.label}: {', '.join(point.name for point in axis.points)}")
-    st.caption(
-        f"One control in each cell (random noise), so that a cell costs three arms and not four. {known} of {cells} "
-        "cells are on this machine already and answer at once."
-    )
-    if study.id in known_studies():
-        st.info("This very study already has a result, or is under way: starting it again would give the same numbers.")
-        st.button("Open it", key="open_study", icon=":material/open_in_new:", on_click=open_study, args=(study.id,))
-    st.button("Start the study", icon=":material/play_arrow:", on_click=start, args=(study, preset))
-
-
 _shared.chosen_run()
 st.title("Studies")
 st.markdown(
@@ -415,4 +307,4 @@ try:
             deletion(chosen)
 except (OSError, RunNotFound) as error:
     st.warning(f"A study went away or cannot be read ({error}). Reload the page.")
-new_study()
+_new_study.new_study(known_studies())
