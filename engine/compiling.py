@@ -1,4 +1,4 @@
-"""Functions of networks that are worth compiling; torch.compile's import alone takes seconds."""
+"""Functions of networks that are worth compiling on a GPU; torch.compile's import alone takes seconds."""
 
 import shutil
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import torch
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile finds what it needs beside itself: a C++ compiler, and Triton for a GPU."""
-    return shutil.which("c++") is not None and (device.type == "cpu" or find_spec("triton") is not None)
+    """Whether it is a GPU, and torch.compile finds what it needs beside itself: Triton and a C++ compiler."""
+    return device.type == "cuda" and find_spec("triton") is not None and shutil.which("c++") is not None
 
 
 @cache

@@ -182,7 +182,7 @@ class Screen:
 
 def _margins(network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     """(Answers int64 [M], how far the largest logit is above the next one [M]) for the stem at shared + at."""
-    logits = network.rest(shared + at).float()
+    logits = network.rest_of_sum(shared, at).float()
     classes = logits.argmax(dim=1)
     answered = torch.arange(logits.shape[1], device=logits.device) == classes[:, None]
     return classes, logits.amax(dim=1) - logits.masked_fill(answered, -torch.inf).amax(dim=1)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.network import as_product, convolved, pooled
+from engine.models.network import as_product, convolved
+from engine.models.pooling import pooled, pooled_sum
 from engine.streams import stream
 
 
@@ -76,17 +77,45 @@ def test_pooling_has_the_derivatives_of_torchs(size):
     assert torch.equal(*slopes)
 
 
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("size", [(64, 16), (65, 17)])
-def test_pooling_by_bits_is_torchs_for_every_number_of_bfloat16(size, memory_format):
-    """Infinities and denormals included; where a network has a NaN its answers are none, and training says so."""
+def every_bfloat16(size: tuple[int, int], memory_format: torch.memory_format, *, nans: bool) -> Tensor:
+    """[16, 4, *size] with each of them in each channel, in four orders; infinities and denormals included."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
-    finite_or_not = every.nan_to_num(0.0, posinf=torch.inf, neginf=-torch.inf)
+    if not nans:
+        every = every.nan_to_num(0.0, posinf=torch.inf, neginf=-torch.inf)
     h = torch.zeros(16, 4, *size, dtype=torch.bfloat16)
     for number in range(4):
         order = torch.randperm(2**16, generator=stream(0, "order", number))
-        h[:, number, :64, :16] = finite_or_not[order[: 2**14]].view(16, 64, 16)
-    h = h.to(memory_format=memory_format)
-    with torch.no_grad():
-        assert torch.equal(pooled(h), pooled_by_torch(h))
-        assert pooled(h).shape == (16, 4, 32, 8)
+        h[:, number, :64, :64] = every[order].view(16, 64, 64)
+    return h.to(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [(64, 64), (65, 67)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_pooling_is_torchs_for_every_number_of_bfloat16_and_so_is_its_derivative(dtype, size, memory_format):
+    h = every_bfloat16(size, memory_format, nans=True).to(dtype)
+    assert h.isnan().any()
+    assert torch.equal(pooled(h).isnan(), pooled_by_torch(h).isnan())
+    assert torch.equal(pooled(h).nan_to_num(1.0), pooled_by_torch(h).nan_to_num(1.0))
+    h = every_bfloat16(size, memory_format, nans=False).to(dtype)
+    h[:, 0] = h[:, 0].clamp(-3, 3).round()  # many windows with several maxima, of which the first is meant
+    h.requires_grad_()
+    outcomes = []
+    for pool in (pooled, pooled_by_torch):
+        maxima = pool(h)
+        gradient = torch.randn(maxima.shape, generator=stream(0, "gradient")).to(dtype)
+        outcomes.append((maxima, *torch.autograd.grad(maxima, h, gradient)))
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [(64, 64), (65, 67)])
+def test_pooling_of_a_sum_is_pooling_of_torchs_sum(size, memory_format):
+    h = every_bfloat16(size, memory_format, nans=False)
+    for shift in (h[3:4].roll(5, dims=2), torch.zeros_like(h[:1]), torch.full_like(h[:1], 0.01)):
+        with torch.no_grad():
+            ours, theirs = pooled_sum(h, shift), pooled_by_torch(h + shift)
+        assert torch.equal(ours.isnan(), theirs.isnan())  # of infinity less infinity
+        assert torch.equal(ours.nan_to_num(1.0), theirs.nan_to_num(1.0))
+    assert ours.shape == (16, 4, 32, size[1] // 2)

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.network import Network, Shape, convolved, pooled
+from engine.models.network import Network, Shape, convolved
+from engine.models.pooling import pooled, pooled_sum
 
 
 class LeNet(Network):
@@ -45,7 +46,12 @@ class LeNet(Network):
         return convolved(self.conv1, x)
 
     def rest(self, h: Tensor) -> Tensor:
-        h = pooled(h)
+        return self._after_pooling(pooled(h))
+
+    def rest_of_sum(self, h: Tensor, shift: Tensor) -> Tensor:
+        return self._after_pooling(pooled_sum(h, shift))
+
+    def _after_pooling(self, h: Tensor) -> Tensor:
         h = pooled(convolved(self.conv2, h))
         h = h.permute(0, 2, 3, 1).flatten(1)  # [N, 800] in (H, W, C) order: free in channels_last, and as Keras has it
         return self.fc2(F.relu(self.fc1(h)))

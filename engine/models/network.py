@@ -22,60 +22,16 @@ class Network(nn.Module):
     def rest(self, h: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def rest_of_sum(self, h: Tensor, shift: Tensor) -> Tensor:
+        """rest(h + shift) for h [N, …] and one shift [1, …]: where the sum need not be written down, it is not."""
+        return self.rest(h + shift)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.rest(self.stem(x))
 
     def aligned(self) -> "Network":
         """A copy of the same function, in widths that a GPU's matrix units like where they make a difference."""
         return copy.deepcopy(self)
-
-
-def pooled(h: Tensor) -> Tensor:
-    """ReLU of maxima of 2×2 pixels: [N, C, H, W] → [N, C, H/2, W/2], odd rows and columns at the end dropped.
-
-    The same as maxima of ReLUs, since both are monotone, at a quarter of the ReLU's cost.
-    """
-    if torch.is_grad_enabled():
-        return F.relu(_Halved.apply(h))
-    height, width = h.shape[2] // 2 * 2, h.shape[3] // 2 * 2
-    if h.dtype == torch.bfloat16 and h.device.type == "cpu":
-        bits = h.permute(0, 2, 3, 1)[:, :height, :width].view(
-            torch.int16
-        )  # in the order of what they stand for from 0 up
-        rows = torch.maximum(bits[:, 0::2], bits[:, 1::2])
-        maxima = torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2]).clamp_min_(0)
-        return maxima.view(torch.bfloat16).permute(0, 3, 1, 2)  # in a third of the time
-    a, b, c, d = (h[:, :, row:height:2, column:width:2] for row in (0, 1) for column in (0, 1))
-    return F.relu(torch.maximum(torch.maximum(a, b), torch.maximum(c, d)))  # in channels_last, in half the time
-
-
-class _Halved(torch.autograd.Function):
-    """Pooling without the zeros that torch adds for the input in its second derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor) -> Tensor:
-        maxima, where = torch.ops.aten.max_pool2d_with_indices(h, [2, 2])
-        ctx.save_for_backward(h, where)
-        return maxima
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _Scattered.apply(gradient, *ctx.saved_tensors)
-
-
-class _Scattered(torch.autograd.Function):
-    """Gradients of maxima, brought to where these were: (gradient, what was pooled, positions) → its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, h: Tensor, where: Tensor) -> Tensor:
-        ctx.save_for_backward(where)
-        how = [2, 2], [2, 2], [0, 0], [1, 1], False  # window, strides, padding, dilation, no partial windows
-        return torch.ops.aten.max_pool2d_with_indices_backward(gradient, h, *how, where)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (where,) = ctx.saved_tensors
-        return gradient.flatten(2).gather(2, where.flatten(2)).view(where.shape), None, None
 
 
 def convolved(layer: nn.Conv2d, h: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.network import Network, Shape, pooled
+from engine.models.network import Network, Shape
+from engine.models.pooling import pooled
 
 
 class Perceptron(Network):

@@ -19,7 +19,7 @@ from engine.smoothing import Classifier, gaussian_noise
 EVALUATED = 300  # training images on which an epoch's accuracy is read
 MOMENTUM = 0.9  # of SGD
 TOGETHER = 25  # minibatches that a GPU is told of at a time, or as many passes where an adversary takes some
-COMPILED = 50_000_000  # passes there and back for which compiling pays on a GPU: they take a minute, compiling 20 s
+COMPILED = 50_000_000  # passes there and back for which compiling pays: they take a minute, compiling 20 s
 State = Mapping[str, Tensor]  # all that a training needs to go on where it is
 
 
@@ -119,7 +119,7 @@ def fit(
     fixed = procedure.draw_noise(data.images, generator=generator) if procedure.fixed_noise else None
     trained = 0 if state is None else _restore(state, model, optimiser, generator)
     answers = partial(_in_bfloat16, model) if bfloat16 else model
-    pays = bfloat16 and device.type == "cuda" and steps * config.batch_size * procedure.passes >= COMPILED
+    pays = bfloat16 and steps * config.batch_size * procedure.passes >= COMPILED
     classifier = partial(compiled(_in_bfloat16), model) if pays and can_compile(device) else answers
     total, strength = torch.zeros((), device=device), 1.0
 

@@ -1,0 +1,105 @@
+"""Loops that torch has no quick operation for, compiled by Numba; importing it takes half a second.
+
+Images are C-contiguous [N, H, W, C], pooled ones [N, H // 2, W // 2, C]; an odd last row or column is in no window.
+The loops over channels are what becomes vector instructions: they must stay free of branches.
+"""
+
+import numpy as np
+from numba import njit
+
+NONE = np.uint8(4)  # of a window in which nothing is above 0; its pixels are 0 to 3, row by row
+
+
+@njit(nogil=True, cache=True)
+def choose(values, maxima, chosen, infinity, negative, nan):
+    """The largest of 0 and of each window's pixels, and which it is, the first of several: uint8.
+
+    bfloat16 comes as the integers of its bits, whose order is that of what they stand for from 0 up. NaNs are what is
+    not up to `infinity`, or above `negative` and below 0: the second is empty for floats. A window with one has none.
+    """
+    images, rows, columns, channels = maxima.shape
+    zero = maxima.dtype.type(0)
+    for n in range(images):
+        for i in range(rows):
+            for j in range(columns):
+                for k in range(channels):
+                    a, b = values[n, 2 * i, 2 * j, k], values[n, 2 * i, 2 * j + 1, k]
+                    c, d = values[n, 2 * i + 1, 2 * j, k], values[n, 2 * i + 1, 2 * j + 1, k]
+                    top, bottom = a if a >= b else b, c if c >= d else d
+                    best = top if top >= bottom else bottom
+                    lost = (not a <= infinity) | (not b <= infinity) | (not c <= infinity) | (not d <= infinity)
+                    lost |= ((negative < a) & (a < zero)) | ((negative < b) & (b < zero))
+                    lost |= ((negative < c) & (c < zero)) | ((negative < d) & (d < zero))
+                    maxima[n, i, j, k] = nan if lost else best if best > zero else zero
+                    which = np.uint8(2) if c == best else np.uint8(3)
+                    which = np.uint8(1) if b == best else which
+                    which = np.uint8(0) if a == best else which
+                    chosen[n, i, j, k] = which if best > zero else NONE
+
+
+@njit(nogil=True, cache=True)
+def scatter(pooled, chosen, images):
+    """Brings each value to the pixel that its window chose; the window's others become 0."""
+    number, rows, columns, channels = pooled.shape
+    zero = pooled.dtype.type(0)
+    for n in range(number):
+        for i in range(rows):
+            for j in range(columns):
+                for k in range(channels):
+                    value, which = pooled[n, i, j, k], chosen[n, i, j, k]
+                    images[n, 2 * i, 2 * j, k] = value if which == np.uint8(0) else zero
+                    images[n, 2 * i, 2 * j + 1, k] = value if which == np.uint8(1) else zero
+                    images[n, 2 * i + 1, 2 * j, k] = value if which == np.uint8(2) else zero
+                    images[n, 2 * i + 1, 2 * j + 1, k] = value if which == np.uint8(3) else zero
+
+
+@njit(nogil=True, cache=True)
+def gather(images, chosen, pooled):
+    """The pixel that each window chose, or 0: the transpose of `scatter`."""
+    number, rows, columns, channels = pooled.shape
+    zero = pooled.dtype.type(0)
+    for n in range(number):
+        for i in range(rows):
+            for j in range(columns):
+                for k in range(channels):
+                    a, b = images[n, 2 * i, 2 * j, k], images[n, 2 * i, 2 * j + 1, k]
+                    c, d = images[n, 2 * i + 1, 2 * j, k], images[n, 2 * i + 1, 2 * j + 1, k]
+                    which = chosen[n, i, j, k]
+                    value = a if which == np.uint8(0) else zero
+                    value = b if which == np.uint8(1) else value
+                    value = c if which == np.uint8(2) else value
+                    pooled[n, i, j, k] = d if which == np.uint8(3) else value
+
+
+@njit(nogil=True, cache=True)
+def pool_sums(values, shift, maxima):
+    """`choose` without the choices, for values + shift [H, W, C]: all are bits of bfloat16, as int16.
+
+    The sums are float32's, of which the largest is rounded: the same as the largest of rounded sums.
+    """
+    images, rows, columns, channels = maxima.shape
+    zero = np.float32(0)
+    for n in range(images):
+        for i in range(rows):
+            for j in range(columns):
+                for k in range(channels):
+                    a = _widened(values[n, 2 * i, 2 * j, k]) + _widened(shift[2 * i, 2 * j, k])
+                    b = _widened(values[n, 2 * i, 2 * j + 1, k]) + _widened(shift[2 * i, 2 * j + 1, k])
+                    c = _widened(values[n, 2 * i + 1, 2 * j, k]) + _widened(shift[2 * i + 1, 2 * j, k])
+                    d = _widened(values[n, 2 * i + 1, 2 * j + 1, k]) + _widened(shift[2 * i + 1, 2 * j + 1, k])
+                    top, bottom = a if (a >= b) | (a != a) else b, c if (c >= d) | (c != c) else d
+                    best = top if (top >= bottom) | (top != top) else bottom
+                    maxima[n, i, j, k] = _rounded(zero if best <= zero else best)
+
+
+@njit
+def _widened(bits):
+    return np.int32(np.int32(bits) << np.int32(16)).view(np.float32)
+
+
+@njit
+def _rounded(value):
+    """To the nearest, the even one of two; a NaN stays one."""
+    bits = np.float32(value).view(np.int32)
+    nearest = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
+    return np.int16(nearest if value == value else np.int32(0x7FC0))
