@@ -126,86 +126,126 @@ def optimise(
         raise ValueError("validation must have images of the target class, got none: draw more of them")
     if len(problem.indices) == 0:
         return
-    draw = stream(seed, "attack", device=problem.training.images.device)
-    levels = Levels(problem, config, seed=seed, generator=draw)
-    steps, lives, diverged, blind = 0, 0, 0, False
-    age = config.restart_every  # so that the first step begins a life
+    attack = _Attack(problem, config, seed, unknowns, direction, clean_surrogates)
+    while attack.steps < config.upper_steps:
+        if attack.age == config.restart_every:
+            attack.begin_life()
+        work = Replayed(attack.both_levels, generators=[attack.draw], able=attack.without_looking)
+        while attack.steps < config.upper_steps and attack.age < config.restart_every:
+            yield attack.step(work)
+        del work  # on a GPU its graphs hold memory, which the next surrogate may want
 
-    def learned(which: Tensor, x_poison: Tensor) -> Tensor:
-        return problem.training.images[which[-len(x_poison) :]] if clean_surrogates else x_poison
 
-    def both_levels(which: Tensor, held_out: Tensor, x_poison: Tensor, *held: Tensor) -> tuple[Scalar, Hypergradient]:
-        lower = levels.minibatch(which, poison=len(x_poison), strength=strength).loss(surrogate.model, held)
-        upper = levels.upper(surrogate.model, held_out)
-        lower_value = surrogate.bilevel.descend(lower, learned(which, x_poison), steps=config.lower_steps)
-        return lower_value, direction(surrogate.bilevel, lower, upper, x_poison)
+class _Attack:
+    """A bilevel attack under way: the poison, and the surrogate of the moment, with which both levels are taken."""
 
-    def born(life: int) -> tuple[Surrogate, Replayed]:
-        surrogate = Surrogate(problem, config, seed=seed, life=life)
-        able = config.linear_solver in WITHOUT_LOOKING and not is_normalised(surrogate.model)
-        return surrogate, Replayed(both_levels, generators=[draw], able=able)
+    def __init__(
+        self,
+        problem: AttackProblem,
+        config: AttackConfig,
+        seed: int,
+        unknowns: Unknowns,
+        direction: Direction,
+        clean_surrogates: bool,
+    ) -> None:
+        self._problem, self._config, self._seed, self._unknowns = problem, config, seed, unknowns
+        self._direction, self._clean_surrogates = direction, clean_surrogates
+        self.draw = stream(seed, "attack", device=problem.training.images.device)
+        self._levels = Levels(problem, config, seed=seed, generator=self.draw)
+        self.steps, self._lives, self._diverged, self._blind = 0, 0, 0, False
+        self.age = config.restart_every  # of the surrogate, in upper steps: the first one is to be born
+        if problem.state is not None:
+            self._restore(problem.state)
 
-    def tensors() -> dict[str, Tensor]:
-        owners: dict[str, Levels | Unknowns | Surrogate] = {
-            "levels": levels,
-            "unknowns": unknowns,
-            "surrogate": surrogate,
-        }
-        return {f"{whose} {name}": each for whose, owner in owners.items() for name, each in owner.tensors().items()}
+    def begin_life(self) -> None:
+        """A new surrogate, warmed up."""
+        self._surrogate = Surrogate(self._problem, self._config, seed=self._seed, life=self._lives)
+        self._unknowns.restart()
+        self._lives, self.age = self._lives + 1, 0
+        for _ in range(self._config.warmup_steps):
+            _, which, x_poison, held = self._minibatch()
+            self._descend(which, x_poison, held, steps=1)
 
-    def state() -> State:
-        generators = {"draw": draw.get_state(), "sketches": surrogate.sketches.get_state()}
-        return {"counts": torch.tensor([steps, lives, age, diverged, blind]), **generators, **tensors()}
+    @property
+    def without_looking(self) -> bool:
+        """Whether `both_levels` reads no number on its way, so that a GPU can replay it."""
+        return self._config.linear_solver in WITHOUT_LOOKING and not is_normalised(self._surrogate.model)
 
-    if problem.state is not None:
-        steps, lives, age, diverged, blind = problem.state["counts"].tolist()
-        surrogate, work = born(lives - 1)
-        for name, tensor in tensors().items():
-            tensor.copy_(problem.state[name])
-        draw.set_state(problem.state["draw"].cpu())
-        surrogate.sketches.set_state(problem.state["sketches"].cpu())
-
-    while steps < config.upper_steps:
-        warmup = 0
-        if age == config.restart_every:
-            surrogate, work = born(lives)
-            unknowns.restart()
-            lives, age, warmup = lives + 1, 0, config.warmup_steps
-        model, bilevel = surrogate.model, surrogate.bilevel
-        strength = problem.procedure.strength(age / config.restart_every)
-        for _ in range(warmup):
-            rows = sample(len(problem.indices), config.poison_batch, generator=draw)
-            x_poison, which = unknowns.images(rows), levels.draw_lower(rows)
-            held = levels.held(model, bilevel.weights, x_poison, which, strength=strength)
-            lower = levels.minibatch(which, poison=len(rows), strength=strength).loss(model, held)
-            bilevel.descend(lower, learned(which, x_poison), steps=1)
-        steps, age = steps + 1, age + 1
-
-        rows = sample(len(problem.indices), config.poison_batch, generator=draw)
-        x_poison, which = unknowns.images(rows), levels.draw_lower(rows)
-        held = levels.held(model, bilevel.weights, x_poison, which, strength=strength)
-        lower_value, found = work(which, levels.draw_upper(), x_poison, *held, key=strength)
-
-        event, lower_value = None, float(lower_value)
-        if found.upper_loss == 0 and not blind:
-            event = f"step {steps}: the surrogate gets no held-out image right, so there is nothing to differentiate"
-        blind = bool(found.upper_loss == 0)
-        if bool(found.gradient.isfinite().all()) and math.isfinite(lower_value):
-            unknowns.update(found.gradient, rows)
-            diverged = 0
+    def step(self, work: Replayed) -> AttackRecord:
+        """One upper step; `work` is `both_levels` with this surrogate."""
+        rows, which, x_poison, held = self._minibatch()
+        lower_value, found = work(which, self._levels.draw_upper(), x_poison, *held, key=self._strength)
+        self.steps, self.age = self.steps + 1, self.age + 1
+        lower_loss, upper_loss = float(lower_value), float(found.upper_loss)
+        event = None
+        if upper_loss == 0 and not self._blind:
+            event = (
+                f"step {self.steps}: the surrogate gets no held-out image right, so there is nothing to differentiate"
+            )
+        self._blind = upper_loss == 0
+        if bool(found.gradient.isfinite().all()) and math.isfinite(lower_loss):
+            self._unknowns.update(found.gradient, rows)
+            self._diverged = 0
         else:
-            event = f"step {steps}: the surrogate diverged (lower loss {lower_value:.3g}); it starts again"
-            diverged, age = diverged + 1, config.restart_every
-            if diverged > MOST_RESTARTS:
-                raise FloatingPointError(f"{diverged} surrogates in a row diverged. {event}")
-        yield AttackRecord(
-            steps,
-            config.upper_steps,
-            unknowns.delta(),
-            float(found.upper_loss),
-            lower_value,
+            event = f"step {self.steps}: the surrogate diverged (lower loss {lower_loss:.3g}); it starts again"
+            self._diverged, self.age = self._diverged + 1, self._config.restart_every
+            if self._diverged > MOST_RESTARTS:
+                raise FloatingPointError(f"{self._diverged} surrogates in a row diverged. {event}")
+        return AttackRecord(
+            self.steps,
+            self._config.upper_steps,
+            self._unknowns.delta(),
+            upper_loss,
+            lower_loss,
             float(found.relative_residual),
             found.products,
             event,
-            state=state,
+            state=self._state,
         )
+
+    def both_levels(
+        self, which: Tensor, held_out: Tensor, x_poison: Tensor, *held: Tensor
+    ) -> tuple[Scalar, Hypergradient]:
+        """(The lower loss, what the poison descends) of these images, once the surrogate has learned from them."""
+        lower_value, lower = self._descend(which, x_poison, held, steps=self._config.lower_steps)
+        upper = self._levels.upper(self._surrogate.model, held_out)
+        return lower_value, self._direction(self._surrogate.bilevel, lower, upper, x_poison)
+
+    @property
+    def _strength(self) -> float:
+        return self._problem.procedure.strength(self.age / self._config.restart_every)
+
+    def _minibatch(self) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """(Images of the class, training images as `draw_lower` finds them, the former as they are now, `held`)."""
+        rows = sample(len(self._problem.indices), self._config.poison_batch, generator=self.draw)
+        x_poison, which = self._unknowns.images(rows), self._levels.draw_lower(rows)
+        model, weights = self._surrogate.model, self._surrogate.bilevel.weights
+        return rows, which, x_poison, self._levels.held(model, weights, x_poison, which, strength=self._strength)
+
+    def _descend(self, which: Tensor, x_poison: Tensor, held: tuple[Tensor, ...], *, steps: int) -> tuple[Scalar, Loss]:
+        """The surrogate learns from a minibatch: (its loss, the loss as a function)."""
+        minibatch = self._levels.minibatch(which, poison=len(x_poison), strength=self._strength)
+        lower = minibatch.loss(self._surrogate.model, held)
+        learned = self._problem.training.images[which[-len(x_poison) :]] if self._clean_surrogates else x_poison
+        return self._surrogate.bilevel.descend(lower, learned, steps=steps), lower
+
+    def _tensors(self) -> dict[str, Tensor]:
+        owners: dict[str, Levels | Unknowns | Surrogate] = {
+            "levels": self._levels,
+            "unknowns": self._unknowns,
+            "surrogate": self._surrogate,
+        }
+        return {f"{whose} {name}": each for whose, owner in owners.items() for name, each in owner.tensors().items()}
+
+    def _state(self) -> State:
+        counts = torch.tensor([self.steps, self._lives, self.age, self._diverged, self._blind])
+        generators = {"draw": self.draw.get_state(), "sketches": self._surrogate.sketches.get_state()}
+        return {"counts": counts, **generators, **self._tensors()}
+
+    def _restore(self, state: State) -> None:
+        self.steps, self._lives, self.age, self._diverged, self._blind = state["counts"].tolist()
+        self._surrogate = Surrogate(self._problem, self._config, seed=self._seed, life=self._lives - 1)
+        for name, tensor in self._tensors().items():
+            tensor.copy_(state[name])
+        self.draw.set_state(state["draw"].cpu())
+        self._surrogate.sketches.set_state(state["sketches"].cpu())

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,12 +31,10 @@ def pooled_sum(h: Tensor, shift: Tensor) -> Tensor:
         return pooled(h + shift)
     from engine.models import kernels
 
-    values = _rows(h)
-    n, height, width, channels = values.shape
-    maxima = values.new_empty(n, height // 2, width // 2, channels)
-    (one,) = _rows(shift)
-    kernels.pool_sums(values.numpy(), one.numpy(), maxima.numpy())
-    return _images(maxima, h.dtype)
+    maxima = _empty(_halved(h.shape), h)
+    (one,) = _array(shift)
+    kernels.pool_sums(_array(h), one, _array(maxima))
+    return maxima
 
 
 class _Pooled(torch.autograd.Function):
@@ -45,16 +44,14 @@ class _Pooled(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor) -> Tensor:
         from engine.models import kernels
 
-        values = _rows(h)
-        n, height, width, channels = values.shape
-        maxima = values.new_empty(n, height // 2, width // 2, channels)
-        chosen = torch.empty(maxima.shape, dtype=torch.uint8)
-        limits = BITS if h.dtype == torch.bfloat16 else (torch.inf, 0.0, torch.nan)
-        arrays = values.numpy(), maxima.numpy(), chosen.numpy()
-        kernels.choose(*arrays, *(arrays[0].dtype.type(limit) for limit in limits))
+        values, maxima = _array(h), _empty(_halved(h.shape), h)
+        results = _array(maxima)
+        chosen = torch.empty(results.shape, dtype=torch.uint8)
+        limits = BITS if h.dtype == torch.bfloat16 else (np.inf, 0.0, np.nan)
+        kernels.choose(values, results, chosen.numpy(), *(values.dtype.type(limit) for limit in limits))
         ctx.save_for_backward(chosen)
-        ctx.shape = values.shape
-        return _images(maxima, h.dtype)
+        ctx.shape = h.shape
+        return maxima
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -70,11 +67,11 @@ class _Spread(torch.autograd.Function):
 
         ctx.save_for_backward(chosen)
         ctx.shape = shape
-        values = _rows(pooled)
-        even = shape[1] % 2 == 0 and shape[2] % 2 == 0
-        images = values.new_empty(shape) if even else values.new_zeros(shape)
-        kernels.scatter(values.numpy(), chosen.numpy(), images.numpy())
-        return _images(images, pooled.dtype)
+        images = _empty(shape, pooled)
+        if shape[2] % 2 or shape[3] % 2:
+            images.zero_()  # what is in no window
+        kernels.scatter(_array(pooled), chosen.numpy(), _array(images))
+        return images
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -90,25 +87,30 @@ class _Picked(torch.autograd.Function):
 
         ctx.save_for_backward(chosen)
         ctx.shape = shape
-        values = _rows(images)
-        found = values.new_empty(chosen.shape)
-        kernels.gather(values.numpy(), chosen.numpy(), found.numpy())
-        return _images(found, images.dtype)
+        found = _empty(_halved(shape), images)
+        kernels.gather(_array(images), chosen.numpy(), _array(found))
+        return found
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return _Spread.apply(gradient, *ctx.saved_tensors, ctx.shape), None, None
 
 
-def _rows(h: Tensor) -> Tensor:
-    """[N, C, H, W] → [N, H, W, C], contiguous; bfloat16, which NumPy does not know, as int16."""
-    rows = h.detach().permute(0, 2, 3, 1).contiguous()
-    return rows.view(torch.int16) if h.dtype == torch.bfloat16 else rows
+def _halved(shape: torch.Size) -> torch.Size:
+    return torch.Size((*shape[:2], shape[2] // 2, shape[3] // 2))
 
 
-def _images(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N, H, W, C] → [N, C, H, W] in channels_last."""
-    return rows.view(dtype).permute(0, 3, 1, 2)
+def _empty(shape: torch.Size, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
+
+
+def _array(h: Tensor) -> np.ndarray:
+    """[N, C, H, W] → [N, H, W, C], contiguous; bfloat16, which NumPy does not know, as the integers of its bits.
+
+    Of a tensor in channels_last it is the tensor's own memory, else a copy.
+    """
+    values = h.view(torch.int16) if h.dtype == torch.bfloat16 else h.detach()
+    return np.ascontiguousarray(values.numpy().transpose(0, 2, 3, 1))
 
 
 class _Halved(torch.autograd.Function):
