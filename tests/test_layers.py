@@ -66,9 +66,10 @@ def pooled_by_torch(h: Tensor) -> Tensor:
     return F.relu(F.max_pool2d(h, 2))
 
 
-@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
-def test_pooling_has_the_derivatives_of_torchs(size):
-    h = torch.randperm(2 * 3 * math.prod(size), generator=stream(0, "h")).double().view(2, 3, *size) - 60.5
+@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 3, 5, 7), (2, 1, 4, 5), (3, 1, 2, 2), (1, 4, 3, 2)])
+def test_pooling_has_the_derivatives_of_torchs(shape):
+    size = math.prod(shape)
+    h = torch.randperm(size, generator=stream(0, "h")).double().view(shape) - (size // 3 + 0.5)
     h.requires_grad_()
     assert torch.equal(pooled(h), pooled_by_torch(h))
     assert torch.autograd.gradcheck(pooled, h)

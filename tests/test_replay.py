@@ -158,7 +158,7 @@ def small_attack(procedure: str, solver: str, *, kept: list[State] | None = None
     return found
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(10, marks=GPU), pytest.param(15, marks=GPU)])
+@pytest.mark.parametrize("step", [5, 10, 15])
 def test_an_attack_goes_on_behind_a_step_here_as_well(step):
     kept: list[State] = []
     whole = on_a_stream(partial(small_attack, "smoothadv", "adam", kept=kept))
