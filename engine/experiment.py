@@ -5,7 +5,7 @@ other work). Every random draw comes from a named stream, so nothing depends on 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -81,29 +81,41 @@ class Experiment:
             depends_on["tf32"] = torch.backends.cuda.matmul.allow_tf32
         self.book.phase = "attack and first victims"
         seeds = range(self.config.victim_seeds)
-        # the attack is one task of the first and has the second compute its parts
         pool, helpers = (pool_of_workers(self.device) for _ in range(2))
+        tasks: list[Future[Any]] = []
+
+        def start(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+            tasks.append(pool.submit(work, *arguments))
+            return tasks[-1]
+
+        def helped(compute: Callable[..., Any], parts: Iterable[Any]) -> Iterable[Any]:
+            """As map, side by side while a worker has nothing else to do."""
+            unfinished = sum(not task.done() for task in tasks)
+            return (helpers.map if unfinished < workers_for(self.device.type) else map)(compute, parts)
+
         stop = threading.Event()
         context = Context(self.run, self.config, problem, self.book, StageCache(self._runs_root), depends_on, stop)
-        poisoning, victims = Poisoning(context, each=helpers.map, given=given), Retraining(context)
+        poisoning, victims = Poisoning(context, each=helped, given=given), Retraining(context)
         try:
             arms = arms_of(self.config)
-            attack = pool.submit(poisoning.make) if "poisoned" in arms else None
-            pending: set[Future[Any]] = {attack} if attack else set()
-            pending |= {pool.submit(victims.victim, "clean", k, None) for k in seeds}
+            attack = start(poisoning.make) if "poisoned" in arms else None
+            for k in seeds:
+                start(victims.victim, "clean", k, None)
             if "random_noise" in arms:
                 noise = poisoning.control("random_noise")
-                pending |= {pool.submit(victims.victim, "random_noise", k, noise) for k in seeds}
+                for k in seeds:
+                    start(victims.victim, "random_noise", k, noise)
+            pending = set(tasks)
             while pending:
                 finished, pending = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
                 for future in finished:
                     if future is attack:
                         poison = future.result()
                         self.book.phase = "victims and certificates"
-                        pending |= {pool.submit(victims.victim, "poisoned", k, poison) for k in seeds}
+                        pending |= {start(victims.victim, "poisoned", k, poison) for k in seeds}
                         if "shuffled_signs" in arms:
                             shuffled = poisoning.control("shuffled_signs", poison.delta)
-                            pending |= {pool.submit(victims.victim, "shuffled_signs", k, shuffled) for k in seeds}
+                            pending |= {start(victims.victim, "shuffled_signs", k, shuffled) for k in seeds}
                     else:
                         self.book.add_certificates(*future.result())
                 heartbeat()

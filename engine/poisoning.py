@@ -32,7 +32,7 @@ from engine.training.base import State
 EVOLVING = 12  # poison images whose evolution is recorded
 SNAPSHOTS = 24  # at most, over the attack
 CURVES = ("upper_loss", "lower_loss", "relative_residual", "products", "mean_size", "share_at_epsilon")  # of each step
-LARGE = 500  # noisy images in a minibatch of the attack, from which its parts are computed side by side on a CPU
+LARGE = 500  # noisy images in a minibatch of the attack, from which a CPU takes it in parts
 PART, WHOLE = 100, 1_000_000  # noisy images in such a part: what fits the cache; all in one
 
 
@@ -141,7 +141,7 @@ class Poisoning:
     """Makes what the arms beside the clean one train on.
 
     Args:
-        each: as `map`; computes the parts of a large attack side by side.
+        each: as `map`; computes the parts of an attack on a CPU, side by side where it can.
         given: changes from a file [P, C, H, W], where the attack has one.
     """
 
@@ -200,8 +200,8 @@ class Poisoning:
             write_tensors(evolution, **way.arrays())
 
         images = (config.attack.clean_batch + config.attack.poison_batch) * max(1, lower_level(config)[0].draws)
-        side_by_side = self._at.device.type == "cpu" and images >= LARGE
-        each, part = (self._each, PART) if side_by_side else (map, WHOLE)
+        on_cpu = self._at.device.type == "cpu"
+        each, part = self._each if on_cpu else map, PART if on_cpu and images >= LARGE else WHOLE
         posed = pose_attack(problem, config, each=each, part=part, given=self._given, state=kept or None)
         try:
             for record in ATTACKS[config.attack.name](posed, config.attack, config.seed):

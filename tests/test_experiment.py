@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from engine import jobs, metrics
+from engine import experiment, hypergradient, jobs, metrics
 from engine.config import Config
 from engine.records import ARMS, Run
 from engine.report import build_report
@@ -142,6 +144,23 @@ def test_the_same_configuration_gives_the_same_bytes_again_even_beside_other_wor
     baseline: Run, work_here: WorkHere, runs_root: Path
 ) -> None:
     assert content(work_here(baseline.config, runs_root)) == content(baseline)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_bytes_do_not_depend_on_how_many_workers_share_the_attack_and_the_victims(
+    workers: int, baseline: Run, work_here: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker never has time to help the attack, of four some always have."""
+    threads = set()
+
+    def grad(*arguments: Any, **named: Any) -> Any:
+        threads.add(threading.current_thread())
+        return torch.autograd.grad(*arguments, **named)
+
+    monkeypatch.setattr(hypergradient, "grad", grad)
+    monkeypatch.setattr(experiment, "workers_for", lambda device: workers)
+    assert content(work_here(baseline.config, runs_root)) == content(baseline)
+    assert (len(threads) > 1) == (workers > 1)
 
 
 def test_the_command_line_gives_the_same_bytes_in_another_process(
