@@ -64,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     runs = command("runs", _runs, "List the runs, newest first; or cancel or delete one.")
     runs.add_argument("--json", action="store_true")
     runs.add_argument("--markdown", action="store_true", help="a table of the results of the finished ones")
-    runs.add_argument("--publish", metavar="ID", help="copy a finished run into gallery/, small, for everyone to see")
-    runs.add_argument("--read-only", metavar="ID", help="publish a finished run to all who use these runs, as it is")
+    runs.add_argument("--exhibit", metavar="ID", help="copy a finished run into gallery/, small, for everyone to see")
+    runs.add_argument("--publish", metavar="ID", help="make a finished run read-only for all who use these runs")
     runs.add_argument("--withdraw", metavar="ID", help="and take that back")
     runs.add_argument("--cancel", metavar="ID", help="stop a queued or running run; it keeps what it has")
     runs.add_argument("--delete", metavar="ID", help="remove a run and what only it uses")
@@ -193,13 +193,13 @@ def _runs(options: argparse.Namespace) -> int:
     if options.delete:
         jobs.delete(records.find(options.runs_root, options.delete, gallery=False))
         return OK
-    for wanted, change in ((options.read_only, jobs.protect), (options.withdraw, jobs.withdraw)):
+    for wanted, change in ((options.publish, jobs.publish), (options.withdraw, jobs.withdraw)):
         if wanted:
             change(records.find(options.runs_root, wanted, gallery=False))
             return OK
-    if options.publish:
-        run = records.find(options.runs_root, options.publish)
-        print(records.publish(run, records.GALLERY, weights=True).directory)
+    if options.exhibit:
+        run = records.find(options.runs_root, options.exhibit)
+        print(records.exhibit(run, records.GALLERY, weights=True).directory)
         return OK
     rows = index.rows(options.runs_root)
     if options.json:
@@ -267,12 +267,12 @@ def _gallery(options: argparse.Namespace) -> int:
     wanted = [("quick", [override], config) for override, config in grid.what_ifs().items()]
     if not options.what_ifs:
         wanted = [(point.preset, point.overrides, grid.config_of(point)) for point in points] + wanted
-    published = {run.id: run for folder in (records.GALLERY, records.GRID) for run in records.all_runs(folder)}
+    exhibited = {run.id: run for folder in (records.GALLERY, records.GRID) for run in records.all_runs(folder)}
     if options.markdown:
-        there = (published.get(records.run_id(config)) for _, _, config in wanted)
+        there = (exhibited.get(records.run_id(config)) for _, _, config in wanted)
         print(tables.markdown([run for run in there if run is not None]))
         return OK
-    missing = [each for each in wanted if records.run_id(each[2]) not in published]
+    missing = [each for each in wanted if records.run_id(each[2]) not in exhibited]
     data_root = options.data_root
     for _, _, config in missing:
         datasets.check(parse(config.model_dump()), data_root)
@@ -285,7 +285,7 @@ def _gallery(options: argparse.Namespace) -> int:
         run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=preset)
         if (code := wait_for(run)) != OK:
             return code
-        records.publish(run, records.GRID, weights=False)
+        records.exhibit(run, records.GRID, weights=False)
     return OK
 
 

@@ -163,7 +163,7 @@ def stop_now(run: Record, grace: float | None = None) -> None:
         time.sleep(0.1)
 
 
-def protect(run: Run) -> None:
+def publish(run: Run) -> None:
     """Publishes a finished run, read-only, to all who use its root. Raises: ValueError where it is not finished."""
     if run.status().state != "done":
         raise ValueError(f"only a finished run can be published, and run {run.id} is {run.status().state}")

@@ -173,7 +173,7 @@ class Poisoning:
             clean_label=config.attack.name != "label-flip",
         )
         for file, key in keys.items():
-            self._at.cache.publish(key, file)
+            self._at.cache.share(key, file)
         self._measure("poisoned", poison)
         return poison
 

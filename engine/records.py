@@ -207,10 +207,10 @@ class Run(Record):
         return [record for record in records if record["kind"] == kind]
 
     def tensors(self, name: str) -> dict[str, np.ndarray] | None:
-        """A safetensors file; what a published copy holds in fewer bits comes back as float32."""
+        """A safetensors file; what a copy in the gallery holds in fewer bits comes back as float32."""
         path = self.directory / f"{name}.safetensors"
         tensors = load_file(path) if path.exists() else None
-        if tensors is not None and "unit" in tensors:  # of whole numbers, see `publish`
+        if tensors is not None and "unit" in tensors:  # of whole numbers, see `exhibit`
             tensors["delta"] = tensors["delta"] * tensors.pop("unit")
         return tensors
 
@@ -276,8 +276,8 @@ def all_runs(root: Path) -> Iterator[Run]:
             yield run
 
 
-def publish(run: Run, folder: Path, *, weights: bool) -> Run:
-    """A small copy of a finished run, without votes; changes to images are whole multiples of max |delta| / 127.
+def exhibit(run: Run, folder: Path, *, weights: bool) -> Run:
+    """A small copy of a finished run, without votes, its changes to images in whole multiples of max |delta| / 127.
 
     Args:
         weights: whether the first clean and the first poisoned victim come along, as float16; and all recorded steps

@@ -50,7 +50,7 @@ class Retraining:
             self._at.book.add_reused(f"votes {name}", "certify", work_of_votes(config))
         else:
             write_tensors(path, **self._vote(model, name, k))
-            self._at.cache.publish(key, path)
+            self._at.cache.share(key, path)
         return arm, k, certificate_rows(arm, k, load_file(path), config=config)
 
     def _trained(self, name: str, k: int, poison: Poison | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -105,7 +105,7 @@ class Retraining:
             checkpoint = Checkpoint(self._at.run.directory, key)
             self._train(model, training, name, epochs, whole, generator, checkpoint)
             write_tensors(weights, **{n: p.detach().cpu().numpy() for n, p in model.state_dict().items()})
-            self._at.cache.publish(key, weights)
+            self._at.cache.share(key, weights)
         model.load_state_dict({n: torch.from_numpy(p) for n, p in load_file(weights).items()})
         model.eval()
 

@@ -28,7 +28,7 @@ class StageCache:
         """Puts the stage's result at destination; False where there is none."""
         return _link(self._path(key), destination)
 
-    def publish(self, key: str, source: Path) -> None:
+    def share(self, key: str, source: Path) -> None:
         """Offers a finished file of a run to other runs. Without hard links nothing is shared, and nothing breaks."""
         _link(source, self._path(key))
 

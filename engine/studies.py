@@ -314,10 +314,10 @@ class Speed:
         return expected * (self.took / self.expected if self.expected else 1.0)
 
 
-# --- published studies ---
+# --- studies that come with the project ---
 
 
-def publish(record: StudyRecord, results: dict[str, Any], folder: Path = GALLERY / "studies") -> Path:
+def exhibit(record: StudyRecord, results: dict[str, Any], folder: Path = GALLERY / "studies") -> Path:
     """Writes a finished study's results (study_tables.results) where all can see them; no run's data goes along."""
     if record.unfinished():
         raise ConfigError(f"study {record.id} is not finished: {len(record.unfinished())} cell(s) have no result")
@@ -327,6 +327,6 @@ def publish(record: StudyRecord, results: dict[str, Any], folder: Path = GALLERY
     return path
 
 
-def published(folder: Path = GALLERY / "studies") -> list[dict[str, Any]]:
+def exhibited(folder: Path = GALLERY / "studies") -> list[dict[str, Any]]:
     """The results that come with the project."""
     return [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]

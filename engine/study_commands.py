@@ -41,13 +41,13 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
             "--dry-run", action="store_true", help="check, print the cells and an estimate, run nothing"
         )
 
-    listed = command("studies", _studies, "List the studies; or print, cancel, delete or publish one.")
+    listed = command("studies", _studies, "List the studies; or print, cancel, delete or exhibit one.")
     listed.add_argument(
-        "id", nargs="?", metavar="ID", help="print this study's table as it is now, or that of a published one"
+        "id", nargs="?", metavar="ID", help="print this study's table as it is now, or that of one in gallery/studies/"
     )
     listed.add_argument("--cancel", metavar="ID", help="stop a study and its current run; what is finished stays")
     listed.add_argument("--delete", metavar="ID", help="remove a study; its runs stay")
-    listed.add_argument("--publish", metavar="ID", help="copy a finished study's results into gallery/studies/")
+    listed.add_argument("--exhibit", metavar="ID", help="copy a finished study's results into gallery/studies/")
     for parser in (study, reproduce, listed):
         form = parser.add_mutually_exclusive_group()
         form.add_argument("--json", action="store_const", dest="form", const="json", help="everything, as JSON")
@@ -127,11 +127,11 @@ def _studies(options: argparse.Namespace) -> int:
         studies.stop_now(chosen(options.cancel))
     elif options.delete:
         studies.delete(chosen(options.delete))
-    elif options.publish:
-        record = chosen(options.publish)
-        print(studies.publish(record, study_tables.results(record)))
+    elif options.exhibit:
+        record = chosen(options.exhibit)
+        print(studies.exhibit(record, study_tables.results(record)))
     elif options.id:
-        shipped = [found for found in studies.published() if found["id"].startswith(options.id)]
+        shipped = [found for found in studies.exhibited() if found["id"].startswith(options.id)]
         found = shipped[0] if len(shipped) == 1 else study_tables.results(chosen(options.id))
         print(_study_text(found, options.form))
     else:

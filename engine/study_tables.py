@@ -24,7 +24,7 @@ COLUMNS = (  # of the CSV, a row per cell
 
 
 def results(record: StudyRecord) -> dict[str, Any]:
-    """Everything that tables, figures and a published copy show: {"id", "preset", "study", "cells"}; JSON."""
+    """Everything that tables, figures and a copy in the gallery show: {"id", "preset", "study", "cells"}; JSON."""
     study = record.study
     return {
         "id": record.id,

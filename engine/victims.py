@@ -12,7 +12,7 @@ from engine.votes import BLOCK, Votes, count_votes
 
 
 class VictimUnavailable(ValueError):
-    """The run has no weights of this victim: not trained yet, or a published copy that left them out."""
+    """The run has no weights of this victim: not trained yet, or a copy in the gallery that left them out."""
 
 
 def load(run: Run, arm: str, k: int, *, shape: tuple[int, ...]) -> nn.Module:

@@ -27,7 +27,7 @@ def publishing(run: Run) -> None:
 def publish(run: Run) -> None:
     """Callback."""
     try:
-        jobs.protect(run)
+        jobs.publish(run)
         st.session_state["runs news"] = f"Run {run.id} is published, read-only."
     except (OSError, ValueError) as error:
         st.session_state["runs problem"] = f"Run {run.id} could not be published: {error}."

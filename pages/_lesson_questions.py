@@ -211,8 +211,8 @@ def limits(run: Run) -> Question:
 
 
 def transfer_study() -> dict[str, Any] | None:
-    """The published study of transfer between training procedures, if it is whole."""
-    for found in studies.published():
+    """The project's study of transfer between training procedures, if it is whole."""
+    for found in studies.exhibited():
         done, cells = study_tables.finished(found)
         if found["study"]["kind"] == "transfer-procedure" and done == cells:
             return found

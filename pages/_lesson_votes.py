@@ -19,7 +19,7 @@ DRAWS = (10, 100, 1000)
 MANY_DRAWS = (5, 10, 20, 50, 100, 200, 500, 1000)
 ALPHAS = (0.1, 0.01, 0.001, 0.0001)
 N0 = 20  # selection draws
-ARM, NUMBER = "clean", 0  # the victim whose weights a published run keeps
+ARM, NUMBER = "clean", 0  # the victim whose weights a run in the gallery keeps
 
 
 @dataclass(frozen=True)

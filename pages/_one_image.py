@@ -123,7 +123,7 @@ def _perturbation(table: pd.DataFrame) -> perception.Perturbation:
 
 
 def rounding(run: Run) -> str:
-    """Published copies hold δ in 255 steps, which a reader of the numbers should know."""
-    published = run.directory.parent in (GALLERY, GRID)
+    """Copies in the gallery hold δ in 255 steps, which a reader of the numbers should know."""
+    exhibited = run.directory.parent in (GALLERY, GRID)
     step = run.config.threat.epsilon / 254
-    return f" In this published copy, changes are rounded (by {step:.4f} at most)." if published else ""
+    return f" In the gallery's copy, changes are rounded (by {step:.4f} at most)." if exhibited else ""

@@ -239,9 +239,7 @@ def grid_view() -> None:
 
 
 def rounding(run: Run) -> str:
-    return (
-        "" if run.directory.parent == _shared.runs_root() else " Changes are rounded to ε/254 in this published copy."
-    )
+    return "" if run.directory.parent == _shared.runs_root() else " Changes are rounded to ε/254 in the gallery's copy."
 
 
 def ways_on(run: Run, point: Point) -> None:

@@ -31,12 +31,12 @@ def known_studies() -> dict[str, StudyRecord | dict[str, Any]]:
     """One's own studies, newest first, then those that come with the project (their results as they are)."""
     own = sorted(studies.all_studies(_shared.runs_root()), key=lambda record: -record.status().submitted)
     mine: dict[str, StudyRecord | dict[str, Any]] = {record.id: record for record in own}
-    return mine | {found["id"]: found for found in published() if found["id"] not in mine}
+    return mine | {found["id"]: found for found in exhibited() if found["id"] not in mine}
 
 
 @st.cache_data(show_spinner=False)
-def published() -> list[dict[str, Any]]:
-    return studies.published()
+def exhibited() -> list[dict[str, Any]]:
+    return studies.exhibited()
 
 
 def label_of(known: StudyRecord | dict[str, Any]) -> str:

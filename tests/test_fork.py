@@ -37,13 +37,13 @@ def test_a_published_run_can_be_neither_deleted_nor_renamed_and_says_so(place: P
 def test_only_a_finished_run_can_be_published(place: Path) -> None:
     run = own_copy(place, state="cancelled")
     with pytest.raises(ValueError, match="only a finished run can be published"):
-        jobs.protect(run)
+        jobs.publish(run)
     assert "Yes, publish it" not in {each.label for each in opened("pages/runs.py", run=run.id).button}
 
 
 def test_the_command_line_publishes_and_withdraws(place: Path, command_line: Callable[..., Any]) -> None:
     run = own_copy(place)
-    assert command_line("runs", "--read-only", run.id).returncode == 0
+    assert command_line("runs", "--publish", run.id).returncode == 0
     refused = command_line("runs", "--delete", run.id)
     assert (refused.returncode, "withdraw it first" in refused.stderr) == (2, True)
     assert command_line("runs", "--withdraw", run.id).returncode == 0

@@ -238,8 +238,10 @@ def test_the_gallery_is_found_only_where_it_is_wanted(tmp_path: Path, monkeypatc
         records.find(tmp_path / "runs", run.id, gallery=False)
 
 
-def test_a_published_copy_opens_and_names_no_place_on_this_machine(smoke: SimpleNamespace, tmp_path: Path) -> None:
-    copy = records.publish(smoke.run, tmp_path, weights=False)
+def test_a_copy_for_the_gallery_opens_and_names_no_place_on_this_machine(
+    smoke: SimpleNamespace, tmp_path: Path
+) -> None:
+    copy = records.exhibit(smoke.run, tmp_path, weights=False)
     assert copy.config == smoke.run.config
     assert copy.status().state == "done"
     report, certificates, poison = copy.report, copy.certificates(), copy.tensors("poison")
@@ -262,7 +264,7 @@ def test_a_published_copy_opens_and_names_no_place_on_this_machine(smoke: Simple
 
 def test_a_run_without_metrics_can_be_published(tmp_path: Path) -> None:
     run = new_run(tmp_path / "runs")
-    copy = records.publish(run, tmp_path / "copies", weights=True)
+    copy = records.exhibit(run, tmp_path / "copies", weights=True)
     assert copy.config == run.config
 
 

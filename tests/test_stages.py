@@ -43,7 +43,7 @@ def test_what_nobody_published_is_not_fetched(cache: StageCache, runs_root: Path
 
 def test_a_published_stage_is_the_same_file_in_every_run(cache: StageCache, runs_root: Path) -> None:
     source = finished_file(runs_root)
-    cache.publish(KEY, source)
+    cache.share(KEY, source)
     destination = runs_root / "second" / "victims" / "clean-0.safetensors"
     assert cache.fetch(KEY, destination)
     assert destination.samefile(source)
@@ -54,7 +54,7 @@ def test_replacing_a_file_in_one_run_leaves_the_others_as_they_were(cache: Stage
     from engine.records import write_atomically
 
     source, destination = finished_file(runs_root), runs_root / "second" / "poison.safetensors"
-    cache.publish(KEY, source)
+    cache.share(KEY, source)
     cache.fetch(KEY, destination)
     write_atomically(source, b"partial")
     assert destination.read_bytes() == b"poison"
@@ -62,7 +62,7 @@ def test_replacing_a_file_in_one_run_leaves_the_others_as_they_were(cache: Stage
 
 def test_pruning_removes_what_no_run_links_to_and_nothing_else(cache: StageCache, runs_root: Path) -> None:
     source, destination = finished_file(runs_root), runs_root / "second" / "poison.safetensors"
-    cache.publish(KEY, source)
+    cache.share(KEY, source)
     cache.fetch(KEY, destination)
     source.unlink()
     cache.prune()
@@ -73,14 +73,14 @@ def test_pruning_removes_what_no_run_links_to_and_nothing_else(cache: StageCache
     assert not cache.fetch(KEY, destination)
 
 
-def test_many_threads_may_publish_the_same_stage_at_once(cache: StageCache, runs_root: Path) -> None:
+def test_many_threads_may_share_the_same_stage_at_once(cache: StageCache, runs_root: Path) -> None:
     source, barrier = finished_file(runs_root), threading.Barrier(8)
 
-    def publish() -> None:
+    def share() -> None:
         barrier.wait()
-        cache.publish(KEY, source)
+        cache.share(KEY, source)
 
-    threads = [threading.Thread(target=publish) for _ in range(8)]
+    threads = [threading.Thread(target=share) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -96,12 +96,12 @@ def test_without_hard_links_nothing_is_shared_and_nothing_breaks(
         raise OSError("no hard links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    cache.publish(KEY, finished_file(runs_root))
+    cache.share(KEY, finished_file(runs_root))
     assert not cache.fetch(KEY, runs_root / "second" / "poison.safetensors")
     cache.prune()
 
 
-def test_publishing_does_not_bring_back_a_deleted_runs_root(tmp_path: Path) -> None:
+def test_sharing_does_not_bring_back_a_deleted_runs_root(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
-        StageCache(tmp_path / "deleted").publish(KEY, tmp_path / "poison.safetensors")
+        StageCache(tmp_path / "deleted").share(KEY, tmp_path / "poison.safetensors")
     assert not (tmp_path / "deleted").exists()

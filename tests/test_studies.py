@@ -227,7 +227,7 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
     assert [cell["state"] for cell in found["cells"]] == ["failed", "done"]
     assert "PARTIAL RESULT: 1 of 2 cells" in study_tables.markdown(found)
     with pytest.raises(ConfigError, match="not finished"):
-        studies.publish(record, found, runs_root)
+        studies.exhibit(record, found, runs_root)
     studies.submit(study, runs_root=runs_root, data_root=runs_root)
     assert in_this_process == ["study-work", "work", "work", "study-work", "work"]  # only the failed one again
 

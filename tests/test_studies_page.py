@@ -16,10 +16,10 @@ PAGE = str(Path(__file__).parents[1] / "pages" / "studies.py")
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty runs root, no MNIST, no published study, and no process is started."""
+    """An empty runs root, no MNIST, no study of the project's, and no process is started."""
     monkeypatch.setenv("PACD_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PACD_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(studies, "published", lambda: [])
+    monkeypatch.setattr(studies, "exhibited", lambda: [])
     monkeypatch.setattr(jobs.subprocess, "Popen", lambda *_, **__: None)
     st.cache_data.clear()
     return tmp_path
@@ -87,7 +87,7 @@ def test_rivals_are_laid_side_by_side(place: Path) -> None:
 
 def test_a_published_study_opens_without_its_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = study_tables.results(finished(place))
-    monkeypatch.setattr(studies, "published", lambda: [found])
+    monkeypatch.setattr(studies, "exhibited", lambda: [found])
     monkeypatch.setenv("PACD_RUNS", str(place / "elsewhere"))
     test = opened()
     assert not test.exception

@@ -136,8 +136,8 @@ def test_a_published_study_is_small_and_holds_no_path(half_done: studies.StudyRe
     run.write_json("report.json", fake_report(0.1))
     run.write_status(records.Status("done"))
     found = study_tables.results(half_done)
-    path = studies.publish(half_done, found, tmp_path / "gallery")
-    assert studies.published(tmp_path / "gallery") == [json.loads(json.dumps(found))]
+    path = studies.exhibit(half_done, found, tmp_path / "gallery")
+    assert studies.exhibited(tmp_path / "gallery") == [json.loads(json.dumps(found))]
     assert path.stat().st_size < 20_000
     assert str(tmp_path) not in path.read_text()
 

@@ -1,4 +1,4 @@
-"""Finished victims answer again as they did in their run, and a published copy's small weights vote nearly alike."""
+"""Finished victims answer again as they did in their run, and a gallery copy's small weights vote nearly alike."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,8 +31,8 @@ def test_votes_do_not_depend_on_what_else_is_asked(smoke: SimpleNamespace) -> No
     assert not torch.equal(together.estimation, other.estimation)
 
 
-def test_weights_of_a_published_copy_are_small_and_vote_alike(smoke: SimpleNamespace, tmp_path: Path) -> None:
-    copy = records.publish(smoke.run, tmp_path, weights=True)
+def test_weights_of_a_copy_for_the_gallery_are_small_and_vote_alike(smoke: SimpleNamespace, tmp_path: Path) -> None:
+    copy = records.exhibit(smoke.run, tmp_path, weights=True)
     assert copy.victims() == [("clean", 0), ("poisoned", 0)]
     given = images(20)
     for arm, k in copy.victims():
