@@ -37,6 +37,7 @@ PUBLISHED = {
     ("macer", 1.0): (1.069, 0.083, 0.837),
 }
 WEIGHT = {("macer", 1.0): 6.0}  # of MACER's hinge, where it is not 16
+MINIBATCH = {"smoothadv": 64}  # images, where it is not 256: train_salman.py steps on each quarter, of four draws
 IMAGES = 974  # of digit 8 in MNIST's test set
 
 
@@ -74,6 +75,8 @@ def baseline(procedure: str, sigma: float, changed: tuple[str, ...]) -> Config:
     own = [f"procedure={procedure}", f"sigma={sigma}", "certification.other_images=1", "training.precision=fast"]
     if (procedure, sigma) in WEIGHT:
         own.append(f"procedure.weight={WEIGHT[procedure, sigma]}")
+    if procedure in MINIBATCH:
+        own.append(f"training.batch_size={MINIBATCH[procedure]}")
     return with_overrides(PRESETS["baseline-ga-mnist"].config, [*own, *changed])
 
 

@@ -40,7 +40,9 @@ def test_what_is_finished_is_not_computed_again(tmp_path, capsys, monkeypatch):
 def test_recipes_are_those_that_were_published():
     mild, strong = (baselines.baseline("macer", sigma, ()).procedure.weight for sigma in (1.0, 0.5))
     assert (mild, strong) == (6, 16)
-    assert baselines.baseline("smoothadv", 0.25, ()).procedure.adversary_steps == 10
+    smoothadv = baselines.baseline("smoothadv", 0.25, ())
+    assert (smoothadv.procedure.adversary_steps, smoothadv.procedure.draws, smoothadv.training.batch_size) == (10, 4, 64)
+    assert baselines.baseline("gaussian", 0.25, ()).training.batch_size == 256
 
 
 @pytest.mark.parametrize("wrong", [["--epochs", "0"], ["--sigmas", "0.3"], ["--set", "training.squeeze=1"]])
