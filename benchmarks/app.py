@@ -74,12 +74,14 @@ def job(server: Server) -> Iterator[Run]:
     """A run that computes meanwhile, longer than anything here takes."""
     config = with_overrides(PRESETS["smoke"].config, ["victim_seeds=100", "training.epochs=100", "seed=1000"])
     run = jobs.submit(config, runs_root=server.runs_root, data_root=datasets.default_root(), preset="smoke")
-    while not run.metrics("victims") and not run.metrics("attack"):
+    while not run.metrics("training") and not run.metrics("attack"):
         time.sleep(0.2)
-    yield run
-    if not run.status().active:
-        raise RuntimeError(f"the job that was to run beside is {run.status().state}")
-    jobs.cancel(run)
+    try:
+        yield run
+        if not run.status().active:
+            raise RuntimeError(f"the job that was to run beside is {run.status().state}")
+    finally:
+        jobs.cancel(run)
 
 
 def first_screen(chromium: Any, rounds: int) -> Iterator[Table]:

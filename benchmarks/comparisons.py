@@ -1,6 +1,6 @@
 """What is compared: the engine's way of working with plain code, and with the peer where it does the same work.
 
-The engine's side is one worker thread for each core, or for an attack one; the others have torch's default threads.
+The engine's side is one worker thread for each core; the others have torch's default threads.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ CERTIFIED = dict(victims=2, images=16, n=1000)
 LONG, SHORT = dict(victims=2, images=100, n=100_000), dict(victims=2, images=16, n=5000)  # as for a paper, and less
 PART = SHORT["images"] * (SHORT["n"] + N0) / (LONG["images"] * (LONG["n"] + N0))  # of the votes
 TRAINED = {"gaussian": 3000, "smoothadv": 1000, "macer": 400}  # images, in batches of 200
-NINE = dict(victims=9, epochs=2, images=20, n=400)  # three arms of three seeds; quick has 8 epochs and 118 images
+NINE = dict(victims=9, epochs=2, images=20, n=400)  # three arms of three seeds; quick has 6 epochs and 118 images
 TRAINERS = {
     "gaussian": "ART's Gaussian trainer",
     "smoothadv": "ART's SmoothAdv trainer, other work: its attack is in L∞",

@@ -36,7 +36,7 @@ from engine.votes import BLOCK, count_votes, has_bfloat16
 FORWARD, GRADIENT, PRODUCT = 4.586e6, 13.182e6, 25.788e6  # a LeNet's operations for an image, as `ceilings` counts them
 CONFIG = PRESETS["paper-ga-mnist"].config
 NINE, EPOCHS, TWO = 9, 3, 2  # victims of the engine, of how many epochs, and of plain code
-IMAGES, LANE, DRAWS, FEW = 64, 32, 100_000, 2  # images certified by the engine, of a lane, and by plain code
+IMAGES, GROUP, DRAWS, FEW = 64, 32, 100_000, 2  # images certified by the engine, of a group, and by plain code
 SIZE, COPIED = 8192, 2_000_000_000
 Work = Callable[[], object]
 
@@ -153,7 +153,7 @@ def certification(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
     images, theirs = problem.test.images[:IMAGES], ours.plainly(model).cuda()
 
     def engine() -> None:
-        lanes = [torch.arange(first, first + LANE, device="cuda") for first in range(0, IMAGES, LANE)]
+        groups = [torch.arange(first, first + GROUP, device="cuda") for first in range(0, IMAGES, GROUP)]
         *_, found = count_votes(
             model,
             images,
@@ -162,7 +162,7 @@ def certification(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
             n=DRAWS,
             num_classes=10,
             block=BLOCK["cuda"],
-            groups=((lane, stream(k, "benchmark votes", device="cuda")) for k, lane in enumerate(lanes)),
+            groups=((group, stream(k, "benchmark votes", device="cuda")) for k, group in enumerate(groups)),
             screened=has_bfloat16("cuda"),
         )
         found.estimation.cpu()

@@ -15,14 +15,13 @@ from engine.config import AttackConfig, ProcedureConfig
 from engine.costs import workers_for
 from engine.experiment import pool_of_workers
 from engine.models import build
-from engine.poisoning import PART, pose_attack
+from engine.poisoning import pose_attack
 from engine.presets import PRESETS
 from engine.problem import Problem, pose
-from engine.retraining import LANES
 from engine.streams import stream
 from engine.training import make
 from engine.training.base import fit
-from engine.votes import BLOCK, Votes, count_votes, has_bfloat16
+from engine.votes import BLOCK, GROUPS, Votes, count_votes, has_bfloat16
 
 SIGMA, ALPHA, N0 = 0.5, 0.001, 100
 PROCEDURES = {
@@ -59,8 +58,8 @@ def victim() -> nn.Module:
 
 
 def votes(model: nn.Module, images: Tensor, *, n: int, seed: int) -> Votes:
-    """Of images [N, C, H, W] in lanes that share their noise."""
-    lane_of = torch.arange(len(images)) % LANES
+    """Of images [N, C, H, W] in groups that share their noise."""
+    group_of = torch.arange(len(images)) % GROUPS
     *_, found = count_votes(
         model,
         images,
@@ -69,7 +68,7 @@ def votes(model: nn.Module, images: Tensor, *, n: int, seed: int) -> Votes:
         n=n,
         num_classes=10,
         block=BLOCK["cpu"],
-        groups=((where(lane_of == lane), stream(seed, "benchmark votes", lane)) for lane in lane_of.unique().tolist()),
+        groups=((where(group_of == k), stream(seed, "benchmark votes", k)) for k in group_of.unique().tolist()),
         screened=has_bfloat16(),
     )
     return found
@@ -82,15 +81,14 @@ def where(mask: Tensor) -> Tensor:
 def certify(model: nn.Module, images: Tensor, *, n: int, seed: int) -> list[tuple[int, float]]:
     """(Selected class, radius) of images [N, C, H, W]."""
     found = votes(model, images, n=n, seed=seed)
-    n_top = found.estimation.gather(1, found.selected_class[:, None]).squeeze(1).numpy()
-    radii = certified_radius(n_top, n=n, sigma=SIGMA, alpha=ALPHA)
+    radii = certified_radius(found.n_top.numpy(), n=n, sigma=SIGMA, alpha=ALPHA)
     return list(zip(found.selected_class.tolist(), radii.tolist(), strict=True))
 
 
 def attack(settings: AttackConfig) -> Iterator[AttackRecord]:
     """PACD's upper steps against Gaussian augmentation."""
-    given = pose_attack(problem(), PRESETS["quick"].config, each=pool_of_workers(torch.device("cpu")).map, part=PART)
-    return pacd(given, settings, 0)
+    config = PRESETS["quick"].config.model_copy(update=dict(attack=settings))
+    return pacd(pose_attack(problem(), config, each=pool_of_workers(torch.device("cpu")).map), settings, 0)
 
 
 def on_workers(tasks: Iterable[Callable[[], object]], workers: int | None = None) -> None:

@@ -6,18 +6,17 @@ Votes are simulated, at vote probabilities from two sources. All radii are in un
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
 from engine import certification, sequential
+from engine.records import GALLERY
 
 N, ALPHA = 100_000, 0.001
 PRECISIONS = (0.02, 0.05, 0.1)
 RADII = np.arange(0.25, 3.01, 0.25)
-GALLERY = Path(__file__).parents[1] / "gallery"
 HEAD = (
     "| question | draws | n / draws (range) | fixed n | sequential | images worse than stated "
     "| draws at the boundary | false there |\n|---|---|---|---|---|---|---|---|"

@@ -18,9 +18,10 @@ from engine.config import Config, with_overrides
 from engine.experiment import pool_of_workers
 from engine.metrics import average_certified_radius, relative_drop
 from engine.models import build
-from engine.poisoning import PART, pose_attack
+from engine.poisoning import pose_attack
 from engine.presets import PRESETS
 from engine.problem import Problem, pose
+from engine.records import write_atomically
 from engine.report import certificate_rows
 from engine.streams import stream
 from engine.study_tables import table
@@ -88,7 +89,7 @@ def main() -> None:
             for trial in measured(base, problem, rows, victims=options.victims):
                 trials.append(trial)
                 if options.output:
-                    options.output.write_text(json.dumps(facts | {"trials": [asdict(each) for each in trials]}))
+                    write_atomically(options.output, json.dumps(facts | {"trials": [asdict(each) for each in trials]}))
     print(markdown(trials) + "\n\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
 
 
@@ -104,7 +105,7 @@ def measured(base: Config, problem: Problem, rows: list[str], *, victims: int) -
 def attacked(base: Config, problem: Problem, row: str, clean: np.ndarray) -> Trial:
     """The row's attack, and victims of it beside clean ones of these ACR, seed by seed."""
     config = with_overrides(base, [f"attack.{change}" for change in ROWS[row]])
-    given = pose_attack(problem, config, part=PART)
+    given = pose_attack(problem, config)
     started, products, residuals = time.thread_time(), 0, []
     for record in ATTACKS[config.attack.name](given, config.attack, config.seed):
         products += record.products

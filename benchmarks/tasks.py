@@ -108,12 +108,9 @@ def plain_upper_step(*, preset: str, steps: int, threads: int | None = None) -> 
     )
 
 
-def engine_upper_step(*, preset: str, steps: int, solver: str | None = None) -> Work:
-    """The same; the linear system is drawn afresh for each step of "adam", and once for "cg"."""
-    settings = _attack(preset, steps)
-    if solver:
-        settings = settings.model_copy(update=dict(linear_solver=solver))
-    records = ours.attack(settings)
+def engine_upper_step(*, preset: str, steps: int, solver: str) -> Work:
+    """The same; the linear system is drawn afresh for each step of "adam", and once for any other solver."""
+    records = ours.attack(_attack(preset, steps).model_copy(update=dict(linear_solver=solver)))
     return lambda: next(records)
 
 

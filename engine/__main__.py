@@ -1,4 +1,4 @@
-"""The command line: everything that the app can do, on the same run directories."""
+"""The command line, on the same run directories as the app."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import datasets, grid, index, jobs, poison_file, records, study_commands, tables
-from engine.config import FOLDER, Config, ConfigError, parse, with_overrides
+from engine.config import ARMS, FOLDER, Config, ConfigError, parse, with_overrides
 from engine.costs import estimate
 from engine.follow import BAD_INPUT, OK, add_data_root, values, wait_for
 from engine.presets import PRESETS, WIDTH
@@ -62,13 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     presets.add_argument("--departs", action="store_true", help="and how each differs from the authors' setting")
 
     runs = command("runs", _runs, "List the runs, newest first; or cancel or delete one.")
-    runs.add_argument("--json", action="store_true")
-    runs.add_argument("--markdown", action="store_true", help="a table of the results of the finished ones")
-    runs.add_argument("--exhibit", metavar="ID", help="copy a finished run into gallery/, small, for everyone to see")
-    runs.add_argument("--publish", metavar="ID", help="make a finished run read-only for all who use these runs")
-    runs.add_argument("--withdraw", metavar="ID", help="and take that back")
-    runs.add_argument("--cancel", metavar="ID", help="stop a queued or running run; it keeps what it has")
-    runs.add_argument("--delete", metavar="ID", help="remove a run and what only it uses")
+    one = runs.add_mutually_exclusive_group()
+    one.add_argument("--json", action="store_true")
+    one.add_argument("--markdown", action="store_true", help="a table of the results of the finished ones")
+    one.add_argument("--exhibit", metavar="ID", help="copy a finished run into gallery/, small, for everyone to see")
+    one.add_argument("--publish", metavar="ID", help="make a finished run read-only for all who use these runs")
+    one.add_argument("--withdraw", metavar="ID", help="and take that back")
+    one.add_argument("--cancel", metavar="ID", help="stop a queued or running run; it keeps what it has")
+    one.add_argument("--delete", metavar="ID", help="remove a run and what only it uses")
 
     report = command("report", _report, "Print the report of a run.")
     report.add_argument("id", help="a run id, or its first digits")
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
     certify = command("certify", _certify, "Certify a finished run's victim again; a row for each image, as CSV.")
     certify.add_argument("id", help="a run id, or its first digits")
-    certify.add_argument("--arm", default="poisoned", choices=records.ARMS, help="default: poisoned")
+    certify.add_argument("--arm", default="poisoned", choices=ARMS, help="default: poisoned")
     certify.add_argument("--victim", type=int, default=0, metavar="K", help="default: 0")
     certify.add_argument(
         "--image", action="append", type=int, dest="images", metavar="NUMBER", help="only this test image; repeatable"
@@ -224,6 +225,7 @@ def _runs(options: argparse.Namespace) -> int:
 
 
 def _certify(options: argparse.Namespace) -> int:
+    import numpy as np
     import pandas as pd
 
     from engine import metrics
@@ -243,10 +245,10 @@ def _certify(options: argparse.Namespace) -> int:
         print(part.to_csv(index=False, header=not done).rstrip(), flush=True)
         done.append(part)
     table = pd.concat(done)
-    draws, radius = table["draws"].mean(), metrics.correct_radius(table)
-    told = f"ACR {radius.mean():.3f} (L2)"
+    draws, told = table["draws"].mean(), f"ACR {metrics.average_certified_radius(table):.3f} (L2)"
     if options.radius:
-        told = f"{(radius >= options.radius).mean():.1%} correct and certified at {options.radius:g} (L2)"
+        share = metrics.certified_accuracy(table, np.array([options.radius]))[0]
+        told = f"{share:.1%} correct and certified at {options.radius:g} (L2)"
     print(
         f"{len(table)} images, {options.arm} victim {options.victim}: {told}; {draws:,.0f} draws an image, "
         f"{options.n / draws:.1f} times fewer than {options.n:,}",

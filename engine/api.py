@@ -183,9 +183,9 @@ def runs(*, runs_root: Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(index.rows(runs_root or records.default_root()))
 
 
-def images(dataset: str, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
+def images(dataset: str, *, train: bool, data_root: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(images float32 [N, C, H, W] in [0, 1], labels [N]) of a data set. Raises: datasets.DatasetUnavailable."""
-    return datasets.read(dataset, datasets.default_root(), train=train)
+    return datasets.read(dataset, data_root or datasets.default_root(), train=train)
 
 
 def certify(
@@ -209,27 +209,16 @@ def certify(
     Returns: columns prediction (−1: abstains), radius (L2, pixel units), selected_class, n_top, n, p_lower.
     Raises: ValueError, where images or numbers are not as said, or n draws could only abstain.
     """
-    from engine import certification, victims
-    from engine.certification import ABSTAIN, certified_radius, lower_confidence_bound
+    from engine import certification, metrics, victims
 
     x = np.asarray(x, dtype=np.float32)
     if x.ndim != 4 or not len(x) or not ((x >= 0) & (x <= 1)).all():
         raise ValueError("images must be [N, C, H, W] in [0, 1], N at least 1")
     certification.check(sigma=sigma, n0=n0, n=n, alpha=alpha)
     found = victims.votes(model, x, sigma=sigma, n0=n0, n=n, seed=seed)
-    selected = found.selected_class.numpy()
-    n_top = found.estimation.numpy()[np.arange(len(x)), selected]
-    radius = certified_radius(n_top, n=n, sigma=sigma, alpha=alpha)
-    return pd.DataFrame(
-        {
-            "prediction": np.where(radius > 0, selected, ABSTAIN),
-            "radius": radius,
-            "selected_class": selected,
-            "n_top": n_top,
-            "n": n,
-            "p_lower": lower_confidence_bound(n_top, n=n, alpha=alpha),
-        }
-    )
+    counted = pd.DataFrame({"selected_class": found.selected_class.numpy(), "n_top": found.n_top.numpy(), "n": n})
+    table = metrics.recertify(counted, sigma=sigma, alpha=alpha)
+    return table[["prediction", "radius", "selected_class", "n_top", "n", "p_lower"]]
 
 
 def _field(name: str) -> str:

@@ -40,6 +40,8 @@ AttackName = Literal[
     "from-file",
 ]
 Control = Literal["random_noise", "shuffled_signs"]
+CONTROLS = get_args(Control)
+ARMS = ("clean", "poisoned", *CONTROLS)
 LinearSolver = Literal[
     "adam", "adam-shared", "cg", "minres", "neumann", "nystrom", "one-step", "gauss-newton-cg", "unrolled", "penalty"
 ]
@@ -101,6 +103,16 @@ class ProcedureConfig(Settings):
         if "draws" in takes and self.draws == 0:
             raise ValueError(f"procedure {self.name} needs draws of at least 1, got 0")
         return self
+
+    @property
+    def loss_passes(self) -> int:
+        """How often the loss takes an image of a minibatch through the network and back."""
+        return max(1, self.draws) * (2 if self.name == "smoothmix" else 1)
+
+    @property
+    def passes(self) -> int:
+        """How often a step of training does, its adversary's steps included."""
+        return self.loss_passes + self.draws * self.adversary_steps
 
 
 class DataConfig(Settings):
@@ -262,7 +274,12 @@ class Config(Settings):
 
     def canonical(self) -> str:
         """The one text of this configuration; its SHA-256 names the run."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return canonical_json(self.model_dump(mode="json"))
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def smallest_useful_n(alpha: float) -> int:

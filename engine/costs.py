@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from engine.config import AttackConfig, Config, ProcedureConfig, arms_of, lower_level
+from engine.config import AttackConfig, Config, arms_of, lower_level
 
 # One unit is the forward pass of one 28×28 image through the 20-50-500 LeNet. Measured on one CPU thread in batches of
 # 100. Of networks with batch normalisation, between what certification (a sixth less) and training (a third more) take.
@@ -83,7 +83,7 @@ def work_of_attack(config: Config) -> float:
     attack, (procedure, _) = config.attack, lower_level(config)
     if attack.name not in (*SECOND_ORDER, *FIRST_ORDER):
         return 0.0
-    images = (attack.clean_batch + attack.poison_batch) * _passes(procedure)
+    images = (attack.clean_batch + attack.poison_batch) * procedure.loss_passes
     first = 1 + BACKWARD
     lives = -(-attack.upper_steps // attack.restart_every)
     adversary = (attack.clean_batch + attack.poison_batch) * first * procedure.draws * procedure.adversary_steps
@@ -118,9 +118,8 @@ def _direction(attack: AttackConfig, images: int) -> float:
 def work_of_training(config: Config, *, epochs: int | None = None) -> float:
     """One victim's training, or these epochs of it."""
     epochs = config.training.epochs + config.training.fine_tune_epochs if epochs is None else epochs
-    procedure = config.procedure
-    passes = _passes(procedure) + procedure.draws * procedure.adversary_steps
-    return _unit(config, config.architecture) * epochs * config.data.train_size * (1 + BACKWARD) * passes
+    images = epochs * config.data.train_size * config.procedure.passes
+    return _unit(config, config.architecture) * images * (1 + BACKWARD)
 
 
 def work_of_votes(config: Config) -> float:
@@ -160,7 +159,7 @@ def memory_of(config: Config, *, workers: int) -> float:
     image = IMAGE_BYTES.get(config.dataset, 12_288)
     images, training = config.data.train_size + config.data.validation_size, config.data.train_size
     data = COPIES * image * (SET_SIZE.get(config.dataset, images) + training)
-    batch = config.training.batch_size * _passes(config.procedure)
+    batch = config.training.batch_size * config.procedure.loss_passes
     victim = FIRST_GRAPH * batch * _kept(config, config.architecture)
     if config.procedure.name == "smoothadv-pacd":
         victim += image * training
@@ -171,7 +170,7 @@ def _memory_of_attack(config: Config) -> float:
     attack, (procedure, _) = config.attack, lower_level(config)
     if attack.name not in (*SECOND_ORDER, *FIRST_ORDER):
         return 0.0
-    lower = (attack.clean_batch + attack.poison_batch) * _passes(procedure)
+    lower = (attack.clean_batch + attack.poison_batch) * procedure.loss_passes
     graphs = SECOND_GRAPH * lower + FIRST_GRAPH * attack.upper_batch * attack.upper_noise
     if attack.name in FIRST_ORDER:
         graphs = FIRST_GRAPH * lower
@@ -181,11 +180,6 @@ def _memory_of_attack(config: Config) -> float:
 
 def _kept(config: Config, architecture: str) -> float:
     return KEPT[architecture] * PIXELS.get(config.dataset, 1024) / 784
-
-
-def _passes(procedure: ProcedureConfig) -> int:
-    """Images that go forward and backward in a procedure's loss for each image of a batch."""
-    return max(1, procedure.draws) * (2 if procedure.name == "smoothmix" else 1)
 
 
 def _unit(config: Config, architecture: str) -> float:

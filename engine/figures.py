@@ -16,8 +16,7 @@ from plotly.subplots import make_subplots
 
 from engine import metrics, report
 from engine.certification import ABSTAIN, radius_cap
-from engine.config import Config
-from engine.records import ARMS
+from engine.config import ARMS, Config
 from engine.sentences import TARGET
 
 RADIUS = "certified radius (L2, pixel units)"

@@ -5,8 +5,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from engine.config import ARMS
 from engine.figures import ARM_STYLE, FAINT, GREY, finish
-from engine.records import ARMS
 
 
 def drop_by_epsilon(drops: Mapping[float, Mapping[str, Mapping[str, Any]]], chosen: float) -> go.Figure:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.config import ARMS
 from engine.datasets import class_in_words
 from engine.records import ACTIVE, Run, all_runs
 
@@ -98,7 +99,7 @@ def row_of(run: Run) -> dict[str, Any]:
         "attack": _name_in(config.get("attack")),
         "seed": config.get("seed"),
         "victim_seeds": config.get("victim_seeds"),
-        **{f"drop_{arm}": drops.get(arm, {}).get("mean") for arm in ("poisoned", "random_noise", "shuffled_signs")},
+        **{f"drop_{arm}": drops.get(arm, {}).get("mean") for arm in ARMS[1:]},
         "bytes": run.disk_bytes(),
     }
 

@@ -183,11 +183,16 @@ def delete(run: Run) -> None:
     if run.published:
         raise ValueError(f"run {run.id} is published, read-only: withdraw it first")
     stop_now(run)
-    runs_root = run.directory.parent
-    with _changes(runs_root):
-        if run.directory.exists():
-            shutil.rmtree(run.directory)
-        StageCache(runs_root).prune()
+    remove(run)
+
+
+def remove(record: Record) -> None:
+    """Removes a run or study that has ended, and every shared stage that no run uses any more."""
+    root = record.directory.parent
+    with _changes(root):
+        if record.directory.exists():
+            shutil.rmtree(record.directory)
+        StageCache(root).prune()
 
 
 def adopt(runs_root: Path) -> Iterator[Run]:

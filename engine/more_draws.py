@@ -16,9 +16,9 @@ from engine.certification import ABSTAIN, certified_radius, check, radius_cap
 from engine.costs import workers_for
 from engine.records import Run, RunNotFound
 from engine.streams import stream
-from engine.votes import BLOCK, count_votes, has_bfloat16
+from engine.votes import BLOCK, GROUPS, count_votes, has_bfloat16
 
-TOGETHER = 10  # images that share their noise
+TOGETHER = 10  # images of a group at a time
 
 
 def certify_again(
@@ -38,8 +38,10 @@ def certify_again(
 ) -> Iterator[pd.DataFrame]:
     """Certificates of the run's test images by the arm's k-th victim under fresh noise, a few images at a time.
 
-    Columns: image, label, prediction (ABSTAIN included), radius (L2, pixel units; too large with probability ≤ alpha
-    for each image), draws. With neither precision nor radius all n draws are made, as CERTIFY does.
+    Columns: image, label, weight (as in the run's own table), prediction (ABSTAIN included), radius (L2, pixel units;
+    too large with probability ≤ alpha for each image), draws. With neither precision nor radius all n draws are made,
+    as CERTIFY does. The images of a group share their noise, as in the run, and come one group after the other; an
+    image's noise does not depend on which others are asked.
     Args:
         images: only these of the run's test images, by number, of whatever class.
         all_classes: not only the target class.
@@ -71,15 +73,16 @@ def certify_again(
         num_classes=num_classes,
         stop={name: value for name, value in (("precision", precision), ("radius", radius)) if value is not None},
     )
-    parts = [known.iloc[first : first + TOGETHER] for first in range(0, len(known), TOGETHER)]
+    groups = [group for _, group in known.groupby(known["image"] % GROUPS)]
+    parts = [group.iloc[first : first + TOGETHER] for group in groups for first in range(0, len(group), TOGETHER)]
     return _side_by_side(
         lambda part: (
-            part[["image", "label"]]
+            part[["image", "label", "weight"]]
             .reset_index(drop=True)
             .join(
                 ask(
                     torch.tensor(pixels[part["image"].to_numpy()]),
-                    generator=stream(seed, "certified again", int(part["image"].iloc[0])),
+                    generator=stream(seed, "certified again", int(part["image"].iloc[0]) % GROUPS),
                 )
             )
         ),
@@ -121,8 +124,7 @@ def _certified(
         return pd.DataFrame({"prediction": found.answers, "radius": found.radii, "draws": found.draws})
     *_, votes = count_votes(model, images, **drawn, groups=[(torch.arange(len(images)), generator)])
     selected = votes.selected_class
-    n_top = votes.estimation.gather(1, selected[:, None]).squeeze(1).numpy()
-    radii = certified_radius(n_top, n=n, sigma=sigma, alpha=alpha)
+    radii = certified_radius(votes.n_top.numpy(), n=n, sigma=sigma, alpha=alpha)
     return pd.DataFrame({"prediction": np.where(radii > 0, selected.numpy(), ABSTAIN), "radius": radii, "draws": n})
 
 

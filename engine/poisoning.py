@@ -62,13 +62,14 @@ def pose_attack(
     config: Config,
     *,
     each: Each = map,
-    part: int = WHOLE,
     given: Tensor | None = None,
     state: State | None = None,
 ) -> AttackProblem:
-    """What the attacker is given of an experiment's problem. each, part, given, state: as in AttackProblem."""
+    """What the attacker is given of an experiment's problem. each, given, state: as in AttackProblem, each on a CPU."""
     training, indices = problem.attackers_training()
     procedure, sigma = lower_level(config)
+    on_cpu = training.images.device.type == "cpu"
+    images = (config.attack.clean_batch + config.attack.poison_batch) * max(1, procedure.draws)
     return AttackProblem(
         training,
         problem.validation,
@@ -78,9 +79,9 @@ def pose_attack(
         num_classes=len(problem.class_names),
         procedure=make(procedure, sigma=sigma),
         augmentation=config.training.augmentation,
-        each=each,
+        each=each if on_cpu else map,
         given=given,
-        part=part,
+        part=PART if on_cpu and images >= LARGE else WHOLE,
         state=state,
     )
 
@@ -141,7 +142,7 @@ class Poisoning:
     """Makes what the arms beside the clean one train on.
 
     Args:
-        each: as `map`; computes the parts of an attack on a CPU, side by side where it can.
+        each: as `map`; computes the parts of an attack on a CPU.
         given: changes from a file [P, C, H, W], where the attack has one.
     """
 
@@ -199,10 +200,7 @@ class Poisoning:
             _write_poison(path, problem, poison)
             write_tensors(evolution, **way.arrays())
 
-        images = (config.attack.clean_batch + config.attack.poison_batch) * max(1, lower_level(config)[0].draws)
-        on_cpu = self._at.device.type == "cpu"
-        each, part = self._each if on_cpu else map, PART if on_cpu and images >= LARGE else WHOLE
-        posed = pose_attack(problem, config, each=each, part=part, given=self._given, state=kept or None)
+        posed = pose_attack(problem, config, each=self._each, given=self._given, state=kept or None)
         try:
             for record in ATTACKS[config.attack.name](posed, config.attack, config.seed):
                 poison = Poison(record.delta, problem.poison_indices, record.labels)

@@ -37,15 +37,13 @@ import psutil
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save
 
-from engine.config import Config
+from engine.config import ARMS, Config, canonical_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 GALLERY = Path(__file__).parents[1] / "gallery"  # finished runs that come with the project, without votes
 GRID = GALLERY / "grid"  # and those among which the sliders of Explore move (engine/grid.py)
-ARMS = ("clean", "poisoned", "random_noise", "shuffled_signs")
-CONTROLS = ("random_noise", "shuffled_signs")
 ACTIVE = ("queued", "running")
 STATES = (*ACTIVE, "done", "cancelled", "failed", "lost")
 _WITHOUT_PATHS: dict[str, dict[str, Any]] = {"request": {"data_root": None}, "report": {"directory": None}}
@@ -87,11 +85,6 @@ class Status:
 def default_root() -> Path:
     """Where runs are kept: the environment variable PACD_RUNS, or runs/ beside the project."""
     return Path(os.environ.get("PACD_RUNS") or Path(__file__).parents[1] / "runs")
-
-
-def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -8,9 +8,8 @@ import pandas as pd
 
 from engine import metrics
 from engine.certification import ABSTAIN, radius_cap
-from engine.config import Config, with_overrides
+from engine.config import ARMS, Config, with_overrides
 from engine.datasets import class_in_words
-from engine.records import ARMS
 
 SCOPES = ("target", "all")
 

@@ -25,9 +25,7 @@ from engine.streams import stream
 from engine.threat import Poison
 from engine.training import make
 from engine.training.base import State, fit
-from engine.votes import BLOCK, count_votes, has_bfloat16
-
-LANES = 8  # groups of test images, each with its own noise
+from engine.votes import BLOCK, GROUPS, count_votes, has_bfloat16
 
 
 class Retraining:
@@ -65,11 +63,7 @@ class Retraining:
             "bfloat16": self._bfloat16,
             "victim": k,
         }
-        clean_data = replace(problem.training, images=squeeze(problem.training.images, config.training.squeezing))
-        data = clean_data
-        if poison is not None:
-            changed = poison.apply(problem.training)
-            data = replace(changed, images=squeeze(changed.images, config.training.squeezing))
+        data = self._squeezed(problem.training if poison is None else poison.apply(problem.training))
         poisoned = {"poison": None if poison is None else poison.digest()}
         generator = stream(config.seed, "victim", k, device=self._at.device)
         shape, classes = tuple(data.images.shape[1:]), len(problem.class_names)
@@ -80,11 +74,16 @@ class Retraining:
             return model, depends_on
         with self._clean_victims[k]:  # the arms wait for the one that trains it
             clean = depends_on | {"poison": None}
-            self._train_or_load(model, clean_data, f"before-{k}", clean, epochs=epochs, generator=generator)
+            before = self._squeezed(problem.training)
+            self._train_or_load(model, before, f"before-{k}", clean, epochs=epochs, generator=generator)
         depends_on |= poisoned | {"fine_tune_epochs": more}
         generator = stream(config.seed, "fine-tuning", k, device=self._at.device)
         self._train_or_load(model, data, name, depends_on, epochs=more, generator=generator)
         return model, depends_on
+
+    def _squeezed(self, data: LabelledImages) -> LabelledImages:
+        """What victims see of it, after their defence if they have one."""
+        return replace(data, images=squeeze(data.images, self._at.config.training.squeezing))
 
     def _train_or_load(
         self,
@@ -155,21 +154,21 @@ class Retraining:
     def _vote(self, model: nn.Module, name: str, k: int) -> dict[str, np.ndarray]:
         """Votes under noise for every image to certify. All arms' k-th victims see the same noise, to be paired.
 
-        An image belongs to a lane by its index, and a lane's images share their draws: whatever else is certified,
+        An image belongs to a group by its index, and a group's images share their draws: whatever else is certified,
         an image sees the same noise.
         """
         config, problem = self._at.config, self._at.problem
         settings, started = config.certification, time.monotonic()
-        images, lane_of = problem.test.images, problem.test.indices % LANES
-        lanes = [int(lane) for lane in lane_of.unique()]
+        images, group_of = problem.test.images, problem.test.indices % GROUPS
+        numbers = [int(number) for number in group_of.unique()]
         block = BLOCK[self._at.device.type]
-        blocks = len(lanes) * -(-(settings.n0 + settings.n) // block)
+        blocks = len(numbers) * -(-(settings.n0 + settings.n) // block)
         groups = (
             (
-                (lane_of == lane).nonzero().squeeze(1),
-                stream(config.seed, f"certification {k}", lane, device=self._at.device),
+                (group_of == number).nonzero().squeeze(1),
+                stream(config.seed, f"certification {k}", number, device=self._at.device),
             )
-            for lane in lanes
+            for number in numbers
         )
         counting = count_votes(
             model,

@@ -95,7 +95,7 @@ def certify(
         settled=enough,
     )
     selected, draws = votes.selected_class, votes.estimation.sum(dim=1).cpu().numpy()
-    n_top = votes.estimation.gather(1, selected[:, None]).squeeze(1).cpu().numpy()
+    n_top = votes.n_top.cpu().numpy()
     radii = certified_radius(n_top, draws=draws, n=n, sigma=sigma, alpha=alpha)
     return Certificates(np.where(radii > 0, selected.cpu().numpy(), ABSTAIN), radii, draws)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.records import canonical_json
+from engine.config import canonical_json
 
 
 class StageCache:

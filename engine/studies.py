@@ -235,9 +235,7 @@ def stop_now(record: StudyRecord) -> None:
 def delete(record: StudyRecord) -> None:
     """Removes a study, stopping it first. Its runs stay: they are runs like any other."""
     stop_now(record)
-    for path in record.directory.glob("*"):
-        path.unlink(missing_ok=True)
-    record.directory.rmdir()
+    jobs.remove(record)
 
 
 def work(directory: Path) -> int:

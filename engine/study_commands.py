@@ -10,6 +10,7 @@ from typing import Any
 from engine import datasets, paper, studies, study_kinds, study_tables
 from engine.follow import FAILED, OK, add_data_root, follow, values
 from engine.presets import WIDTH
+from engine.records import write_atomically
 from engine.studies import Study, StudyRecord
 
 
@@ -45,9 +46,10 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     listed.add_argument(
         "id", nargs="?", metavar="ID", help="print this study's table as it is now, or that of one in gallery/studies/"
     )
-    listed.add_argument("--cancel", metavar="ID", help="stop a study and its current run; what is finished stays")
-    listed.add_argument("--delete", metavar="ID", help="remove a study; its runs stay")
-    listed.add_argument("--exhibit", metavar="ID", help="copy a finished study's results into gallery/studies/")
+    one = listed.add_mutually_exclusive_group()
+    one.add_argument("--cancel", metavar="ID", help="stop a study and its current run; what is finished stays")
+    one.add_argument("--delete", metavar="ID", help="remove a study; its runs stay")
+    one.add_argument("--exhibit", metavar="ID", help="copy a finished study's results into gallery/studies/")
     for parser in (study, reproduce, listed):
         form = parser.add_mutually_exclusive_group()
         form.add_argument("--json", action="store_const", dest="form", const="json", help="everything, as JSON")
@@ -104,8 +106,8 @@ def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) 
     print(_study_text(found, options.form))
     if folder := getattr(options, "output", None):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{record.id}.md").write_text(study_tables.markdown(found) + "\n")
-        (folder / f"{record.id}.csv").write_text(study_tables.csv_text(found))
+        write_atomically(folder / f"{record.id}.md", study_tables.markdown(found) + "\n")
+        write_atomically(folder / f"{record.id}.csv", study_tables.csv_text(found))
     if status.state != "done":
         reason = f": {status.error}" if status.error else ""
         print(f"study {record.id} {status.state}{reason}. Its directory: {record.directory}", file=sys.stderr)

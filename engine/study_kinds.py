@@ -22,8 +22,7 @@ class Kind:
 
     sentence: str
     rows: tuple[str, tuple[Any, ...] | None]
-    columns: tuple[str, tuple[Any, ...] | None] | None
-    base: tuple[str, ...] = (_ONE_CONTROL,)
+    columns: tuple[str, tuple[Any, ...] | None]
 
 
 KINDS = {
@@ -88,14 +87,11 @@ def make(
     if preset not in PRESETS:
         raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     found, base = KINDS[kind], PRESETS[preset].config
-    base = with_overrides(base, [*found.base, *overrides])
+    base = with_overrides(base, [_ONE_CONTROL, *overrides])
     if kind == "rivals" and base.attack.procedure is None:  # so that other columns do not move the attack too
         base = with_overrides(base, [f"attack.procedure={base.procedure.model_dump_json()}"])
-    default_columns = found.columns and axis(*found.columns, base=base, preset=preset)
-    chosen = {
-        "rows": axis(*_parsed(rows), base=base, preset=preset) if rows else axis(*found.rows, base=base, preset=preset),
-        "columns": axis(*_parsed(columns), base=base, preset=preset) if columns else default_columns or Axis(),
-    }
+    axes = {"rows": _parsed(rows) if rows else found.rows, "columns": _parsed(columns) if columns else found.columns}
+    chosen = {name: axis(*values, base=base, preset=preset) for name, values in axes.items()}
     return checked(kind=kind, base=base, **chosen)
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.commands import asked_for
-from engine.records import CONTROLS, Run
+from engine.config import CONTROLS
+from engine.records import Run
 from engine.sentences import with_spread
 
 FEW = 20  # test images of a class

@@ -1,5 +1,7 @@
 """Finished victims, asked again: their answers and votes on any image, outside of a run."""
 
+from hashlib import sha256
+
 import numpy as np
 import torch
 from torch import nn
@@ -34,12 +36,15 @@ def load(run: Run, arm: str, k: int, *, shape: tuple[int, ...]) -> nn.Module:
 def votes(model: nn.Module, images: np.ndarray, *, sigma: float, n0: int, n: int, seed: int) -> Votes:
     """Votes of a victim on images [N, C, H, W] in [0, 1] under fresh noise; image by image, each with its own draws.
 
-    The same image, seed and numbers give the same votes whatever else is asked. N at least 1.
+    An image's draws depend on its pixels and the seed: it gets the same votes whatever else is asked. N at least 1.
     """
     points = torch.tensor(images)
     with torch.no_grad():
         num_classes = model(points[:1]).shape[1]
-    alone = ((torch.tensor([k]), stream(seed, "votes of a visitor")) for k in range(len(points)))
+    alone = (
+        (torch.tensor([k]), stream(seed, f"votes on {sha256(point.numpy()).hexdigest()}"))
+        for k, point in enumerate(points)
+    )
     *_, found = count_votes(
         model,
         points,

@@ -24,6 +24,7 @@ from engine.streams import stream
 BLOCK = {"cpu": 250, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
 CALIBRATED = 512  # noisy copies on which bfloat16's error is measured
 SAFETY = 4.0  # a margin below this many times the largest error seen is computed again in float32
+GROUPS = 8  # of test images, by their number in the test set: each group shares its noise
 COMPILED = 1_500_000  # votes for which compiling pays: it takes seconds, at times twenty
 Margins = Callable[[Network, Tensor, Tensor], tuple[Tensor, Tensor]]  # see `_margins`
 Settled = Callable[[Tensor, int], Tensor]  # (votes for the selected class [G], of so many draws) → bool [G]
@@ -49,6 +50,11 @@ class Votes:
     def selected_class(self) -> Tensor:
         """[N]: most votes of the selection draws, the lower class where two have as many."""
         return self.selection.argmax(dim=1)
+
+    @property
+    def n_top(self) -> Tensor:
+        """[N]: votes for the selected class among the estimation draws."""
+        return self.estimation.gather(1, self.selected_class[:, None]).squeeze(1)
 
 
 def count_votes(
@@ -95,8 +101,7 @@ def count_votes(
                     count[positions] = count[positions].scatter_add(1, part, ones)
                 yield votes
             if settled is not None:
-                n_top = votes.estimation[positions].gather(1, votes.selected_class[positions, None]).squeeze(1)
-                open_still = ~settled(n_top, last - n0)
+                open_still = ~settled(votes.n_top[positions], last - n0)
                 if not open_still.any():
                     break
                 positions = positions[open_still]

@@ -85,14 +85,8 @@ def evolving_poison(run: Run) -> None:
     evolution = run.tensors("evolution")
     if evolution is None or _images.only_labels(run) or not evolution["delta"].size:
         return
-    indices = evolution.get("indices")
-    if indices is None:
-        poison = run.tensors("poison")
-        indices = None if poison is None else poison["indices"][: evolution["delta"].shape[1]]
-    if indices is None:
-        return
     step, delta = int(evolution["steps"][-1]), evolution["delta"][-1].astype(np.float32)
-    x_clean = _images.training_images(run, indices)
+    x_clean = _images.training_images(run, evolution["indices"])
     if x_clean is None:
         return
     _images.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=6)

@@ -7,8 +7,9 @@ import pandas as pd
 import streamlit as st
 
 from engine import figures, image_figures, perception, pictures
+from engine.config import CONTROLS
 from engine.figures import ARM_STYLE
-from engine.records import CONTROLS, GALLERY, GRID, Run
+from engine.records import GALLERY, GRID, Run
 from pages import _links
 
 COLOURS = """

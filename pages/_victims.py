@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine.certification import ABSTAIN, certified_radius, lower_confidence_bound
+from engine import metrics
+from engine.certification import ABSTAIN
 from engine.figures import ARM_STYLE
 from engine.records import Run
 from pages import _shared
@@ -126,23 +127,18 @@ def certificates(
     for victim in asked:
         selection, estimation = votes(victim, given.tobytes(), (channels, height, width), sigma, n0, n, seed)
         selected = int(selection.argmax())
-        n_top = int(estimation[selected])
-        radius = float(certified_radius(n_top, n=n, sigma=sigma, alpha=alpha))
         rows.append(
             dict(
                 arm=victim.arm,
                 victim=victim.k,
                 label=-1,
                 selected_class=selected,
-                prediction=selected if radius > 0 else ABSTAIN,
                 n=n,
-                n_top=n_top,
-                p_lower=float(lower_confidence_bound(n_top, n=n, alpha=alpha)),
-                radius=radius,
+                n_top=int(estimation[selected]),
                 estimation_votes=estimation,
             )
         )
-    return pd.DataFrame(rows)
+    return metrics.recertify(pd.DataFrame(rows), sigma=sigma, alpha=alpha)
 
 
 def verdict(row: Any, names: Sequence[str]) -> str:

@@ -8,9 +8,9 @@ import streamlit as st
 
 from engine import figures, image_figures, metrics, report, sentences
 from engine.certification import radius_cap
-from engine.config import Config, arms_of, smallest_useful_n
+from engine.config import ARMS, Config, arms_of, smallest_useful_n
 from engine.figures import ARM_STYLE
-from engine.records import ARMS, Run
+from engine.records import Run
 from pages import _certificate, _export, _links, _pinned, _selection, _shared, _test_images
 
 VOTES = ["selection_votes", "estimation_votes"]

@@ -8,10 +8,10 @@ import pandas as pd
 import streamlit as st
 
 from engine import datasets, figures, grid, grid_figures, pictures, report, sentences, wording
-from engine.config import ConfigError, parse
+from engine.config import CONTROLS, ConfigError, parse
 from engine.figures import ARM_STYLE
 from engine.grid import Point
-from engine.records import CONTROLS, Run
+from engine.records import Run
 from pages import _another_point, _export, _grid, _images, _shared
 
 BEGIN = Point("gaussian", 8, 0.5, 0.1)

@@ -151,7 +151,7 @@ def mosaics(poison: Poison, steps: list[int], records: dict[int, dict[str, Any]]
 
 run = _shared.open_run()
 config = run.config
-epsilon, target = config.threat.epsilon, sentences.target_of(run)
+target = sentences.target_of(run)
 st.title("Inspect")
 st.caption(sentences.limits_line(run))
 _links.check(view=VIEWS)

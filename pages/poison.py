@@ -200,9 +200,9 @@ def fetch(dataset: str) -> None:
             cwd=jobs.PROJECT,
             capture_output=True,
             text=True,
-            timeout=1800,
         )
-    st.session_state["start problem"] = done.stderr.strip().splitlines()[-1] if done.returncode else None
+    said = done.stderr.strip().splitlines() or ["the download ended without a word"]
+    st.session_state["start problem"] = said[-1] if done.returncode else None
 
 
 def availability(dataset: str) -> bool:

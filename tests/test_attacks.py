@@ -16,6 +16,7 @@ from engine.attacks.base import AttackRecord
 from engine.attacks.universal import universal
 from engine.config import ProcedureConfig
 from engine.data import load, split
+from engine.streams import stream
 from engine.threat import Poison, check
 from engine.training import PROCEDURES, Procedure
 from engine.training.base import State
@@ -256,6 +257,19 @@ def test_gradients_reach_the_poison_through_augmentation(augmentation):
     record = attacked(augmentation=augmentation)[-1]
     check(Poison(record.delta, INDICES), TRAINING, target_class=TARGET, epsilon=EPSILON)
     assert float(record.delta.abs().max()) > EPSILON / 4
+
+
+def test_one_crop_for_a_batch_is_one_for_its_clean_images_and_another_for_its_poison():
+    """As the released code has it, which augments the two apart."""
+    drawn = levels.Levels(posed(augmentation="crop-flip-batch"), CONFIG, seed=0, generator=stream(0, "crops"))
+    pairs = set()
+    for _ in range(20):
+        which = drawn.draw_lower(torch.arange(4))
+        (offsets, _), _ = drawn.minibatch(which, poison=4, strength=1.0).drawn()
+        clean, poison = ({tuple(offset) for offset in part.tolist()} for part in (offsets[:-4], offsets[-4:]))
+        assert len(clean) == len(poison) == 1
+        pairs.add((*clean, *poison))
+    assert any(clean != poison for clean, poison in pairs)  # all 20 alike: 81^-20
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ def test_what_is_finished_is_not_computed_again(tmp_path, capsys, monkeypatch):
 def test_recipes_are_those_that_were_published():
     mild, strong = (baselines.baseline("macer", sigma, ()).procedure.weight for sigma in (1.0, 0.5))
     assert (mild, strong) == (6, 16)
-    smoothadv = baselines.baseline("smoothadv", 0.25, ())
-    assert (smoothadv.procedure.adversary_steps, smoothadv.procedure.draws, smoothadv.training.batch_size) == (10, 4, 64)
+    config = baselines.baseline("smoothadv", 0.25, ())
+    assert (config.procedure.adversary_steps, config.procedure.draws, config.training.batch_size) == (10, 4, 64)
     assert baselines.baseline("gaussian", 0.25, ()).training.batch_size == 256
 
 

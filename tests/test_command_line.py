@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from engine import __main__, follow, jobs, records
+from engine.config import ARMS, CONTROLS
 from engine.presets import PRESETS
-from engine.records import ARMS, CONTROLS, Run
+from engine.records import Run
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 

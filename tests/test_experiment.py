@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
 from engine import experiment, hypergradient, jobs, metrics
-from engine.config import Config
-from engine.records import ARMS, Run
+from engine.config import ARMS, Config
+from engine.records import Run
 from engine.report import build_report
 
 Tiny = Callable[..., Config]

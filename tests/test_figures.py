@@ -15,7 +15,8 @@ from streamlit.testing.v1 import AppTest
 
 from engine import attack_figures, figures, image_figures, metrics, records, report
 from engine.certification import ABSTAIN, radius_cap
-from engine.records import ARMS, GALLERY, Run, Status
+from engine.config import ARMS
+from engine.records import GALLERY, Run, Status
 
 RUN = next(run for run in records.all_runs(GALLERY) if run.config.dataset == "digits")  # which every machine can show
 PROJECT = Path(__file__).parents[1]

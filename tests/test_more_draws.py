@@ -28,7 +28,8 @@ def test_all_draws_are_certify_and_fewer_end_near_it(smoke: SimpleNamespace) -> 
     assert (whole["draws"] == 600).all()
     assert whole["radius"].max() <= radius_cap(n=600, sigma=SIGMA, alpha=ALPHA)
     assert nearly["draws"].mean() < 600
-    assert whole["image"].tolist() == nearly["image"].tolist() == sorted(whole["image"])
+    assert whole["image"].tolist() == nearly["image"].tolist()
+    assert whole["image"].is_unique
     both = (whole["prediction"] != ABSTAIN) & (nearly["prediction"] != ABSTAIN)
     assert (whole["prediction"] == nearly["prediction"])[both].all()
     assert both.mean() > 0.7
@@ -39,6 +40,26 @@ def test_a_question_of_one_radius_is_answered_with_few_draws(smoke: SimpleNamesp
     agree = (whole["radius"] >= 0.1) == (asked["radius"] >= 0.1)
     assert agree.mean() >= 0.85  # of 20; they differ where the truth is near the radius
     assert asked["draws"].mean() < 450
+
+
+def test_an_image_gets_the_same_radius_alone_as_among_others(smoke: SimpleNamespace) -> None:
+    whole = again(smoke.run).set_index("image")
+    for image in whole.index[::4]:
+        (alone,) = again(smoke.run, images=[image]).itertuples()
+        assert alone.radius == whole.loc[image, "radius"]
+
+
+def test_of_all_classes_the_command_prints_the_average_that_the_report_has(
+    smoke: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The certified images of other classes are few, and stand for many."""
+    typed = ["certify", smoke.run.id, "--runs-root", str(smoke.root), "--n", "100", "--all-classes"]
+    assert __main__.main([*typed, "--arm", "clean"]) == 0
+    printed = float(capsys.readouterr().err.partition("ACR ")[2].split()[0])
+    table = again(smoke.run, n=100, n0=100, all_classes=True)
+    right = table["prediction"] == table["label"]
+    assert printed == pytest.approx(np.average(table["radius"] * right, weights=table["weight"]), abs=6e-4)
+    assert printed != pytest.approx((table["radius"] * right).mean(), abs=6e-4)
 
 
 def test_one_image_alone_is_asked_and_one_that_the_run_has_not_is_named(smoke: SimpleNamespace) -> None:
@@ -92,7 +113,7 @@ def test_the_command_prints_a_row_for_each_image(smoke: SimpleNamespace, capsys:
     assert __main__.main(typed) == 0
     printed = capsys.readouterr()
     lines = printed.out.strip().splitlines()
-    assert lines[0] == "image,label,prediction,radius,draws"
+    assert lines[0] == "image,label,weight,prediction,radius,draws"
     assert len(lines) == 21
     assert "20 images, poisoned victim 0: ACR" in printed.err
     assert __main__.main([*typed, "--radius", "0.1"]) == 2

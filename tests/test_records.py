@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import records
-from engine.config import Config
+from engine.config import Config, canonical_json
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound, Status
 
@@ -278,7 +278,7 @@ def test_the_size_of_a_run_is_told_while_its_files_come_and_go(tmp_path: Path, m
 
 def test_json_has_one_text_and_no_nan() -> None:
     value: dict[str, Any] = {"b": 1, "a": [1.5, None]}
-    assert records.canonical_json(value) == '{"a":[1.5,null],"b":1}'
-    assert json.loads(records.canonical_json(value)) == value
+    assert canonical_json(value) == '{"a":[1.5,null],"b":1}'
+    assert json.loads(canonical_json(value)) == value
     with pytest.raises(ValueError, match="not JSON compliant"):
-        records.canonical_json({"a": float("nan")})
+        canonical_json({"a": float("nan")})

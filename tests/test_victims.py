@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine import datasets, records, victims
+from engine.config import ARMS
 from engine.victims import VictimUnavailable
 
 
@@ -16,17 +17,32 @@ def images(count: int) -> np.ndarray:
 
 
 def test_a_run_keeps_all_its_victims(smoke: SimpleNamespace) -> None:
-    assert smoke.run.victims() == [(arm, k) for k in range(2) for arm in records.ARMS]
+    assert smoke.run.victims() == [(arm, k) for k in range(2) for arm in ARMS]
+
+
+def test_every_image_sees_noise_of_its_own() -> None:
+    """Else the sampling errors of all images would come together, and a mean over them have no known error."""
+    seen = []
+
+    def classifier(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return torch.zeros(len(x), 10)
+
+    given = images(3)
+    victims.votes(classifier, given, sigma=0.25, n0=5, n=5, seed=0)
+    first, second, third = (noisy - torch.tensor(image) for noisy, image in zip(seen[-3:], given, strict=True))
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert abs(float((one * other).mean())) < 5 * 0.25**2 / (10 * 64) ** 0.5  # five standard errors
 
 
 def test_votes_do_not_depend_on_what_else_is_asked(smoke: SimpleNamespace) -> None:
-    given = images(5)
+    given = images(20)
     model = victims.load(smoke.run, "clean", 0, shape=given.shape[1:])
     settings = dict(sigma=0.25, n0=10, n=60, seed=3)
     together, alone = (victims.votes(model, part, **settings) for part in (given, given[3:4]))
     assert torch.equal(together.estimation[3], alone.estimation[0])
-    assert together.selection.sum(dim=1).tolist() == [10] * 5
-    assert together.estimation.sum(dim=1).tolist() == [60] * 5
+    assert together.selection.sum(dim=1).tolist() == [10] * 20
+    assert together.estimation.sum(dim=1).tolist() == [60] * 20
     other = victims.votes(model, given, **settings | dict(seed=4))
     assert not torch.equal(together.estimation, other.estimation)
 

@@ -174,8 +174,10 @@ class Minibatch:
     strength: float
 
     def drawn(self) -> tuple[Crops, Tensor]:
-        """(Crops, noise [N, M, C, H, W])."""
-        crops = draw_crops(len(self.labels), self.problem.augmentation, generator=self.generator) or ()
+        """(Crops, noise [N, M, C, H, W]); where one crop serves many, clean images have one, poison another."""
+        sizes = self.clean, len(self.labels) - self.clean
+        drawn = [draw_crops(size, self.problem.augmentation, generator=self.generator) or () for size in sizes]
+        crops = tuple(torch.cat(both) for both in zip(*drawn, strict=True))
         if self.fixed_noise is not None:
             return crops, self.fixed_noise
         return crops, self.problem.procedure.draw_noise(self.originals, generator=self.generator)

@@ -36,11 +36,6 @@ class Procedure:
     fixed_noise: ClassVar[bool] = False  # one noise draw per training image for all epochs
 
     @property
-    def passes(self) -> int:
-        """How often one step of training takes an image through the network and back."""
-        return max(1, self.settings.draws) * (1 + self.settings.adversary_steps)
-
-    @property
     def prepares(self) -> bool:
         """Whether `prepare` finds anything."""
         return type(self).prepare is not Procedure.prepare
@@ -119,7 +114,7 @@ def fit(
     fixed = procedure.draw_noise(data.images, generator=generator) if procedure.fixed_noise else None
     trained = 0 if state is None else _restore(state, model, optimiser, generator)
     answers = partial(_in_bfloat16, model) if bfloat16 else model
-    pays = bfloat16 and steps * config.batch_size * procedure.passes >= COMPILED
+    pays = bfloat16 and steps * config.batch_size * procedure.settings.passes >= COMPILED
     classifier = partial(compiled(_in_bfloat16), model) if pays and can_compile(device) else answers
     total, strength = torch.zeros((), device=device), 1.0
 
