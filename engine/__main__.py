@@ -163,13 +163,14 @@ def _print_report(run: Run, *, as_json: bool, n: int | None = None) -> None:
     report = run.report
     if report is None:
         raise RunNotFound(f"run {run.id} has no report yet: it is {run.status().state}")
-    if n is not None:
-        from engine.report import with_draws  # pandas is slow to import, and only this needs it
+    from engine.report import build_report, estimates, with_draws  # pandas is slow to import
 
-        table = run.certificates()
-        assert table is not None  # written before the report
-        report = with_draws(report, table, run.config, n=n)
-    print(json.dumps(report) if as_json else tables.summary(report))
+    table, config = run.certificates(), run.config
+    assert table is not None  # written before the report
+    if n is not None:
+        table, config = with_draws(table, config, n)
+        report |= build_report(table, config, class_names=report["class_names"])
+    print(json.dumps(report) if as_json else tables.summary(report, estimates(table, "target", config)))
 
 
 def _presets(options: argparse.Namespace) -> int:

@@ -102,6 +102,26 @@ def relative_drop(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.divide(clean - other, clean, out=np.full_like(clean, np.nan), where=clean > 0)
 
 
+def interval_of_drop(clean: np.ndarray, other: np.ndarray, weights: np.ndarray) -> Estimate:
+    """Mean relative drop over victims with a normal 95 % interval over images as independent draws (delta method).
+
+    Args:
+        clean, other: [V, N] correct radii of V pairs of victims at the same N images; clean victims without any radius
+            have nothing to lose and are left out.
+    Raises: ValueError where that leaves none.
+    """
+    w = np.asarray(weights, dtype=float) / np.sum(weights)
+    kept = clean @ w > 0
+    if not kept.any():
+        raise ValueError("no clean victim has any radius to lose")
+    clean, other = clean[kept], other[kept]
+    acr = (clean @ w)[:, None]
+    ratio = (other @ w)[:, None] / acr
+    slope = ((other - ratio * clean) / acr).mean(axis=0)  # of the mean ratio, in each image's weight
+    drop, half = 1 - float(ratio.mean()), float(ndtri(0.975) * np.sqrt(w**2 @ slope**2))
+    return Estimate(drop, drop - half, drop + half)
+
+
 def effective_count(weights: pd.Series | np.ndarray) -> float:
     """Kish's effective number of equally weighted points."""
     w = np.asarray(weights, dtype=float)

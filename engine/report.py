@@ -57,10 +57,11 @@ def summary(values: np.ndarray | pd.Series) -> dict[str, Any]:
 
 
 def estimates(table: pd.DataFrame, scope: str, config: Config) -> pd.DataFrame:
-    """ACR (L2, pixel units), accuracy and abstention of each arm, means over victims; a row per arm.
+    """ACR (L2, pixel units), its drop, accuracy and abstention of each arm, means over victims; a row per arm.
 
-    Columns: acr, acr_low, acr_high, accuracy, accuracy_low, accuracy_high, abstains. The intervals are approximate 95 %
-    ones over test images, taken as independent: normal for the ACR, Wilson's for the share.
+    Columns: acr, acr_low, acr_high, accuracy, accuracy_low, accuracy_high, abstains; drop, drop_low, drop_high (nan for
+    clean victims, and where there is none to compare with). The intervals are approximate 95 % ones over test images,
+    taken as independent: normal for ACR and drop, Wilson's for the share.
     """
     part, lines = of_scope(table, scope, config), {}
     part = part.assign(
@@ -76,6 +77,7 @@ def estimates(table: pd.DataFrame, scope: str, config: Config) -> pd.DataFrame:
         acr = metrics.interval_of_mean(images["value"], images["weight"])
         share = float(np.average(images["correct"], weights=images["weight"]))
         accuracy = metrics.interval_of_share(share, metrics.effective_count(images["weight"]))
+        drop = _drop_over_images(part, arm)
         lines[arm] = {
             "acr": acr.value,
             "acr_low": acr.low,
@@ -84,8 +86,25 @@ def estimates(table: pd.DataFrame, scope: str, config: Config) -> pd.DataFrame:
             "accuracy_low": accuracy.low,
             "accuracy_high": accuracy.high,
             "abstains": float(np.average(images["abstained"], weights=images["weight"])),
+            "drop": drop.value,
+            "drop_low": drop.low,
+            "drop_high": drop.high,
         }
     return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _drop_over_images(part: pd.DataFrame, arm: str) -> metrics.Estimate:
+    """Of the arm's ACR against clean victims', of all pairs of victims that are there."""
+    radii = part.pivot_table(index="victim", columns=["arm", "image"], values="value")
+    if arm == "clean" or "clean" not in radii:
+        return metrics.Estimate(np.nan, np.nan, np.nan)
+    clean, other = radii["clean"], radii[arm]
+    pairs = (clean.notna().all(axis=1) & other.notna().all(axis=1)).to_numpy()
+    weights = part.groupby("image")["weight"].first().reindex(clean.columns)
+    try:
+        return metrics.interval_of_drop(clean[pairs].to_numpy(), other[pairs].to_numpy(), weights.to_numpy())
+    except ValueError:
+        return metrics.Estimate(np.nan, np.nan, np.nan)
 
 
 def drops(table: pd.DataFrame, config: Config) -> dict[str, dict[str, Any]]:
@@ -127,14 +146,13 @@ def build_report(
     }
 
 
-def with_draws(report: dict[str, Any], table: pd.DataFrame, config: Config, *, n: int) -> dict[str, Any]:
-    """The report as if only n of the recorded estimation draws had been made, so that runs may be compared at equal n.
+def with_draws(table: pd.DataFrame, config: Config, n: int) -> tuple[pd.DataFrame, Config]:
+    """Both as if only n of the recorded estimation draws had been made, so that runs may be compared at equal n.
 
     Raises: ConfigError, ValueError where n is too small for alpha, or more than were recorded.
     """
     fewer = with_overrides(config, [f"certification.n={n}"])
-    table = metrics.recertify(table, sigma=config.sigma, alpha=config.certification.alpha, n=n)
-    return report | build_report(table, fewer, class_names=report["class_names"])
+    return metrics.recertify(table, sigma=config.sigma, alpha=config.certification.alpha, n=n), fewer
 
 
 def losses(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,19 +1,22 @@
 """Reports as plain text and as Markdown, for terminals and for documents."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.commands import asked_for
 from engine.config import CONTROLS
 from engine.records import Run
 from engine.sentences import with_spread
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FEW = 20  # test images of a class
 _COLUMNS = ("procedure", "attack.name", "threat.target_class", "threat.epsilon", "sigma", "seed", "victim_seeds")
 
 
-def summary(report: dict[str, Any]) -> str:
-    """A report in a few lines of plain text."""
+def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
+    """A report in a few lines of plain text; found: report.estimates of its target class."""
     config, settings, images = report["config"], report["config"]["certification"], report["certified_images"]
     lines = [
         f"run {report['run_id']}  preset {report['preset']}  {report['dataset_note']}",
@@ -31,8 +34,11 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(
             f"{arm:<16}{with_spread(acr['target']):>20}{with_spread(acr['all']):>18}{with_spread(accuracy['target']):>18}{drop:>22}"
         )
+    lines.append("")
+    if found is not None and (shown := found.dropna(subset=["drop"])).shape[0]:
+        told = (f"{arm} {row.drop_low:.0%} to {row.drop_high:.0%}" for arm, row in shown.iterrows())
+        lines.append(f"Drop, approximate 95 % interval over test images: {', '.join(told)}.")
     lines += [
-        "",
         f"± is the standard deviation over victims. Radii are capped at {report['radius_cap']:.3f} by n and alpha.",
         f"{images['target']} test images of the target class, {images['all']} of all"
         + (", so few of each other one that ACR all is rough." if settings["other_images"] < FEW else "."),

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -184,6 +185,9 @@ def estimates(table: pd.DataFrame, scope: str) -> pd.DataFrame:
             "ACR (95 % interval)": f"{row.acr:.3f} ({row.acr_low:.3f}–{row.acr_high:.3f})",
             "accuracy": f"{100 * row.accuracy:.0f} % ({100 * row.accuracy_low:.0f}–{100 * row.accuracy_high:.0f})",
             "abstain": f"{row.abstains:.0%}",
+            "drop of ACR": ""
+            if np.isnan(row.drop)
+            else f"{100 * row.drop:.0f} % ({100 * row.drop_low:.0f}–{100 * row.drop_high:.0f})",
         }
         for arm, row in zip(found.index, found.itertuples(), strict=True)
     )
@@ -200,8 +204,8 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
             st.markdown(f"**{name.capitalize()}** (accuracy: of the smoothed classifier)")
             st.dataframe(estimates(table, scope), hide_index=True, alt=f"ACR and accuracy by arm, {name}")
         st.caption(
-            "Means over victims; approximate 95 % intervals over test images, taken as independent (normal for ACR, "
-            "Wilson for the share). The chart's ± is another thing: the standard deviation over victim seeds."
+            "Means over victims; approximate 95 % intervals over test images, taken as independent (normal for ACR and "
+            "its drop, Wilson for the share). The chart's ± is another thing: the standard deviation over victim seeds."
         )
     st.header("Over all radii")
     left, right = st.columns(2)

@@ -193,3 +193,30 @@ def test_weights_that_are_equal_count_fully_and_a_lone_one_counts_once():
     assert metrics.effective_count(np.full(7, 0.3)) == pytest.approx(7)
     assert metrics.effective_count(np.array([1.0, 0.0, 0.0])) == pytest.approx(1)
     assert metrics.effective_count(np.array([3.0, 1.0])) == pytest.approx(16 / 10)
+
+
+def test_a_drop_that_is_the_same_at_every_image_is_known_without_doubt():
+    clean = np.array([[1.0, 2.0, 0.0], [3.0, 1.0, 2.0]])
+    found = metrics.interval_of_drop(clean, 0.25 * clean, np.array([1, 1, 3]))
+    assert (found.value, found.low, found.high) == pytest.approx((0.75, 0.75, 0.75))
+    assert metrics.interval_of_drop(clean, clean, np.ones(3)).value == pytest.approx(0)
+
+
+def test_a_drop_is_the_mean_over_victims_that_have_something_to_lose():
+    clean, other = np.array([[1.0, 1.0], [2.0, 4.0], [0.0, 0.0]]), np.array([[0.5, 0.5], [0.0, 3.0], [1.0, 1.0]])
+    assert metrics.interval_of_drop(clean, other, np.ones(2)).value == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="no clean victim"):
+        metrics.interval_of_drop(clean[2:], other[2:], np.ones(2))
+
+
+def test_the_interval_of_a_drop_over_images_covers_the_truth_as_often_as_it_says():
+    """Victims share what is hard about an image. If 95 % cover, fewer than 92 or more than 98 % of 500 do once in 250."""
+    generator, covered = np.random.default_rng(0), 0
+    truth = np.mean([1 - 0.4 * 0.7 / 0.9, 1 - 0.6 * 0.7 / 0.9])  # of the two victims below
+    for _ in range(500):
+        easy = generator.uniform(0, 1, 150)
+        kept = (generator.uniform(size=(2, 150)) < 0.9) * (0.5 + easy)
+        left = (generator.uniform(size=(2, 150)) < 0.7) * (0.5 + easy) * np.array([[0.4], [0.6]])
+        found = metrics.interval_of_drop(kept, left, np.ones(150))
+        covered += found.low <= truth <= found.high
+    assert 0.92 * 500 <= covered <= 0.98 * 500

@@ -2,9 +2,13 @@
 
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
+
 from engine import tables
 from engine.config import with_overrides
 from engine.records import Run
+from engine.report import estimates
 
 
 def test_a_summary_has_a_line_for_each_arm_with_the_reports_numbers(smoke: SimpleNamespace) -> None:
@@ -16,6 +20,17 @@ def test_a_summary_has_a_line_for_each_arm_with_the_reports_numbers(smoke: Simpl
         if arm != "clean":
             assert f"{report['relative_drop'][arm]['mean']:.0%}" in line
     assert f"{report['radius_cap']:.3f}" in text
+    assert "over test images" not in text
+
+
+def test_a_summary_has_the_interval_of_each_drop_over_images(smoke: SimpleNamespace) -> None:
+    found = estimates(smoke.run.certificates(), "target", smoke.run.config)
+    assert found["drop"].to_dict() == pytest.approx(
+        {arm: drop["mean"] for arm, drop in smoke.report["relative_drop"].items()} | {"clean": np.nan}, nan_ok=True
+    )
+    row = found.loc["poisoned"]
+    assert row.drop_low < row["drop"] < row.drop_high
+    assert f"poisoned {row.drop_low:.0%} to {row.drop_high:.0%}, " in tables.summary(smoke.report, found)
 
 
 def test_a_markdown_table_has_a_row_for_each_finished_run_and_says_what_it_ran_on(
