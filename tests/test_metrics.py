@@ -210,7 +210,7 @@ def test_a_drop_is_the_mean_over_victims_that_have_something_to_lose():
 
 
 def test_the_interval_of_a_drop_over_images_covers_the_truth_as_often_as_it_says():
-    """Victims share what is hard about an image. If 95 % cover, fewer than 92 or more than 98 % of 500 do once in 250."""
+    """Victims share what is hard about an image. If 95 % cover, under 92 or over 98 % of 500 do 2 times in 1000."""
     generator, covered = np.random.default_rng(0), 0
     truth = np.mean([1 - 0.4 * 0.7 / 0.9, 1 - 0.6 * 0.7 / 0.9])  # of the two victims below
     for _ in range(500):
