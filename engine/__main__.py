@@ -160,12 +160,9 @@ def _dry_run(config: Config) -> dict:
 
 
 def _print_report(run: Run, *, as_json: bool, n: int | None = None) -> None:
-    report = run.report
-    if report is None:
-        raise RunNotFound(f"run {run.id} has no report yet: it is {run.status().state}")
     from engine.report import build_report, estimates, with_draws  # pandas is slow to import
 
-    table, config = run.certificates(), run.config
+    report, table, config = run.need_report(), run.certificates(), run.config
     assert table is not None  # written before the report
     if n is not None:
         table, config = with_draws(table, config, n)

@@ -76,9 +76,7 @@ class Result:
     @cached_property
     def report(self) -> dict[str, Any]:
         """report.json. Raises: RunNotFound, where the run has none yet."""
-        if (report := self.run.report) is None:
-            raise RunNotFound(f"run {self.id} has no report yet: it is {self.run.status().state}")
-        return report
+        return self.run.need_report()
 
     @cached_property
     def certificates(self) -> pd.DataFrame:

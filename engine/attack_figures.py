@@ -27,6 +27,7 @@ _CURVES = (
     _Curve("lower_loss", "lower loss: surrogate's training", "#0072B2", "dash"),
     _Curve("relative_residual", "relative residual (log scale)", GREY, "dot", height=2, log=True),
 )
+_BINS = 41  # of a histogram of changes, the middle one for none
 _SIZE = _Curve("mean_size", "mean |δ| (pixel units)", "#8A4F7D", "dashdot")
 
 
@@ -91,15 +92,15 @@ def _from_to(values: pd.Series) -> str:
     return f"from {found.iloc[0]:.3g} to {found.iloc[-1]:.3g}"
 
 
-def perturbation_histogram(delta: np.ndarray, epsilon: float, bins: int = 41) -> go.Figure:
+def perturbation_histogram(delta: np.ndarray, epsilon: float) -> go.Figure:
     """Share of pixels by their change δ, all poison images together, with the budget ±ε marked.
 
     Args:
         delta: [P, C, H, W], every channel counted as a pixel of its own; the middle bin holds δ = 0.
     """
-    limit = (epsilon or 1e-3) * (1 + 1 / bins)
+    limit = (epsilon or 1e-3) * (1 + 1 / _BINS)
     values = np.asarray(delta, dtype=np.float32).ravel()
-    counts, edges = np.histogram(values.clip(-limit, limit), bins=bins, range=(-limit, limit))
+    counts, edges = np.histogram(values.clip(-limit, limit), bins=_BINS, range=(-limit, limit))
     middles, total = (edges[:-1] + edges[1:]) / 2, max(1, values.size)
     at_limit = float((np.abs(values) > 0.999 * epsilon).sum() / total) if epsilon else 0.0
     unchanged = float((values == 0).sum() / total)

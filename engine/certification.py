@@ -1,22 +1,9 @@
-"""CERTIFY of Cohen et al.: from votes under noise to an L2 radius that holds with a stated probability.
-
-Torch is imported only by `certify`: pages turn recorded votes into radii without it.
-"""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+"""CERTIFY of Cohen et al.: from votes under noise to an L2 radius that holds with a stated probability. No torch."""
 
 import numpy as np
 from scipy.special import betaincinv, ndtri  # scipy.stats would take a second to import
 
 from engine.config import smallest_useful_n
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from engine.smoothing import Classifier
 
 ABSTAIN = -1
 
@@ -67,39 +54,3 @@ def check(*, sigma: float, n0: int, n: int, alpha: float) -> None:
 def radius_cap(*, n: int, sigma: float, alpha: float) -> float:
     """The largest radius that n draws can certify, reached when all vote alike: sigma·Φ⁻¹(alpha^(1/n)), or 0."""
     return float(certified_radius(n, n=n, sigma=sigma, alpha=alpha))
-
-
-def certify(
-    base_classifier: Classifier,
-    image: Tensor,
-    *,
-    sigma: float,
-    n0: int,
-    n: int,
-    alpha: float,
-    num_classes: int,
-    block: int = 100,
-    generator: torch.Generator,
-) -> tuple[int, float]:
-    """(class of the smoothed classifier g at this image [C, H, W], its certified L2 radius), or (ABSTAIN, 0.0).
-
-    With probability ≥ 1 − alpha over the noise: g abstains, or its answer is constant within the radius.
-    Source: Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918, CERTIFY.
-    """
-    import torch
-
-    from engine.votes import count_votes
-
-    *_, votes = count_votes(
-        base_classifier,
-        image.unsqueeze(0),
-        sigma=sigma,
-        n0=n0,
-        n=n,
-        num_classes=num_classes,
-        block=block,
-        groups=[(torch.zeros(1, dtype=torch.int64), generator)],
-    )
-    answer = int(votes.selected_class)
-    radius = float(certified_radius(int(votes.estimation[0, answer]), n=n, sigma=sigma, alpha=alpha))
-    return (answer, radius) if radius > 0 else (ABSTAIN, 0.0)

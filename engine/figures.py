@@ -31,6 +31,7 @@ GREY = "rgba(128,128,128,0.9)"
 FAINT = "rgba(128,128,128,0.45)"
 _CLEAR = "rgba(0,0,0,0)"
 _MOST_RADII = 400  # points of a curve
+_BINS = 20  # of a histogram of radii
 
 
 @dataclass(frozen=True)
@@ -183,15 +184,14 @@ def radius_histogram(
     arms: Iterable[str] | None = None,
     *,
     target: str = TARGET,
-    bins: int = 20,
 ) -> go.Figure:
     """Share of test images by certified radius, all arms in the same bins; errors and abstentions have their own."""
     table, cap = report.of_scope(table, scope, config), _cap(table, config)
     top = cap or config.sigma
-    edges = np.linspace(0, top, bins + 1)
-    width = top / bins
+    edges = np.linspace(0, top, _BINS + 1)
+    width = top / _BINS
     middles = np.concatenate([[-7 * width, -3 * width], (edges[:-1] + edges[1:]) / 2])
-    widths = np.concatenate([[2 * width] * 2, np.full(bins, 0.94 * width)])
+    widths = np.concatenate([[2 * width] * 2, np.full(_BINS, 0.94 * width)])
     where = ["wrong class", "abstain", *(f"{low:.3f} to {high:.3f}" for low, high in pairwise(edges))]
     figure, told = go.Figure(), []
     for arm, rows in by_arm(table, arms):

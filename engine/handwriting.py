@@ -14,6 +14,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_BYTES = 10_000_000
 MOST_PIXELS = 24_000_000
 SIDES = (8, 8000)  # pixels
+SIDE = 28  # pixels, of the image that comes out
 BOX = {"mnist": 20, "digits": 24}  # longer side of a digit in its image, where images are centred digits
 GROUND = 0.1  # ink fainter than this share of the darkest is paper
 LEAST_CONTRAST = 0.15
@@ -72,12 +73,11 @@ def from_data_url(text: object) -> bytes:
         raise PictureRefused("The drawing must come as base64 text, and this is none.") from None
 
 
-def to_digit(colours: np.ndarray, *, box: int, side: int = 28) -> Digit:
+def to_digit(colours: np.ndarray, *, box: int) -> Digit:
     """The picture in MNIST's form: light on black, its longer side `box` pixels, its centre of mass in the middle.
 
     Args:
         colours: [H, W, 3] in [0, 1].
-        side: of the image that comes out.
     Raises: PictureRefused where nothing stands out from the ground.
     Source: LeCun, Cortes, Burges, The MNIST database: scaled into 20×20 with aspect ratio kept, centred by mass.
     Departs: bilinear scaling, a ground that need not be even, the strongest ink 1 again after scaling (thin lines fade
@@ -99,8 +99,8 @@ def to_digit(colours: np.ndarray, *, box: int, side: int = 28) -> Digit:
     height, width = (max(1, round(scale * length)) for length in cut.shape)
     small = _resized(cut, height, width)
     small = small / small.max()
-    top, left = (_start(small.sum(axis=axis), side) for axis in (1, 0))
-    image = np.zeros((1, side, side), dtype=np.float32)
+    top, left = (_start(small.sum(axis=axis), SIDE) for axis in (1, 0))
+    image = np.zeros((1, SIDE, SIDE), dtype=np.float32)
     image[0, top : top + height, left : left + width] = small
     return Digit(grey=grey, inverted=inverted, ink=ink.astype(np.float32), cut=cut.astype(np.float32), image=image)
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from engine import attack_figures, commands, datasets, figures, pictures, sentences
-from engine.records import Run, RunNotFound
+from engine.records import Run
 from engine.sentences import with_spread
 
 SHOWN_IMAGES = 8
@@ -63,9 +63,7 @@ def write(run: Run, *, data_root: Path) -> str:
 
     Raises: RunNotFound where the run has no report yet.
     """
-    report = run.report
-    if report is None:
-        raise RunNotFound(f"run {run.id} has no report yet: it is {run.status().state}")
+    report = run.need_report()
     notes, complete = run.notes, run.status().state == "done"
     title = notes["name"] or f"Run {run.id}"
     parts = [

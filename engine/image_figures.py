@@ -25,21 +25,18 @@ def selected_number(points: Sequence[Any]) -> int | None:
     return None
 
 
-def image_triple(
-    clean: np.ndarray, other: np.ndarray, *, limit: float, names: Sequence[str] = ("clean", "poisoned")
-) -> go.Figure:
+def image_triple(clean: np.ndarray, poisoned: np.ndarray, *, limit: float) -> go.Figure:
     """Two images [C, H, W] on one scale 0…1 and their difference on a signed scale ±limit; hover reads all three."""
-    clean, other = np.asarray(clean, dtype=np.float32), np.asarray(other, dtype=np.float32)
-    delta = other - clean
-    figure = make_subplots(
-        1, 3, horizontal_spacing=0.02, subplot_titles=(names[0], names[1], f"δ = {names[1]} − {names[0]}")
-    )
-    values = np.moveaxis(np.concatenate([clean, other, delta]), 0, -1)  # [H, W, 3·C]
-    read_out = _read_out(names, len(clean))
+    clean, poisoned = np.asarray(clean, dtype=np.float32), np.asarray(poisoned, dtype=np.float32)
+    delta = poisoned - clean
+    titles = ("clean", "poisoned", "δ = poisoned − clean")
+    figure = make_subplots(1, 3, horizontal_spacing=0.02, subplot_titles=titles)
+    values = np.moveaxis(np.concatenate([clean, poisoned, delta]), 0, -1)  # [H, W, 3·C]
+    read_out = _read_out(len(clean))
     if len(clean) == 1:
         pixels = [
             go.Heatmap(z=shown[0], coloraxis=axis, customdata=values, hovertemplate=read_out)
-            for shown, axis in ((clean, "coloraxis"), (other, "coloraxis"), (delta, "coloraxis2"))
+            for shown, axis in ((clean, "coloraxis"), (poisoned, "coloraxis"), (delta, "coloraxis2"))
         ]
         bar = dict(thickness=12, len=0.9, outlinewidth=0)
         figure.update_layout(
@@ -49,7 +46,7 @@ def image_triple(
             ),
         )
     else:
-        maps = [*pictures.shown(np.stack([clean, other])), *pictures.shown_changes(delta[None], limit=limit)]
+        maps = [*pictures.shown(np.stack([clean, poisoned])), *pictures.shown_changes(delta[None], limit=limit)]
         pixels = [go.Image(z=shown, customdata=values, hovertemplate=read_out) for shown in maps]
     for column, trace in enumerate(pixels, start=1):
         figure.add_trace(trace, row=1, col=column)
@@ -58,7 +55,7 @@ def image_triple(
         figure,
         "",
         "",
-        f"{names[0]} image, {names[1]} image and their signed difference; the largest change is "
+        "Clean image, poisoned image and their signed difference; the largest change is "
         f"{np.abs(delta).max(initial=0):.3f}.",
         legend=False,
         height=310,
@@ -66,11 +63,11 @@ def image_triple(
     )
 
 
-def blink(clean: np.ndarray, other: np.ndarray, *, names: Sequence[str] = ("clean", "poisoned")) -> go.Figure:
+def blink(clean: np.ndarray, poisoned: np.ndarray) -> go.Figure:
     """One picture that its own button switches between two images [C, H, W] in the browser, one second each."""
-    figure = go.Figure()
+    figure, names = go.Figure(), ("clean", "poisoned")
     shades = dict(colorscale=GREY_SCALE, zmin=0, zmax=1, showscale=False, hovertemplate="%{z:.4f}<extra></extra>")
-    images = [np.asarray(image, dtype=np.float32) for image in (clean, other)]
+    images = [np.asarray(image, dtype=np.float32) for image in (clean, poisoned)]
     if len(clean) == 1:
         traces = [go.Heatmap(z=image[0], **shades) for image in images]
     else:
@@ -83,7 +80,7 @@ def blink(clean: np.ndarray, other: np.ndarray, *, names: Sequence[str] = ("clea
     timing = dict(frame=dict(duration=1000, redraw=True), transition=dict(duration=0), fromcurrent=False)
     button = dict(method="animate")
     figure.update_layout(
-        annotations=[_caption_in(names[0])],
+        annotations=[_caption_in("clean")],
         updatemenus=[
             dict(
                 type="buttons",
@@ -95,7 +92,7 @@ def blink(clean: np.ndarray, other: np.ndarray, *, names: Sequence[str] = ("clea
                 font_color="#333333",
                 bgcolor="#F0F0F0",
                 buttons=[
-                    dict(label="Blink", args=[[names[1], names[0]] * 15, timing], **button),
+                    dict(label="Blink", args=[["poisoned", "clean"] * 15, timing], **button),
                     dict(label="Stop", args=[[None], timing | dict(mode="immediate")], **button),
                     *(dict(label=name, args=[[name], timing | dict(mode="immediate")], **button) for name in names),
                 ],
@@ -104,7 +101,7 @@ def blink(clean: np.ndarray, other: np.ndarray, *, names: Sequence[str] = ("clea
     )
     _square(figure)
     return finish(
-        figure, "", "", f"{names[0]} and {names[1]} image in the same place, in turn.", legend=False, height=420, top=30
+        figure, "", "", "Clean and poisoned image in the same place, in turn.", legend=False, height=420, top=30
     )
 
 
@@ -289,10 +286,10 @@ def _square(figure: go.Figure, column: int | None = None) -> None:
     figure.update_yaxes(visible=False, autorange="reversed", scaleanchor=anchor, constrain="domain", **where)
 
 
-def _read_out(names: Sequence[str], channels: int) -> str:
-    """What the pointer says of a pixel whose customdata are its values in clean, other and δ, C of each."""
+def _read_out(channels: int) -> str:
+    """What the pointer says of a pixel whose customdata are its values in clean, poisoned and δ, C of each."""
     lines = ["row %{y}, column %{x}"]
-    for part, (name, form) in enumerate(((names[0], ".4f"), (names[1], ".4f"), ("δ", "+.4f"))):
+    for part, (name, form) in enumerate((("clean", ".4f"), ("poisoned", ".4f"), ("δ", "+.4f"))):
         values = (f"%{{customdata[{part * channels + channel}]:{form}}}" for channel in range(channels))
         lines.append(f"{name} {', '.join(values)}")
     return "<br>".join(lines) + "<extra></extra>"

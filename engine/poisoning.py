@@ -86,8 +86,8 @@ def pose_attack(
     )
 
 
-class Way:
-    """The way of an attack: numbers of each step, a few images [E] after some of them, and what went wrong."""
+class Evolution:
+    """How an attack went: numbers of each step, a few images [E] after some of them, and what went wrong."""
 
     def __init__(self, indices: np.ndarray) -> None:
         self._indices = indices  # [E], of these images in the original training set
@@ -152,17 +152,20 @@ class Poisoning:
     def make(self) -> Poison:
         """The attack, or its result from an earlier run that asked for the same."""
         config, problem, path = self._at.config, self._at.problem, self._at.run.directory / "poison.safetensors"
-        evolution = path.with_name("evolution.safetensors")
+        evolution_path = path.with_name("evolution.safetensors")
         depends_on = self._at.depends_on | poison_depends_on(config)
-        keys = {evolution: self._at.cache.key("evolution", depends_on), path: self._at.cache.key("poison", depends_on)}
+        keys = {
+            evolution_path: self._at.cache.key("evolution", depends_on),
+            path: self._at.cache.key("poison", depends_on),
+        }
         started, whole = time.monotonic(), work_of_attack(config)
         checkpoint = Checkpoint(self._at.run.directory, keys[path])
         if all(self._at.cache.fetch(key, file) for file, key in keys.items()):
             self._at.book.add_reused("poison", "poison", whole)
-            way = load_file(evolution)
-            _replay(self._at.book, way, steps=len(way["upper_loss"]))
+            evolution = load_file(evolution_path)
+            _record_again(self._at.book, evolution, steps=len(evolution["upper_loss"]))
         else:
-            self._optimise(path, evolution, whole, checkpoint)
+            self._optimise(path, evolution_path, whole, checkpoint)
             self._at.book.add_seconds("poison", started)
         found = {name: torch.from_numpy(array).to(self._at.device) for name, array in load_file(path).items()}
         poison = Poison(found["delta"], problem.poison_indices, found.get("labels"))
@@ -178,42 +181,42 @@ class Poisoning:
         self._measure("poisoned", poison)
         return poison
 
-    def _optimise(self, path: Path, evolution: Path, whole: float, checkpoint: Checkpoint) -> None:
+    def _optimise(self, path: Path, evolution_path: Path, whole: float, checkpoint: Checkpoint) -> None:
         """Runs the attack to the end, from where an earlier attempt at this run was stopped if there was one.
 
         Some steps' poison, and what is there when it is stopped, are on disk.
         """
         config, problem, book = self._at.config, self._at.problem, self._at.book
         poison = Poison(torch.zeros_like(problem.training.images[problem.poison_indices]), problem.poison_indices)
-        way = Way(problem.training.indices[poison.indices[:EVOLVING]].cpu().numpy())
+        evolution = Evolution(problem.training.indices[poison.indices[:EVOLVING]].cpu().numpy())
         kept = checkpoint.load()
         if kept:
             poison = replace(poison, delta=kept["poison"].to(self._at.device))
-            way.take_up(kept)
-            behind, steps = way.steps, config.attack.upper_steps
-            _replay(book, way.arrays(), steps=steps)
+            evolution.take_up(kept)
+            behind, steps = evolution.steps, config.attack.upper_steps
+            _record_again(book, evolution.arrays(), steps=steps)
             book.add_reused(f"poison until step {behind}", "poison", whole * behind / steps)
-            for event in way.events:
+            for event in evolution.events:
                 book.add_event(event)
 
         def save() -> None:
             _write_poison(path, problem, poison)
-            write_tensors(evolution, **way.arrays())
+            write_tensors(evolution_path, **evolution.arrays())
 
         posed = pose_attack(problem, config, each=self._each, given=self._given, state=kept or None)
         try:
             for record in ATTACKS[config.attack.name](posed, config.attack, config.seed):
                 poison = Poison(record.delta, problem.poison_indices, record.labels)
-                point = way.add(record, epsilon=config.threat.epsilon)
+                point = evolution.add(record, epsilon=config.threat.epsilon)
                 book.add_metrics("attack", step=record.step, steps=record.steps, **point)
                 book.products += record.products
                 book.add_work("poison", whole / record.steps, f"attack: step {record.step} of {record.steps}")
                 if record.event:
-                    book.add_event(way.events[-1])
-                if way.shown and way.shown[-1][0] == record.step:
+                    book.add_event(evolution.events[-1])
+                if evolution.shown and evolution.shown[-1][0] == record.step:
                     save()
                 if record.state is not None:
-                    checkpoint.keep(partial(_standing, record.state, way, poison))
+                    checkpoint.keep(partial(_standing, record.state, evolution, poison))
                 self._at.check_stop()
         finally:
             save()
@@ -239,11 +242,11 @@ class Poisoning:
         self._at.book.add_perturbation(arm, x_clean, poison.delta.cpu().numpy())
 
 
-def _standing(state: Callable[[], State], way: Way, poison: Poison) -> State:
-    return {**state(), **way.tensors(), "poison": poison.delta}
+def _standing(state: Callable[[], State], evolution: Evolution, poison: Poison) -> State:
+    return {**state(), **evolution.tensors(), "poison": poison.delta}
 
 
-def _replay(book: Recorder, evolution: dict[str, np.ndarray], *, steps: int) -> None:
+def _record_again(book: Recorder, evolution: dict[str, np.ndarray], *, steps: int) -> None:
     """Writes the step records that are there of an attack of so many steps, as if it had run here."""
     curves = {name: evolution[name] for name in CURVES}
     for step in range(len(curves["upper_loss"])):

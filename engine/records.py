@@ -154,9 +154,9 @@ class Record:
         except OSError:  # a full disk may still have room where the old status stands
             path.write_text(text)
 
-    def log_tail(self, lines: int = 200) -> str:
+    def log_tail(self) -> str:
         path = self.directory / "log.txt"
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+        return "\n".join(path.read_text(errors="replace").splitlines()[-200:]) if path.exists() else ""
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,13 @@ class Run(Record):
         if tensors is not None and "unit" in tensors:  # of whole numbers, see `exhibit`
             tensors["delta"] = tensors["delta"] * tensors.pop("unit")
         return tensors
+
+    def need_report(self) -> dict[str, Any]:
+        """report.json. Raises: RunNotFound where there is none yet."""
+        report = self.report
+        if report is None:
+            raise RunNotFound(f"run {self.id} has no report yet: it is {self.status().state}")
+        return report
 
     def certificates(self) -> "pd.DataFrame | None":
         import pandas as pd  # takes longer to import than all the rest

@@ -10,12 +10,22 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 from torch import Tensor
 
-from engine.certification import ABSTAIN, certified_radius, certify, lower_confidence_bound
+from engine.certification import ABSTAIN, certified_radius, lower_confidence_bound
 from engine.certification import radius_cap as cap
 from engine.streams import stream
+from engine.votes import count_votes
 
 quickly = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 alphas = st.floats(1e-6, 0.49)
+
+
+def certify(classifier, image: Tensor, *, sigma: float, n0: int, n: int, alpha: float, block: int = 100, **settings):
+    """(Class of the smoothed classifier at this image [C, H, W], its radius), as runs find it, or (ABSTAIN, 0)."""
+    groups = [(torch.zeros(1, dtype=torch.int64), settings.pop("generator"))]
+    drawn = dict(sigma=sigma, n0=n0, n=n, block=block, groups=groups)
+    *_, votes = count_votes(classifier, image.unsqueeze(0), **drawn, **settings)
+    radius = float(certified_radius(int(votes.n_top), n=n, sigma=sigma, alpha=alpha))
+    return (int(votes.selected_class), radius) if radius > 0 else (ABSTAIN, 0.0)
 
 
 def half_space(weights: Tensor, offset: float):
