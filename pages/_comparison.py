@@ -3,19 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
-from engine import figures, metrics, sentences, wording
+from engine import figures, sentences, wording
 from engine.config import Config
 from engine.records import Run
 from engine.report import of_scope
 from pages import _form, _shared
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#888888")
-MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", "hexagon")
+from pages._show import chart
 
 
 def incomparable(configs: Sequence[Config]) -> list[str]:
@@ -65,7 +61,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
         list(by_id),
         format_func=lambda known: _shared.row_label(by_id[known]) if known in by_id else known,
         key="compare",
-        max_selections=len(COLOURS),
+        max_selections=len(figures.RUN_STYLE),
         persist_state="session",
     )
     if chosen:
@@ -91,8 +87,10 @@ def comparison(rows: list[dict[str, Any]]) -> None:
             "training, seed and number of victim seeds.",
             icon=":material/check_circle:",
         )
-    figure = overlaid(runs, labels)
-    st.plotly_chart(figure, alt=figures.alt(figure), config=figures.SAVE, key="comparison")
+    tables = [of_scope(_shared.open_certificates(run), "target", run.config) for run in runs]
+    caps = [float((run.report or {}).get("radius_cap", 0)) for run in runs]
+    figure = figures.several_runs(dict(zip(labels, zip(tables, caps, strict=True), strict=True)))
+    chart(figure, "comparison")
     st.caption(
         "Target class, mean over victim seeds. Colour and marker: the run. Solid: clean victims, dashed: poisoned. "
         "Dotted vertical lines: each run's cap σ·Φ⁻¹(α^(1/n)). Radii: L2, pixel units of [0, 1]."
@@ -101,41 +99,6 @@ def comparison(rows: list[dict[str, Any]]) -> None:
     differences(runs, labels, configs, only_different=only_different)
     st.markdown("**A link to this comparison** (append it to this app's address)")
     st.code("/runs?compare=" + ",".join(chosen), language=None)
-
-
-def overlaid(runs: Sequence[Run], labels: Sequence[str]) -> go.Figure:
-    """Certified accuracy of the target digit, clean and poisoned arm of each run, on the same axes."""
-    figure = go.Figure()
-    caps = [float((run.report or {}).get("radius_cap", 0)) for run in runs]
-    radii = np.linspace(0, max(caps) * 1.02, 301)
-    told = []
-    for run, label, cap, colour, marker in zip(runs, labels, caps, COLOURS, MARKERS, strict=False):
-        table = of_scope(_shared.open_certificates(run), "target", run.config)
-        for arm, dash in (("clean", "solid"), ("poisoned", "dash")):
-            rows = table[table["arm"] == arm]
-            if rows.empty:
-                continue
-            curves = [metrics.certified_accuracy(part, radii) for _, part in rows.groupby("victim")]
-            mean = np.mean(curves, axis=0)
-            figure.add_scatter(
-                x=radii, y=mean, mode="lines+markers", name=f"{label}: {arm} ({len(curves)} victims)",
-                line=dict(color=colour, dash=dash, shape="vh", width=2.5),
-                marker=dict(symbol=marker, size=9, maxdisplayed=8), hovertemplate="%{y:.1%}",
-            )  # fmt: skip
-            told.append(f"{label}, {arm}: {mean[0]:.0%} at 0")
-        figure.add_vline(x=cap, line=dict(color=colour, dash="dot", width=1.5))
-    figure.update_xaxes(title_text=f"radius r: {figures.RADIUS} at least r", range=[0, radii[-1] or 1])
-    figure.update_yaxes(title_text="certified accuracy (approximate)", range=[0, 1.02], tickformat=".0%")
-    figure.update_layout(
-        title="Certified accuracy at radius r, several runs",
-        height=430 + 24 * len(runs),
-        hovermode="x unified",
-        legend=dict(orientation="h", yanchor="top", y=-0.18, x=0),
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        meta=dict(alt=f"Certified accuracy against radius of several runs. {'; '.join(told)}."),
-    )
-    return figure
 
 
 def differences(runs: Sequence[Run], labels: Sequence[str], configs: Sequence[Config], *, only_different: bool) -> None:

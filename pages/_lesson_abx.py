@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from engine import abx, figures, lesson_figures, pictures
+from engine import abx, lesson_figures, pictures
 from engine.records import Run
 from pages import _images
+from pages._show import chart
 
 LENGTHS = (10, 20, 40)
 PAIRS = 60  # of the run's poison images, the first
@@ -88,7 +89,7 @@ def result(trials: list[abx.Trial], answered: list[dict[str, Any]], name: str) -
     right.metric("Guessers as good", f"{p:.1%}", border=True, help="One-sided p-value against guessing, exact.")
     st.markdown(verdict(hits, count))
     figure = lesson_figures.guessing(hits, count)
-    st.plotly_chart(figure, key="lesson_guessing", config=figures.SAVE, alt=figures.alt(figure))
+    chart(figure, "lesson_guessing")
     sizes = sorted({given["size"] for given in answered}, key=list(SIZES).index)
     st.caption(
         f"To pass (p ≤ 0.05) with {count} trials takes {needed} right. Somebody who is right in 3 of 4 cases needs at "

@@ -14,6 +14,7 @@ from engine.records import GALLERY, GRID, Run
 from engine.sentences import dataset_words
 from pages import _images, _lesson_questions, _shared
 from pages._comparison import incomparable
+from pages._show import chart
 
 SHOWN_IMAGES = 8
 DEFENCE_FIELDS = ("sigma", "training.squeezing", "threat.attacker_share", "threat.poison_fraction")
@@ -83,7 +84,7 @@ def training(run: Run, revealed: bool) -> None:
         "trained without": _shared.open_certificates(other).query("arm == 'clean'"),
     }
     figure = lesson_figures.curves(tables, config, scope=str(scope), radius=r)
-    st.plotly_chart(figure, key="lesson_curves", config=figures.SAVE, alt=figures.alt(figure))
+    chart(figure, "lesson_curves")
     noisy, plain = ((each.report or {})["arms"]["clean"]["average_certified_radius"]["target"] for each in (run, other))
     gain = noisy["mean"] / plain["mean"] - 1 if plain["mean"] else 0.0
     st.markdown(
@@ -113,7 +114,7 @@ def images(run: Run, revealed: bool) -> None:
     report = run.report
     assert report is not None
     figure = figures.acr_by_arm(report)
-    st.plotly_chart(figure, key="lesson_acr", config=figures.SAVE, alt=figures.alt(figure))
+    chart(figure, "lesson_acr")
     st.caption(f"{sentences.numbers_line(report)} {sentences.limits_line(run)}")
 
 
@@ -140,7 +141,7 @@ def transfer(run: Run, revealed: bool) -> None:
     row = _lesson_questions.surprising_row(found)
     drops = [study_tables.cell_at(found, row, column)["drop"]["mean"] for column in range(len(columns))]
     figure = study_figures.heat_map(found, (row, drops.index(max(drops))))
-    st.plotly_chart(figure, key="lesson_transfer", config=figures.SAVE, alt=figures.alt(figure))
+    chart(figure, "lesson_transfer")
     st.caption(
         "Drop of the target class's average certified radius, mean ± standard deviation over victims; beneath it what "
         f"random noise of the same ε (L∞) takes. Framed: the largest of the row asked for. "
@@ -207,7 +208,7 @@ def defender(run: Run, revealed: bool) -> None:
             chosen = st.multiselect("Defences to show", others, default=others, key="lesson_defences")
         rows = [first, *(row for row in known[1:] if row["name"] in chosen)]
         figure = lesson_figures.defences([row for row in rows if row["cap"] == first["cap"]])
-        st.plotly_chart(figure, key="lesson_defence", config=figures.SAVE, alt=figures.alt(figure))
+        chart(figure, "lesson_defence")
     else:
         rows = known
     st.dataframe(

@@ -7,11 +7,12 @@ import pandas as pd
 import streamlit as st
 from scipy.special import ndtri
 
-from engine import figures, image_figures, lesson_figures, pictures, sentences
+from engine import image_figures, lesson_figures, pictures, sentences
 from engine.certification import certified_radius, lower_confidence_bound, radius_cap
 from engine.config import smallest_useful_n
 from engine.records import Run
 from pages import _images, _links, _shared, _victims
+from pages._show import chart
 from pages._victims import Victim
 
 COPIES = 8
@@ -176,7 +177,7 @@ def voting(run: Run) -> None:
         }
     )  # fmt: skip
     figure = image_figures.vote_histogram(row, subject.class_names)
-    st.plotly_chart(figure, key="lesson_votes", config=figures.SAVE, alt=figures.alt(figure))
+    chart(figure, "lesson_votes")
     top = int(estimation.argmax())
     st.markdown(
         f"**{estimation[top]} of {counted}** copies voted for {subject.name(top)}: {estimation[top] / counted:.1%}."
@@ -221,7 +222,7 @@ def radius(run: Run) -> None:
         f"{'right' if selected == subject.label else 'wrong, so its radius counts as 0'}."
     )
     figure = lesson_figures.quantile(p_lower, k / counted, sigma=sigma, cap=cap)
-    st.plotly_chart(figure, key="lesson_quantile", config=figures.SAVE, alt=figures.alt(figure))
+    chart(figure, "lesson_quantile")
     if not cap:
         st.warning(
             f"With α = {alpha:g}, {counted} draws are too few: even if all agree, the bound stays below one half. At "

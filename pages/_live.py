@@ -7,9 +7,10 @@ import numpy as np
 import streamlit as st
 from safetensors import SafetensorError
 
-from engine import attack_figures, figures, jobs, sentences, wording
+from engine import attack_figures, jobs, sentences, wording
 from engine.records import Run, Status
 from pages import _images, _shared
+from pages._show import chart
 
 STATES = {
     "queued": ":material/hourglass_empty: Queued",
@@ -71,7 +72,7 @@ def losses(run: Run) -> None:
         st.caption(f"{attack.name}: made at once, in a single step, so there are no losses to watch.")
     elif found:
         figure = attack_figures.attack_losses(found, run.config.attack.restart_every)
-        st.plotly_chart(figure, alt=figures.alt(figure), config=figures.SAVE, key=f"losses {run.id}")
+        chart(figure, f"losses {run.id}")
         st.caption(
             "Upper loss: the soft radius of the target class, which the attacker drives down. Lower loss: the "
             "surrogate's training loss. Curves that this attack does not have are left out."

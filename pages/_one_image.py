@@ -1,16 +1,15 @@
 """One poison image closely: scales and what they mean, wipe and blink, and its size in numbers."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import figures, image_figures, perception, pictures
+from engine import image_figures, perception, pictures
 from engine.config import CONTROLS
 from engine.figures import ARM_STYLE
-from engine.records import GALLERY, GRID, Run
-from pages import _links
+from engine.records import Run
+from pages import _links, _shared
+from pages._show import chart, picture
 
 COLOURS = """
 - **Images**: black is 0, white is 1 (of a coloured image: of each of red, green and blue), for every image alike. No
@@ -24,14 +23,6 @@ COLOURS = """
   ×10 enlarge it; *full range* ends the scale at ±ε.
 - All values are in pixel units of [0, 1]; ε bounds the change of every pixel (L∞).
 """
-
-
-def chart(figure: Any, key: str, **options: Any) -> Any:
-    return st.plotly_chart(figure, key=key, config=figures.SAVE, alt=figures.alt(figure), **options)
-
-
-def picture(content: np.ndarray, *, scale: int, caption: str, text: str, **options: Any) -> None:
-    st.image(pictures.png(content, scale=scale), caption=caption, output_format="PNG", alt=text, **options)
 
 
 def colours() -> None:
@@ -125,6 +116,5 @@ def _perturbation(table: pd.DataFrame) -> perception.Perturbation:
 
 def rounding(run: Run) -> str:
     """Copies in the gallery hold δ in 255 steps, which a reader of the numbers should know."""
-    exhibited = run.directory.parent in (GALLERY, GRID)
     step = run.config.threat.epsilon / 254
-    return f" In the gallery's copy, changes are rounded (by {step:.4f} at most)." if exhibited else ""
+    return f" In the gallery's copy, changes are rounded (by {step:.4f} at most)." if _shared.is_example(run) else ""

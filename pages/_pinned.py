@@ -6,7 +6,7 @@ from engine import datasets, image_figures, metrics, pictures, sentences
 from engine.figures import ARM_STYLE
 from engine.records import Run
 from pages import _certificate, _images, _poisoned, _selection, _shared
-from pages._one_image import chart, picture
+from pages._show import chart, picture
 
 
 def show(run: Run, *, limit: float, step: int | None = None, victim: int | None = None) -> None:

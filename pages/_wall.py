@@ -6,7 +6,7 @@ import streamlit as st
 
 from engine import image_figures, pictures
 from pages import _selection
-from pages._one_image import chart
+from pages._show import chart
 
 COLUMNS, ROWS = 12, 5
 PER_PAGE = COLUMNS * ROWS

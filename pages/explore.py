@@ -12,7 +12,8 @@ from engine.config import CONTROLS, ConfigError, parse
 from engine.figures import ARM_STYLE
 from engine.grid import Point
 from engine.records import Run
-from pages import _another_point, _export, _grid, _images, _shared
+from pages import _another_point, _export, _grid, _images, _one_image, _shared
+from pages._show import chart
 
 BEGIN = Point("gaussian", 8, 0.5, 0.1)
 SHOWN = 8
@@ -202,7 +203,7 @@ def take_epsilon() -> None:
 
 
 def show(key: str, figure: Any, **options: Any) -> None:
-    st.plotly_chart(figure, key=f"explore_{key}", alt=figures.alt(figure), config=figures.SAVE, **options)
+    chart(figure, f"explore_{key}", **options)
     _export.data(figure, f"explore_{key}")
 
 
@@ -234,12 +235,8 @@ def grid_view() -> None:
         show("radii", radii)
         st.caption("Left of the line: wrong and refused answers, whose radius counts as 0.")
     show("arms", by_arm)
-    st.caption(f"Run {run.id}. {sentences.limits_line(run)}{rounding(run)}")
+    st.caption(f"Run {run.id}. {sentences.limits_line(run)}{_one_image.rounding(run)}")
     ways_on(run, point)
-
-
-def rounding(run: Run) -> str:
-    return "" if run.directory.parent == _shared.runs_root() else " Changes are rounded to ε/254 in the gallery's copy."
 
 
 def ways_on(run: Run, point: Point) -> None:

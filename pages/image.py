@@ -17,7 +17,7 @@ from pages import (
     _test_images,
     _victims,
 )
-from pages._one_image import chart, picture
+from pages._show import chart, picture
 
 KINDS = ("training", "test")
 PAIR = ("clean image", "poisoned image")

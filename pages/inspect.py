@@ -6,8 +6,8 @@ import streamlit as st
 
 from engine import attack_figures, datasets, image_figures, pictures, sentences, wording
 from pages import _images, _links, _one_image, _pinned, _poisoned, _selection, _shared, _test_images, _wall
-from pages._one_image import chart, picture
 from pages._poisoned import Poison
+from pages._show import chart, picture
 
 SORTS = {  # name → (column of the gallery table, whether the smallest come first, what its values are)
     "L2 size, largest first": ("l2", False, "L2 size (pixel units)"),

@@ -10,7 +10,7 @@ from engine import datasets, handwriting, image_figures, pictures, sentences
 from engine.certification import ABSTAIN, radius_cap
 from engine.handwriting import PictureRefused
 from pages import _canvas, _certificate, _images, _links, _selection, _shared, _test_images, _victims
-from pages._one_image import chart, picture
+from pages._show import chart, picture
 
 DRAW, UPLOAD, PICK = "Draw", "Upload a picture", "A test image"
 DRAWS = (10, 20, 50, 100, 200, 400, 1000, 2000)

@@ -111,7 +111,7 @@ def test_streamlit_is_for_the_app_and_its_pages_alone():
     assert [path for path in users_of("streamlit") if path != "app.py" and not path.startswith("pages/")] == []
 
 
-def test_plotly_is_for_figures_and_pages_alone():
+def test_plotly_is_for_figures_alone():
     figures = {
         f"engine/{name}.py"
         for name in (
@@ -125,7 +125,7 @@ def test_plotly_is_for_figures_and_pages_alone():
             "study_figures",
         )
     }
-    assert [path for path in users_of("plotly") if path not in figures and not path.startswith("pages/")] == []
+    assert [path for path in users_of("plotly") if path not in figures] == []
 
 
 def test_nothing_under_the_engine_prints_but_the_command_line():
