@@ -23,8 +23,8 @@ def adopt(root: str) -> int:
 
 
 def choose_listed() -> None:
-    if st.session_state["listed_run"]:
-        _shared.choose(st.session_state["listed_run"])
+    """What was chosen in the list; what was cleared there leaves the example open."""
+    _shared.choose(st.session_state["listed_run"] or "")
 
 
 def run_picker() -> None:
@@ -95,6 +95,8 @@ adopt(str(_shared.runs_root()))
 with st.sidebar:
     st.title("PACD Lab")
     run_picker()
+    if page.url_path in PAGES_WITHOUT_RUN:
+        st.caption("This page shows runs of its own, not the open one.")
     link_to_view()
     _glossary.panel()
     device_badge()

@@ -53,15 +53,15 @@ ARM_STYLE = {  # colours: Okabe and Ito 2008
 }
 
 
-RUN_STYLE = (  # colour and marker of each of several runs
-    ("#0072b2", "circle"),
-    ("#d55e00", "diamond"),
-    ("#009e73", "square"),
-    ("#cc79a7", "triangle-up"),
-    ("#e69f00", "x"),
-    ("#56b4e9", "cross"),
-    ("#8a6d3b", "star"),
-    ("#888888", "hexagon"),
+RUN_STYLE = (  # colour and marker of each of several runs: none of an arm's colours, which would say more
+    ("#8e6bbf", "circle"),
+    ("#d19000", "diamond"),
+    ("#56b4e9", "square"),
+    ("#8a6d3b", "triangle-up"),
+    ("#7f8c9b", "x"),
+    ("#a3a500", "cross"),
+    ("#c0392b", "star"),
+    ("#2aa5a0", "hexagon"),
 )
 
 

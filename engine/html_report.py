@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from engine import attack_figures, commands, datasets, figures, pictures, sentences
 from engine.records import Run
-from engine.sentences import with_spread
+from engine.sentences import percent, with_spread
 
 SHOWN_IMAGES = 8
 TILE = 84  # pixels that an image is brought near to
@@ -166,9 +166,9 @@ def numbers(report: dict[str, Any]) -> str:
             (
                 figures.ARM_STYLE[arm].name,
                 *(with_spread(acr[scope]) for scope in SCOPES),
-                *(with_spread(accuracy[scope], ".1%") for scope in SCOPES),
-                with_spread(abstains["target"], ".1%"),
-                with_spread(drop, ".1%"),
+                *(percent(accuracy[scope], 1) for scope in SCOPES),
+                percent(abstains["target"], 1),
+                percent(drop),
             )
         )
     heads = [f"{name}, {words}" for name in ("ACR (L2)", "accuracy") for words in SCOPES.values()]

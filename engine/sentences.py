@@ -24,12 +24,20 @@ HOW_TO_READ = (
 )
 
 
-def with_spread(value: dict[str, Any] | None, form: str = ".3f") -> str:
+def with_spread(value: dict[str, Any] | None) -> str:
     """A summary of report.json as "mean ± standard deviation"."""
     if not value or value["mean"] is None:
         return "–"
-    spread = "" if value["sd"] is None else f" ± {value['sd']:{form}}"
-    return f"{value['mean']:{form}}{spread}"
+    spread = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
+    return f"{value['mean']:.3f}{spread}"
+
+
+def percent(share: dict[str, Any] | None, digits: int = 0) -> str:
+    """The same of a share, as "46 ± 7 %"."""
+    if not share or share["mean"] is None:
+        return "–"
+    spread = "" if share["sd"] is None else f" ± {100 * share['sd']:.{digits}f}"
+    return f"{100 * share['mean']:z.{digits}f}{spread} %"
 
 
 def duration(seconds: float) -> str:
@@ -81,15 +89,21 @@ def exceeds(drop: dict[str, Any] | None, other: dict[str, Any] | None = None) ->
 
 def _size(share: dict[str, Any]) -> str:
     """Of a drop or a gain, with its standard deviation over pairs of victims if there are several."""
-    return f"{abs(share['mean']):.0%}" + ("" if share["sd"] is None else f" ± {share['sd']:.0%}")
+    return percent(share | {"mean": abs(share["mean"])})
+
+
+def several(count: int, what: str) -> str:
+    """ "1 victim", "3 victims"."""
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def numbers_line(report: dict[str, Any]) -> str:
     """What the numbers of `headline` are: norm, unit, draws, seeds."""
     settings, victims = report["config"]["certification"], report["config"]["victim_seeds"]
     return (
-        f"Radii: L2, pixel units of [0, 1], each wrong with probability ≤ α = {settings['alpha']}. Mean ± standard "
-        f"deviation over {victims} victim seeds; {report['certified_images']['target']} test images, "
+        f"Radii: L2, pixel units of [0, 1], each wrong with probability ≤ α = {settings['alpha']}. "
+        + ("One victim for each arm; " if victims == 1 else f"Mean ± standard deviation over {victims} victim seeds; ")
+        + f"{report['certified_images']['target']} test images, "
         f"n = {settings['n']} draws each."
     )
 
@@ -160,7 +174,8 @@ def limits_line(run: Run) -> str:
     return (
         f"{partial}{dataset_words(config)}. {found} test images of "
         f"{target_of(run)} and {settings.other_images} of each other class, n = {settings.n} draws, "
-        f"α = {settings.alpha} for each certificate, σ = {config.sigma}, {config.victim_seeds} victims an arm. "
+        f"α = {settings.alpha} for each certificate, σ = {config.sigma}, "
+        f"{several(config.victim_seeds, 'victim')} an arm. "
         f"ε is L∞, radii are L2, both in pixel units of [0, 1].{other}"
     )
 

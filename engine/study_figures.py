@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from engine import figures, study_tables
-from engine.sentences import with_spread
+from engine.sentences import percent, with_spread
 
 # From nothing to the colour of the poisoned arm and on: lightness alone tells the order.
 SCALE = ((0.0, "#FBF3EC"), (0.25, "#F2C3A0"), (0.5, "#E08A4B"), (0.75, "#B04A00"), (1.0, "#5A2500"))
@@ -100,14 +100,14 @@ def _text(cell: dict[str, Any]) -> str:
     if not cell["drop"]:
         return str(cell["state"])
     partial = "" if cell["complete"] else "<br>(partial)"
-    control = f"<br><span style='font-size:11px'>control {study_tables.percent(cell['control_drop'])}</span>"
-    return f"<b>{study_tables.percent(cell['drop'])}</b>{control}{partial}"
+    control = f"<br><span style='font-size:11px'>control {percent(cell['control_drop'])}</span>"
+    return f"<b>{percent(cell['drop'])}</b>{control}{partial}"
 
 
 def _words(cell: dict[str, Any]) -> str:
     if not cell["drop"]:
         return str(cell["state"])
-    return f"{study_tables.percent(cell['drop'])}, control {study_tables.percent(cell['control_drop'])}"
+    return f"{percent(cell['drop'])}, control {percent(cell['control_drop'])}"
 
 
 def _hover(found: dict[str, Any], cell: dict[str, Any]) -> str:

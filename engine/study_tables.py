@@ -8,7 +8,7 @@ from typing import Any
 
 from engine import paper
 from engine.records import Run
-from engine.sentences import with_spread
+from engine.sentences import percent, with_spread
 from engine.studies import Cell, StudyRecord
 
 Summary = dict[str, Any] | None  # mean, sd and seeds, as a report has them
@@ -95,14 +95,6 @@ def cell_at(found: dict[str, Any], row: int, column: int) -> dict[str, Any]:
 def cell_name(found: dict[str, Any], cell: dict[str, Any]) -> str:
     parts = (names(found, "rows")[cell["row"]], names(found, "columns")[cell["column"]])
     return " × ".join(part for part in parts if part)
-
-
-def percent(value: Summary) -> str:
-    """ "47 % ± 3": mean and standard deviation over victims."""
-    if not value or value["mean"] is None:
-        return "–"
-    spread = "" if value["sd"] is None else f" ± {100 * value['sd']:.0f}"
-    return f"{_whole(100 * value['mean'])} %{spread}"
 
 
 def csv_text(found: dict[str, Any]) -> str:
@@ -222,7 +214,7 @@ def _table_of_rivals(found: dict[str, Any]) -> str:
         ["attack", f"drop, {columns[0]}".rstrip(", "), "random noise", *transfer, "L2", "PSNR", "SSIM", "attack s"]
     ]
     for row in by_row(found):
-        moved = ["–" if row["transfer"] is None else f"{_whole(100 * row['transfer'])} %"] if transfer else []
+        moved = ["–" if row["transfer"] is None else f"{100 * row['transfer']:z.0f} %"] if transfer else []
         lines.append(
             [
                 row["name"],
@@ -318,8 +310,3 @@ def table(lines: Iterable[list[str]]) -> str:
 
 def _seconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.0f}"
-
-
-def _whole(value: float) -> str:
-    """Rounded, and never "-0"."""
-    return f"{round(value) + 0:d}"

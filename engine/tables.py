@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from engine.commands import asked_for
 from engine.config import CONTROLS
 from engine.records import Run
-from engine.sentences import with_spread
+from engine.sentences import percent, with_spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
 
     for arm, values in report["arms"].items():
         acr, accuracy = values["average_certified_radius"], values["accuracy"]
-        drop = with_spread(report["relative_drop"].get(arm), ".0%")
+        drop = percent(report["relative_drop"].get(arm))
         lines.append(
             f"{arm:<16}{with_spread(acr['target']):>20}{with_spread(acr['all']):>18}{with_spread(accuracy['target']):>18}{drop:>22}"
         )
@@ -71,7 +71,7 @@ def markdown(runs: Sequence[Run]) -> str:
             config["seed"],
             config["victim_seeds"],
             with_spread(arms["clean"]["average_certified_radius"]["target"]),
-            *(with_spread(drops.get(arm), ".0%") for arm in ("poisoned", *CONTROLS)),
+            *(percent(drops.get(arm)) for arm in ("poisoned", *CONTROLS)),
             f"{report['seconds']['total']:.0f}",
             *[", ".join(others[run.id])] * any(others.values()),
         ]

@@ -21,8 +21,8 @@ def another_point() -> None:
         persist_state="session",
     )  # fmt: skip
     digit = second.selectbox("Digit", list(range(10)), index=8, key="other_digit", persist_state="session")
-    sigma = third.number_input("σ", 0.05, 2.0, 0.5, 0.05, key="other_sigma", persist_state="session")
-    epsilon = fourth.number_input("ε", 0.0, 1.0, 0.15, 0.01, key="other_epsilon", persist_state="session")
+    sigma = third.number_input("σ", value=0.5, step=0.05, key="other_sigma", persist_state="session")
+    epsilon = fourth.number_input("ε", value=0.15, step=0.01, key="other_epsilon", persist_state="session")
     point = Point(str(procedure), int(digit), round(float(sigma), 6), round(float(epsilon), 6))
     try:
         config = parse(grid.config_of(point).model_dump())

@@ -72,7 +72,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
         st.caption("Choose two runs, and their curves appear on the same axes, with what differs between them.")
         return
     runs = [_shared.run_of(by_id[identifier]) for identifier in chosen]
-    labels = [f"{run.id[:6]} {_shared.row_label(by_id[run.id])}" for run in runs]
+    labels = [_shared.row_label(by_id[run.id]) for run in runs]
     configs = [run.config for run in runs]
     reasons = incomparable(configs)
     if reasons:
@@ -117,9 +117,13 @@ def differences(runs: Sequence[Run], labels: Sequence[str], configs: Sequence[Co
     for arm in ("clean", "poisoned"):
         rows.append((f"ACR of the target class, {arm} (L2, mean ± sd)", [acr_of(run, arm) for run in runs]))
     drops = [((run.report or {}).get("relative_drop") or {}).get("poisoned") for run in runs]
-    rows.append(("drop of ACR, poisoned (mean ± sd)", [sentences.with_spread(drop, ".1%") for drop in drops]))
-    table = pd.DataFrame([[name, *map(str, values)] for name, values in rows], columns=["field", *labels])
+    rows.append(("drop of ACR, poisoned (mean ± sd)", [sentences.percent(drop) for drop in drops]))
+    table = pd.DataFrame([[name, *map(_in_words, values)] for name, values in rows], columns=["field", *labels])
     st.dataframe(table, hide_index=True, height="content", alt="Settings and headline numbers of the compared runs.")
+
+
+def _in_words(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def acr_of(run: Run, arm: str) -> str:

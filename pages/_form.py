@@ -41,7 +41,41 @@ LABELS = {
     "attack.sigma": "Noise level σ it assumes",
     "attack.surrogate": "Its surrogates' architecture",
     "attack.file": "Poison file (SHA-256)",
+    "data.train_size": "Training images",
+    "data.validation_size": "Held-out images",
+    "attack.upper_steps": "Upper steps",
+    "attack.restart_every": "Upper steps of a surrogate's life",
+    "attack.warmup_steps": "Warm-up steps of a surrogate",
+    "attack.lower_steps": "Lower steps for each upper one",
+    "attack.linear_steps": "Linear steps",
+    "attack.linear_solver": "Linear solver",
+    "attack.damping": "Damping",
+    "attack.clean_batch": "Clean images in a minibatch",
+    "attack.poison_batch": "Poison images in a minibatch",
+    "attack.upper_batch": "Held-out images in a minibatch",
+    "attack.upper_noise": "Noise draws for each of them",
+    "attack.weights_learning_rate": "Learning rate, surrogate",
+    "attack.linear_learning_rate": "Learning rate, linear system",
+    "attack.poison_learning_rate": "Learning rate, poison",
+    "attack.inverse_temperature": "Inverse temperature",
+    "attack.squeeze": "Squeeze of the soft radius",
+    "attack.fixed_lower_noise": "One noise draw for ever, lower level",
+    "attack.fixed_upper_noise": "One noise draw for ever, upper level",
+    "training.epochs": "Epochs",
+    "training.batch_size": "Images in a minibatch",
+    "training.learning_rate": "Learning rate",
+    "training.schedule": "Its schedule",
+    "training.optimiser": "Optimiser",
+    "training.weight_decay": "Weight decay",
+    "training.augmentation": "Augmentation",
+    "training.squeezing": "Squeezing (a defence)",
+    "training.precision": "Precision",
     "training.fine_tune_epochs": "Fine-tuning epochs",
+    "certification.target_images": "Test images, target class",
+    "certification.other_images": "Test images, each other class",
+    "certification.n0": "Selection draws n0",
+    "certification.n": "Estimation draws n",
+    "certification.alpha": "Failure probability α",
     "controls": "Controls (arms beside clean and poisoned)",
     "seed": "Seed",
     "victim_seeds": "Victims for each arm",
@@ -169,7 +203,7 @@ def config() -> Config:
 
 
 def widget(name: str) -> None:
-    """The widget of one field. The browser's bounds are a help only: `config` checks everything again."""
+    """The widget of one field. `config` checks what comes of it."""
     field, annotation = _field(name)
     last = name.rpartition(".")[2]
     label = LABELS.get(name) or (wording.SETTING_NAMES.get(last) if name.rpartition(".")[0] in HEADS else last)
@@ -201,7 +235,7 @@ def widget(name: str) -> None:
     elif annotation is str:
         st.text_input(placeholder="none", **options)
     else:
-        _number(name, field, annotation, options)
+        _number(name, annotation, options)
 
 
 def settings_of(head: str) -> list[str]:
@@ -249,27 +283,19 @@ def _plain(name: str) -> Any:
     return lambda value: "as the victims" if value is None else names.get(value, value)
 
 
-def _number(name: str, field: Any, annotation: Any, options: dict[str, Any]) -> None:
+def _number(name: str, annotation: Any, options: dict[str, Any]) -> None:
+    """Without the field's own limits: a browser that knows them keeps a wrong number to itself."""
     whole = annotation is int
-    low, high = (int(limit) if whole else float(limit) for limit in _bounds(field))
+    limit = LARGEST_INTEGER if whole else float(LARGEST_INTEGER)
     if name in OPTIONAL:
         options |= dict(value=None, placeholder="as the victims")
     st.number_input(
-        min_value=low,
-        max_value=high,
+        min_value=-limit,
+        max_value=limit,
         step=1 if whole else STEPS.get(name, 0.001),
         format=None if whole else "%.6g",
         **options,
     )
-
-
-def _bounds(field: Any) -> tuple[float, float]:
-    """What the field's own limits allow, as far as a number field of a browser can hold it."""
-    low, high = 0.0, float(LARGEST_INTEGER)
-    for limit in field.metadata:
-        low = max(low, getattr(limit, "ge", low), getattr(limit, "gt", low))
-        high = min(high, getattr(limit, "le", high), getattr(limit, "lt", high))
-    return low, high
 
 
 def _field(name: str) -> tuple[Any, Any]:

@@ -58,7 +58,7 @@ def triple_mosaic(x_clean: np.ndarray, delta: np.ndarray, *, epsilon: float, col
         (
             "Change δ = poisoned − clean, magnified",
             pictures.shown_changes(delta, limit=epsilon or 1.0),
-            f"×{1 / (2 * epsilon):.3g}: {change_words(delta)}; the scale ends at ±ε = ±{epsilon:g} (L∞)"
+            f"×{1 / epsilon:.3g}: {change_words(delta)}; the scale ends at ±ε = ±{epsilon:g} (L∞)"
             if epsilon
             else "ε = 0: nothing may change",
         ),

@@ -85,11 +85,13 @@ def training(run: Run, revealed: bool) -> None:
     }
     figure = lesson_figures.curves(tables, config, scope=str(scope), radius=r)
     chart(figure, "lesson_curves")
-    noisy, plain = ((each.report or {})["arms"]["clean"]["average_certified_radius"]["target"] for each in (run, other))
+    acr = [(each.report or {})["arms"]["clean"]["average_certified_radius"] for each in (run, other)]
+    noisy, plain = (found[str(scope)] for found in acr)
     gain = noisy["mean"] / plain["mean"] - 1 if plain["mean"] else 0.0
     st.markdown(
-        f"Average certified radius of {sentences.target_of(run)} (L2): **{sentences.with_spread(noisy)}** with noise "
-        f"in training, **{sentences.with_spread(plain)}** without: {gain:+.0%}."
+        f"Average certified radius of {'all classes' if scope == 'all' else sentences.target_of(run)} (L2): "
+        f"**{sentences.with_spread(noisy)}** with noise in training, **{sentences.with_spread(plain)}** without: "
+        f"{gain:+.0%}."
         + ("" if gain > 0 else " Here it bought nothing: how much it buys depends on data, σ and how long one trains.")
     )
     st.caption(
@@ -215,7 +217,7 @@ def defender(run: Run, revealed: bool) -> None:
         pd.DataFrame(
             {
                 "defence": [row["name"] for row in rows],
-                "drop left": [study_tables.percent(row["drop"]) for row in rows],
+                "drop left": [sentences.percent(row["drop"]) for row in rows],
                 "ACR clean": [sentences.with_spread(row["acr"]["clean"]) for row in rows],
                 "ACR poisoned": [sentences.with_spread(row["acr"]["poisoned"]) for row in rows],
                 "change of clean ACR": [_price(row, first) for row in rows],
@@ -277,7 +279,7 @@ LINKS = """
 
 def limits(run: Run, revealed: bool) -> None:
     report = run.report or {}
-    drop, victims = study_tables.percent(report["relative_drop"]["poisoned"]), run.config.victim_seeds
+    drop, victims = sentences.percent(report["relative_drop"]["poisoned"]), run.config.victim_seeds
     st.markdown(
         f"**What the {drop} of this run does not say**\n"
         f"- *Other data.* {dataset_words(run.config)}; one class, {report['certified_images']['target']} test "

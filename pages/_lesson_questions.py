@@ -163,7 +163,7 @@ def transfer(run: Run) -> Question:
     row, columns = surprising_row(found), procedure_names(found, "columns")
     cells = [study_tables.cell_at(found, row, column) for column in range(len(columns))]
     drops = [cell["drop"]["mean"] for cell in cells]
-    told = ", ".join(f"{name} {study_tables.percent(cell['drop'])}" for name, cell in zip(columns, cells, strict=True))
+    told = ", ".join(f"{name} {sentences.percent(cell['drop'])}" for name, cell in zip(columns, cells, strict=True))
     best = max(range(len(drops)), key=drops.__getitem__)
     made_against = procedure_names(found, "rows")[row]
     return Choice(

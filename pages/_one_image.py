@@ -104,7 +104,7 @@ def numbers_of(run: Run, k: int, table: pd.DataFrame) -> None:
     st.caption(
         "L∞ of a set is its maximum, the rest are means over its images. The controls are a random perturbation of the "
         "same L∞ budget and the poison with its signs shuffled. Both are cut where a pixel would leave [0, 1], half of "
-        "the time on black ground, so their L2 is smaller. Their images are not recorded, only these numbers."
+        "the time on black ground, which shortens them. Their images are not recorded, only these numbers."
         f"{rounding(run)}"
     )
 

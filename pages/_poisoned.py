@@ -118,12 +118,13 @@ def opened(run: Run) -> Poison:
 
 
 def steps_of(run: Run) -> list[int]:
-    """The recorded upper steps that a slider can go through, the last one the finished poison; empty if it cannot."""
+    """The recorded upper steps that a slider can go through, at its end the last one made; empty if it cannot."""
     stamp = stamp_of(run, "evolution")
     if stamp is None:
         return []
-    recorded = [int(step) for step in _tensors(str(run.directory), "evolution", stamp)["steps"]]
-    return sorted({*recorded, max(run.config.attack.upper_steps, recorded[-1])}) if len(recorded) > 1 else []
+    evolution = _tensors(str(run.directory), "evolution", stamp)
+    recorded = [int(step) for step in evolution["steps"]]
+    return sorted({*recorded, max(len(evolution["upper_loss"]), recorded[-1])}) if len(recorded) > 1 else []
 
 
 def recorded(run: Run) -> int:
@@ -139,9 +140,11 @@ def after_step(run: Run) -> Poison:
         return finished
     _links.check(step=steps)
     _selection.forget("step", steps)
+    planned = run.config.attack.upper_steps
+    last = "finished poison" if steps[-1] >= planned else f"where it stopped, of {planned}"
     step = int(
         st.select_slider(
-            "After upper step (the last: finished poison)",
+            f"After upper step (the last: {last})",
             steps,
             value=steps[-1],
             key="step",

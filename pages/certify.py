@@ -43,11 +43,14 @@ def chart(figure: Any, key: str, **options: Any) -> Any:
 
 def check_link(recorded: pd.DataFrame) -> None:
     present = set(recorded["arm"])
+    arms = {arm: ARM_STYLE[arm].name for arm in ARMS if arm in present}
+    _links.declare(arms=arms)
+    if st.query_params.get("arms"):  # it is empty where all were switched off
+        _links.check(arms=arms)
     _links.check(
         what_if_n=draws_to_offer(int(recorded["n"].iloc[0])),
         what_if_alpha={value: f"{value:g}" for value in alphas_to_offer()},
         scope=SCOPES,
-        arms={arm: ARM_STYLE[arm].name for arm in ARMS if arm in present},
         victim=sorted({int(k) for k in recorded["victim"]}),
         scatter_arm={arm: ARM_STYLE[arm].name for arm in ARMS[1:] if arm in present},
     )
@@ -125,8 +128,9 @@ def choose_settings(recorded: pd.DataFrame) -> tuple[int, float]:
             else f"**What if**, not as recorded (n = {most:,}, α = {alpha_then:g}). "
         )
         st.caption(
-            f"{changed}Everything on this page is at n = {n:,} and α = {alpha:g}, from the stored votes. No radius can "
-            f"exceed the cap σ·Φ⁻¹(α^(1/n)) = {cap:.3f} (L2, pixel units): radii at other n or α do not compare."
+            f"{changed}All certificates on this page are at n = {n:,} and α = {alpha:g}, from the stored votes. No "
+            f"radius can exceed the cap σ·Φ⁻¹(α^(1/n)) = {cap:.3f} (L2, pixel units): radii at other n or α do not "
+            "compare."
         )
     return n, alpha
 
@@ -136,6 +140,9 @@ def headline(now: dict[str, Any]) -> None:
     drops = now["relative_drop"]
     if run.config.attack.name == "none":
         st.markdown(sentences.headline(now))
+        return
+    if not now["radius_cap"]:
+        st.info("With so few draws nothing can be certified, so nothing is known of what was lost.")
         return
     if not drops:
         st.info("The drop needs clean victims and others; this partial run has certificates of one arm only.")
@@ -148,19 +155,19 @@ def headline(now: dict[str, Any]) -> None:
             if found["mean"] is None:
                 st.metric(f"ACR drop, {ARM_STYLE[arm].name}", "–", help="Clean victims have ACR 0: nothing to lose.")
                 continue
-            spread = "" if found["sd"] is None else f" ± {100 * found['sd']:.0f}"
             st.metric(
                 f"ACR drop, {ARM_STYLE[arm].name}",
-                f"{100 * found['mean']:.0f}{spread} %",
+                sentences.percent(found),
                 border=True,
                 help="1 − ACR / ACR of the clean victim of the same seed, target class; mean ± standard deviation over "
-                f"{len(found['seeds'])} victim seeds. Seed by seed: {', '.join(f'{v:.1%}' for v in found['seeds'])}.",
+                f"{sentences.several(len(found['seeds']), 'victim seed')}. Seed by seed: "
+                f"{', '.join(f'{v:.1%}' for v in found['seeds'])}.",
             )
     st.caption(
         "Relative drop of the target class's average certified radius (ACR; L2, pixel units) against the clean victim "
         "of the same seed, mean ± standard deviation over "
-        f"{max(len(drops[arm]['seeds']) for arm in shown)} victim seeds. The controls tell how much of it any "
-        "change of this size would do: random noise, and the poison with its signs shuffled."
+        f"{sentences.several(max(len(drops[arm]['seeds']) for arm in shown), 'victim seed')}. The controls tell how "
+        "much of it any change of this size would do: random noise, and the poison with its signs shuffled."
     )
 
 
@@ -233,6 +240,9 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
             key="arms",
             bind="query-params",
         )
+    if not arms:
+        st.info("Choose at least one arm, and its curve and its radii appear here.")
+        return
     left, right = st.columns(2, gap="medium")
     with left:
         chart(figures.certified_accuracy(table, settings, scope, arms, target=target), "accuracy")
@@ -312,7 +322,8 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
     with votes:
         chart(image_figures.vote_histogram(recorded[one], class_names), "votes")
         st.caption(
-            "As recorded: each arm's victim saw the same noisy copies. ★: the class selected by "
+            f"All {int(recorded['n'].iloc[0]):,} recorded draws, whatever n is above: each arm's victim saw the same "
+            "noisy copies. ★: the class selected by "
             f"{settings.certification.n0} earlier draws; only its share counts for the certificate."
         )
     with chain:

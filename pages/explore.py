@@ -56,8 +56,12 @@ def stamp(run: Run) -> int:
 
 
 def begin(known: dict[Point, Run]) -> None:
-    """Once per session: the point that the address asks for, refused in words where it is none."""
-    if "explore_epsilon" in st.session_state:
+    """The point that the address asks for, where it is not this page's own: of a link, or of the browser's Back button.
+
+    Refused in words where it is none.
+    """
+    address = {field: st.query_params[field] for field in _grid.FIELDS if field in st.query_params}
+    if "explore_epsilon" in st.session_state and address in ({}, st.session_state.get("explore address")):
         return
     start = BEGIN if BEGIN in known else next(iter(known))
     try:
@@ -94,6 +98,7 @@ def asked(start: Point) -> Point:
 def chosen(known: dict[Point, Run]) -> Point:
     """Where the sliders stand. Each offers what is computed under those before it, and snaps to the nearest."""
     values: list[Any] = []
+    moved: list[str] = []
     places = st.columns([3, 2, 2, 3], gap="medium", vertical_alignment="bottom")
     labels = (
         "Victims' and attacker's training procedure",
@@ -106,8 +111,10 @@ def chosen(known: dict[Point, Run]) -> Point:
         if field == "procedure":
             options = [name for name in grid.BASES if name in options]
         key = f"explore_{field}"
-        if st.session_state[key] not in options:
-            st.session_state[key] = nearest(options, st.session_state[key])
+        if (asked_for := st.session_state[key]) not in options:
+            st.session_state[key] = nearest(options, asked_for)
+            if field != "procedure":
+                moved.append(f"{label}, {asked_for:g} → {st.session_state[key]:g}")
         with places[position]:
             if field == "procedure":
                 st.selectbox(
@@ -119,7 +126,11 @@ def chosen(known: dict[Point, Run]) -> Point:
                 st.select_slider(label, options, key=key, format_func="{:g}".format, persist_state="session")
         values.append(st.session_state[key])
     point = Point(*values)
-    st.query_params.update({field: str(value) for field, value in zip(_grid.FIELDS, point, strict=True)})
+    if moved:
+        st.caption(f"Not computed here, so moved to the nearest: {'; '.join(moved)}.")
+    address = {field: str(value) for field, value in zip(_grid.FIELDS, point, strict=True)}
+    st.session_state["explore address"] = address
+    st.query_params.update(address)
     return point
 
 
@@ -149,23 +160,17 @@ def numbers(run: Run, found: pd.DataFrame) -> None:
     drop = facts["relative_drop"]
     places[2].metric(
         "ACR gone: poison",
-        in_percent(drop.get("poisoned")),
+        sentences.percent(drop.get("poisoned")),
         border=True,
         help="1 − ACR / ACR of the clean victim of the same seed; mean ± standard deviation over victims.",
     )
     places[3].metric(
-        "ACR gone: controls",
-        " · ".join(in_percent(drop.get(arm)).partition(" ±")[0].removesuffix(" %") + " %" for arm in CONTROLS),
+        "ACR gone: noise · shuffled signs",
+        " · ".join(sentences.percent(drop.get(arm)).replace(" ± ", "±").removesuffix(" %") for arm in CONTROLS) + " %",
         border=True,
         help="Random noise of the same ε, and the poison with its signs shuffled: what any change of this size does. "
-        + "; ".join(f"{ARM_STYLE[arm].name}: {in_percent(drop.get(arm))}" for arm in CONTROLS),
+        + "; ".join(f"{ARM_STYLE[arm].name}: {sentences.percent(drop.get(arm))}" for arm in CONTROLS),
     )
-
-
-def in_percent(found: dict[str, Any] | None) -> str:
-    if not found or found["mean"] is None:
-        return "–"
-    return f"{100 * found['mean']:.0f}" + ("" if found["sd"] is None else f" ± {100 * found['sd']:.0f}") + " %"
 
 
 def images(run: Run, largest: float) -> None:
@@ -178,7 +183,7 @@ def images(run: Run, largest: float) -> None:
         )
     elif (x_clean := _images.training_images(run, indices)) is not None:
         rows = [("Clean", pictures.shown(x_clean)), ("Poisoned", pictures.shown(x_clean + delta))]
-    rows.append((f"Change δ, magnified ×{1 / (2 * largest):.3g}", pictures.shown_changes(delta, limit=largest)))
+    rows.append((f"Change δ, magnified ×{1 / largest:.3g}", pictures.shown_changes(delta, limit=largest)))
     scale = pictures.enlargement(delta.shape[2], pixels=84)
     for title, tiles in rows:
         st.image(

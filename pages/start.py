@@ -115,7 +115,8 @@ def colours() -> None:
             "\n".join(lines)
             + "\n- In pictures of changes of grey images, **orange** is brighter and **violet** is darker than the "
             "original, white is unchanged. In those of coloured images each channel is shown by itself, and mid-grey "
-            "is unchanged. The scale always ends at ±ε, so that strong and weak poison can be told apart.\n"
+            "is unchanged. The scale ends at this run's ±ε; on Explore at the largest ε there, so that strong and weak "
+            "poison can be told apart.\n"
             "- The dotted grey line is the **cap**: with n draws no certificate can be larger. Colours never carry "
             "meaning alone: dashes, markers and patterns repeat it."
         )

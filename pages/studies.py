@@ -177,8 +177,8 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
             f"- Poison: `{cell['attack']}` against {cell['attack_procedure']} on `{cell['surrogate']}`, "
             f"σ = {cell['attack_sigma']:g}, ε = {cell['epsilon']:g} (L∞)\n"
             f"- Victims: {cell['procedure']}, `{cell['architecture']}`, σ = {cell['sigma']:g}\n"
-            f"- Drop **{study_tables.percent(cell['drop'])}**, random noise "
-            f"{study_tables.percent(cell['control_drop'])}; n = {study_tables.victims(cell)} pairs of victims, seed "
+            f"- Drop **{sentences.percent(cell['drop'])}**, random noise "
+            f"{sentences.percent(cell['control_drop'])}; n = {study_tables.victims(cell)} pairs of victims, seed "
             f"{cell['seed']}\n"
             f"- ACR (L2, pixel units) {sentences.with_spread(cell['acr_clean'])} clean, "
             f"{sentences.with_spread(cell['acr_poisoned'])} poisoned\n"
@@ -230,33 +230,32 @@ def rivals(found: dict[str, Any]) -> None:
     table = pd.DataFrame(
         {
             "attack": [row["name"] for row in rows],
-            f"drop, {columns[0]}": [study_tables.percent(row["drop"]) for row in rows],
-            "random noise": [study_tables.percent(row["control_drop"]) for row in rows],
-            "transfer": [row["transfer"] for row in rows],
-            "seconds": [row["attack_seconds"] for row in rows],
+            f"drop, {columns[0]}": [sentences.percent(row["drop"]) for row in rows],
+            "random noise": [sentences.percent(row["control_drop"]) for row in rows],
+            f"mean drop, {', '.join(columns[1:])}": [_or_dash(row["transfer"], 100, " %") for row in rows],
+            "attack, seconds": [_or_dash(row["attack_seconds"]) for row in rows],
             "L2": [texts[0] for texts in visible],
             "PSNR (dB)": [texts[1] for texts in visible],
             "SSIM": [texts[2] for texts in visible],
         }
     )
-    number = st.column_config.NumberColumn
-    others = ", ".join(columns[1:]) or "none"
-    st.dataframe(
-        table, hide_index=True, alt="The attacks side by side: drop, transfer, seconds, visibility.",
-        column_config={
-            "transfer": number("mean drop elsewhere", format="percent", help=f"Mean over the other columns: {others}."),
-            "seconds": number("attack, seconds", format="%.0f", help="Of computing, when it was not reused."),
-        },
-    )  # fmt: skip
+    if len(columns) == 1:
+        table = table.drop(columns="mean drop, ")
+    st.dataframe(table, hide_index=True, alt="The attacks side by side: drop, transfer, seconds, visibility.")
     st.caption(
         "All at the same ε (L∞). Drop: mean ± standard deviation over pairs of victims. L2 (pixel units of [0, 1]), "
-        "PSNR and SSIM: means over poisoned images; more L2 and less PSNR or SSIM is easier to see."
+        "PSNR and SSIM: means over poisoned images; more L2 and less PSNR or SSIM is easier to see. Seconds: of "
+        "computing; – where the poison was taken from an earlier run."
     )
+
+
+def _or_dash(value: float | None, factor: float = 1, unit: str = "") -> str:
+    return "–" if value is None else f"{factor * value:z.0f}{unit}"
 
 
 def table_and_downloads(found: dict[str, Any]) -> None:
     st.header("Every cell")
-    cells, percent, number = found["cells"], study_tables.percent, sentences.with_spread
+    cells, percent, number = found["cells"], sentences.percent, sentences.with_spread
     table = pd.DataFrame(
         {
             "cell": [study_tables.cell_name(found, cell) for cell in cells],

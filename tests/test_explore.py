@@ -48,9 +48,29 @@ def test_the_first_sight_is_a_finished_result_and_its_controls() -> None:
     report = KNOWN[at(test)].report
     assert report is not None
     drop = report["relative_drop"]["poisoned"]
-    assert f"{drop['mean']:.0%} ± {drop['sd']:.0%} less" in words(test)
-    assert [metric.label for metric in test.metric][2:] == ["ACR gone: poison", "ACR gone: controls"]
+    assert f"{100 * drop['mean']:.0f} ± {100 * drop['sd']:.0f} % less" in words(test)
+    assert [metric.label for metric in test.metric][2:] == ["ACR gone: poison", "ACR gone: noise · shuffled signs"]
     assert len(test.get("plotly_chart")) == 4
+
+
+def test_the_browsers_back_button_goes_back_to_the_point_before() -> None:
+    """It brings an older address, which is not the one that the page wrote last."""
+    test = opened(PAGE)
+    before = dict(test.query_params)
+    next(each for each in test.select_slider if each.key == "explore_epsilon").set_value(0.2).run()
+    assert at(test).epsilon == 0.2
+    for name, values in before.items():
+        test.query_params[name] = values
+    test.run()
+    assert at(test).epsilon == 0.1
+
+
+def test_a_value_that_is_not_there_is_said_to_have_moved() -> None:
+    test = opened(PAGE, procedure="gaussian", digit="0")
+    assert at(test).target_class == 0
+    test.selectbox(key="explore_procedure").set_value("macer").run()
+    assert at(test).target_class == 3
+    assert "moved to the nearest: Target digit, 0 → 3" in words(test)
 
 
 def test_a_slider_moves_everything_to_another_run() -> None:

@@ -98,6 +98,22 @@ def test_one_step_moves_every_panel(page: str, view: str) -> None:
     assert np.abs(evolution["delta"][3, 2] - evolution["delta"][11, 2]).max() > 0.01
 
 
+def test_an_attack_that_was_stopped_is_not_shown_as_finished(place: Path) -> None:
+    run = own_copy(place, config=with_overrides(PRESETS["smoke"].config, ["attack.upper_steps=30"]), state="cancelled")
+    test = opened(INSPECT, run=run.id, view=STEPS)
+    slider = test.select_slider(key="step")
+    assert (slider.label, slider.options[-1]) == ("After upper step (the last: where it stopped, of 30)", "12")
+    assert opened(INSPECT, run=EXAMPLE, view=STEPS).select_slider(key="step").label.endswith("finished poison)")
+
+
+def test_with_all_arms_switched_off_certify_asks_for_one_and_blames_no_link() -> None:
+    test = opened("pages/certify.py", run=EXAMPLE, arms="")
+    assert not errors(test)
+    test.button_group(key="arms").set_value([]).run()
+    assert not errors(test)
+    assert "Choose at least one arm" in words(test)
+
+
 def test_images_without_recorded_steps_say_so_and_the_wall_shows_the_others() -> None:
     test = opened(INSPECT, run=EXAMPLE, poison_image="40", step="4")
     assert "only the first 12 poison images have recorded steps" in words(test)

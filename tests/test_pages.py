@@ -90,7 +90,7 @@ def test_start_tells_the_examples_result_with_the_reports_numbers() -> None:
     for arm in ("clean", "poisoned"):
         assert f"{report['arms'][arm]['average_certified_radius']['target']['mean']:.3f}" in text
     drop = report["relative_drop"]["poisoned"]
-    assert f"{drop['mean']:.0%} ± {drop['sd']:.0%} less" in text
+    assert f"{100 * drop['mean']:.0f} ± {100 * drop['sd']:.0f} % less" in text
     assert len(test.get("plotly_chart")) == 2
     assert len(test.get("image")) == 3
 

@@ -27,12 +27,12 @@ def report(poisoned: tuple[float, float | None], noise: tuple[float, float | Non
 @pytest.mark.parametrize(
     ("poisoned", "noise", "said", "more"),
     [
-        ((0.46, 0.07), (0.10, 0.02), "**46% ± 7% less**. Random noise of the same ε takes 10% ± 2%.", ""),
-        ((0.15, 0.17), (0.02, 0.01), "**15% ± 17% less**. Random noise of the same ε takes 2% ± 1%.", NO_EFFECT),
-        ((0.47, 0.01), (0.47, 0.05), "**47% ± 1% less**. Random noise of the same ε takes 47% ± 5%.", NO_MORE),
-        ((0.30, None), (0.10, None), "**30% less**. Random noise of the same ε takes 10%.", ""),
-        ((0.30, 0.02), None, "**30% ± 2% less**.", ""),
-        ((-0.05, 0.02), (-0.01, 0.02), "**5% ± 2% more**. Random noise of the same ε adds 1% ± 2%.", ""),
+        ((0.46, 0.07), (0.10, 0.02), "**46 ± 7 % less**. Random noise of the same ε takes 10 ± 2 %.", ""),
+        ((0.15, 0.17), (0.02, 0.01), "**15 ± 17 % less**. Random noise of the same ε takes 2 ± 1 %.", NO_EFFECT),
+        ((0.47, 0.01), (0.47, 0.05), "**47 ± 1 % less**. Random noise of the same ε takes 47 ± 5 %.", NO_MORE),
+        ((0.30, None), (0.10, None), "**30 % less**. Random noise of the same ε takes 10 %.", ""),
+        ((0.30, 0.02), None, "**30 ± 2 % less**.", ""),
+        ((-0.05, 0.02), (-0.01, 0.02), "**5 ± 2 % more**. Random noise of the same ε adds 1 ± 2 %.", ""),
     ],
 )
 def test_a_headline_says_how_sure_it_is(

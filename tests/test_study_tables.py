@@ -85,15 +85,15 @@ def test_the_table_has_exactly_the_reports_numbers(half_done: studies.StudyRecor
     assert study_tables.finished(found) == (3, 4)
     text = study_tables.markdown(found)
     assert f"**rivals**, study `{half_done.id}`, preset smoke. **PARTIAL RESULT: 3 of 4 cells**" in text
-    assert "| pacd | 47 % ± 2 (10 % ± 2) | 40 % ± 2 (10 % ± 2) |" in text
-    assert "| watermark | 5 % ± 2 (10 % ± 2) | not started |" in text
+    assert "| pacd | 47 ± 2 % (10 ± 2 %) | 40 ± 2 % (10 ± 2 %) |" in text
+    assert "| watermark | 5 ± 2 % (10 ± 2 %) | not started |" in text
     cells = half_done.study.cells()
     assert (
-        "| pacd × 0.1 | 3 | 47 % ± 2 | 10 % ± 2 | 1.000 ± 0.014 | 0.530 ± 0.014 | 1.23 | 27.0 | 0.876 | 32 | 42 | "
+        "| pacd × 0.1 | 3 | 47 ± 2 % | 10 ± 2 % | 1.000 ± 0.014 | 0.530 ± 0.014 | 1.23 | 27.0 | 0.876 | 32 | 42 | "
         f"`{cells[0].run_id}` |" in text
     )
     assert "| reused | 42 |" in text
-    assert "| pacd | 47 % ± 2 | 10 % ± 2 | 40 % | 1.23 | 27.0 | 0.876 | 32 |" in text  # the rivals' own table
+    assert "| pacd | 47 ± 2 % | 10 ± 2 % | 40 % | 1.23 | 27.0 | 0.876 | 32 |" in text  # the rivals' own table
     assert "100 test images" in text
     assert "a processor, torch 2.0, commit abc" in text
     widths = [{line.count("|") for line in part.splitlines()} for part in text.split("\n\n") if part.startswith("|")]
@@ -120,7 +120,7 @@ def test_a_reproduction_says_what_was_published_and_at_which_scale(tmp_path: Pat
     assert "Small scale, not the authors' setting" in text
     rows = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if "| mnist |" in line]
     assert [row[3] for row in rows] == ["0", "1", "all (2)"]
-    assert [row[8] for row in rows] == ["40 % ± 2", "50 % ± 2", "45 % ± 7"]
+    assert [row[8] for row in rows] == ["40 ± 2 %", "50 ± 2 %", "45 ± 7 %"]
     assert all(row[10:12] == ["not published", "> 30 %"] for row in rows)
     assert rows[2][12:] == ["85", "a processor"]
     assert rows[2][4] == "6"
@@ -148,9 +148,9 @@ def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(hal
     assert heat.z[0][0] == pytest.approx(47)
     assert heat.z[1][1] is None or heat.z[1][1] != heat.z[1][1]
     assert (heat.zmin, heat.zmax) == (0, 100)
-    assert "47 % ± 2" in marks.text[0]
-    assert "control 10 % ± 2" in marks.text[0]
+    assert "47 ± 2 %" in marks.text[0]
+    assert "control 10 ± 2 %" in marks.text[0]
     assert "not started" in marks.text[3]
     assert [tuple(place) for place in marks.customdata] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert "n = 3" in marks.hovertext[0]
-    assert "47 % ± 2" in figure.layout.meta["alt"]
+    assert "47 ± 2 %" in figure.layout.meta["alt"]

@@ -9,6 +9,7 @@ from engine import tables
 from engine.config import with_overrides
 from engine.records import Run
 from engine.report import estimates
+from engine.sentences import percent
 
 
 def test_a_summary_has_a_line_for_each_arm_with_the_reports_numbers(smoke: SimpleNamespace) -> None:
@@ -18,7 +19,7 @@ def test_a_summary_has_a_line_for_each_arm_with_the_reports_numbers(smoke: Simpl
         (line,) = [line for line in text.splitlines() if line.startswith(arm)]
         assert f"{values['average_certified_radius']['target']['mean']:.3f}" in line
         if arm != "clean":
-            assert f"{report['relative_drop'][arm]['mean']:.0%}" in line
+            assert percent(report["relative_drop"][arm]) in line
     assert f"{report['radius_cap']:.3f}" in text
     assert "over test images" not in text
 
@@ -42,7 +43,7 @@ def test_a_markdown_table_has_a_row_for_each_finished_run_and_says_what_it_ran_o
     text = tables.markdown([smoke.run, unfinished])
     rows = [line for line in text.splitlines() if line.startswith("| gaussian | pacd | digit ")]
     assert len(rows) == 1
-    assert f"{smoke.report['relative_drop']['poisoned']['mean']:.0%}" in rows[0]
+    assert percent(smoke.report["relative_drop"]["poisoned"]) in rows[0]
     assert all(len(line.split("|")) == 14 for line in text.splitlines() if line.startswith("|"))
     assert str(smoke.run.environment["commit"]) in text
     assert "n = 100" in text
