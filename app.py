@@ -1,5 +1,7 @@
 """PACD Lab, the frame of every page: navigation, the run picker, notices. Start it with: streamlit run app.py"""
 
+from pathlib import Path
+
 import streamlit as st
 
 from engine import jobs
@@ -7,8 +9,7 @@ from engine.records import RunNotFound
 from pages import _form, _glossary, _links, _shared
 from pages._shared import RUN_PARAMETER
 
-# Streamlit writes charts' axes in a grey of 3.7 to 1 on white, and has no setting for it. In dark it is another one.
-READABLE = "<style>.js-plotly-plot text[style*='rgb(128, 132, 149)'] { fill: rgb(90, 94, 108) !important; }</style>"
+STYLE = Path(__file__).parent / "pages" / "_frame.css"  # what Streamlit has no settings for
 PAGES_WITHOUT_RUN = ("explore", "studies")  # their addresses say all by themselves
 
 
@@ -89,7 +90,7 @@ def safety_note() -> None:
 
 
 page = _shared.navigation()
-st.html(READABLE)
+st.html(STYLE)
 _links.go_to_form()
 adopt(str(_shared.runs_root()))
 with st.sidebar:

@@ -194,7 +194,7 @@ def estimates(table: pd.DataFrame, scope: str) -> pd.DataFrame:
             "abstain": f"{row.abstains:.0%}",
             "drop of ACR": ""
             if np.isnan(row.drop)
-            else f"{100 * row.drop:.0f} % ({100 * row.drop_low:.0f}–{100 * row.drop_high:.0f})",
+            else f"{100 * row.drop:z.0f} % ({100 * row.drop_low:z.0f} to {100 * row.drop_high:z.0f})",
         }
         for arm, row in zip(found.index, found.itertuples(), strict=True)
     )

@@ -165,7 +165,7 @@ def numbers(run: Run, found: pd.DataFrame) -> None:
         help="1 − ACR / ACR of the clean victim of the same seed; mean ± standard deviation over victims.",
     )
     places[3].metric(
-        "ACR gone: noise · shuffled signs",
+        "ACR gone: noise · shuffled",
         " · ".join(sentences.percent(drop.get(arm)).replace(" ± ", "±").removesuffix(" %") for arm in CONTROLS) + " %",
         border=True,
         help="Random noise of the same ε, and the poison with its signs shuffled: what any change of this size does. "
@@ -245,19 +245,15 @@ def grid_view() -> None:
 
 
 def ways_on(run: Run, point: Point) -> None:
-    places = st.columns(3)
-    for place, (page, label, icon) in zip(
-        places,
-        (
+    with st.container(horizontal=True):
+        for page, label, icon in (
             ("pages/inspect.py", "Look closely at this poison", ":material/search:"),
             ("pages/certify.py", "Its certificates, image by image", ":material/verified:"),
-        ),
-        strict=False,
-    ):
-        if place.button(label, icon=icon, key=f"explore_to {page}", on_click=_shared.choose, args=(run.id,)):
-            _shared.go(page)
-    with places[2].popover("The same from the command line", icon=":material/terminal:"):
-        st.code(_grid.command(point), language=None, wrap_lines=True)
+        ):
+            if st.button(label, icon=icon, key=f"explore_to {page}", on_click=_shared.choose, args=(run.id,)):
+                _shared.go(page)
+        with st.popover("The same from the command line", icon=":material/terminal:"):
+            st.code(_grid.command(point), language=None, wrap_lines=True)
 
 
 _shared.need_frame()

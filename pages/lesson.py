@@ -66,7 +66,7 @@ def header(number: int, run: Run) -> None:
     """How far the reader is, and how good the predictions were; the ways to other steps; the step's title."""
     good = sum(is_right(STEPS[k - 1].question(run), given) for k, given in answered().items())
     score = f" · {good} of {len(answered())} predictions right" if answered() else ""
-    left, right = st.columns([5, 4], vertical_alignment="bottom", gap="large")
+    left, right = st.columns([1, 1], vertical_alignment="bottom", gap="large")
     left.progress(number / len(STEPS), f"Lesson, step {number} of {len(STEPS)}{score}")
     if "nav" not in hidden:
         with right:

@@ -46,6 +46,11 @@ MISSED = """() => [...document.querySelectorAll('button, a[href], input, textare
     ).map(each => each.outerHTML.slice(0, 300))"""
 FITS = """() => [document.documentElement, document.querySelector('[data-testid="stMain"]')].every(each =>
     each.scrollWidth <= each.clientWidth)"""
+# Words of buttons and figures that an ellipsis stands for.
+CUT = """() => [...document.querySelectorAll('[data-testid="stMain"] :is([data-testid="stButton"], '
+    + '[data-testid="stPopover"], [data-testid="stMetric"], [data-testid="stPageLink"]) *')].filter(each =>
+    each.checkVisibility() && getComputedStyle(each).overflowX !== 'visible'
+    && each.scrollWidth > each.clientWidth + 1).map(each => each.innerText)"""
 pytestmark = pytest.mark.browser
 
 
@@ -125,10 +130,11 @@ def test_the_keyboard_reaches_everything_and_is_never_trapped(page: Any) -> None
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_nothing_is_wider_than_the_window(page: Any, size: str) -> None:
+def test_nothing_is_wider_than_the_window_and_no_word_is_cut(page: Any, size: str) -> None:
     page.set_viewport_size(SIZES[size])
     idle(page)
     page.wait_for_function(FITS)  # soon: tables measure themselves anew some time after the window changed
+    assert page.evaluate(CUT) == []
 
 
 def test_no_page_went_wrong_or_asked_for_anything_elsewhere(page: Any, visitor: SimpleNamespace) -> None:

@@ -49,7 +49,7 @@ def test_the_first_sight_is_a_finished_result_and_its_controls() -> None:
     assert report is not None
     drop = report["relative_drop"]["poisoned"]
     assert f"{100 * drop['mean']:.0f} ± {100 * drop['sd']:.0f} % less" in words(test)
-    assert [metric.label for metric in test.metric][2:] == ["ACR gone: poison", "ACR gone: noise · shuffled signs"]
+    assert [metric.label for metric in test.metric][2:] == ["ACR gone: poison", "ACR gone: noise · shuffled"]
     assert len(test.get("plotly_chart")) == 4
 
 
