@@ -12,7 +12,7 @@ from engine import datasets, grid, index, jobs, poison_file, records, study_comm
 from engine.config import ARMS, FOLDER, Config, ConfigError, parse, with_overrides
 from engine.costs import estimate
 from engine.follow import BAD_INPUT, OK, add_data_root, values, wait_for
-from engine.presets import PRESETS, WIDTH
+from engine.presets import PRESETS, WIDTH, find_preset
 from engine.records import Run, RunNotFound
 from engine.sentences import duration
 
@@ -128,9 +128,7 @@ def _work(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.preset not in PRESETS:
-        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, got {options.preset!r}")
-    config = with_overrides(PRESETS[options.preset].config, options.set)
+    config = with_overrides(find_preset(options.preset).config, options.set)
     data_root = options.data_root
     jobs.check(config, runs_root=options.runs_root, data_root=data_root)
     if options.dry_run:

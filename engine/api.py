@@ -24,7 +24,7 @@ import pandas as pd
 from engine import commands, datasets, html_report, index, jobs, records, sentences
 from engine.config import Config, ConfigError, field_names, with_overrides
 from engine.follow import follow
-from engine.presets import PRESETS
+from engine.presets import find_preset
 from engine.records import Run, RunNotFound
 
 if TYPE_CHECKING:
@@ -159,10 +159,9 @@ def run(
             field is called so: epsilon, target_class, seed, n; attack and procedure stand for their names.
     Raises: ConfigError, naming the field; datasets.DatasetUnavailable; RunFailed.
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    start = find_preset(preset).config
     typed = [f"{_field(name)}={json.dumps(value)}" for name, value in settings.items()]
-    config = with_overrides(PRESETS[preset].config, typed)
+    config = with_overrides(start, typed)
     runs_root, data_root = runs_root or records.default_root(), data_root or datasets.default_root()
     jobs.check(config, runs_root=runs_root, data_root=data_root)
     datasets.fetch(config.dataset, data_root)

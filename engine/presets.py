@@ -210,6 +210,13 @@ def small(procedure: str, dataset: str, sigma: float) -> Config:
     return quick.model_copy(update=changed | dict(dataset=dataset, sigma=sigma))
 
 
+def find_preset(name: str) -> Preset:
+    """The preset of this name. Raises: ConfigError."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name[:40]!r}")
+    return PRESETS[name]
+
+
 def family(preset: str) -> dict[str, Config]:
     """The same setting for each robust procedure, by the procedure's name in a configuration."""
     if preset.startswith("paper-"):

@@ -84,9 +84,7 @@ def make(
     """
     if kind not in KINDS:
         raise ConfigError(f"a kind of study is one of {', '.join(KINDS)}, got {kind!r}")
-    if preset not in PRESETS:
-        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    found, base = KINDS[kind], PRESETS[preset].config
+    found, base = KINDS[kind], presets.find_preset(preset).config
     base = with_overrides(base, [_ONE_CONTROL, *overrides])
     if kind == "rivals" and base.attack.procedure is None:  # so that other columns do not move the attack too
         base = with_overrides(base, [f"attack.procedure={base.procedure.model_dump_json()}"])

@@ -21,7 +21,7 @@ from engine.config import (
     with_overrides,
 )
 from engine.datasets import BUILT_IN, DatasetUnavailable, class_in_words
-from engine.presets import PRESETS
+from engine.presets import PRESETS, find_preset
 from engine.records import Run
 from pages import _shared
 
@@ -134,10 +134,12 @@ def begin() -> None:
     st.session_state.pop(PARENT, None)
     preset = asked.pop("preset", default_preset())
     st.session_state.pop("link problem", None)
-    if preset not in PRESETS:
-        st.session_state["link problem"] = f"there is no preset {preset[:40]!r}; the presets are {', '.join(PRESETS)}"
+    try:
+        config = find_preset(preset).config
+    except ConfigError as error:
+        st.session_state["link problem"] = str(error)
         preset = default_preset()
-    config = PRESETS[preset].config
+        config = PRESETS[preset].config
     try:
         config = with_overrides(config, [f"{name}={text}" for name, text in asked.items()])
     except ConfigError as error:

@@ -14,7 +14,7 @@ import streamlit as st
 
 from engine import commands, records
 from engine.config import ConfigError, field_names, with_overrides
-from engine.presets import PRESETS
+from engine.presets import find_preset
 from engine.records import Run
 
 RUN = "run"  # the id of the open run
@@ -169,11 +169,8 @@ def offer(identifier: str) -> None:
     asked = asked_configuration()
     if (preset := asked.pop("preset", None)) is None:
         return
-    if preset not in PRESETS:
-        st.error(f"The link's preset must be one of {', '.join(PRESETS)}, got {preset[:40]!r}.")
-        return
     try:
-        config = with_overrides(PRESETS[preset].config, [f"{name}={text}" for name, text in asked.items()])
+        config = with_overrides(find_preset(preset).config, [f"{name}={text}" for name, text in asked.items()])
     except ConfigError as error:
         st.error(f"The link also says how the run was made, but that cannot be run: {error}.")
         return

@@ -47,7 +47,10 @@ def label_of(known: StudyRecord | dict[str, Any]) -> str:
     else:
         study, words = known["study"], [known["preset"] or "", "comes with the project", known["id"][:4]]
     size = f"{len(study['rows']['points'])} × {len(study['columns']['points'])}"
-    return " · ".join([wording.KIND_NAMES.get(study["kind"], study["kind"]), size, *filter(None, words)])
+    name = wording.KIND_NAMES.get(study["kind"], study["kind"])
+    if study["kind"] == "sweep":
+        name = f"Sweep: {study['rows']['label']} × {study['columns']['label']}"
+    return " · ".join([name, size, *filter(None, words)])
 
 
 def choose_study(known: dict[str, StudyRecord | dict[str, Any]]) -> StudyRecord | dict[str, Any] | None:
@@ -126,7 +129,9 @@ def delete(record: StudyRecord) -> None:
 def results(found: dict[str, Any]) -> None:
     finished, cells = study_tables.finished(found)
     kind = found["study"]["kind"]
-    if kind in study_kinds.KINDS:
+    if kind == "sweep":
+        st.caption(f"Against each other: {found['study']['rows']['label']} and {found['study']['columns']['label']}.")
+    elif kind in study_kinds.KINDS:
         st.caption(study_kinds.KINDS[kind].sentence)
     if kind == "reproduce-small":
         st.warning("Small scale, for CPUs: not the authors' setting.")
@@ -178,7 +183,7 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
             f"σ = {cell['attack_sigma']:g}, ε = {cell['epsilon']:g} (L∞)\n"
             f"- Victims: {cell['procedure']}, `{cell['architecture']}`, σ = {cell['sigma']:g}\n"
             f"- Drop **{sentences.percent(cell['drop'])}**, random noise "
-            f"{sentences.percent(cell['control_drop'])}; n = {study_tables.victims(cell)} pairs of victims, seed "
+            f"{sentences.percent(cell['control_drop'])}; {study_tables.victims(cell)} pairs of victims, seed "
             f"{cell['seed']}\n"
             f"- ACR (L2, pixel units) {sentences.with_spread(cell['acr_clean'])} clean, "
             f"{sentences.with_spread(cell['acr_poisoned'])} poisoned\n"

@@ -126,7 +126,7 @@ def test_a_report_is_printed_again_by_the_first_digits_of_its_id(
 
 
 BAD_INPUT = [
-    pytest.param(["run", "--preset", "nonsense"], "--preset must be one of smoke", id="unknown preset"),
+    pytest.param(["run", "--preset", "nonsense"], "preset must be one of smoke", id="unknown preset"),
     pytest.param(["run", "--set", "nonsense=1"], "there is no field 'nonsense'", id="unknown field"),
     pytest.param(["run", "--set", "threat.nonsense=1"], "there is no field 'threat.nonsense'", id="unknown nested"),
     pytest.param(["run", "--set", "threat=1"], "there is no field 'threat'", id="a group of fields"),
@@ -146,7 +146,7 @@ BAD_INPUT = [
     pytest.param(["runs", "--cancel", "0123456789abcdef"], "no run under", id="cancel an unknown run"),
     pytest.param(["runs", "--delete", "0123456789abcdef"], "no run under", id="delete an unknown run"),
     pytest.param(["study", "nonsense"], "a kind of study is one of", id="unknown kind"),
-    pytest.param(["study", "sweep", "--preset", "nonsense"], "--preset must be one of", id="unknown preset of a study"),
+    pytest.param(["study", "sweep", "--preset", "nonsense"], "preset must be one of", id="unknown preset of a study"),
     pytest.param(["study", "sweep", "--rows", "sigma=0.5"], "both set sigma", id="one field on both axes"),
     pytest.param(["study", "sweep", "--rows", "seed=1,1"], "points of an axis must differ", id="a point twice"),
     pytest.param(["study", "sweep", "--set", "sigma=9"], "sigma", id="a base that cannot be run"),

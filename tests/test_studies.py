@@ -156,7 +156,7 @@ def test_axes_of_ones_own_take_words_numbers_and_json() -> None:
     ("arguments", "words"),
     [
         (dict(kind="nonsense"), "a kind of study is one of"),
-        (dict(kind="sweep", preset="nonsense"), "--preset must be one of"),
+        (dict(kind="sweep", preset="nonsense"), "preset must be one of"),
         (dict(kind="sweep", rows="sigma"), "an axis is field=v1,v2"),
         (dict(kind="sweep", rows="seed="), "no value for seed"),
         (dict(kind="sweep", rows="seed=[1,"), "no JSON list"),
