@@ -30,8 +30,9 @@ QUIET = [
     "--enable-blink-features=ComputedAccessibilityInfo",
 ]
 LAPTOP = {"width": 1366, "height": 768}
-# Streamlit's front end asks for these beside each page's address before it asks at the right one.
-HARMLESS = re.compile(r"/_stcore/(health|host-config)")
+# Streamlit's front end asks for the first beside each page's address before it asks at the right one. A picture of a
+# running job may have been replaced by the next one before a slow browser asks for it.
+HARMLESS = re.compile(r"/_stcore/(health|host-config)|/media/[0-9a-f]+\.png$")
 # When anything on the page last changed: DOM, attributes, text, or an image or font that arrived; how often its script
 # started.
 CLOCK = """
