@@ -347,6 +347,26 @@ def with_overrides(config: Config, overrides: list[str]) -> Config:
     return parse(values)
 
 
+def differences(base: Config, other: Config) -> list[str]:
+    """The overrides "field=value" that make `other` of `base`."""
+    mine, theirs = base.model_dump(mode="json"), other.model_dump(mode="json")
+    inner = ("procedure.", "attack.procedure.")
+    changed = []
+    for name in field_names():
+        if name.startswith(inner):
+            continue
+        before, after = (_get(values, name) for values in (mine, theirs))
+        if before != after:
+            changed.append(f"{name}={json.dumps(after)}")
+    return changed
+
+
+def _get(values: Any, name: str) -> Any:
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
 def arms_of(config: Config) -> tuple[str, ...]:
     """The arms that an experiment trains victims for, in their order everywhere."""
     if config.attack.name == "none":

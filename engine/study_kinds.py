@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from engine import paper, presets
-from engine.config import Architecture, AttackName, Config, ConfigError, field_names, lower_level, with_overrides
+from engine.config import (
+    Architecture,
+    AttackName,
+    Config,
+    ConfigError,
+    differences,
+    field_names,
+    lower_level,
+    with_overrides,
+)
 from engine.presets import PRESETS
 from engine.studies import Axis, Point, Study, checked
 
@@ -153,26 +162,6 @@ def _point(field: str, value: Any, preset: str) -> Point:
     changes = [change for change in differences(reference, tuned) if change.startswith(section)]
     others = tuple(change for change in changes if not change.startswith(("attack.procedure", "attack.sigma")))
     return Point(name=value, overrides=(f"{field}={procedure.model_dump_json()}", *others))
-
-
-def differences(base: Config, other: Config) -> list[str]:
-    """The overrides "field=value" that make `other` of `base`."""
-    mine, theirs = base.model_dump(mode="json"), other.model_dump(mode="json")
-    inner = ("procedure.", "attack.procedure.")
-    changed = []
-    for name in field_names():
-        if name.startswith(inner):
-            continue
-        before, after = (_get(values, name) for values in (mine, theirs))
-        if before != after:
-            changed.append(f"{name}={json.dumps(after)}")
-    return changed
-
-
-def _get(values: Any, name: str) -> Any:
-    for part in name.split("."):
-        values = values[part]
-    return values
 
 
 def reproduction(

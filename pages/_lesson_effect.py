@@ -1,5 +1,6 @@
 """The lesson's views of finished runs: training with noise, poisoned images, transfer, defences, limits."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import streamlit as st
 
 from engine import commands, figures, lesson_figures, records, sentences, study_figures, study_tables, wording
 from engine.certification import radius_cap
-from engine.config import Config
+from engine.config import differences
 from engine.records import GALLERY, GRID, Run
 from engine.sentences import dataset_words
 from pages import _images, _lesson_questions, _shared
@@ -155,26 +156,14 @@ def transfer(run: Run, revealed: bool) -> None:
 # --- what a defender can do ---
 
 
-def changed_fields(config: Config, base: Config) -> dict[str, Any]:
-    """Dotted fields of config in which it differs from base, with its values."""
-
-    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in values.items():
-            found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        return found
-
-    mine, theirs = flat(config.model_dump(mode="json")), flat(base.model_dump(mode="json"))
-    return {name: value for name, value in mine.items() if value != theirs.get(name, value)}
-
-
 def defence_rows(run: Run) -> list[dict[str, Any]]:
     """A row per finished run that differs from this one in one thing that a defender can change, this one first."""
     rows = [_row(run, "as it was")]
     for other in finished_runs():
-        changed = changed_fields(other.config, run.config)
-        if len(changed) == 1 and (field := next(iter(changed))) in DEFENCE_FIELDS:
-            name = _words_of(field, changed[field])
+        changed = differences(run.config, other.config)
+        field, _, value = changed[0].partition("=") if len(changed) == 1 else ("", "", "")
+        if field in DEFENCE_FIELDS:
+            name = _words_of(field, json.loads(value))
             if name not in {row["name"] for row in rows}:
                 rows.append(_row(other, name))
     return rows[:1] + sorted(rows[1:], key=lambda row: row["drop"]["mean"])

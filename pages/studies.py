@@ -18,7 +18,7 @@ from engine import (
     study_tables,
     wording,
 )
-from engine.config import Config
+from engine.config import Config, differences
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 from engine.studies import StudyRecord
@@ -223,7 +223,7 @@ def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
         base = Config.model_validate(study["base"])
     except ValueError:
         return "# of an older protocol"
-    changed = [*study_kinds.differences(PRESETS[preset].config, base), *moved]
+    changed = [*differences(PRESETS[preset].config, base), *moved]
     return commands.command(preset, changed)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine import jobs, paper, records, studies, study_kinds, study_tables
-from engine.config import PROCEDURES, Config, ConfigError, with_overrides
+from engine.config import PROCEDURES, Config, ConfigError, differences, with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 from engine.studies import Axis, Point, Study
@@ -183,7 +183,7 @@ def test_the_papers_table_has_the_authors_setting_in_every_cell() -> None:
 def test_differences_are_the_overrides_that_lead_from_one_configuration_to_another() -> None:
     for base in PRESETS.values():
         for other in PRESETS.values():
-            changes = study_kinds.differences(base.config, other.config)
+            changes = differences(base.config, other.config)
             assert with_overrides(base.config, changes) == other.config
     assert set(PROCEDURES) >= set(study_kinds.presets.family("paper-ga-mnist"))
 
