@@ -131,11 +131,16 @@ def solve_linear(state: State) -> State:
     return replace(state, p=found.solution, residual=float(found.relative_residual), level=2)
 
 
-def outer_step(state: State) -> State:
-    """The attacker's step: poison points against the hypergradient that p gives, each coordinate cut at epsilon."""
+def stepped(state: State) -> Tensor:
+    """[P, 2]: poison points a step against the hypergradient that p gives, each coordinate cut at epsilon."""
     clean, epsilon = state.training[: len(state.poison)], state.settings.epsilon
     wanted = state.poison - OUTER_RATE * len(state.training) * hypergradient(state)
-    poison = clean + (wanted - clean).clamp(-epsilon, epsilon)
+    return clean + (wanted - clean).clamp(-epsilon, epsilon)
+
+
+def outer_step(state: State) -> State:
+    """The attacker's step."""
+    poison = stepped(state)
     moved = float((poison - state.poison).abs().max()) if len(poison) else 0.0
     after = replace(state, poison=poison, outer_steps=state.outer_steps + 1, moved=moved, level=3)
     return _noted(replace(after, retrained=trained(after, after.retrained)))

@@ -136,10 +136,12 @@ def _boxes(state: toy.State) -> Trace:
 
 
 def _arrows(state: toy.State) -> Trace:
+    """The next step as it will be: cut at the boxes, so that points that rest there have none."""
     tails = state.poison.numpy()
-    tips = tails - ARROW * toy.OUTER_RATE * len(state.training) * toy.hypergradient(state).numpy()
-    x, y = _with_gaps(list(np.stack([tails, tips], axis=1)))
-    heads = dict(color=POISONED, symbol="arrow", angleref="previous", size=[0, 9, 0] * len(tails))
+    steps = toy.stepped(state).numpy() - tails
+    arrows = np.stack([tails, tails + ARROW * steps], axis=1)[(np.abs(steps) > 1e-6).any(axis=1)]
+    x, y = _with_gaps(list(arrows))
+    heads = dict(color=POISONED, symbol="arrow", angleref="previous", size=[0, 9, 0] * len(arrows))
     path = _path(f"next step × {ARROW}", x, y, POISONED, "solid", 1.5)
     return path | dict(mode="lines+markers", marker=heads)
 

@@ -230,6 +230,15 @@ def test_the_plane_shows_what_the_state_holds() -> None:
     assert ranges[0] == ranges[1]
 
 
+def test_arrows_are_the_step_that_comes_next() -> None:
+    state = toy.solve_linear(begun())
+    drawn = next(trace for trace in toy_figures.plane(state).data if trace.name == f"next step × {toy_figures.ARROW}")
+    tips = np.stack([drawn.x[1::3], drawn.y[1::3]], axis=1)
+    moved = (toy.outer_step(state).poison - state.poison).numpy()
+    some_way = np.abs(moved).max(axis=1) > 1e-6
+    np.testing.assert_allclose(tips, (state.poison.numpy() + toy_figures.ARROW * moved)[some_way], atol=1e-6)
+
+
 def test_the_boundary_is_drawn_where_the_victim_is_undecided() -> None:
     state = attacked()
     line = next(trace for trace in toy_figures.plane(state).data if trace.name == "boundary now")
