@@ -14,7 +14,7 @@ The import line; every module may import only modules to its left (tests/test_li
         → perception → abx → handwriting → records → poison_file → commands → wording
         → sentences → grid → tables → costs → report → index → stages
     figures
-        → figures → attack_figures → pictures → image_figures → grid_figures → toy_figures
+        → figures → comparison_figures → attack_figures → pictures → image_figures → grid_figures → toy_figures
         → figure_data → html_report
     one run
         → problem → victims → more_draws → recorder → context → checkpoint → poisoning → retraining

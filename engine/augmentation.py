@@ -1,5 +1,7 @@
 """Random crops and flips of training images, differentiable, so that gradients reach a poison through them."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,22 +11,24 @@ PADDING = 4  # zero pixels on each side, out of which a crop of the old size is 
 
 def augment(images: Tensor, augmentation: str, *, generator: torch.Generator) -> Tensor:
     """Images [N, C, H, W] cropped and flipped at random; "none" leaves them as they are."""
-    drawn = draw_crops(len(images), augmentation, generator=generator)
+    drawn = draw_crops([len(images)], augmentation, generator=generator)
     return images if drawn is None else crop_and_flip(images, *drawn)
 
 
-def draw_crops(n: int, augmentation: str, *, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
-    """(Offsets [N, 2], flips [N]) for `crop_and_flip`, or None for "none".
+def draw_crops(sizes: Sequence[int], augmentation: str, *, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
+    """(Offsets [N, 2], flips [N]) for `crop_and_flip` of batches of these sizes, N images in all; None for "none".
 
-    "crop-flip" draws an offset for each image. "crop-flip-batch" draws one for all of them, as the released code of
-    Mehra et al. 2021 does (its tf.image.random_crop sees the batch as one array). Flips are always per image.
+    "crop-flip" draws an offset for each image. "crop-flip-batch" draws one for each batch, as the released code of
+    Mehra et al. 2021 does (its tf.image.random_crop sees a batch as one array). Flips are always per image.
     """
     if augmentation == "none":
         return None
-    device = generator.device
-    drawn = 1 if augmentation == "crop-flip-batch" else n
+    device, n = generator.device, sum(sizes)
+    drawn = len(sizes) if augmentation == "crop-flip-batch" else n
     offsets = torch.randint(0, 2 * PADDING + 1, (drawn, 2), generator=generator, device=device)
-    return offsets.expand(n, 2), torch.rand(n, generator=generator, device=device) < 0.5
+    if augmentation == "crop-flip-batch":
+        offsets = torch.cat([one.expand(size, 2) for one, size in zip(offsets, sizes, strict=True)])
+    return offsets, torch.rand(n, generator=generator, device=device) < 0.5
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:

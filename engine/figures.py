@@ -4,7 +4,7 @@ Each figure carries its text alternative (`alt`) and says in its subtitle on how
 Backgrounds are transparent and text takes the page's colour, so that figures work on light and dark pages.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -51,18 +51,6 @@ ARM_STYLE = {  # colours: Okabe and Ito 2008
     "random_noise": Style("random noise", "#009E73", "dot", "square", "x"),
     "shuffled_signs": Style("shuffled signs", "#CC79A7", "dashdot", "triangle-up", "."),
 }
-
-
-RUN_STYLE = (  # colour and marker of each of several runs: none of an arm's colours, which would say more
-    ("#8e6bbf", "circle"),
-    ("#d19000", "diamond"),
-    ("#56b4e9", "square"),
-    ("#8a6d3b", "triangle-up"),
-    ("#7f8c9b", "x"),
-    ("#a3a500", "cross"),
-    ("#c0392b", "star"),
-    ("#2aa5a0", "hexagon"),
-)
 
 
 def alt(figure: go.Figure) -> str:
@@ -295,45 +283,6 @@ def radii_by_image(table: pd.DataFrame, config: Config) -> pd.DataFrame:
     rows = report.of_scope(table, "target", config)
     values = rows.assign(value=metrics.correct_radius(rows))
     return values.pivot_table(index="image", columns="arm", values="value", aggfunc="mean")
-
-
-def several_runs(runs: Mapping[str, tuple[pd.DataFrame, float]]) -> go.Figure:
-    """Certified accuracy of the clean and the poisoned arm of several runs, means over victims, on the same axes.
-
-    Args:
-        runs: by their labels, as many as RUN_STYLE has: (table of the rows that count, cap of its radii).
-    """
-    figure, told = go.Figure(), []
-    radii = np.linspace(0, max(cap for _, cap in runs.values()) * 1.02, 301)
-    for (label, (table, cap)), (colour, marker) in zip(runs.items(), RUN_STYLE, strict=False):
-        for arm, dash in (("clean", "solid"), ("poisoned", "dash")):
-            rows = table[table["arm"] == arm]
-            if rows.empty:
-                continue
-            curves = [metrics.certified_accuracy(part, radii) for _, part in rows.groupby("victim")]
-            mean = np.mean(curves, axis=0)
-            figure.add_scatter(
-                x=radii,
-                y=mean,
-                mode="lines+markers",
-                name=f"{label}: {arm} ({len(curves)} victims)",
-                line=dict(color=colour, dash=dash, shape="vh", width=2.5),
-                marker=dict(symbol=marker, size=9, maxdisplayed=8),
-                hovertemplate="%{y:.1%}",
-            )
-            told.append(f"{label}, {arm}: {mean[0]:.0%} at 0")
-        figure.add_vline(x=cap, line=dict(color=colour, dash="dot", width=1.5))
-    figure.update_xaxes(title_text=f"radius r: {RADIUS} at least r", range=[0, radii[-1] or 1])
-    figure.update_yaxes(title_text="certified accuracy (approximate)", range=[0, 1.02], tickformat=".0%")
-    figure.update_layout(hovermode="x unified")
-    return finish(
-        figure,
-        "Certified accuracy at radius r, several runs",
-        "",
-        f"Certified accuracy against radius of several runs. {'; '.join(told)}.",
-        height=430 + 48 * len(runs),
-        bottom=80 + 48 * len(runs),
-    )
 
 
 def finish(

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import figures, sentences, wording
+from engine import comparison_figures, sentences, wording
 from engine.config import Config
 from engine.records import Run
 from engine.report import of_scope
@@ -61,7 +61,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
         list(by_id),
         format_func=lambda known: _shared.row_label(by_id[known]) if known in by_id else known,
         key="compare",
-        max_selections=len(figures.RUN_STYLE),
+        max_selections=len(comparison_figures.RUN_STYLE),
         persist_state="session",
     )
     if chosen:
@@ -89,7 +89,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
         )
     tables = [of_scope(_shared.open_certificates(run), "target", run.config) for run in runs]
     caps = [float((run.report or {}).get("radius_cap", 0)) for run in runs]
-    figure = figures.several_runs(dict(zip(labels, zip(tables, caps, strict=True), strict=True)))
+    figure = comparison_figures.several_runs(dict(zip(labels, zip(tables, caps, strict=True), strict=True)))
     chart(figure, "comparison")
     st.caption(
         "Target class, mean over victim seeds. Colour and marker: the run. Solid: clean victims, dashed: poisoned. "

@@ -8,9 +8,17 @@ import streamlit as st
 from engine import datasets, figure_data, pictures
 from engine.records import Run
 from pages import _shared
+from pages._show import chart
 
 MOST_IMAGES, COLUMNS, GAP = 60, 12, 8
 TILE = 112  # pixels that an image is brought near to
+
+
+def chart_and_data(figure: Any, key: str, **options: Any) -> Any:
+    """The figure, and below it its data; returns what the figure's selection is."""
+    found = chart(figure, key, **options)
+    data(figure, key)
+    return found
 
 
 def data(figure: Any, key: str) -> None:

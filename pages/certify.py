@@ -12,7 +12,8 @@ from engine.certification import radius_cap
 from engine.config import ARMS, Config, arms_of, smallest_useful_n
 from engine.figures import ARM_STYLE
 from engine.records import Run
-from pages import _certificate, _export, _links, _pinned, _selection, _shared, _test_images
+from pages import _certificate, _links, _pinned, _selection, _shared, _test_images
+from pages._export import chart_and_data
 
 VOTES = ["selection_votes", "estimation_votes"]
 SCOPES = {"target": "target class", "all": "all classes"}
@@ -33,12 +34,6 @@ def with_settings(config: Config, n: int, alpha: float) -> Config:
     """The configuration with other certification settings, unvalidated: too few draws may be looked at too."""
     settings = config.certification.model_copy(update={"n": n, "alpha": alpha})
     return config.model_copy(update={"certification": settings})
-
-
-def chart(figure: Any, key: str, **options: Any) -> Any:
-    found = st.plotly_chart(figure, key=key, config=figures.SAVE, alt=figures.alt(figure), **options)
-    _export.data(figure, key)
-    return found
 
 
 def check_link(recorded: pd.DataFrame) -> None:
@@ -205,7 +200,7 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
     st.header("Average certified radius")
     left, right = st.columns([6, 5], gap="medium")
     with left:
-        chart(figures.acr_by_arm(now), "acr")
+        chart_and_data(figures.acr_by_arm(now), "acr")
     with right:
         for scope, name in SCOPES.items():
             st.markdown(f"**{name.capitalize()}** (accuracy: of the smoothed classifier)")
@@ -245,14 +240,14 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
         return
     left, right = st.columns(2, gap="medium")
     with left:
-        chart(figures.certified_accuracy(table, settings, scope, arms, target=target), "accuracy")
+        chart_and_data(figures.certified_accuracy(table, settings, scope, arms, target=target), "accuracy")
         st.caption(
             "Height at r: the share of images whose answer is right and provably stays the same under any change of L2 "
             "size below r. Approximate: each certificate alone holds with probability ≥ 1 − α, not all at once."
         )
     with right:
         two = [arm for arm in arms if arm in ("clean", "poisoned")] or arms
-        chart(figures.radius_histogram(table, settings, scope, two, target=target), "radii")
+        chart_and_data(figures.radius_histogram(table, settings, scope, two, target=target), "radii")
         st.caption(
             "Left of the line: answers that are wrong and answers that are refused, whose radius counts as 0. The last "
             "bin before the cap holds unanimous votes, whose true radius may be larger. "
@@ -301,7 +296,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
                 )
             )
             figure = figures.radius_before_after(table, settings, arm, target=target)
-            chart(
+            chart_and_data(
                 figure,
                 "before_after",
                 on_select=lambda: _selection.take("before_after", "test"),
@@ -320,7 +315,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
         return
     votes, chain = st.columns(2, gap="medium")
     with votes:
-        chart(image_figures.vote_histogram(recorded[one], class_names), "votes")
+        chart_and_data(image_figures.vote_histogram(recorded[one], class_names), "votes")
         st.caption(
             f"All {int(recorded['n'].iloc[0]):,} recorded draws, whatever n is above: each arm's victim saw the same "
             "noisy copies. ★: the class selected by "

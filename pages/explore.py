@@ -12,8 +12,8 @@ from engine.config import CONTROLS, ConfigError, parse
 from engine.figures import ARM_STYLE
 from engine.grid import Point
 from engine.records import Run
-from pages import _another_point, _export, _grid, _images, _one_image, _shared
-from pages._show import chart
+from pages import _another_point, _grid, _images, _one_image, _shared
+from pages._export import chart_and_data
 
 BEGIN = Point("gaussian", 8, 0.5, 0.1)
 SHOWN = 8
@@ -207,11 +207,6 @@ def take_epsilon() -> None:
             st.session_state["explore_epsilon"] = float(data["0"] if isinstance(data, dict) else data[0])
 
 
-def show(key: str, figure: Any, **options: Any) -> None:
-    chart(figure, f"explore_{key}", **options)
-    _export.data(figure, f"explore_{key}")
-
-
 @st.fragment
 def grid_view() -> None:
     known = _grid.points()
@@ -230,16 +225,16 @@ def grid_view() -> None:
         figure = grid_figures.drop_by_epsilon(
             {epsilon: drops(str(r.directory), stamp(r)) for epsilon, r in line.items()}, point.epsilon
         )
-        show("line", figure, on_select=take_epsilon, selection_mode="points")
+        chart_and_data(figure, "explore_line", on_select=take_epsilon, selection_mode="points")
         st.caption("Click a point to go there. The controls change each pixel by itself.")
     left, right = st.columns(2, gap="medium")
     with left:
-        show("accuracy", accuracy)
+        chart_and_data(accuracy, "explore_accuracy")
         st.caption("The share of test images that keep their right answer under any change of L2 size below r.")
     with right:
-        show("radii", radii)
+        chart_and_data(radii, "explore_radii")
         st.caption("Left of the line: wrong and refused answers, whose radius counts as 0.")
-    show("arms", by_arm)
+    chart_and_data(by_arm, "explore_arms")
     st.caption(f"Run {run.id}. {sentences.limits_line(run)}{_one_image.rounding(run)}")
     ways_on(run, point)
 

@@ -8,7 +8,6 @@ import streamlit as st
 
 from engine import (
     commands,
-    figures,
     jobs,
     records,
     sentences,
@@ -23,6 +22,7 @@ from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 from engine.studies import StudyRecord
 from pages import _new_study, _shared
+from pages._show import chart
 
 # --- which study ---
 
@@ -144,10 +144,7 @@ def results(found: dict[str, Any]) -> None:
     with left:
         st.header("Relative drop of the target class's ACR")
         figure = study_figures.heat_map(found, (cell["row"], cell["column"]))
-        st.plotly_chart(
-            figure, key=f"heat {found['id']}", config=figures.SAVE, alt=figures.alt(figure), on_select=select_clicked,
-            selection_mode="points",
-        )  # fmt: skip
+        chart(figure, f"heat {found['id']}", on_select=select_clicked, selection_mode="points")
         st.caption(
             "1 − ACR(poisoned)/ACR(clean), mean ± standard deviation over pairs of victims of the same seed. Beneath "
             "it the control: random noise of the same ε (L∞) on the same images, victims trained and certified alike. "

@@ -105,6 +105,14 @@ def work_here(prepare: Callable[[Config, Path], Run]) -> Callable[[Config, Path]
     return work_here
 
 
+@pytest.fixture(scope="session")
+def baseline(
+    tiny: Callable[..., Config], work_here: Callable[[Config, Path], Run], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """A finished tiny run with two victims an arm, in a root of its own. Read only."""
+    return work_here(tiny("victim_seeds=2"), tmp_path_factory.mktemp("baseline") / "runs")
+
+
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Runs and studies work in this very process as soon as they are submitted; the commands that were started."""

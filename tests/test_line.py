@@ -116,6 +116,7 @@ def test_plotly_is_for_figures_alone():
         f"engine/{name}.py"
         for name in (
             "figures",
+            "comparison_figures",
             "lesson_figures",
             "attack_figures",
             "image_figures",

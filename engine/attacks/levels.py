@@ -174,10 +174,9 @@ class Minibatch:
     strength: float
 
     def drawn(self) -> tuple[Crops, Tensor]:
-        """(Crops, noise [N, M, C, H, W]); where one crop serves many, clean images have one, poison another."""
-        sizes = self.clean, len(self.labels) - self.clean
-        drawn = [draw_crops(size, self.problem.augmentation, generator=self.generator) or () for size in sizes]
-        crops = tuple(torch.cat(both) for both in zip(*drawn, strict=True))
+        """(Crops, noise [N, M, C, H, W]); to the released code clean images are one batch and poison another."""
+        batches = self.clean, len(self.labels) - self.clean
+        crops = draw_crops(batches, self.problem.augmentation, generator=self.generator) or ()
         if self.fixed_noise is not None:
             return crops, self.fixed_noise
         return crops, self.problem.procedure.draw_noise(self.originals, generator=self.generator)
