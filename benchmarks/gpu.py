@@ -25,6 +25,7 @@ from engine.attacks.pacd import pacd
 from engine.experiment import choose_device, pool_of_workers
 from engine.jobs import environment
 from engine.models import build
+from engine.models.network import convolved
 from engine.poisoning import pose_attack
 from engine.presets import PRESETS
 from engine.problem import Problem, pose
@@ -34,6 +35,7 @@ from engine.training.base import fit
 from engine.votes import BLOCK, count_votes, has_bfloat16
 
 FORWARD, GRADIENT, PRODUCT = 4.586e6, 13.182e6, 25.788e6  # a LeNet's operations for an image, as `ceilings` counts them
+SECOND = 2 * 8 * 8 * 50 * 5 * 5 * 20  # of these its second convolution's
 CONFIG = PRESETS["paper-ga-mnist"].config
 NINE, EPOCHS, TWO = 9, 3, 2  # victims of the engine, of how many epochs, and of plain code
 IMAGES, GROUP, DRAWS, FEW = 64, 32, 100_000, 2  # images certified by the engine, of a group, and by plain code
@@ -220,6 +222,25 @@ def attack(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
     ]
 
 
+def convolution(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
+    """cuDNN's kernels for LeNet's second convolution, as votes have it, at the padded widths and others."""
+    copies, times = BLOCK["cuda"], 100
+
+    def side(label: str, channels: int, width: int) -> Side:
+        layer = nn.Conv2d(channels, width, 5).to("cuda", torch.bfloat16)
+        h = torch.randn(copies, channels, 12, 12, device="cuda", dtype=torch.bfloat16)
+
+        @torch.inference_mode()
+        def work() -> None:
+            in_turn(lambda: convolved(layer, h), times)
+
+        h = h.to(memory_format=torch.channels_last)
+        return Side(f"{label}: {channels} to {width} channels", work, times * copies * SECOND, "bfloat16")
+
+    widths = {"engine": (32, 64), "in multiples of 8": (24, 56), "as they are": (20, 50)}
+    return [side(label, *pair) for label, pair in widths.items()]
+
+
 GROUPS: dict[str, tuple[str, Callable[[Problem, ThreadPoolExecutor], list[Side]]]] = {
     "victims": (f"Nine victims, {EPOCHS} epochs of 55 000 images each, by Gaussian augmentation", victims),
     "certification": (
@@ -227,6 +248,7 @@ GROUPS: dict[str, tuple[str, Callable[[Problem, ThreadPoolExecutor], list[Side]]
         certification,
     ),
     "attack": ("An upper step of the authors' sizes, 10 lower and 10 linear steps", attack),
+    "convolution": ("LeNet's second convolution, 100 blocks of 10 000 noisy copies in bfloat16", convolution),
 }
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from engine.records import write_tensors
 
-EVERY = 60.0  # seconds
+EVERY = 5.0  # seconds at least from one to the next
+SHARE = 0.01  # of the time, that writing may take
 FOLDER = "checkpoints"  # of a run directory
 
 
@@ -22,7 +23,7 @@ class Checkpoint:
     """
 
     def __init__(self, run_directory: Path, key: str) -> None:
-        self._path, self._kept = run_directory / FOLDER / f"{key}.safetensors", time.monotonic()
+        self._path, self._due = run_directory / FOLDER / f"{key}.safetensors", time.monotonic() + EVERY
 
     def load(self) -> dict[str, Tensor]:
         """What was kept last, on the CPU; empty where nothing was."""
@@ -30,11 +31,13 @@ class Checkpoint:
         return {name: torch.from_numpy(array) for name, array in found.items()}
 
     def keep(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Keeps the state in place of the last one, unless that is younger than EVERY."""
-        if time.monotonic() - self._kept >= EVERY:
+        """Keeps the state in place of the last one, unless that is too young."""
+        started = time.monotonic()
+        if started >= self._due:
             self._path.parent.mkdir(exist_ok=True)
             write_tensors(self._path, **{name: tensor.detach().cpu().numpy() for name, tensor in state().items()})
-            self._kept = time.monotonic()
+            now = time.monotonic()
+            self._due = now + max(EVERY, (now - started) / SHARE)
 
 
 def remove_all(run_directory: Path) -> None:

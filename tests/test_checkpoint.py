@@ -20,7 +20,7 @@ def test_a_checkpoint_keeps_the_last_state_of_its_stage_until_the_run_is_finishe
     assert one.load() == {}
     one.keep(lambda: pytest.fail("the stage has only begun"))
     assert list(tmp_path.iterdir()) == []
-    for clock[0], value, last in ((60.0, 1, 1), (100.0, 2, 1), (120.0, 3, 3)):
+    for clock[0], value, last in ((5.0, 1, 1), (9.0, 2, 1), (10.0, 3, 3)):
         one.keep(lambda value=value: {"epochs": torch.tensor(value)})
         assert Checkpoint(tmp_path, KEY).load() == {"epochs": last}
     beside.keep(lambda: {"epochs": torch.tensor(7)})
@@ -29,3 +29,17 @@ def test_a_checkpoint_keeps_the_last_state_of_its_stage_until_the_run_is_finishe
     assert Checkpoint(tmp_path, KEY).load() == {}
     assert beside.load() == {}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_takes_long_to_write_is_kept_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
+    one = Checkpoint(tmp_path, KEY)
+
+    def state(value: int) -> dict[str, torch.Tensor]:
+        clock[0] += 2.0
+        return {"epochs": torch.tensor(value)}
+
+    for clock[0], value, last in ((5.0, 1, 1), (206.9, 2, 1), (207.0, 3, 3)):
+        one.keep(lambda value=value: state(value))
+        assert one.load() == {"epochs": last}

@@ -19,6 +19,7 @@ WorkHere = Callable[[Config, Path], Run]
 def stopped(prepare: WorkHere, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     """Works on a run, which keeps checkpoints at once, until a metric has this value."""
     monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", float("inf"))
     add = Recorder.add_metrics
 
     def stopped(config: Config, root: Path, **at: Any) -> Run:

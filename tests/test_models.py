@@ -358,6 +358,6 @@ def test_the_aligned_network_is_the_same_function_and_a_copy(architecture):
     assert torch.equal(flat_weights(model), weights)
 
 
-def test_an_aligned_lenet_has_widths_in_eights():
-    aligned = LeNet((1, 28, 28), 10, widths=(2, 11, 16)).aligned()
-    assert [len(layer.weight) for layer in (aligned.conv1, aligned.conv2, aligned.fc1, aligned.fc2)] == [8, 16, 16, 10]
+def test_an_aligned_lenet_has_widths_in_powers_of_two():
+    aligned = LeNet((1, 28, 28), 10, widths=(2, 20, 33)).aligned()
+    assert [len(layer.weight) for layer in (aligned.conv1, aligned.conv2, aligned.fc1, aligned.fc2)] == [8, 32, 64, 10]
