@@ -18,15 +18,15 @@ _LINES = (("#0072B2", "solid", "circle"), ("#E69F00", "dash", "square"))  # Okab
 _STEPS = 400
 
 
-def quantile(p_lower: float, share: float, *, sigma: float, cap: float) -> go.Figure:
-    """σ·Φ⁻¹(p) over p in [1/2, 1), with the bound's radius on it, what the raw share would give, and the cap."""
+def quantile(p_lower: float, share: float, *, sigma: float, cap: float, tells_cap: bool) -> go.Figure:
+    """σ·Φ⁻¹(p) over p in [1/2, 1), with the bound's radius on it, and what the raw share would give."""
     top = 1.25 * cap if cap else sigma
     p = np.linspace(0.5, 1, _STEPS, endpoint=False)
     figure = go.Figure()
     figure.add_scatter(x=p, y=sigma * ndtri(p), mode="lines", line=dict(color=GREY, width=3), hoverinfo="skip")
     figure.add_vrect(x0=0.3, x1=0.5, fillcolor="rgba(128,128,128,0.18)", line_width=0)
     figure.add_annotation(x=0.4, y=top * 0.5, text="abstain:<br>no majority<br>for certain", showarrow=False)
-    if cap:
+    if cap and tells_cap:
         figure.add_hline(y=cap, line=dict(color=GREY, dash="dot"))
         figure.add_annotation(x=0.31, y=cap, text=f"cap {cap:.3f}", showarrow=False, xanchor="left", yanchor="bottom")
     radius = float(sigma * ndtri(p_lower)) if p_lower > 0.5 else 0.0
@@ -56,7 +56,7 @@ def quantile(p_lower: float, share: float, *, sigma: float, cap: float) -> go.Fi
         "From a bound to a radius",
         "filled diamond: p_lower and its radius R; open circle: the share k/n, which guarantees nothing",
         f"Curve of sigma times the normal quantile. The bound {p_lower:.4f} gives radius {radius:.3f}; the share of "
-        f"votes is {share:.3f}; the cap is {cap:.3f}.",
+        f"votes is {share:.3f}" + (f"; the cap is {cap:.3f}." if tells_cap else "."),
         legend=False,
         height=360,
     )

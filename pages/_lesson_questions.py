@@ -140,13 +140,13 @@ def can_you_tell(run: Run) -> Question:
     return Choice(
         "Somebody gets 7 of 10 right. What may one conclude?",
         (
-            "They can tell poisoned images from clean ones",
-            "They cannot tell",
-            "Neither: guessing gets as far in about one case of six",
+            "They can tell poisoned images from clean ones: 7 is more than half of 10",
+            "They cannot tell: 3 of 10 were wrong",
+            "Neither: 10 trials are too few to say",
         ),
         2,
-        "7 or more of 10 happen to guessers with probability 0.17. That is no proof that they can tell, and no proof "
-        "that they cannot: the 95 % interval of the hit rate runs from 0.35 to 0.93. It takes more trials.",
+        "7 or more of 10 happen to guessers in about one case of six (probability 0.17). That is no proof that they "
+        "can tell, and no proof that they cannot: the 95 % interval of the hit rate runs from 0.35 to 0.93.",
     )
 
 

@@ -30,7 +30,7 @@ STEPS = (
     Step(
         "What noise does to a prediction",
         "A trained network (the **victim**) looks at noisy copies of one test image. Noise changes no label and hardly "
-        "troubles you, but each copy may get another answer.",
+        "troubles you. Does it trouble the victim?",
         "Raise σ until the victim gets about half of the copies wrong.",
         _alive(_lesson_votes.noise),
         _lesson_questions.noise,
@@ -54,7 +54,7 @@ STEPS = (
         "wrong with probability α at most. From the bound follows a **radius**: change the image by less than R (L2) "
         "in any way you like, and the answer stays. That is a certificate.",
         "Move n and α. Which of them makes the radius larger, and what does it cost?",
-        _alive(_lesson_votes.radius),
+        _lesson_votes.radius,
         _lesson_questions.bound,
         r"Clopper–Pearson: $p_{\text{lower}} = \mathrm{Beta}^{-1}(\alpha; k, n-k+1)$. Cohen et al. (2019): "
         r"$R = \sigma\,\Phi^{-1}(p_{\text{lower}})$ if $p_{\text{lower}} > 1/2$, else abstain. $\Phi^{-1}$ is the "

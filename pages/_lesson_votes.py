@@ -190,8 +190,8 @@ def voting(run: Run) -> None:
     )
 
 
-def radius(run: Run) -> None:
-    """The chain votes → bound → radius, each symbol beside its number."""
+def radius(run: Run, revealed: bool) -> None:
+    """The chain votes → bound → radius, each symbol beside its number; the cap once it was predicted."""
     sigma, place = run.config.sigma, st.container(key="lesson-controls")
     with place:
         left, middle, right = st.columns(3, vertical_alignment="bottom")
@@ -221,7 +221,7 @@ def radius(run: Run) -> None:
         f"Test image {subject.image}. Selected class: {subject.name(selected)}, which is "
         f"{'right' if selected == subject.label else 'wrong, so its radius counts as 0'}."
     )
-    figure = lesson_figures.quantile(p_lower, k / counted, sigma=sigma, cap=cap)
+    figure = lesson_figures.quantile(p_lower, k / counted, sigma=sigma, cap=cap, tells_cap=revealed)
     chart(figure, "lesson_quantile")
     if not cap:
         st.warning(
