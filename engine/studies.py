@@ -60,6 +60,11 @@ class Cell:
         return run_id(self.config)
 
 
+def place_name(kind: str, row: str, column: str) -> str:
+    """A cell's name; in transfers the way from what poison was made against to what victims are."""
+    return (" → " if kind.startswith("transfer") else " × ").join(name for name in (row, column) if name)
+
+
 class Study(Settings):
     """A grid: the base with a row's and a column's overrides. Every cell is checked when the study is made."""
 
@@ -102,8 +107,7 @@ class Study(Settings):
         return [cell for group in groups.values() for cell in group]
 
     def name_of(self, cell: Cell) -> str:
-        names = (self.rows.points[cell.row].name, self.columns.points[cell.column].name)
-        return " × ".join(name for name in names if name)
+        return place_name(self.kind, self.rows.points[cell.row].name, self.columns.points[cell.column].name)
 
     def _places(self) -> Iterator[tuple[int, int]]:
         return ((r, c) for r in range(len(self.rows.points)) for c in range(len(self.columns.points)))

@@ -9,7 +9,7 @@ from typing import Any
 from engine import paper
 from engine.records import Run
 from engine.sentences import percent, with_spread
-from engine.studies import Cell, StudyRecord
+from engine.studies import Cell, StudyRecord, place_name
 
 Summary = dict[str, Any] | None  # mean, sd and seeds, as a report has them
 
@@ -93,8 +93,9 @@ def cell_at(found: dict[str, Any], row: int, column: int) -> dict[str, Any]:
 
 
 def cell_name(found: dict[str, Any], cell: dict[str, Any]) -> str:
-    parts = (names(found, "rows")[cell["row"]], names(found, "columns")[cell["column"]])
-    return " × ".join(part for part in parts if part)
+    return place_name(
+        found["study"]["kind"], names(found, "rows")[cell["row"]], names(found, "columns")[cell["column"]]
+    )
 
 
 def csv_text(found: dict[str, Any]) -> str:

@@ -43,6 +43,7 @@ def test_a_grid_is_every_row_with_every_column(study: Study) -> None:
     assert cells[3].config == with_overrides(study.base, ["threat.epsilon=0.2", "sigma=0.25"])
     assert cells[3].run_id == records.run_id(cells[3].config)
     assert study.name_of(cells[1]) == "0.1 × 0.25"
+    assert study.model_copy(update=dict(kind="transfer-sigma")).name_of(cells[1]) == "0.1 → 0.25"
 
 
 def test_a_study_of_one_axis_has_one_column(tiny: Tiny) -> None:

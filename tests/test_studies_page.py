@@ -53,7 +53,7 @@ def test_a_finished_study_shows_map_table_and_the_run_behind_a_cell(place: Path)
     assert not test.exception
     assert not test.warning
     assert len(test.get("plotly_chart")) == 1
-    assert "0.25 × 0.25" in words(test)
+    assert "0.25 → 0.25" in words(test)
     assert "Drop **10 ± 2 %**" in words(test)
     cells = next(box for box in test.selectbox if box.label == "Cell")
     cells.select(cells.options[5]).run()
