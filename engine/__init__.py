@@ -12,7 +12,7 @@ The import line; every module may import only modules to its left (tests/test_li
         → solvers → hypergradient → toy → training → threat → attacks
     what is seen, kept and said
         → perception → abx → handwriting → records → poison_file → commands → wording
-        → sentences → grid → tables → costs → report → index → stages
+        → citations → sentences → grid → tables → costs → report → index → stages
     figures
         → figures → comparison_figures → attack_figures → pictures → image_figures → grid_figures → toy_figures
         → figure_data → html_report

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine import datasets, grid, index, jobs, poison_file, records, study_commands, tables
+from engine import citations, datasets, grid, index, jobs, poison_file, records, study_commands, tables
 from engine.config import ARMS, FOLDER, Config, ConfigError, parse, with_overrides
 from engine.costs import estimate
 from engine.follow import BAD_INPUT, OK, add_data_root, values, wait_for
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "Print the report of a run.")
     report.add_argument("id", help="a run id, or its first digits")
     report.add_argument("--json", action="store_true")
+    report.add_argument("--cite", action="store_true", help="print whose work the run rests on, as BibTeX, instead")
     report.add_argument("--n", type=int, help="as if only so many of its estimation draws had been made")
     report.add_argument("--html", type=Path, metavar="FILE", help="write it as one file that works offline instead")
     add_data_root(report)
@@ -303,6 +304,9 @@ def _report(options: argparse.Namespace) -> int:
         text = html_report.write(run, data_root=options.data_root)
         records.write_atomically(options.html, text)
         print(options.html)
+        return OK
+    if options.cite:
+        print(citations.of_run(run), end="")
         return OK
     _print_report(run, as_json=options.json, n=options.n)
     return OK

@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from engine import attack_figures, commands, datasets, figures, pictures, sentences
+from engine import attack_figures, citations, commands, datasets, figures, pictures, sentences
 from engine.records import Run
 from engine.sentences import percent, with_spread
 
@@ -89,7 +89,8 @@ def write(run: Run, *, data_root: Path) -> str:
         "<h2>Limits</h2>",
         f"<p>{marked(sentences.limits_line(run))}</p>",
         "<h2>Cite</h2>",
-        f"<p>{escape(sentences.CITATION)}</p>",
+        _list(work.in_words() for work in citations.works(run.config)),
+        f"<details><summary>BibTeX</summary><pre>{escape(citations.of_run(run))}</pre></details>",
     ]
     return (
         f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{escape(title)} · PACD Lab</title>"

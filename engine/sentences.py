@@ -7,10 +7,6 @@ from engine.config import Config, arms_of, lower_level
 from engine.records import Run
 
 TARGET = "the target class"  # where its name is not given
-CITATION = (
-    "Mehra, Kailkhura, Chen, Hamm: How Robust are Randomized Smoothing based Defenses to Data Poisoning? CVPR 2021, "
-    "arXiv:2012.01274. Certification: Cohen, Rosenfeld, Kolter, ICML 2019, arXiv:1902.02918."
-)
 HOW_TO_READ = (
     "**Average certified radius (ACR)**: the mean, over the certified test images of a class, of the L2 radius within "
     "which the smoothed classifier provably keeps its correct answer; wrong answers and abstentions count as 0.",

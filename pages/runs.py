@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import commands, datasets, html_report, jobs, records, sentences, wording
+from engine import citations, commands, datasets, html_report, jobs, records, sentences, wording
 from engine.records import Run, RunNotFound
 from pages import _comparison, _export, _fork, _shared
 
@@ -216,6 +216,8 @@ def exports(run: Run) -> None:
     )
     st.markdown("**The same from the command line**")
     st.code(commands.command(*commands.asked_for(run)), language=None, wrap_lines=True)
+    with st.expander("Cite: whose work this run rests on (BibTeX)", icon=":material/format_quote:"):
+        st.code(citations.of_run(run), language=None)
 
 
 def has_images(run: Run) -> bool:
