@@ -1,7 +1,6 @@
 """The command line, on the same run directories as the app."""
 
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -18,7 +17,6 @@ from engine.records import Run, RunNotFound
 from engine.sentences import duration
 
 NICENESS = 10  # of a worker: whoever clicks in the app comes first
-AUTOGROUP = Path("/proc/self/autogroup")  # where Linux has it, it shares time among sessions, by niceness of their own
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,8 +125,6 @@ def _parser() -> argparse.ArgumentParser:
 def _work(options: argparse.Namespace) -> int:
     if hasattr(os, "nice"):
         os.nice(NICENESS)
-    with contextlib.suppress(OSError):
-        AUTOGROUP.write_text(str(NICENESS))
     return jobs.work(options.directory)
 
 

@@ -158,8 +158,6 @@ def test_asking_twice_at_once_gives_one_worker(tiny: Tiny, runs_root: Path) -> N
 def test_a_worker_yields_to_the_app(tiny: Tiny, runs_root: Path) -> None:
     pid = process_of(submit(tiny(*LONG), runs_root))
     assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
-    group = Path(f"/proc/{pid}/autogroup")  # by which Linux shares time among sessions, whatever is nice within one
-    assert not group.exists() or int(group.read_text().split()[-1]) > 0
 
 
 def test_a_finished_run_is_not_run_again(tiny: Tiny, work_here: WorkHere, runs_root: Path) -> None:
