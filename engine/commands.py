@@ -10,7 +10,7 @@ from engine.presets import PRESETS
 from engine.records import Run
 
 NAMES = [name for name in field_names() if name != "protocol_version"]
-OPTIONAL = ("attack.procedure", "attack.sigma")  # null: as the victims
+OPTIONAL = ("attack.procedure", "attack.sigma", "attack.augmentation")  # null: as the victims
 HEADS = ("procedure", "attack.procedure")  # what has settings of a procedure below it
 
 

@@ -39,6 +39,7 @@ AttackName = Literal[
     "label-flip",
     "from-file",
 ]
+Augmentation = Literal["none", "crop-flip", "crop-flip-batch"]
 Control = Literal["random_noise", "shuffled_signs"]
 CONTROLS = get_args(Control)
 ARMS = ("clean", "poisoned", *CONTROLS)
@@ -139,6 +140,11 @@ class AttackConfig(Settings):
     sigma: float | None = Field(
         default=None, gt=0, le=4, description="the attacker's noise level; the victims' if null"
     )
+    augmentation: Augmentation | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,  # it came later than the ids of shipped runs
+        description="what the attacker does to images that surrogates train on; as the victims' training if null",
+    )
     surrogate: Architecture = Field(description="architecture that the attacker differentiates through")
     upper_steps: int = Field(ge=1, le=100_000, description="updates of a poison minibatch")
     restart_every: int = Field(ge=1, description="upper steps until the surrogate starts again from new weights")
@@ -196,7 +202,7 @@ class TrainingConfig(Settings):
     )
     optimiser: Literal["adam", "sgd"] = Field(default="adam", description="sgd: momentum 0.9")
     weight_decay: float = Field(default=0.0, ge=0)
-    augmentation: Literal["none", "crop-flip", "crop-flip-batch"] = Field(
+    augmentation: Augmentation = Field(
         default="none", description="crop out of 4 pixels of padding and flip, per image, or one crop for a whole batch"
     )
     squeezing: Literal["none", "median", "one-bit", "three-bit"] = Field(
@@ -363,7 +369,7 @@ def differences(base: Config, other: Config) -> list[str]:
 
 def _get(values: Any, name: str) -> Any:
     for part in name.split("."):
-        values = values[part]
+        values = values.get(part)  # a field that is excluded where it is null is null
     return values
 
 
@@ -379,10 +385,10 @@ def poison_depends_on(config: Config) -> dict[str, Any]:
     procedure, sigma = lower_level(config)
     return {
         "threat": config.threat.model_dump(),
-        "attack": config.attack.model_dump(exclude={"procedure", "sigma"}),
+        "attack": config.attack.model_dump(exclude={"procedure", "sigma", "augmentation"}),
         "procedure": procedure.model_dump(),
         "sigma": sigma,
-        "augmentation": config.training.augmentation,
+        "augmentation": attackers_augmentation(config),
     }
 
 
@@ -390,3 +396,8 @@ def lower_level(config: Config) -> tuple[ProcedureConfig, float]:
     """(procedure, sigma) that the attacker assumes: the victims' own unless the attack says otherwise."""
     attack = config.attack
     return attack.procedure or config.procedure, config.sigma if attack.sigma is None else attack.sigma
+
+
+def attackers_augmentation(config: Config) -> Augmentation:
+    """What the attacker's lower level does to images: as the victims' training unless the attack says otherwise."""
+    return config.attack.augmentation or config.training.augmentation

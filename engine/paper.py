@@ -49,6 +49,8 @@ _DEPARTS = (
     "five victims in each arm, from seeds that are recorded; the code trains one, unseeded",
     "the poison's Adam keeps its state with the images, where the code keeps it with minibatch slots",
     "five surrogates that live equally long, where the code's first lives an epoch less than the others",
+    "a surrogate that diverges is replaced at once and reported, where the code replaces it unreported",
+    "victims train with torch's Adam, where the code's is TensorFlow's, which puts epsilon elsewhere",
 )
 _DEPARTS_OF = {
     "ga": (),
@@ -56,6 +58,7 @@ _DEPARTS_OF = {
         "the inner adversary's Adam keeps no state from one minibatch to the next, where the code's slots mix images",
         "in the attack the adversary grows evenly over the first quarter of a surrogate's life, where the code lets it "
         "rest for two of twenty epochs and grow over three",
+        "in the attack adversarial images are not cut at the pixel range between the poison's step and its budget",
     ),
     "macer": (),
 }
@@ -109,7 +112,7 @@ def _victims(procedure: str, mnist: bool, sigma: float) -> ProcedureConfig:
     if procedure == "ga":
         return ProcedureConfig(name="gaussian", draws=1)
     if procedure == "smoothadv":
-        return ProcedureConfig(name="smoothadv-pacd", draws=1, adversary_steps=2, adversary_size=1.0, warmup=0.1)
+        return ProcedureConfig(name="smoothadv-pacd", draws=1, adversary_steps=2, adversary_size=1.0, warmup=10 / 101)
     weight = 16.0 if mnist else 12.0 if sigma == 0.25 else 4.0
     return ProcedureConfig(name="macer-pacd", draws=16, weight=weight)
 

@@ -17,7 +17,7 @@ from engine.attacks.base import AttackProblem, AttackRecord
 from engine.attacks.random_noise import random_noise
 from engine.attacks.shuffled_signs import shuffled_signs
 from engine.checkpoint import Checkpoint
-from engine.config import Config, lower_level, poison_depends_on
+from engine.config import Config, attackers_augmentation, lower_level, poison_depends_on
 from engine.context import Context
 from engine.costs import work_of_attack
 from engine.hypergradient import Each
@@ -78,7 +78,7 @@ def pose_attack(
         target_class=config.threat.target_class,
         num_classes=len(problem.class_names),
         procedure=make(procedure, sigma=sigma),
-        augmentation=config.training.augmentation,
+        augmentation=attackers_augmentation(config),
         each=each if on_cpu else map,
         given=given,
         part=PART if on_cpu and images >= LARGE else WHOLE,

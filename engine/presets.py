@@ -96,7 +96,8 @@ def _of_the_paper(procedure: str, dataset: str) -> Preset:
     sigma, data = paper.DEFAULT_SIGMA[procedure, dataset], "MNIST" if dataset == "mnist" else "CIFAR-10"
     return Preset(
         f"paper-{procedure}-{dataset}",
-        f"The authors' setting for {_TITLES[procedure]} on {data} at σ = {sigma:g}. Meant for a GPU.",
+        f"The authors' setting for {_TITLES[procedure]} on {data} at σ = {sigma:g}. Meant for a GPU."
+        + (" At 0.5 their weight of its robustness term is 4." if (procedure, dataset) == ("macer", "cifar10") else ""),
         paper.paper(procedure, dataset, sigma),
         paper.departs(procedure),
     )
@@ -217,10 +218,10 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def family(preset: str) -> dict[str, Config]:
-    """The same setting for each robust procedure, by the procedure's name in a configuration."""
+def family(preset: str, sigma: float) -> dict[str, Config]:
+    """The same setting for each robust procedure, by the procedure's name in a configuration; the authors' at sigma."""
     if preset.startswith("paper-"):
-        of = {name: PRESETS[f"paper-{name}-{preset.rpartition('-')[2]}"].config for name in paper.PROCEDURES}
+        of = {name: paper.paper(name, preset.rpartition("-")[2], sigma) for name in paper.PROCEDURES}
     else:
         of = {"ga": PRESETS["quick"].config} | {n: PRESETS[f"quick-{n}"].config for n in ("smoothadv", "macer")}
     return {config.procedure.name: config for config in of.values()}

@@ -207,6 +207,9 @@ def _knowledge(config: Config, attack: wording.Attack) -> str:
         f"σ = {config.sigma:g}",
         wording.ARCHITECTURE_NAMES[config.architecture],
     ]
+    if config.attack.augmentation:
+        believed["augmentation"] = f"augmentation {config.attack.augmentation}"
+        true.append(f"augmentation {config.training.augmentation}")
     differs = [
         f"{what} ({is_so})" for (what, taken), is_so in zip(believed.items(), true, strict=True) if taken != is_so
     ]

@@ -1,6 +1,7 @@
 """The questions that studies answer: transfer, sweeps, rivals, and the paper's whole table, each with its axes."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -62,6 +63,7 @@ KINDS = {
     ),
 }
 REPRODUCE = "reproduce"
+ARMS = ("clean", "poisoned", "control")  # of a reproduction; the control is random noise
 LABELS = {
     "attack.procedure": "poison made against procedure",
     "procedure": "victims trained with",
@@ -95,9 +97,12 @@ def make(
         raise ConfigError(f"a kind of study is one of {', '.join(KINDS)}, got {kind!r}")
     found, base = KINDS[kind], presets.find_preset(preset).config
     base = with_overrides(base, [_ONE_CONTROL, *overrides])
-    if kind == "rivals" and base.attack.procedure is None:  # so that other columns do not move the attack too
-        base = with_overrides(base, [f"attack.procedure={base.procedure.model_dump_json()}"])
     axes = {"rows": _parsed(rows) if rows else found.rows, "columns": _parsed(columns) if columns else found.columns}
+    if kind == "rivals":  # other columns shall not move the attack too
+        if base.attack.procedure is None:
+            base = with_overrides(base, [f"attack.procedure={base.procedure.model_dump_json()}"])
+        if base.attack.sigma is None and axes["columns"][0] == "sigma":
+            base = with_overrides(base, [f"attack.sigma={base.sigma}"])
     chosen = {name: axis(*values, base=base, preset=preset) for name, values in axes.items()}
     return checked(kind=kind, base=base, **chosen)
 
@@ -110,14 +115,14 @@ def axis(field: str, values: tuple[Any, ...] | None, *, base: Config, preset: st
         values = _default_values(field, base, preset)
     if not values:
         raise ConfigError(f"an axis is field=v1,v2,…, got no value for {field}")
-    return Axis(label=LABELS.get(field, field), points=tuple(_point(field, value, preset) for value in values))
+    return Axis(label=LABELS.get(field, field), points=tuple(_point(field, value, base, preset) for value in values))
 
 
 def _default_values(field: str, base: Config, preset: str) -> tuple[Any, ...]:
     data = "cifar10" if base.dataset == "cifar10" else "mnist"
     leaf = field.rpartition(".")[2]
     if leaf == "procedure":
-        return tuple(presets.family(preset))
+        return tuple(presets.family(preset, base.sigma))
     if leaf in ("surrogate", "architecture"):
         return _ARCHITECTURES[data]
     if leaf == "sigma":
@@ -145,10 +150,17 @@ def _value(text: str) -> Any:
         return text
 
 
-def _point(field: str, value: Any, preset: str) -> Point:
-    """A value of a field; a procedure brings along what the preset of its name changes for its side of the game."""
+def _point(field: str, value: Any, base: Config, preset: str) -> Point:
+    """A value of a field; a procedure brings along what the preset of its name changes for its side of the game.
+
+    In the authors' settings a victims' σ brings what depends on it.
+    """
     text = value if isinstance(value, str) else json.dumps(value)
-    known = presets.family(preset)
+    known = presets.family(preset, base.sigma)
+    if field == "sigma" and preset.startswith("paper-") and isinstance(value, float):
+        _, name, data = preset.split("-")
+        there, here = (paper.paper(name, data, at) for at in (value, base.sigma))
+        return Point(name=text, overrides=tuple(differences(here, there)) or (f"{field}={text}",))
     if field.rpartition(".")[2] != "procedure" or value not in list(known):
         name = value["name"] if isinstance(value, dict) and "name" in value else text
         return Point(name=name, overrides=(f"{field}={text}",))
@@ -157,10 +169,11 @@ def _point(field: str, value: Any, preset: str) -> Point:
         procedure, section = tuned.procedure, "training."
     else:
         procedure, section = lower_level(tuned)[0], "attack."
-    start = PRESETS[preset].config
-    reference = start if start in known.values() else next(iter(known.values()))
+    reference = known.get(PRESETS[preset].config.procedure.name, next(iter(known.values())))
     changes = [change for change in differences(reference, tuned) if change.startswith(section)]
     others = tuple(change for change in changes if not change.startswith(("attack.procedure", "attack.sigma")))
+    if section == "attack." and len({each.training.augmentation for each in known.values()}) > 1:
+        others += (f"attack.augmentation={tuned.training.augmentation}",)  # not that of the column's victims
     return Point(name=value, overrides=(f"{field}={procedure.model_dump_json()}", *others))
 
 
@@ -169,6 +182,7 @@ def reproduction(
     datasets: list[str],
     sigmas: list[float] | None = None,
     *,
+    arms: Sequence[str] = ARMS,
     scale: str = "full",
     seeds: int = 1,
     victims: int | None = None,
@@ -178,6 +192,7 @@ def reproduction(
 
     Args:
         sigmas: the paper's grid for each data set if None.
+        arms: of ARMS the first ones: clean victims alone, poisoned ones beside them, or all.
         scale: "full", the authors' setting, or "small", for CPUs (presets.small).
         victims: victims for each arm, the setting's own number if None.
     Raises: ConfigError.
@@ -186,8 +201,12 @@ def reproduction(
         raise ConfigError(f"--scale is full or small, got {scale!r}")
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}")
+    if tuple(arms) not in (known := [ARMS[:k] for k in range(1, len(ARMS) + 1)]):
+        allowed = "; ".join(",".join(each) for each in known)
+        raise ConfigError(f"--arms is one of {allowed} (drops are relative to clean victims), got {','.join(arms)}")
     setting = paper.paper if scale == "full" else presets.small
-    more = [_ONE_CONTROL, *([] if victims is None else [f"victim_seeds={victims}"]), *overrides]
+    more = [_ONE_CONTROL if "control" in arms else "controls=[]", *(["attack.name=none"] * ("poisoned" not in arms))]
+    more = [*more, *([] if victims is None else [f"victim_seeds={victims}"]), *overrides]
     wanted = {
         f"{procedure}, {dataset}, σ = {sigma:g}": with_overrides(setting(procedure, dataset, sigma), more)
         for dataset in datasets

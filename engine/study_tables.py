@@ -7,6 +7,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from engine import paper
+from engine.config import Config, with_overrides
 from engine.records import Run
 from engine.sentences import percent, with_spread
 from engine.studies import Cell, StudyRecord, place_name
@@ -121,8 +122,8 @@ def csv_text(found: dict[str, Any]) -> str:
 
 
 def victims(cell: dict[str, Any]) -> int:
-    """How many pairs of victims the cell's drop rests on."""
-    return len((cell["drop"] or {}).get("seeds", ()))
+    """How many pairs of victims the cell's drop rests on; how many clean ones there are where nothing is poisoned."""
+    return len((cell["acr_clean" if cell["attack"] == "none" else "drop"] or {}).get("seeds", ()))
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -185,35 +186,51 @@ def visibility(cell: dict[str, Any]) -> tuple[str, str, str]:
     return texts[0], texts[1], texts[2]
 
 
+def at_home(found: dict[str, Any]) -> int:
+    """The column whose victims are those of the base, which attacks assume; the first if there is none."""
+    try:
+        base = Config.model_validate(found["study"]["base"])
+    except ValueError:  # of an older protocol
+        return 0
+    points = found["study"]["columns"]["points"]
+    return next((k for k, point in enumerate(points) if with_overrides(base, point["overrides"]) == base), 0)
+
+
+def home_and_others(found: dict[str, Any]) -> tuple[str, str]:
+    """The names of the columns that `by_row` takes the drop from, and the transfer."""
+    columns = names(found, "columns")
+    home = columns.pop(at_home(found))
+    return home, ", ".join(columns)
+
+
 def by_row(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each row: the drop in the first column, mean drop in the others (transfer), seconds, visibility.
+    """For each row: the drop at home, mean drop in the other columns (transfer), seconds, visibility.
 
     The attack's seconds are those of the cell that computed it: the others reused its poison.
     """
-    summaries = []
+    summaries, home = [], at_home(found)
     for r, name in enumerate(names(found, "rows")):
         cells = [cell for cell in found["cells"] if cell["row"] == r]
-        others = [cell["drop"]["mean"] for cell in cells[1:] if cell["drop"] and cell["drop"]["mean"] is not None]
+        others = [*cells[:home], *cells[home + 1 :]]
+        moved = [cell["drop"]["mean"] for cell in others if cell["drop"] and cell["drop"]["mean"] is not None]
         seconds = [cell["attack_seconds"] for cell in cells if cell["attack_seconds"] is not None]
         summaries.append(
             {
                 "name": name,
-                "drop": cells[0]["drop"],
-                "control_drop": cells[0]["control_drop"],
-                "transfer": fmean(others) if others else None,
+                "drop": cells[home]["drop"],
+                "control_drop": cells[home]["control_drop"],
+                "transfer": fmean(moved) if moved else None,
                 "attack_seconds": max(seconds) if seconds else None,
-                "cell": next((cell for cell in cells if cell["perturbation"]), cells[0]),
+                "cell": next((cell for cell in cells if cell["perturbation"]), cells[home]),
             }
         )
     return summaries
 
 
 def _table_of_rivals(found: dict[str, Any]) -> str:
-    columns = names(found, "columns")
-    transfer = [f"mean drop, {', '.join(columns[1:])}"] if len(columns) > 1 else []
-    lines = [
-        ["attack", f"drop, {columns[0]}".rstrip(", "), "random noise", *transfer, "L2", "PSNR", "SSIM", "attack s"]
-    ]
+    home, others = home_and_others(found)
+    transfer = [f"mean drop, {others}"] if others else []
+    lines = [["attack", f"drop, {home}".rstrip(", "), "random noise", *transfer, "L2", "PSNR", "SSIM", "attack s"]]
     for row in by_row(found):
         moved = ["–" if row["transfer"] is None else f"{100 * row['transfer']:z.0f} %"] if transfer else []
         lines.append(
@@ -250,7 +267,7 @@ def _paper_table(found: dict[str, Any]) -> str:
             values = [_over([cell[name] for cell in cells]) for name in ("acr_clean", "acr_poisoned", "acr_control")]
             shares = [_over([cell[name] for cell in cells]) for name in ("drop", "control_drop")]
             told = [*map(with_spread, values), *map(percent, shares)]
-            several = sum(cell["drop"] is not None for cell in cells)
+            several = sum(victims(cell) > 0 for cell in cells)
             what = [f"all ({several})", str(sum(map(victims, cells))), *told, "not published", claim]
             lines.append([*_setting(cells[0]), *what, _seconds(_total(cells)), _device(cells[0])])
     small = found["study"]["kind"].endswith("small")
@@ -285,9 +302,11 @@ def _device(cell: dict[str, Any]) -> str:
 
 def grounds(found: dict[str, Any]) -> str:
     """What the numbers rest on, in a few sentences."""
-    done = [cell for cell in found["cells"] if cell["drop"]]
+    done = [cell for cell in found["cells"] if cell["acr_clean"]]
     if not done:
         return "No cell has a result yet."
+
+    clean = ", or clean ones alone" if any(cell["attack"] == "none" for cell in done) else ""
 
     def all_of(name: str) -> str:
         return ", ".join(
@@ -295,11 +314,11 @@ def grounds(found: dict[str, Any]) -> str:
         )
 
     return (
-        f"n: pairs of victims. Data: {all_of('dataset')}; target class {all_of('target_class')}; ε = "
-        f"{all_of('epsilon')} (L∞) and radii (L2) in pixel units of [0, 1]; {all_of('images')} test images of the "
-        f"class; {all_of('n')} estimation draws; seed {all_of('seed')}. {all_of('device_name')}, torch "
-        f"{all_of('torch')}, commit {all_of('commit')}. Drops may be compared where draws and α are the same "
-        "(with fewer draws the cap hides a part of them), ACR only where σ is, too."
+        f"n: pairs of victims, of the same seed{clean}. Data: {all_of('dataset')}; target class "
+        f"{all_of('target_class')}; ε = {all_of('epsilon')} (L∞) and radii (L2) in pixel units of [0, 1]; "
+        f"{all_of('images')} test images of the class; {all_of('n')} estimation draws; seed {all_of('seed')}. "
+        f"{all_of('device_name')}, torch {all_of('torch')}, commit {all_of('commit')}. Drops may be compared where "
+        "draws and α are the same (with fewer draws the cap hides a part of them), ACR only where σ is, too."
     )
 
 

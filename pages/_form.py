@@ -39,6 +39,7 @@ LABELS = {
     "attack.name": "Attack",
     "attack.procedure": "Procedure it assumes",
     "attack.sigma": "Noise level σ it assumes",
+    "attack.augmentation": "Augmentation it assumes",
     "attack.surrogate": "Its surrogates' architecture",
     "attack.file": "Poison file (SHA-256)",
     "data.train_size": "Training images",
@@ -231,7 +232,8 @@ def widget(name: str) -> None:
         choices = list(get_args(annotation))
         st.selectbox(options=choices, format_func=_plain(name), on_change=take_attack, **options)
     elif get_origin(annotation) is Literal:
-        st.selectbox(options=list(get_args(annotation)), format_func=_plain(name), **options)
+        unset = [None] if name in OPTIONAL else []
+        st.selectbox(options=[*unset, *get_args(annotation)], format_func=_plain(name), **options)
     elif annotation is bool:
         st.checkbox(**options)
     elif annotation is str:

@@ -43,7 +43,7 @@ def form() -> None:
     with st.expander("What the attacker assumes"):
         if not attack.surrogate:
             st.caption(f"{attack.name}: uses no surrogate, so it assumes nothing, and these settings do not matter.")
-        _form.widgets(["attack.procedure", "attack.sigma", "attack.surrogate"], columns=2)
+        _form.widgets(["attack.procedure", "attack.sigma", "attack.surrogate", "attack.augmentation"], columns=2)
         if names := _form.settings_of("attack.procedure"):
             st.markdown(f"**Settings of {wording.PROCEDURE_NAMES[_form.chosen('attack.procedure')]}**, as assumed")
             _form.widgets(names, columns=2)

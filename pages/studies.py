@@ -226,22 +226,22 @@ def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
 
 def rivals(found: dict[str, Any]) -> None:
     st.header("Does bilevel optimisation earn its price?")
-    columns = study_tables.names(found, "columns")
+    home, others = study_tables.home_and_others(found)
     rows = study_tables.by_row(found)
     visible = [study_tables.visibility(row["cell"]) for row in rows]
     table = pd.DataFrame(
         {
             "attack": [row["name"] for row in rows],
-            f"drop, {columns[0]}": [sentences.percent(row["drop"]) for row in rows],
+            f"drop, {home}": [sentences.percent(row["drop"]) for row in rows],
             "random noise": [sentences.percent(row["control_drop"]) for row in rows],
-            f"mean drop, {', '.join(columns[1:])}": [_or_dash(row["transfer"], 100, " %") for row in rows],
+            f"mean drop, {others}": [_or_dash(row["transfer"], 100, " %") for row in rows],
             "attack, seconds": [_or_dash(row["attack_seconds"]) for row in rows],
             "L2": [texts[0] for texts in visible],
             "PSNR (dB)": [texts[1] for texts in visible],
             "SSIM": [texts[2] for texts in visible],
         }
     )
-    if len(columns) == 1:
+    if not others:
         table = table.drop(columns="mean drop, ")
     st.dataframe(table, hide_index=True, alt="The attacks side by side: drop, transfer, seconds, visibility.")
     st.caption(

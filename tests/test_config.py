@@ -76,6 +76,7 @@ CHOICES = {
     "dataset": ["imagenet", "", "MNIST", 1, "folder:", "folder:.hidden", "folder:a/b", "folder:a b"],
     "architecture": ["resnet", None],
     "attack.name": ["fgsm", None],
+    "attack.augmentation": ["crop"],
     "attack.surrogate": ["resnet"],
     "attack.linear_solver": ["sgd"],
     "attack.fixed_lower_noise": ["perhaps", 2],

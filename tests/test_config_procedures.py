@@ -10,8 +10,11 @@ from engine.config import (
     PROCEDURES,
     ConfigError,
     ProcedureConfig,
+    attackers_augmentation,
+    differences,
     lower_level,
     parse,
+    poison_depends_on,
     with_overrides,
 )
 from tests.configuring import CONFIG, changed, complaint
@@ -89,3 +92,14 @@ def test_every_procedure_with_settings_of_its_own_comes_back_from_its_text(data)
     config = with_overrides(CONFIG, typed)
     assert config.procedure.model_dump(include=set(given)) == given
     assert parse(json.loads(config.canonical())) == config
+
+
+def test_an_attacker_that_assumes_the_victims_augmentation_is_the_same_configuration_as_ever() -> None:
+    assert "augmentation" not in CONFIG.model_dump()["attack"]
+    other = with_overrides(CONFIG, ["attack.augmentation=crop-flip"])
+    assert (attackers_augmentation(CONFIG), attackers_augmentation(other)) == ("none", "crop-flip")
+    assert differences(CONFIG, other) == ['attack.augmentation="crop-flip"']
+    assert differences(other, CONFIG) == ["attack.augmentation=null"]
+    assert with_overrides(other, ["attack.augmentation=null"]) == CONFIG
+    victims = with_overrides(CONFIG, ["training.augmentation=crop-flip"])
+    assert poison_depends_on(victims) == poison_depends_on(other) != poison_depends_on(CONFIG)

@@ -144,6 +144,10 @@ def test_what_the_attacker_assumes_can_differ_from_what_is_true() -> None:
         test
     )
     assert "and noise level (σ = 0.25), so the poison has to transfer" in words(test)
+    test.selectbox(key="field attack.augmentation").set_value("crop-flip").run()
+    assert "--set attack.augmentation=crop-flip" in words(test)
+    assert "and augmentation (augmentation none), so the poison has to transfer" in words(test)
+    test.selectbox(key="field attack.augmentation").set_value(None).run()
     test.selectbox(key="field attack.procedure").set_value(None).run()
     test.number_input(key="field attack.sigma").set_value(None).run()
     assert "--preset smoke\n" in words(test)

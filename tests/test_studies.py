@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from engine import jobs, paper, records, studies, study_kinds, study_tables
-from engine.config import PROCEDURES, Config, ConfigError, differences, with_overrides
+from engine.config import (
+    PROCEDURES,
+    Config,
+    ConfigError,
+    arms_of,
+    canonical_json,
+    differences,
+    poison_depends_on,
+    with_overrides,
+)
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 from engine.studies import Axis, Point, Study
@@ -186,7 +195,7 @@ def test_differences_are_the_overrides_that_lead_from_one_configuration_to_anoth
         for other in PRESETS.values():
             changes = differences(base.config, other.config)
             assert with_overrides(base.config, changes) == other.config
-    assert set(PROCEDURES) >= set(study_kinds.presets.family("paper-ga-mnist"))
+    assert set(PROCEDURES) >= set(study_kinds.presets.family("paper-ga-mnist", 0.5))
 
 
 # --- the study's process ---
@@ -269,3 +278,36 @@ def test_a_study_that_was_killed_goes_on_where_it_was_and_can_be_cancelled_and_d
     studies.delete(record)
     assert list(studies.all_studies(runs_root)) == []
     assert quick.status() == finished  # its runs stay
+
+
+@pytest.mark.parametrize("preset", ["paper-ga-cifar10", "paper-smoothadv-cifar10", "paper-macer-cifar10"])
+def test_a_row_of_a_transfer_on_cifar10_is_one_poison_and_its_victims_are_the_papers(preset: str) -> None:
+    study = study_kinds.make("transfer-procedure", preset=preset)
+    sigma = study.base.sigma
+    for row, point in enumerate(study.rows.points):
+        cells = [cell for cell in study.cells() if cell.row == row]
+        assert len({canonical_json(poison_depends_on(cell.config)) for cell in cells}) == 1
+        made = paper.paper(point.name.removesuffix("-pacd").replace("gaussian", "ga"), "cifar10", sigma)
+        assert poison_depends_on(cells[0].config) == poison_depends_on(made)
+    for cell in study.cells():
+        victims = study.columns.points[cell.column].name.removesuffix("-pacd").replace("gaussian", "ga")
+        trained = paper.paper(victims, "cifar10", sigma)
+        assert (cell.config.procedure, cell.config.training) == (trained.procedure, trained.training)
+
+
+def test_another_sigma_of_the_authors_brings_the_weight_that_they_have_there() -> None:
+    study = study_kinds.make("transfer-sigma", preset="paper-macer-cifar10")
+    assert [(cell.config.sigma, cell.config.procedure.weight) for cell in study.cells()] == [(0.25, 12), (0.5, 4)] * 2
+    rivals = study_kinds.make("rivals", preset="quick", columns="sigma=0.25,0.5")
+    assert {cell.config.attack.sigma for cell in rivals.cells()} == {0.5}
+
+
+def test_a_reproduction_has_the_arms_that_are_asked_for() -> None:
+    arms = {
+        tuple(asked): {arms_of(cell.config) for cell in
+                       study_kinds.reproduction(["ga"], ["mnist"], [0.5], scale="small", arms=asked).cells()}
+        for asked in (["clean"], ["clean", "poisoned"], ["clean", "poisoned", "control"])
+    }  # fmt: skip
+    assert list(arms.values()) == [{("clean",)}, {("clean", "poisoned")}, {("clean", "poisoned", "random_noise")}]
+    with pytest.raises(ConfigError, match=r"--arms is one of clean; clean,poisoned; .*, got poisoned"):
+        study_kinds.reproduction(["ga"], ["mnist"], arms=["poisoned"])

@@ -93,7 +93,7 @@ def test_the_table_has_exactly_the_reports_numbers(half_done: studies.StudyRecor
         f"`{cells[0].run_id}` |" in text
     )
     assert "| reused | 42 |" in text
-    assert "| pacd | 47 ± 2 % | 10 ± 2 % | 40 % | 1.23 | 27.0 | 0.876 | 32 |" in text  # the rivals' own table
+    assert "| pacd | 40 ± 2 % | 10 ± 2 % | 47 % | 1.23 | 27.0 | 0.876 | 32 |" in text  # the rivals' own table
     assert "100 test images" in text
     assert "a processor, torch 2.0, commit abc" in text
     widths = [{line.count("|") for line in part.splitlines()} for part in text.split("\n\n") if part.startswith("|")]
@@ -154,3 +154,24 @@ def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(hal
     assert [tuple(place) for place in marks.customdata] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert "n = 3" in marks.hovertext[0]
     assert "47 ± 2 %" in figure.layout.meta["alt"]
+
+
+def test_the_rivals_drop_is_that_of_the_victims_that_attacks_assume(tiny: Tiny, tmp_path: Path) -> None:
+    base = tiny("sigma=0.25", "attack.sigma=0.25")
+    study = Study(kind="rivals", base=base, rows=axis("attack.name", "pacd"), columns=axis("sigma", 0.1, 0.25, 0.5))
+    found = study_tables.results(with_reports(study, tmp_path, [fake_report(drop) for drop in (0.1, 0.4, 0.2)]))
+    assert study_tables.home_and_others(found) == ("0.25", "0.1, 0.5")
+    (row,) = study_tables.by_row(found)
+    assert (row["drop"]["mean"], row["transfer"]) == pytest.approx((0.4, 0.15))
+    assert "| attack | drop, 0.25 | random noise | mean drop, 0.1, 0.5 |" in study_tables.markdown(found)
+
+
+def test_a_reproduction_of_clean_victims_alone_has_results(tmp_path: Path) -> None:
+    study = study_kinds.reproduction(["ga"], ["mnist"], [0.5], scale="small", arms=["clean"])
+    report = fake_report(0.4)
+    report["relative_drop"] = {}
+    report["arms"] = {"clean": report["arms"]["clean"]}
+    text = study_tables.markdown(study_tables.results(with_reports(study, tmp_path, [report])))
+    assert "| gaussian | mnist | 0.5 | 0 | 2 | 1.000 ± 0.014 | – | – | – | – |" in text
+    assert "n: pairs of victims, of the same seed, or clean ones alone." in text
+    assert "a processor, torch 2.0, commit abc" in text
