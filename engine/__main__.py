@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     presets = command("presets", _presets, "List the presets.")
     presets.add_argument("--json", action="store_true", help="with their configurations, as JSON")
+    presets.add_argument("--markdown", action="store_true", help="the authors' settings beside each other, as a table")
     presets.add_argument("--departs", action="store_true", help="and how each differs from the authors' setting")
 
     runs = command("runs", _runs, "List the runs, newest first; or cancel or delete one.")
@@ -172,6 +173,9 @@ def _print_report(run: Run, *, as_json: bool, n: int | None = None) -> None:
 def _presets(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({name: preset.config.model_dump(mode="json") for name, preset in PRESETS.items()}, indent=1))
+        return OK
+    if options.markdown:
+        print(tables.settings({name: preset.config for name, preset in PRESETS.items() if name.startswith("paper-")}))
         return OK
     indent = " " * WIDTH
     for preset in PRESETS.values():

@@ -1,10 +1,10 @@
 """Reports as plain text and as Markdown, for terminals and for documents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.commands import asked_for
-from engine.config import CONTROLS
+from engine.commands import asked_for, values_of
+from engine.config import CONTROLS, Config
 from engine.records import Run
 from engine.sentences import percent, with_spread
 
@@ -44,6 +44,21 @@ def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
         + (", so few of each other one that ACR all is rough." if settings["other_images"] < FEW else "."),
     ]
     return "\n".join(lines)
+
+
+def settings(configs: Mapping[str, Config]) -> str:
+    """A Markdown table of configurations beside each other: a row for each field, as --set takes it."""
+    columns = [values_of(config) for config in configs.values()]
+    lines = [f"| field | {' | '.join(configs)} |", "|---" * (len(columns) + 1) + "|"]
+    for name in columns[0]:
+        told = ["–" if each[name] in (None, "") else _plain(each[name]) for each in columns]
+        if set(told) != {"–"}:
+            lines.append(f"| {name} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def markdown(runs: Sequence[Run]) -> str:
