@@ -147,6 +147,7 @@ def table(runs: dict[tuple[str, float], Run]) -> Table:
         radii = correct_radius(of_class).groupby(of_class["image"]).mean()
         interval = interval_of_mean(radii, radii * 0 + 1)
         half = (interval.high - interval.low) / 2
+        beside = "" if accuracy is None else f" (published {accuracy:.3f})"
         rows.append(
             (
                 procedure,
@@ -154,8 +155,7 @@ def table(runs: dict[tuple[str, float], Run]) -> Table:
                 f"{published:.3f}" + ("" if spread is None else f" ± {spread:.3f}"),
                 f"{acr['mean']:.3f}" + ("" if acr["sd"] is None else f" ± {acr['sd']:.3f}"),
                 "all" if len(radii) == IMAGES else f"{len(radii)} (± {half:.3f})",
-                f"{arm['accuracy']['target']['mean']:.3f}"
-                + ("" if accuracy is None else f" (published {accuracy:.3f})"),
+                f"{arm['accuracy']['target']['mean']:.3f}{beside}",
                 f"{report['seconds']['total']:.0f}",
             )
         )

@@ -43,6 +43,10 @@ def test_recipes_are_those_that_were_published():
     config = baselines.baseline("smoothadv", 0.25, ())
     assert (config.procedure.adversary_steps, config.procedure.draws, config.training.batch_size) == (10, 4, 64)
     assert baselines.baseline("gaussian", 0.25, ()).training.batch_size == 256
+    config = baselines.baseline("consistency", 0.25, ())
+    assert (config.procedure.draws, config.procedure.weight, config.training.batch_size) == (2, 10, 128)
+    steps = [baselines.baseline("smoothmix", sigma, ()).procedure.adversary_steps for sigma in (0.5, 1.0)]
+    assert steps == [4, 8]
 
 
 @pytest.mark.parametrize("wrong", [["--epochs", "0"], ["--sigmas", "0.3"], ["--set", "training.squeeze=1"]])
