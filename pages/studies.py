@@ -17,9 +17,9 @@ from engine import (
     study_tables,
     wording,
 )
-from engine.config import Config, differences
+from engine.config import Config, attackers_augmentation, differences, lower_level, with_overrides
 from engine.presets import PRESETS
-from engine.records import Run, RunNotFound
+from engine.records import GALLERY, GRID, Run, RunNotFound
 from engine.studies import StudyRecord
 from pages import _new_study, _shared
 from pages._show import chart
@@ -192,8 +192,40 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
             words = "has not begun" if cell["state"] == "not started" else "is not on this machine"
             st.caption(f"This run {words}. The same from the command line:")
             st.code(command_of_cell(found, cell), language=None, wrap_lines=True)
-            return
+            if (like := exhibited_like(found, cell)) is None:
+                return
+            st.caption(f"Run {like}, which comes with the project, is the same but for its controls:")
+            run = records.find(_shared.runs_root(), like)
         run_links(run)
+
+
+def exhibited_like(found: dict[str, Any], cell: dict[str, Any]) -> str | None:
+    """The id of a run of the gallery that has the cell's clean and poisoned victims, whatever its controls."""
+    try:
+        base = Config.model_validate(found["study"]["base"])
+    except ValueError:  # of an older protocol
+        return None
+    return but_for_controls().get(_without_controls(with_overrides(base, overrides_of(found, cell))))
+
+
+@st.cache_data(show_spinner=False)
+def but_for_controls() -> dict[str, str]:
+    """Ids of the gallery's runs by what they are but for their controls."""
+    return {_without_controls(run.config): run.id for folder in (GALLERY, GRID) for run in records.all_runs(folder)}
+
+
+def _without_controls(config: Config) -> str:
+    """Its text, with what the attacker assumes spelt out."""
+    procedure, sigma = lower_level(config)
+    assumed = dict(procedure=procedure, sigma=sigma, augmentation=attackers_augmentation(config))
+    attack = config.attack.model_copy(update=assumed)
+    return config.model_copy(update=dict(attack=attack, controls=())).canonical()
+
+
+def overrides_of(found: dict[str, Any], cell: dict[str, Any]) -> list[str]:
+    """What the cell's row and column set."""
+    points = (found["study"][axis]["points"][cell[name]] for axis, name in (("rows", "row"), ("columns", "column")))
+    return [override for point in points for override in point["overrides"]]
 
 
 def run_links(run: Run) -> None:
@@ -212,9 +244,7 @@ def run_links(run: Run) -> None:
 
 def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
     """The run of a cell as a command, from the preset that differs least."""
-    study = found["study"]
-    points = (study[axis]["points"][cell[name]] for axis, name in (("rows", "row"), ("columns", "column")))
-    moved = [override for point in points for override in point["overrides"]]
+    study, moved = found["study"], overrides_of(found, cell)
     preset = found["preset"] if found["preset"] in PRESETS else "quick"
     try:
         base = Config.model_validate(study["base"])

@@ -120,6 +120,29 @@ def test_a_drawn_digit_is_certified_and_stays_while_another_page_is_open(app: Se
     assert not seen.away
 
 
+def test_a_click_on_a_studys_cell_shows_the_run_behind_it(app: Server, browser_path: str) -> None:
+    with browser.chromium(browser_path) as chromium:
+        page, seen = browser.new_page(chromium)
+        page.goto(f"{app.address}/studies?study=43731ae460843f7d")
+        cells = page.locator(".js-plotly-plot .nsewdrag").first
+        cells.wait_for(state="attached", timeout=PATIENCE)
+        chosen = page.get_by_text(re.compile("^Drop [0-9]"))
+        for column, name in ((0, "smoothadv → gaussian"), (2, "smoothadv → macer"), (1, "smoothadv → smoothadv")):
+            idle(page)
+            box = cells.bounding_box()
+            page.mouse.move(box["x"] + box["width"] * (column + 0.4) / 3, box["y"] + box["height"] / 2)
+            page.mouse.click(box["x"] + box["width"] * (column + 0.5) / 3, box["y"] + box["height"] / 2)
+            page.get_by_text(re.compile(rf"^{name}, run [0-9a-f]+ ")).wait_for()
+        chosen.wait_for()
+        page.get_by_text(re.compile("comes with the project, is the same but for its controls")).wait_for()
+        page.get_by_role("button", name="Open in Certify").click()
+        heading(page, "Certify").wait_for()
+        idle(page)
+        no_exception(page)
+    assert not seen.problems
+    assert not seen.away
+
+
 def bar(page, name: str):
     """The link to this page in the bar above: pages have links of the same name, too."""
     return page.get_by_test_id("stTopNav").get_by_role("link", name=name, exact=True)
