@@ -5,6 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from engine import jobs
+from engine.costs import expected_device
 from engine.records import RunNotFound
 from pages import _form, _glossary, _links, _shared
 from pages._shared import RUN_PARAMETER
@@ -72,7 +73,7 @@ def link_to_view() -> None:
 
 
 def device_badge() -> None:
-    device = _shared.expected_device()
+    device = expected_device()
     names = {"cpu": ":material/memory: CPU", "cuda": ":material/developer_board: GPU (CUDA)"}
     st.badge(f"New runs compute on: {names[device]}", color="gray")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine import citations, datasets, grid, index, jobs, poison_file, records, study_commands, tables
 from engine.config import ARMS, FOLDER, Config, ConfigError, parse, with_overrides
-from engine.costs import estimate
+from engine.costs import estimate, expected_device
 from engine.follow import BAD_INPUT, OK, add_data_root, values, wait_for
 from engine.presets import PRESETS, WIDTH, find_preset
 from engine.records import Run, RunNotFound
@@ -151,11 +151,15 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _dry_run(config: Config) -> dict:
-    expected = estimate(config, device="cpu")
+    expected = estimate(config, device=expected_device())
     return {
         "run_id": records.run_id(config),
         "config": config.model_dump(mode="json"),
-        "estimate": {"seconds": round(expected.seconds), "memory_bytes": round(expected.memory_bytes), "device": "cpu"},
+        "estimate": {
+            "seconds": round(expected.seconds),
+            "memory_bytes": round(expected.memory_bytes),
+            "device": expected_device(),
+        },
     }
 
 
@@ -178,11 +182,10 @@ def _presets(options: argparse.Namespace) -> int:
         print(tables.settings({name: preset.config for name, preset in PRESETS.items() if name.startswith("paper-")}))
         return OK
     indent = " " * WIDTH
+    device = expected_device()
     for preset in PRESETS.values():
-        expected = estimate(preset.config, device="cpu")
-        print(
-            f"{preset.name:<{WIDTH}}{preset.sentence}\n{indent}about {duration(expected.seconds)} on this machine's CPU"
-        )
+        expected = duration(estimate(preset.config, device=device).seconds)
+        print(f"{preset.name:<{WIDTH}}{preset.sentence}\n{indent}about {expected} on this machine's {device.upper()}")
         if options.departs:
             print(*(f"{indent}departs from the authors: {text}" for text in preset.departs), sep="\n")
     return OK

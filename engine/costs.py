@@ -1,7 +1,11 @@
 """How much work a configuration is, and what that means in seconds and memory before anything has run."""
 
 import os
+import shutil
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
 
 from engine.config import AttackConfig, Config, arms_of, lower_level
 
@@ -184,3 +188,14 @@ def _kept(config: Config, architecture: str) -> float:
 
 def _unit(config: Config, architecture: str) -> float:
     return RELATIVE_COST[architecture] * IMAGE_COST.get(config.dataset, 1.0)
+
+
+@cache
+def expected_device() -> str:
+    """ "cuda" where an NVIDIA GPU and a torch that can use it seem to be here, else "cpu"; asks no torch."""
+    has_gpu = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
+    try:
+        able = not metadata.version("torch").endswith("+cpu")
+    except metadata.PackageNotFoundError:
+        able = False
+    return "cuda" if has_gpu and able and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") else "cpu"

@@ -16,7 +16,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from engine import jobs
 from engine.config import Config, ConfigError, Settings, arms_of, poison_depends_on, with_overrides
-from engine.costs import STARTUP_SECONDS, units_per_second, work_of_attack, work_of_training, work_of_votes
+from engine.costs import (
+    STARTUP_SECONDS,
+    expected_device,
+    units_per_second,
+    work_of_attack,
+    work_of_training,
+    work_of_votes,
+)
 from engine.records import (
     GALLERY,
     Record,
@@ -267,7 +274,7 @@ def work(directory: Path) -> int:
 def _steps(record: StudyRecord, status: Status) -> Iterator[Status]:
     """Does the cells, yielding how far the study is a few times a second; ends early once it is to be cancelled."""
     study, request = record.study, record.request
-    expected, speed = seconds_of(study, device="cpu"), Speed()
+    expected, speed = seconds_of(study, device=expected_device()), Speed()
     order = study.in_order()
     ahead = {cell.run_id: expected[cell.run_id] for cell in record.unfinished()}
     for number, cell in enumerate(order, start=1):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import datasets, paper, studies, study_kinds, study_tables
+from engine.costs import expected_device
 from engine.follow import FAILED, OK, add_data_root, follow, values
 from engine.presets import WIDTH
 from engine.records import write_atomically
@@ -86,9 +87,9 @@ def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) 
     data_root, cells = options.data_root, study.in_order()
     studies.check(study, runs_root=options.runs_root, data_root=data_root)
     if options.dry_run:
-        seconds = studies.seconds_of(study, device="cpu")
+        seconds = studies.seconds_of(study, device=expected_device())
         planned = [{"cell": study.name_of(cell), "run_id": cell.run_id} for cell in cells]
-        estimate = {"seconds": round(sum(seconds.values())), "device": "cpu"}
+        estimate = {"seconds": round(sum(seconds.values())), "device": expected_device()}
         plan = {"study_id": study.id, "kind": study.kind, "cells": planned, "estimate": estimate}
         print(json.dumps(plan, indent=1, ensure_ascii=False))
         return OK

@@ -4,7 +4,7 @@ import streamlit as st
 
 from engine import datasets, grid, jobs, records, sentences, wording
 from engine.config import Config, ConfigError, parse
-from engine.costs import estimate
+from engine.costs import estimate, expected_device
 from engine.datasets import DatasetUnavailable
 from engine.grid import Point
 from engine.records import Run
@@ -49,7 +49,7 @@ def another_point() -> None:
 
 def left(config: Config, point: Point) -> None:
     """What the point will cost, and the button."""
-    device = _shared.expected_device()
+    device = expected_device()
     expected = estimate(config, device=device)
     here = datasets.available(config.dataset, _shared.data_root())
     st.caption(

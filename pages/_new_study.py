@@ -7,6 +7,7 @@ import streamlit as st
 
 from engine import datasets, sentences, studies, study_kinds, wording
 from engine.config import ConfigError
+from engine.costs import expected_device
 from engine.datasets import DATASETS
 from engine.presets import PRESETS
 from engine.records import Run
@@ -86,7 +87,7 @@ def open_study(identifier: str) -> None:
 
 
 def before_the_start(study: Study, preset: str, known: Container[str]) -> None:
-    device, cells = _shared.expected_device(), len(study.cells())
+    device, cells = expected_device(), len(study.cells())
     seconds = sum(studies.seconds_of(study, device=device).values())
     finished = sum(studies.is_finished(Run(_shared.runs_root() / cell.run_id)) for cell in study.cells())
     columns = st.columns(2)

@@ -1,10 +1,7 @@
 """What all pages share: where things are, which run is open, cached reading. No computing, no torch."""
 
-import os
-import shutil
 import sqlite3
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -180,17 +177,6 @@ def row_label(row: dict[str, Any]) -> str:
 def moment(seconds: float | None) -> str:
     """A point in time on this machine's clock."""
     return datetime.fromtimestamp(seconds).strftime("%d %b %Y %H:%M") if seconds else "–"
-
-
-@st.cache_resource
-def expected_device() -> str:
-    """ "cuda" where an NVIDIA GPU and a torch that can use it seem to be here, else "cpu"; asks no torch."""
-    has_gpu = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
-    try:
-        able = not metadata.version("torch").endswith("+cpu")
-    except metadata.PackageNotFoundError:
-        able = False
-    return "cuda" if has_gpu and able and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") else "cpu"
 
 
 def go(page: str) -> None:

@@ -9,7 +9,7 @@ import streamlit as st
 from engine import datasets, jobs, records, sentences, wording
 from engine.certification import radius_cap
 from engine.config import Config, ConfigError, arms_of, smallest_useful_n
-from engine.costs import estimate
+from engine.costs import estimate, expected_device
 from engine.datasets import DatasetUnavailable
 from engine.presets import PRESETS
 from engine.records import Run
@@ -105,7 +105,7 @@ def submit(settings: Callable[[], Config], preset: str | None, forked_from: str 
 
 def before_the_start(config: Config, target: str) -> None:
     """Device, seconds, memory, the radius cap: what is known before anything has run."""
-    device, settings = _shared.expected_device(), config.certification
+    device, settings = expected_device(), config.certification
     expected = estimate(config, device=device)
     cap = radius_cap(n=settings.n, sigma=config.sigma, alpha=settings.alpha)
     columns = st.columns(3)

@@ -332,7 +332,7 @@ def test_a_dry_run_of_a_study_lists_its_cells_and_creates_nothing(
     code, text, _ = main(capsys, *small_study, "--dry-run")
     plan = json.loads(text)
     assert code == 0
-    assert [cell["cell"] for cell in plan["cells"]] == ["0.1 × 0.1", "0.1 × 0.25", "0.25 × 0.1", "0.25 × 0.25"]
+    assert [cell["cell"] for cell in plan["cells"]] == ["0.1 → 0.1", "0.1 → 0.25", "0.25 → 0.1", "0.25 → 0.25"]
     assert plan["estimate"]["seconds"] > 4
     assert not runs_root.exists()
 
