@@ -32,8 +32,8 @@ SLIDERS = {  # page → accessible names of sliders, or beginnings of them
 }
 VISITORS = 8
 APART = 0.5  # seconds between two visitors' clicks in a class: each reads for four seconds and goes on
-SHOWN = r"""() => [  // when, and how many outer steps of the bilevel problem the page shows
-    performance.now() / 1000, Number(document.body.innerText.match(/(\d+) outer steps/)[1])]"""
+SHOWN = r"""() => [  // when, and how many upper steps of the bilevel problem the page shows
+    performance.now() / 1000, Number(document.body.innerText.match(/(\d+) upper steps/)[1])]"""
 IDLE, BESIDE = "idle", "beside a running job"
 
 
@@ -214,7 +214,7 @@ def _strangers(pages: list[Any], forward: bool) -> list[str]:
 
 
 def toy(chromium: Any, rounds: int) -> Iterator[Table]:
-    """The lesson's bilevel problem, played: outer steps a second that a visitor sees, each with its hypergradient."""
+    """The lesson's bilevel problem, played: upper steps a second that a visitor sees, each with its hypergradient."""
     with fresh_server() as server:
         page, _ = browser.new_page(chromium)
         page.goto(f"{server.address}/lesson?step=6")
@@ -226,7 +226,7 @@ def toy(chromium: Any, rounds: int) -> Iterator[Table]:
         ]
         page.context.close()
     rows = [(each["what"], spread(each["rates"])) for each in found]
-    yield Table("The bilevel problem in the plane", ("what", "outer steps a second, median (range)"), rows, found)
+    yield Table("The bilevel problem in the plane", ("what", "upper steps a second, median (range)"), rows, found)
 
 
 def _played(page: Any, speed: str) -> float:

@@ -217,7 +217,8 @@ def _runs(options: argparse.Namespace) -> int:
         print(tables.markdown([Run(options.runs_root / row["id"]) for row in order]))
         return OK
     if not rows:
-        print(f"no runs under {options.runs_root} yet", file=sys.stderr)
+        examples = ", ".join(sorted(run.id for run in records.all_runs(records.GALLERY)))
+        print(f"no runs under {options.runs_root} yet; with the project come {examples}", file=sys.stderr)
     for row in rows:
         drop = "" if row["drop_poisoned"] is None else f"drop {row['drop_poisoned']:.0%}"
         print(

@@ -109,7 +109,7 @@ def acr_by_arm(report: dict[str, Any]) -> go.Figure:
     return finish(
         figure,
         "Average certified radius by arm",
-        f"{images['target']} test images of {target}, {images['all']} in all; open: "
+        f"{images['target']} test images of {target}, {images['all']} in all, weighted as the test set; open: "
         f"{config['victim_seeds']} victims, filled: mean ± sd",
         f"Average certified radius by arm. {'; '.join(told)}. The cap is {cap:.3f}.",
         legend=False,

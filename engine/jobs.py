@@ -152,15 +152,20 @@ def cancel(run: Record) -> None:
 
 def stop_now(run: Record, grace: float | None = None) -> None:
     """Cancels a live run and waits for its end: the flag, then, after `grace` seconds, SIGKILL to its process group."""
-    if not run.status().active:
+    if not _can_end(run.status()):
         return
     cancel(run)
     deadline = time.monotonic() + (GRACE if grace is None else grace)
-    while (status := run.status()).active:
+    while _can_end(status := run.status()):
         if time.monotonic() > deadline:
             _kill_group(status)
             run.write_status(replace(status, state="cancelled", ended=time.time(), error="it had to be killed"))
         time.sleep(0.1)
+
+
+def _can_end(status: Status) -> bool:
+    """Whether its process is there, though it may be lost."""
+    return status.active or (status.state == "lost" and process_exists(status))
 
 
 def publish(run: Run) -> None:

@@ -144,7 +144,11 @@ class Record:
             return status
         if (self.read_json("status.json") or {}) != raw:  # it ended, and said so, while we looked
             return self.status()
-        return replace(status, state="lost", error="its process ended without a word (killed, or out of memory)")
+        why = "its process ended without a word (killed, or out of memory)"
+        if process_exists(status):
+            silent = time.time() - status.heartbeat
+            why = f"its process has given no sign of life for {silent:.0f} s (it is stuck, or the machine very busy)"
+        return replace(status, state="lost", error=why)
 
     def write_status(self, status: Status) -> None:
         text = json.dumps(asdict(status), allow_nan=False)

@@ -100,7 +100,7 @@ def numbers_line(report: dict[str, Any]) -> str:
         f"Radii: L2, pixel units of [0, 1], each wrong with probability ≤ α = {settings['alpha']}. "
         + ("One victim for each arm; " if victims == 1 else f"Mean ± standard deviation over {victims} victim seeds; ")
         + f"{report['certified_images']['target']} test images, "
-        f"n = {settings['n']} draws each."
+        f"n = {settings['n']:,} draws each."
     )
 
 
@@ -169,7 +169,7 @@ def limits_line(run: Run) -> str:
     found = certified.get("target", settings.target_images)  # a class may have fewer than were asked for
     return (
         f"{partial}{dataset_words(config)}. {found} test images of "
-        f"{target_of(run)} and {settings.other_images} of each other class, n = {settings.n} draws, "
+        f"{target_of(run)} and {settings.other_images} of each other class, n = {settings.n:,} draws, "
         f"α = {settings.alpha} for each certificate, σ = {config.sigma}, "
         f"{several(config.victim_seeds, 'victim')} an arm. "
         f"ε is L∞, radii are L2, both in pixel units of [0, 1].{other}"
@@ -252,6 +252,6 @@ def _controls(config: Config, attack: wording.Attack) -> str:
         if arm in wording.CONTROL_NAMES
     ]
     if not found:
-        return "**Controls**: none, so nothing tells what is the attack's work from that of its mere size."
+        return "**Controls**: none, so nothing tells what is the attack's work from what noise of its budget does."
     signs = "; with unchanged pixels, shuffled signs are the clean data" if attack.labels else ""
     return f"**Controls**: {', and '.join(found)}, on the same images{signs}."

@@ -151,7 +151,8 @@ def _studies(options: argparse.Namespace) -> int:
             )
             print(*lines, sep="\n", end="\n" * bool(rows))
             if not rows:
-                print(f"no studies under {options.runs_root} yet", file=sys.stderr)
+                names = ", ".join(found["id"] for found in studies.exhibited())
+                print(f"no studies under {options.runs_root} yet; with the project come {names}", file=sys.stderr)
     return OK
 
 

@@ -19,6 +19,7 @@ def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
     """A report in a few lines of plain text; found: report.estimates of its target class."""
     config, settings, images = report["config"], report["config"]["certification"], report["certified_images"]
     lines = [
+        *([] if report["complete"] else ["PARTIAL RESULT: some victims of this run are missing."]),
         f"run {report['run_id']}  preset {report['preset']}  {report['dataset_note']}",
         f"{report['target_name']}, epsilon {config['threat']['epsilon']} (L∞), "
         f"sigma {config['sigma']}, {config['procedure']['name']} training, "

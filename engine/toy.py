@@ -25,7 +25,7 @@ EPSILONS, SIGMAS, REGULARISATIONS = (0.0, 0.6), (0.05, 1.0), (1e-3, 0.3)  # allo
 INNER_STEPS = 10  # of a whole step
 INNER_RATE, OUTER_RATE = 1.0, 0.1  # learning rates of the two levels
 CONTROLS = 10  # draws of random moves
-MOST_STEPS, STILL = 300, 5e-4  # outer steps until it ends at the latest; a largest move below STILL is the end
+MOST_STEPS, STILL = 300, 5e-4  # upper steps until it ends at the latest; a largest move below STILL is the end
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """What was measured after an outer step; 0 is the beginning."""
+    """What was measured after an upper step; 0 is the beginning."""
 
-    outer_steps: int
+    upper_steps: int
     lower_loss: float
     upper_loss: float  # mean certified radius with the victim as it is
     retrained: float  # the same with a victim trained to the end on the poison
@@ -83,14 +83,14 @@ class State:
     level: int = 0  # what ran last: 1 the victim's step, 2 the linear system, 3 the attacker's step
     losses: tuple[float, ...] = ()  # lower loss before each of the victim's steps
     slope: float = nan  # |g_w| before the last of them
-    outer_steps: int = 0
-    moved: float = inf  # largest move of a coordinate in the last outer step
+    upper_steps: int = 0
+    moved: float = inf  # largest move of a coordinate in the last upper step
     residual: float = nan  # relative, of the linear system when it was last solved
     history: tuple[Step, ...] = ()
 
     @property
     def done(self) -> bool:
-        return self.moved < STILL or self.outer_steps >= MOST_STEPS
+        return self.moved < STILL or self.upper_steps >= MOST_STEPS
 
 
 def start(settings: Settings, seed: int) -> State:
@@ -118,7 +118,7 @@ def settled(state: State) -> State:
     return _noted(solve_linear(replace(state, weights=state.retrained)))
 
 
-def inner_step(state: State) -> State:
+def lower_step(state: State) -> State:
     """The victim's step: gradient descent on its training loss."""
     loss, slope = gradient(lower_loss(state), state.weights, state.poison)
     weights = state.weights - INNER_RATE * slope
@@ -138,19 +138,19 @@ def stepped(state: State) -> Tensor:
     return clean + (wanted - clean).clamp(-epsilon, epsilon)
 
 
-def outer_step(state: State) -> State:
+def upper_step(state: State) -> State:
     """The attacker's step."""
     poison = stepped(state)
     moved = float((poison - state.poison).abs().max()) if len(poison) else 0.0
-    after = replace(state, poison=poison, outer_steps=state.outer_steps + 1, moved=moved, level=3)
+    after = replace(state, poison=poison, upper_steps=state.upper_steps + 1, moved=moved, level=3)
     return _noted(replace(after, retrained=trained(after, after.retrained)))
 
 
 def whole_step(state: State) -> State:
     """INNER_STEPS steps of the victim, the linear system, a step of the attacker."""
     for _ in range(INNER_STEPS):
-        state = inner_step(state)
-    return outer_step(solve_linear(state))
+        state = lower_step(state)
+    return upper_step(solve_linear(state))
 
 
 def move_point(state: State, index: int, xy: tuple[float, float]) -> State:
@@ -255,14 +255,14 @@ def _solved(state: State, weights: Tensor, target: Tensor) -> LinearSolution:
 
 
 def _noted(state: State) -> State:
-    """With what is measured now, in place of what was measured since the same outer step."""
+    """With what is measured now, in place of what was measured since the same upper step."""
     step = Step(
-        state.outer_steps,
+        state.upper_steps,
         float(lower_loss(state)(state.weights, state.poison)),
         mean_radius(state, state.weights),
         mean_radius(state, state.retrained),
     )
-    return replace(state, history=(*state.history[: state.outer_steps], step))
+    return replace(state, history=(*state.history[: state.upper_steps], step))
 
 
 @cache

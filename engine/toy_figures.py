@@ -53,8 +53,8 @@ def plane(state: toy.State, *, chosen: int | None = None, attacker: bool = True)
 
 
 def measured(state: toy.State) -> go.Figure:
-    """The mean certified radius of held-out points over outer steps, beside clean victims and random moves."""
-    steps = [step.outer_steps for step in state.history]
+    """The mean certified radius of held-out points over upper steps, beside clean victims and random moves."""
+    steps = [step.upper_steps for step in state.history]
     most, last = 60 * (1 + steps[-1] // 60), state.history[-1].retrained
     clean, control = toy.mean_radius(state, state.clean), statistics.mean(state.control)
     curves = (
@@ -68,11 +68,11 @@ def measured(state: toy.State) -> go.Figure:
         for name, x, y, colour, dash, width in curves
     ]
     layout = _LAYOUT | dict(
-        xaxis=_FIXED | dict(title_text="outer steps", range=[0, most]),
+        xaxis=_FIXED | dict(title_text="upper steps", range=[0, most]),
         yaxis=_FIXED | dict(title_text="mean radius (L2)", range=[0, 1.25 * clean]),
     )
     text = (
-        f"Mean certified radius of {toy.HELD_OUT} held-out points over outer steps: clean {clean:.3f}, after "
+        f"Mean certified radius of {toy.HELD_OUT} held-out points over upper steps: clean {clean:.3f}, after "
         f"{steps[-1]} steps {last:.3f} with a victim trained to the end; after random moves of size ε {control:.3f}."
     )
     figure = go.Figure([*traces, _end(steps[-1], last, POISONED, "diamond")], layout)

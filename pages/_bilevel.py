@@ -69,9 +69,9 @@ def _one_level(drawn_as_playing: bool) -> None:
         st.rerun()
     with st.container(horizontal=True):
         _bilevel_game.play_button("one", playing)
-        _bilevel_game.step_button("one", "One step", ":material/step:", _one_inner, disabled=playing)
+        _bilevel_game.step_button("one", "One step", ":material/step:", _one_lower, disabled=playing)
         _bilevel_game.step_button(
-            "one", "Ten steps", ":material/keyboard_double_arrow_right:", _ten_inner, disabled=playing
+            "one", "Ten steps", ":material/keyboard_double_arrow_right:", _ten_lower, disabled=playing
         )
         _bilevel_game.reset_button("one")
     left, right = st.columns([2, 1])
@@ -101,15 +101,15 @@ def _descended(state: State, steps: int) -> State:
     from engine import toy
 
     for _ in range(steps):
-        state = toy.inner_step(state)
+        state = toy.lower_step(state)
     return state
 
 
-def _one_inner(state: State) -> State:
+def _one_lower(state: State) -> State:
     return _descended(state, 1)
 
 
-def _ten_inner(state: State) -> State:
+def _ten_lower(state: State) -> State:
     return _descended(state, 10)
 
 
@@ -185,7 +185,7 @@ def _played(state: State) -> State:
     from engine import toy
 
     if not _speed():
-        return {1: toy.solve_linear, 2: toy.outer_step}.get(state.level, _ten_inner)(state)
+        return {1: toy.solve_linear, 2: toy.upper_step}.get(state.level, _ten_lower)(state)
     for _ in range(_bilevel_game.steps_due("two", _speed())):
         if not state.done:
             state = toy.whole_step(state)
@@ -195,21 +195,21 @@ def _played(state: State) -> State:
 def _buttons(playing: bool, state: State) -> None:
     from engine import toy
 
-    ended = playing or state.outer_steps >= toy.MOST_STEPS
+    ended = playing or state.upper_steps >= toy.MOST_STEPS
     with st.container(horizontal=True, vertical_alignment="bottom"):
         _bilevel_game.play_button("two", playing, disabled=state.done)
-        _bilevel_game.step_button("two", "One inner step", ":material/looks_one:", toy.inner_step, disabled=playing)
+        _bilevel_game.step_button("two", "One lower step", ":material/looks_one:", toy.lower_step, disabled=playing)
         _bilevel_game.step_button(
             "two", "Solve the linear system", ":material/looks_two:", toy.solve_linear, disabled=playing
         )
-        _bilevel_game.step_button("two", "One outer step", ":material/looks_3:", toy.outer_step, disabled=ended)
+        _bilevel_game.step_button("two", "One upper step", ":material/looks_3:", toy.upper_step, disabled=ended)
         _bilevel_game.step_button("two", "One whole step", ":material/step:", toy.whole_step, disabled=ended)
         _bilevel_game.reset_button("two")
         st.segmented_control("Speed", list(SPEEDS), default="Normal", required=True, key="toy two speed")
 
 
 def _captions(state: State, playing: bool) -> None:
-    """The four parts of an outer step, with their numbers; those that run, or ran last, are marked."""
+    """The four parts of an upper step, with their numbers; those that run, or ran last, are marked."""
     from engine import toy
 
     marked = {1, 2, 3, 4} if playing and _speed() else {3, 4} if state.level == 3 else {state.level}
@@ -220,14 +220,14 @@ def _captions(state: State, playing: bool) -> None:
     p = ", ".join(f"{value:.2f}" for value in state.p.tolist())
     moved = "no step since" if state.moved == float("inf") else f"last step: at most {state.moved:.4f}"
     parts = (
-        ("The victim learns on the poisoned points.", f"Training loss {loss:.4f}, {len(state.losses)} inner steps"),
+        ("The victim learns on the poisoned points.", f"Training loss {loss:.4f}, {len(state.losses)} lower steps"),
         (
             "The attacker asks how the solution would move.",
             f"Linear system: p = ({p}), residual {state.residual:.0e}",
         ),
         (
             "Poison points step, and are cut at ε.",
-            f"{state.outer_steps} outer steps against the hypergradient; {moved}",
+            f"{state.upper_steps} upper steps against the hypergradient; {moved}",
         ),
         (
             "Radii of held-out points are measured.",
@@ -240,9 +240,9 @@ def _captions(state: State, playing: bool) -> None:
         icon = ":material/play_arrow:" if now else ":material/radio_button_unchecked:"
         st.markdown(f"{icon} **{number}** {text}{f' **({word})**' if now else ''}  \n:small[{numbers}]")
     if not state.done:
-        st.caption(f"It ends when poison points no longer move, or after {toy.MOST_STEPS} outer steps.")
+        st.caption(f"It ends when poison points no longer move, or after {toy.MOST_STEPS} upper steps.")
     else:
-        why = "poison points no longer move" if state.moved < toy.STILL else f"{toy.MOST_STEPS} outer steps are done"
+        why = "poison points no longer move" if state.moved < toy.STILL else f"{toy.MOST_STEPS} upper steps are done"
         st.caption(f":material/check_circle: Finished: {why}.")
 
 

@@ -38,15 +38,17 @@ def from_votes_to_radius(rows: pd.DataFrame, settings: Config, class_names: Sequ
     st.dataframe(pd.DataFrame(lines), hide_index=True, alt="Votes, lower confidence bound and radius by arm")
     for row in rows[rows["arm"].isin(["clean", "poisoned"])].itertuples():
         name, k = ARM_STYLE[row.arm].name, int(row.n_top)
-        bound = rf"p_{{\text{{lower}}}} = \mathrm{{Beta}}^{{-1}}({alpha:g};\ {k},\ {n - k + 1}) = {row.p_lower:.4f}"
+        bound = (
+            rf"p_{{\text{{lower}}}} &= \mathrm{{Beta}}^{{-1}}({alpha:g};\ {k},\ {n - k + 1}) \\ &= {row.p_lower:.4f}"
+        )
         if row.p_lower > 0.5:
             quantile = ndtri(row.p_lower)
             value = (
-                rf"R = \sigma\,\Phi^{{-1}}(p_{{\text{{lower}}}}) = {sigma:g} \cdot {quantile:.3f} = {row.radius:.3f}"
+                rf"R &= \sigma\,\Phi^{{-1}}(p_{{\text{{lower}}}}) = {sigma:g} \cdot {quantile:.3f} = {row.radius:.3f}"
             )
         else:
-            value = r"p_{\text{lower}} \le \tfrac12:\ \text{abstain},\ R = 0"
-        st.latex(rf"\text{{{name}: }}\ {bound} \\ {value}")
+            value = r"&\le \tfrac12:\ \text{abstain},\ R = 0"
+        st.latex(rf"\begin{{aligned}} \text{{{name}: }}\ {bound} \\ {value} \end{{aligned}}")
     st.caption(
         "p_lower: one-sided Clopper–Pearson bound, below the true share of votes with probability ≥ 1 − α. Radius: L2, "
         "pixel units; within it the smoothed classifier's answer cannot change. Around a wrong answer it counts as 0."

@@ -202,6 +202,12 @@ def config() -> Config:
     return found
 
 
+def in_words(error: Exception) -> str:
+    """The error with the form's own name of the field that it is about."""
+    name, colon, rest = str(error).partition(":")
+    return f"{LABELS[name]} (`{name}`):{rest}" if colon and name in LABELS else str(error)
+
+
 # --- its widgets ---
 
 

@@ -12,7 +12,7 @@ TERMS = {
     "attacker's share": "The part of the training images that is in the attacker's hands.",
     "base classifier": "The network itself, which answers one (noisy) image at a time.",
     "bilevel": "An optimisation inside another: the attacker moves images (upper level) and has to foresee what "
-    "training will make of them (lower level).",
+    "training will make of them (lower level). An upper step moves images once, a lower step trains once.",
     "cap": "The largest radius that n draws can certify, σ·Φ⁻¹(α^(1/n)), reached when all agree. More draws raise it.",
     "certificate": "A proof, right with probability 1 − α at least, that no change of an image within the radius "
     "changes the answer.",
@@ -22,7 +22,7 @@ TERMS = {
     "Clopper–Pearson": "An exact interval or bound for a share, seen in so many draws.",
     "confidence": "What a network's output layer says of its own answer, from 0 to 1. Not a guarantee.",
     "control": "The same images changed within the same budget, each pixel by itself: random noise, or the poison with "
-    "shuffled signs. Tells what mere size does.",
+    "shuffled signs. Tells what changes do that have nothing in common.",
     "δ (delta)": "What was added to an image: poisoned minus clean.",
     "digits": "1 797 small images (8 × 8) that come with the program and need no download.",
     "ε (epsilon)": "The most by which any pixel of a training image may be changed (L∞).",

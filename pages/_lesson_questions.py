@@ -125,9 +125,9 @@ def images(run: Run) -> Question:
     report = run.report or {}
     drop, noise = (report["relative_drop"].get(arm) for arm in ("poisoned", "random_noise"))
     lost, control = (((each or {}).get("mean") or 0.0) for each in (drop, noise))
-    verdict = "much of it is mere size"
+    verdict = "much of it is what any noise of that budget does"
     if sentences.exceeds(drop, noise) and lost > 2 * control:
-        verdict = "most of it is more than changes of that size do by themselves"
+        verdict = "most of it is more than noise of that budget does"
     return Guess(
         f"You see what was changed: no pixel by more than ε = {run.config.threat.epsilon:g} of 1, no label. What "
         f"share of its average certified radius does {sentences.target_of(run)} lose, in percent?",

@@ -133,7 +133,7 @@ def popover(path: str, run: Run | None, query: Callable[[], str] | None = None) 
             return
         st.caption(
             "It opens the same view. On a machine that has not this run it offers to compute it: the settings and the "
-            "seed are in the link, and give the same numbers. Or, from the command line:"
+            "seed are in the link, and give nearly the same numbers there. Or, from the command line:"
         )
         st.code(commands.command(*commands.asked_for(run)), language=None, wrap_lines=True)
 

@@ -104,6 +104,9 @@ def before_the_start(study: Study, preset: str, known: Container[str]) -> None:
         "cells are on this machine already and answer at once."
     )
     if study.id in known:
-        st.info("This very study already has a result, or is under way: starting it again would give the same numbers.")
+        st.info(
+            "This very study already has a result, or is under way: starting it again would give the same "
+            "numbers (on another machine, nearly the same)."
+        )
         st.button("Open it", key="open_study", icon=":material/open_in_new:", on_click=open_study, args=(study.id,))
     st.button("Start the study", icon=":material/play_arrow:", on_click=start, args=(study, preset))

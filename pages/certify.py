@@ -162,7 +162,8 @@ def headline(now: dict[str, Any]) -> None:
         "Relative drop of the target class's average certified radius (ACR; L2, pixel units) against the clean victim "
         "of the same seed, mean ± standard deviation over "
         f"{sentences.several(max(len(drops[arm]['seeds']) for arm in shown), 'victim seed')}. The controls tell how "
-        "much of it any change of this size would do: random noise, and the poison with its signs shuffled."
+        "much of it changes of this budget do that are independent from pixel to pixel: random noise, and the poison "
+        "with its signs shuffled, as far as the run has them."
     )
 
 
@@ -184,12 +185,12 @@ def estimates(table: pd.DataFrame, scope: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "arm": ARM_STYLE[str(arm)].name,
-            "ACR (95 % interval)": f"{row.acr:.3f} ({row.acr_low:.3f}–{row.acr_high:.3f})",
-            "accuracy": f"{100 * row.accuracy:.0f} % ({100 * row.accuracy_low:.0f}–{100 * row.accuracy_high:.0f})",
-            "abstain": f"{row.abstains:.0%}",
             "drop of ACR": ""
             if np.isnan(row.drop)
             else f"{100 * row.drop:z.0f} % ({100 * row.drop_low:z.0f} to {100 * row.drop_high:z.0f})",
+            "ACR": f"{row.acr:.3f} ({row.acr_low:.3f}–{row.acr_high:.3f})",
+            "accuracy": f"{100 * row.accuracy:.0f} % ({100 * row.accuracy_low:.0f}–{100 * row.accuracy_high:.0f})",
+            "abstain": f"{row.abstains:.0%}",
         }
         for arm, row in zip(found.index, found.itertuples(), strict=True)
     )
@@ -206,8 +207,9 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
             st.markdown(f"**{name.capitalize()}** (accuracy: of the smoothed classifier)")
             st.dataframe(estimates(table, scope), hide_index=True, alt=f"ACR and accuracy by arm, {name}")
         st.caption(
-            "Means over victims; approximate 95 % intervals over test images, taken as independent (normal for ACR and "
-            "its drop, Wilson for the share). The chart's ± is another thing: the standard deviation over victim seeds."
+            "Means over victims; in brackets approximate 95 % intervals over test images, taken as independent (normal "
+            "for ACR and its drop, Wilson for the share). The chart's ± is another thing: the standard deviation over "
+            "victim seeds."
         )
     st.header("Over all radii")
     left, right = st.columns(2)
@@ -302,7 +304,9 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
                 on_select=lambda: _selection.take("before_after", "test"),
                 selection_mode="points",
             )
-            st.caption("A point is a test image: click it to choose it. Points on the upper edge are at the cap.")
+            st.caption(
+                "A point is a test image: click it to choose it. Points on the upper and right edges are at the cap."
+            )
         else:
             st.info(
                 "Only clean victims are in this run, so nothing is lost: no chart of before and after."

@@ -168,7 +168,8 @@ def numbers(run: Run, found: pd.DataFrame) -> None:
         "ACR gone: noise · shuffled",
         " · ".join(sentences.percent(drop.get(arm)).replace(" ± ", "±").removesuffix(" %") for arm in CONTROLS) + " %",
         border=True,
-        help="Random noise of the same ε, and the poison with its signs shuffled: what any change of this size does. "
+        help="Random noise of the same ε, and the poison with its signs shuffled: what changes of this budget do that "
+        "are independent from pixel to pixel. "
         + "; ".join(f"{ARM_STYLE[arm].name}: {sentences.percent(drop.get(arm))}" for arm in CONTROLS),
     )
 

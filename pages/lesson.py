@@ -87,9 +87,12 @@ def ask(number: int, question: Question, *, answers_hidden: bool) -> None:
             key=f"lesson_prediction_{number}", persist_state="session",
         )  # fmt: skip
     else:
-        prediction = st.slider(
-            "Your prediction, in percent", 0, 100, 10, key=f"lesson_prediction_{number}", persist_state="session"
-        )
+        moved = f"lesson moved {number}"
+        value = st.slider(
+            "Your prediction, in percent", 0, 100, 0, key=f"lesson_prediction_{number}", persist_state="session",
+            on_change=lambda: st.session_state.update({moved: True}),
+        )  # fmt: skip
+        prediction = value if st.session_state.get(moved) else None
     if answers_hidden:
         st.caption("Answers are kept for the discussion in class.")
         return

@@ -57,7 +57,7 @@ def form() -> None:
     with st.expander("How the attack computes"):
         if not attack.surrogate:
             st.caption(f"{attack.name}: made at once, so these settings do not matter.")
-        _form.widgets(below("attack"), columns=3)
+        _form.widgets(below("attack"), columns=2)
     with st.expander("Data, certification, seeds"):
         _form.widgets(below("data", "certification", ""), columns=3)
     if preset.departs:
@@ -148,7 +148,10 @@ def existing(config: Config, shown: Run | None) -> None:
         st.info(f"These are the settings of the run above, which is {'active' if state in records.ACTIVE else state}.")
         return
     if state == "done":
-        st.info("This very configuration already has a result: starting it again would give the same numbers.")
+        st.info(
+            "This very configuration already has a result: starting it again would give the same "
+            "numbers (on another machine, nearly the same)."
+        )
     elif state in records.ACTIVE:
         st.info(f"This very configuration is {state} now.")
     else:
@@ -258,6 +261,6 @@ with summary_column:
         wanted: Config | None = _form.config()
     except (ConfigError, DatasetUnavailable) as error:
         wanted = None
-        st.error(f"These settings cannot be run: {error}.", icon=":material/error:")
+        st.error(f"These settings cannot be run. {_form.in_words(error)}.", icon=":material/error:")
     if wanted is not None:
         summary(wanted)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from engine import records
 from engine.config import Config, canonical_json
 from engine.presets import PRESETS
-from engine.records import Run, RunNotFound, Status
+from engine.records import Run, RunNotFound, Status, process_exists
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 ended = st.builds(
@@ -164,7 +164,9 @@ def test_a_run_is_lost_when(change: Callable[[Status], Status], tmp_path: Path) 
     run = new_run(tmp_path)
     run.write_status(change(live_status()))
     assert run.status().state == "lost"
-    assert "without a word" in str(run.status().error)
+    status = run.status()
+    why = "no sign of life for 61 s" if process_exists(status) else "without a word"
+    assert why in str(status.error)
 
 
 def ended_process() -> int:

@@ -27,7 +27,7 @@ def begun(**changes: Any) -> toy.State:
 
 @cache
 def on_its_way() -> toy.State:
-    """After some outer steps, the victim trained to the end."""
+    """After some upper steps, the victim trained to the end."""
     state = begun()
     for _ in range(3):
         state = toy.whole_step(state)
@@ -97,10 +97,10 @@ def test_the_hypergradient_is_what_a_victim_trained_anew_does(index: int, axis: 
     assert float(toy.hypergradient(state)[index, axis]) == pytest.approx(found, rel=1e-4, abs=1e-7)
 
 
-def test_many_inner_steps_arrive_where_newton_does() -> None:
+def test_many_lower_steps_arrive_where_newton_does() -> None:
     state = toy.start(replace(SETTINGS, regularisation=0.1), 0)
     for _ in range(400):
-        state = toy.inner_step(state)
+        state = toy.lower_step(state)
     torch.testing.assert_close(state.weights, state.clean, rtol=0, atol=1e-6)
     assert all(after < before for before, after in pairwise(state.losses[:50]))
     assert len(state.losses) == 400
@@ -110,23 +110,23 @@ def test_many_inner_steps_arrive_where_newton_does() -> None:
 
 
 def test_each_step_moves_its_own_level_alone() -> None:
-    state = toy.outer_step(begun())
-    inner, solved, outer = toy.inner_step(state), toy.solve_linear(state), toy.outer_step(state)
-    assert not torch.equal(inner.weights, state.weights)
-    assert not torch.equal(solved.p, toy.solve_linear(inner).p)
-    assert not torch.equal(outer.poison, state.poison)
-    assert all(torch.equal(other.poison, state.poison) for other in (inner, solved))
-    assert all(torch.equal(other.weights, state.weights) for other in (solved, outer))
-    assert all(torch.equal(other.p, state.p) for other in (inner, outer))
-    assert [other.level for other in (inner, solved, outer)] == [1, 2, 3]
+    state = toy.upper_step(begun())
+    lower, solved, upper = toy.lower_step(state), toy.solve_linear(state), toy.upper_step(state)
+    assert not torch.equal(lower.weights, state.weights)
+    assert not torch.equal(solved.p, toy.solve_linear(lower).p)
+    assert not torch.equal(upper.poison, state.poison)
+    assert all(torch.equal(other.poison, state.poison) for other in (lower, solved))
+    assert all(torch.equal(other.weights, state.weights) for other in (solved, upper))
+    assert all(torch.equal(other.p, state.p) for other in (lower, upper))
+    assert [other.level for other in (lower, solved, upper)] == [1, 2, 3]
 
 
 def test_a_whole_step_is_its_parts() -> None:
     state = begun()
     by_hand = state
     for _ in range(toy.INNER_STEPS):
-        by_hand = toy.inner_step(by_hand)
-    assert same(toy.whole_step(state), toy.outer_step(toy.solve_linear(by_hand)))
+        by_hand = toy.lower_step(by_hand)
+    assert same(toy.whole_step(state), toy.upper_step(toy.solve_linear(by_hand)))
 
 
 def test_the_same_seed_gives_the_same_game_and_another_another() -> None:
@@ -138,7 +138,7 @@ def test_the_same_seed_gives_the_same_game_and_another_another() -> None:
 @given(epsilon=some.floats(0, 0.6), size=some.floats(0, 100))
 def test_poison_stays_in_its_box_and_nothing_else_moves(epsilon: float, size: float) -> None:
     state = replace(begun(), settings=replace(SETTINGS, epsilon=epsilon), poison=clean(begun()))
-    after = toy.outer_step(replace(state, p=size * state.p))
+    after = toy.upper_step(replace(state, p=size * state.p))
     assert (after.poison - clean(after)).abs().max() <= epsilon + 1e-12
     assert torch.equal(after.training, state.training)
     assert torch.equal(after.held_out, state.held_out)
@@ -157,8 +157,8 @@ def test_the_attack_takes_a_third_of_the_radius_and_random_moves_hardly_any(seed
     assert abs(1 - statistics.mean(state.control) / before) < 0.1
     assert min(state.control) > after  # none of the draws does as much
     assert (state.poison - clean(state)).abs().max() <= SETTINGS.epsilon + 1e-12
-    assert state.outer_steps < toy.MOST_STEPS
-    assert [step.outer_steps for step in state.history] == list(range(state.outer_steps + 1))
+    assert state.upper_steps < toy.MOST_STEPS
+    assert [step.upper_steps for step in state.history] == list(range(state.upper_steps + 1))
 
 
 def test_more_noise_in_training_leaves_more_of_the_radius() -> None:
@@ -234,7 +234,7 @@ def test_arrows_are_the_step_that_comes_next() -> None:
     state = toy.solve_linear(begun())
     drawn = next(trace for trace in toy_figures.plane(state).data if trace.name == f"next step × {toy_figures.ARROW}")
     tips = np.stack([drawn.x[1::3], drawn.y[1::3]], axis=1)
-    moved = (toy.outer_step(state).poison - state.poison).numpy()
+    moved = (toy.upper_step(state).poison - state.poison).numpy()
     some_way = np.abs(moved).max(axis=1) > 1e-6
     np.testing.assert_allclose(tips, (state.poison.numpy() + toy_figures.ARROW * moved)[some_way], atol=1e-6)
 
@@ -288,15 +288,15 @@ def test_levels_are_stepped_separately_and_the_last_part_is_marked() -> None:
     test = opened(two)
     first = game(test)
     assert "ran last" not in words(test)
-    inner = game(press(test, "One inner step"))
-    assert (len(inner.losses), inner.outer_steps) == (1, 0)
+    lower = game(press(test, "One lower step"))
+    assert (len(lower.losses), lower.upper_steps) == (1, 0)
     assert "**1** The victim learns on the poisoned points. **(ran last)**" in words(test)
     assert game(press(test, "Solve the linear system")).level == 2
     assert "how the solution would move. **(ran last)**" in words(test)
-    outer = game(press(test, "One outer step"))
-    assert (len(outer.losses), outer.outer_steps) == (1, 1)
+    upper = game(press(test, "One upper step"))
+    assert (len(upper.losses), upper.upper_steps) == (1, 1)
     assert words(test).count("(ran last)") == 2  # the step, and what was measured after it
-    assert game(press(test, "One whole step")).outer_steps == 2
+    assert game(press(test, "One whole step")).upper_steps == 2
     assert len(test.get("plotly_chart")) == 2
     assert same(game(press(test, "Reset")), first)
 
@@ -304,11 +304,11 @@ def test_levels_are_stepped_separately_and_the_last_part_is_marked() -> None:
 def test_it_plays_until_it_is_paused() -> None:
     test = opened(two)
     press(test, "Play")
-    assert game(test).outer_steps > 0
+    assert game(test).upper_steps > 0
     assert words(test).count("runs now") == 4
-    assert button(test, "One inner step").disabled
-    before = game(test).outer_steps
-    assert game(test.run()).outer_steps > before
+    assert button(test, "One lower step").disabled
+    before = game(test).upper_steps
+    assert game(test.run()).upper_steps > before
     press(test, "Pause")
     before = game(test)
     assert same(game(test.run()), before)
@@ -361,7 +361,7 @@ def test_a_point_is_moved_by_buttons_and_by_numbers_and_not_out_of_its_box() -> 
 def test_other_settings_begin_anew() -> None:
     test = press(opened(two), "One whole step")
     test.slider(key="toy two epsilon").set_value(0.2).run()
-    assert game(test).outer_steps == 0
+    assert game(test).upper_steps == 0
     assert game(test).settings == replace(SETTINGS, epsilon=0.2)
     test.slider(key="toy two count").set_value(5).run()
     assert len(game(test).poison) == 5
