@@ -110,7 +110,7 @@ def acr_by_arm(report: dict[str, Any]) -> go.Figure:
         figure,
         "Average certified radius by arm",
         f"{images['target']} test images of {target}, {images['all']} in all, weighted as the test set; open: "
-        f"{config['victim_seeds']} victims, filled: mean ± sd",
+        f"{config['victim_seeds']} victim{'s' * (config['victim_seeds'] != 1)}, filled: mean ± sd",
         f"Average certified radius by arm. {'; '.join(told)}. The cap is {cap:.3f}.",
         legend=False,
         top=136,

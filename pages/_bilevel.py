@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from engine import figures
+from engine import figures, sentences
 from pages import _bilevel_game, _bilevel_point
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _captions(state: State, playing: bool) -> None:
         ),
         (
             "Poison points step, and are cut at ε.",
-            f"{state.upper_steps} upper steps against the hypergradient; {moved}",
+            f"{sentences.several(state.upper_steps, 'upper step')} against the hypergradient; {moved}",
         ),
         (
             "Radii of held-out points are measured.",

@@ -76,25 +76,27 @@ def charts(run: Run) -> None:
     left, right = st.columns(2)
     report, table, target = run.report, _shared.open_certificates(run), sentences.target_of(run)
     assert report is not None
-    for column, figure, explanation in (
+    attacked = "poisoned" in report["arms"]
+    for column, figure, explanation, of_attack in (
         (
             left,
             figures.acr_by_arm(report),
             "How far, on average, a test image can be moved (L2) before a certificate ends: lower is worse for the "
-            "defender. If an attack works, the target class loses and the others hardly do. Controls change the same "
-            "images within the same budget, each pixel by itself.",
+            "defender.",
+            "If an attack works, the target class loses and the others hardly do. Controls change the same images "
+            "within the same budget, each pixel by itself.",
         ),
         (
             right,
             figures.certified_accuracy(table, run.config, target=target),
             f"The share of the test images of {target} that is classified correctly with a certificate of at least "
-            'this radius. The lower the dashed curve, the more the attack took. "Approximate": each certificate may be '
-            "wrong with probability α.",
+            'this radius. "Approximate": each certificate may be wrong with probability α.',
+            "The lower the dashed curve, the more the attack took.",
         ),
     ):
         with column:
             st.plotly_chart(figure, alt=figures.alt(figure), config=figures.SAVE)
-            st.caption(explanation)
+            st.caption(f"{explanation} {of_attack}" if attacked else explanation)
             _export.data(figure, f"start {figure.layout.title.text}")
 
 
