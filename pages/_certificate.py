@@ -48,7 +48,8 @@ def from_votes_to_radius(rows: pd.DataFrame, settings: Config, class_names: Sequ
             )
         else:
             value = r"&\le \tfrac12:\ \text{abstain},\ R = 0"
-        st.latex(rf"\begin{{aligned}} \text{{{name}: }}\ {bound} \\ {value} \end{{aligned}}")
+        # not st.latex, whose block scrolls where the keyboard cannot reach it
+        st.markdown(rf"$\begin{{aligned}} \text{{{name}: }}\ {bound} \\ {value} \end{{aligned}}$")
     st.caption(
         "p_lower: one-sided Clopper–Pearson bound, below the true share of votes with probability ≥ 1 − α. Radius: L2, "
         "pixel units; within it the smoothed classifier's answer cannot change. Around a wrong answer it counts as 0."

@@ -52,7 +52,13 @@ def test_it_has_the_numbers_of_the_report_with_their_spreads(smoke: SimpleNamesp
             assert sentences.with_spread(values["average_certified_radius"][scope]) in page.words
         if arm != "clean":
             assert sentences.percent(smoke.report["relative_drop"][arm]) in page.words
-    for part in ("Threat model", "Clean-label", "python -m engine run --preset smoke", "CVPR 2021", "Not the paper's"):
+    for part in (
+        "Threat model",
+        "Clean-label",
+        "python -m engine run --preset smoke",
+        "Defenses to Data Poisoning?",
+        "Not the paper's",
+    ):
         assert part in page.words
     assert smoke.run.environment["torch"] in page.words
 
