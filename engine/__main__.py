@@ -74,10 +74,11 @@ def _parser() -> argparse.ArgumentParser:
 
     report = command("report", _report, "Print the report of a run.")
     report.add_argument("id", help="a run id, or its first digits")
-    report.add_argument("--json", action="store_true")
-    report.add_argument("--cite", action="store_true", help="print whose work the run rests on, as BibTeX, instead")
     report.add_argument("--n", type=int, help="as if only so many of its estimation draws had been made")
-    report.add_argument("--html", type=Path, metavar="FILE", help="write it as one file that works offline instead")
+    form = report.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true")
+    form.add_argument("--cite", action="store_true", help="print whose work the run rests on, as BibTeX, instead")
+    form.add_argument("--html", type=Path, metavar="FILE", help="write it as one file that works offline instead")
     add_data_root(report)
 
     certify = command("certify", _certify, "Certify a finished run's victim again; a row for each image, as CSV.")
@@ -151,14 +152,15 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _dry_run(config: Config) -> dict:
-    expected = estimate(config, device=expected_device())
+    device = expected_device()
+    expected = estimate(config, device=device)
     return {
         "run_id": records.run_id(config),
         "config": config.model_dump(mode="json"),
         "estimate": {
             "seconds": round(expected.seconds),
             "memory_bytes": round(expected.memory_bytes),
-            "device": expected_device(),
+            "device": device,
         },
     }
 
@@ -298,8 +300,8 @@ def _gallery(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     run = records.find(options.runs_root, options.id)
-    if options.html and options.n:
-        raise ConfigError("--html shows all draws: give --n without it")
+    if options.n and (options.html or options.cite):
+        raise ConfigError(f"--{'html' if options.html else 'cite'} knows no draws: give --n without it")
     if options.html:
         from engine import html_report  # figures are slow to import, and only this needs them
 

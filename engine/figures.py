@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 from engine import metrics, report
 from engine.certification import ABSTAIN, radius_cap
 from engine.config import ARMS, Config
-from engine.sentences import TARGET
+from engine.sentences import TARGET, several
 
 RADIUS = "certified radius (L2, pixel units)"
 # For plotly_chart(config=…). Buttons of tools for the pointer alone would only be stops on the keyboard's way.
@@ -110,7 +110,7 @@ def acr_by_arm(report: dict[str, Any]) -> go.Figure:
         figure,
         "Average certified radius by arm",
         f"{images['target']} test images of {target}, {images['all']} in all, weighted as the test set; open: "
-        f"{config['victim_seeds']} victim{'s' * (config['victim_seeds'] != 1)}, filled: mean ± sd",
+        f"{several(config['victim_seeds'], 'victim')}, filled: mean ± sd",
         f"Average certified radius by arm. {'; '.join(told)}. The cap is {cap:.3f}.",
         legend=False,
         top=136,

@@ -36,6 +36,7 @@ from engine.records import (
     the_one,
     write_atomically,
 )
+from engine.sentences import several
 
 MOST_CELLS = 400
 POLL = 0.3  # seconds
@@ -295,8 +296,8 @@ def _steps(record: StudyRecord, status: Status) -> Iterator[Status]:
             rest = speed.seconds(sum(ahead.values())) + (current.eta_seconds or speed.seconds(whole))
             done = sum(expected.values()) - sum(ahead.values()) - whole * (1 - current.fraction)
             fraction = min(1.0, max(0.0, done / sum(expected.values())))
-            ahead_of_it = jobs.queue_position(run) if current.state == "queued" else 0
-            waits = f", queued behind {ahead_of_it} run{'s' * (ahead_of_it != 1)}" if ahead_of_it else ""
+            before = jobs.queue_position(run) if current.state == "queued" else 0
+            waits = f", queued behind {several(before, 'run')}" if before else ""
             status = replace(
                 status, phase=phase + waits, detail=run.id, fraction=fraction, eta_seconds=rest, heartbeat=time.time()
             )

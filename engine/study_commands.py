@@ -87,9 +87,10 @@ def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) 
     data_root, cells = options.data_root, study.in_order()
     studies.check(study, runs_root=options.runs_root, data_root=data_root)
     if options.dry_run:
-        seconds = studies.seconds_of(study, device=expected_device())
+        device = expected_device()
+        seconds = studies.seconds_of(study, device=device)
         planned = [{"cell": study.name_of(cell), "run_id": cell.run_id} for cell in cells]
-        estimate = {"seconds": round(sum(seconds.values())), "device": expected_device()}
+        estimate = {"seconds": round(sum(seconds.values())), "device": device}
         plan = {"study_id": study.id, "kind": study.kind, "cells": planned, "estimate": estimate}
         print(json.dumps(plan, indent=1, ensure_ascii=False))
         return OK

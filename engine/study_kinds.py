@@ -157,10 +157,12 @@ def _point(field: str, value: Any, base: Config, preset: str) -> Point:
     """
     text = value if isinstance(value, str) else json.dumps(value)
     known = presets.family(preset, base.sigma)
-    if field == "sigma" and preset.startswith("paper-") and isinstance(value, float):
+    if field == "sigma" and preset.startswith("paper-") and isinstance(value, int | float):
         _, name, data = preset.split("-")
-        there, here = (paper.paper(name, data, at) for at in (value, base.sigma))
-        return Point(name=text, overrides=tuple(differences(here, there)) or (f"{field}={text}",))
+        victims = paper.paper(name, data, value).procedure
+        asked_otherwise = base.procedure != PRESETS[preset].config.procedure
+        brings = [] if asked_otherwise or victims == base.procedure else [f"procedure={victims.model_dump_json()}"]
+        return Point(name=text, overrides=(f"{field}={text}", *brings))
     if field.rpartition(".")[2] != "procedure" or value not in list(known):
         name = value["name"] if isinstance(value, dict) and "name" in value else text
         return Point(name=name, overrides=(f"{field}={text}",))

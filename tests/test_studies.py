@@ -298,6 +298,11 @@ def test_a_row_of_a_transfer_on_cifar10_is_one_poison_and_its_victims_are_the_pa
 def test_another_sigma_of_the_authors_brings_the_weight_that_they_have_there() -> None:
     study = study_kinds.make("transfer-sigma", preset="paper-macer-cifar10")
     assert [(cell.config.sigma, cell.config.procedure.weight) for cell in study.cells()] == [(0.25, 12), (0.5, 4)] * 2
+    for overrides, weights in ((["sigma=0.5"], [12, 4]), (["procedure.weight=3"], [3, 3])):
+        study = study_kinds.make("sweep", preset="paper-macer-cifar10", overrides=overrides, rows="seed=0")
+        assert [cell.config.procedure.weight for cell in study.cells()] == weights
+    whole = study_kinds.make("sweep", preset="paper-macer-cifar10", rows="seed=0", columns="sigma=1")
+    assert [(cell.config.sigma, cell.config.procedure.weight) for cell in whole.cells()] == [(1, 4)]
     rivals = study_kinds.make("rivals", preset="quick", columns="sigma=0.25,0.5")
     assert {cell.config.attack.sigma for cell in rivals.cells()} == {0.5}
 
