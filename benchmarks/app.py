@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.measure import Table, machine, spread
 from engine import datasets, jobs
-from engine.config import with_overrides
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
 from pages._bilevel import SPEEDS

@@ -18,8 +18,9 @@ from filelock import FileLock
 
 from benchmarks.measure import Table
 from engine import datasets, jobs
-from engine.config import Config, ConfigError, with_overrides
+from engine.config import Config, ConfigError
 from engine.metrics import correct_radius, interval_of_mean
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, Status, default_root, run_id
 

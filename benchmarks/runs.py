@@ -10,8 +10,9 @@ import psutil
 
 from benchmarks.measure import Table, spread
 from engine import datasets, jobs
-from engine.config import Config, with_overrides
+from engine.config import Config
 from engine.costs import estimate
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 
 # Shortened: two steps of each kind reach the largest buffers, and nothing here changes how large those are.

@@ -14,10 +14,11 @@ import torch
 
 from engine import datasets, jobs
 from engine.attacks import ATTACKS
-from engine.config import Config, with_overrides
+from engine.config import Config
 from engine.experiment import pool_of_workers
 from engine.metrics import average_certified_radius, relative_drop
 from engine.models import build
+from engine.overrides import with_overrides
 from engine.poisoning import pose_attack
 from engine.presets import PRESETS
 from engine.problem import Problem, pose

@@ -3,7 +3,7 @@
 The import line; every module may import only modules to its left (tests/test_line.py):
 
     random draws, graphs, settings
-        streams → replay → compiling → config → paper → presets
+        streams → replay → compiling → config → overrides → paper → presets
     data
         → datasets → data → augmentation → squeezing
     networks and certificates

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from engine import citations, datasets, grid, index, jobs, poison_file, records, study_commands, tables
-from engine.config import ARMS, FOLDER, Config, ConfigError, parse, with_overrides
+from engine.config import ARMS, FOLDER, Config, ConfigError
 from engine.costs import estimate, expected_device
 from engine.follow import BAD_INPUT, OK, add_data_root, values, wait_for
+from engine.overrides import parse, with_overrides
 from engine.presets import PRESETS, WIDTH, find_preset
 from engine.records import Run, RunNotFound
 from engine.sentences import duration

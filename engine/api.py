@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 
 from engine import commands, datasets, html_report, index, jobs, records, sentences
-from engine.config import Config, ConfigError, field_names, with_overrides
+from engine.config import Config, ConfigError
 from engine.follow import follow
+from engine.overrides import field_names, with_overrides
 from engine.presets import find_preset
 from engine.records import Run, RunNotFound
 

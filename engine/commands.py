@@ -5,7 +5,8 @@ import shlex
 from typing import Any, get_args
 from urllib.parse import urlencode
 
-from engine.config import PROCEDURES, Config, Control, ProcedureConfig, field_names
+from engine.config import PROCEDURES, Config, Control, ProcedureConfig
+from engine.overrides import field_names
 from engine.presets import PRESETS
 from engine.records import Run
 

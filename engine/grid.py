@@ -9,7 +9,8 @@ from functools import cache
 from itertools import product
 from typing import NamedTuple
 
-from engine.config import Config, with_overrides
+from engine.config import Config
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, run_id
 

@@ -8,8 +8,9 @@ import pandas as pd
 
 from engine import metrics
 from engine.certification import ABSTAIN, radius_cap
-from engine.config import ARMS, Config, with_overrides
+from engine.config import ARMS, Config
 from engine.datasets import class_in_words
+from engine.overrides import with_overrides
 
 SCOPES = ("target", "all")
 

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from engine import jobs
-from engine.config import Config, ConfigError, Settings, arms_of, poison_depends_on, with_overrides
+from engine.config import Config, ConfigError, Settings, arms_of, poison_depends_on
 from engine.costs import (
     STARTUP_SECONDS,
     expected_device,
@@ -24,6 +24,7 @@ from engine.costs import (
     work_of_training,
     work_of_votes,
 )
+from engine.overrides import with_overrides
 from engine.records import (
     GALLERY,
     Record,

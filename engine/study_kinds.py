@@ -6,16 +6,8 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from engine import paper, presets
-from engine.config import (
-    Architecture,
-    AttackName,
-    Config,
-    ConfigError,
-    differences,
-    field_names,
-    lower_level,
-    with_overrides,
-)
+from engine.config import Architecture, AttackName, Config, ConfigError, lower_level
+from engine.overrides import differences, field_names, with_overrides
 from engine.presets import PRESETS
 from engine.studies import Axis, Point, Study, checked
 

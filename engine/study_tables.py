@@ -7,7 +7,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from engine import paper
-from engine.config import Config, with_overrides
+from engine.config import Config
+from engine.overrides import with_overrides
 from engine.records import Run
 from engine.sentences import percent, with_spread
 from engine.studies import Cell, StudyRecord, place_name

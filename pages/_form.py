@@ -9,18 +9,9 @@ from engine import datasets, jobs, wording
 from engine.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of
 from engine.commands import command as command
 from engine.commands import values_of as values_of
-from engine.config import (
-    FOLDER,
-    PROCEDURES,
-    TRAINING_IMAGES,
-    Config,
-    ConfigError,
-    ProcedureConfig,
-    Settings,
-    field_names,
-    with_overrides,
-)
+from engine.config import FOLDER, PROCEDURES, TRAINING_IMAGES, Config, ConfigError, ProcedureConfig, Settings
 from engine.datasets import BUILT_IN, DatasetUnavailable, class_in_words
+from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS, find_preset
 from engine.records import Run
 from pages import _shared

@@ -10,7 +10,7 @@ import streamlit as st
 
 from engine import commands, figures, lesson_figures, records, sentences, study_figures, study_tables, wording
 from engine.certification import radius_cap
-from engine.config import differences
+from engine.overrides import differences
 from engine.records import GALLERY, GRID, Run
 from engine.sentences import dataset_words
 from pages import _images, _lesson_questions, _shared

@@ -13,7 +13,8 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from engine import commands, records
-from engine.config import ConfigError, field_names, with_overrides
+from engine.config import ConfigError
+from engine.overrides import field_names, with_overrides
 from engine.presets import find_preset
 from engine.records import Run
 

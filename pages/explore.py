@@ -8,9 +8,10 @@ import pandas as pd
 import streamlit as st
 
 from engine import datasets, figures, grid, grid_figures, pictures, report, sentences, wording
-from engine.config import CONTROLS, ConfigError, parse
+from engine.config import CONTROLS, ConfigError
 from engine.figures import ARM_STYLE
 from engine.grid import Point
+from engine.overrides import parse
 from engine.records import Run
 from pages import _another_point, _grid, _images, _one_image, _shared
 from pages._export import chart_and_data

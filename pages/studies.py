@@ -17,7 +17,8 @@ from engine import (
     study_tables,
     wording,
 )
-from engine.config import Config, attackers_augmentation, differences, lower_level, with_overrides
+from engine.config import Config, attackers_augmentation, lower_level
+from engine.overrides import differences, with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, GRID, Run, RunNotFound
 from engine.studies import StudyRecord

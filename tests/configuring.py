@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from engine.config import ConfigError, parse
+from engine.config import ConfigError
+from engine.overrides import parse
 
 VALUES: dict[str, Any] = {
     "dataset": "digits",

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import settings
 
 from engine import jobs, studies
-from engine.config import Config, with_overrides
+from engine.config import Config
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
 from tests import browser

@@ -11,10 +11,11 @@ from engine import models
 from engine.attacks import ATTACKS
 from engine.attacks.base import AttackProblem, AttackRecord
 from engine.attacks.random_noise import random_noise
-from engine.config import ProcedureConfig, with_overrides
+from engine.config import ProcedureConfig
 from engine.costs import FIRST_ORDER, SECOND_ORDER
 from engine.data import LabelledImages
 from engine.hypergradient import ApproxGrad
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.streams import stream
 from engine.training import make

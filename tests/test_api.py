@@ -12,7 +12,8 @@ import pytest
 
 import engine.api as pacd
 from engine import html_report, jobs, records
-from engine.config import Config, ConfigError, with_overrides
+from engine.config import Config, ConfigError
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 from tests.app import EXAMPLE, PROJECT, own_copy

@@ -8,7 +8,8 @@ import pytest
 
 from engine import attacks, citations, training
 from engine.__main__ import main
-from engine.config import Config, with_overrides
+from engine.config import Config
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
 

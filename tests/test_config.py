@@ -9,15 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from engine.config import (
-    PROCEDURES,
-    ConfigError,
-    arms_of,
-    field_names,
-    parse,
-    smallest_useful_n,
-    with_overrides,
-)
+from engine.config import PROCEDURES, ConfigError, arms_of, smallest_useful_n
+from engine.overrides import field_names, parse, with_overrides
 from engine.presets import PRESETS
 from engine.records import run_id
 from tests.configuring import CONFIG, VALUES, changed, complaint

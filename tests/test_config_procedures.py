@@ -11,12 +11,10 @@ from engine.config import (
     ConfigError,
     ProcedureConfig,
     attackers_augmentation,
-    differences,
     lower_level,
-    parse,
     poison_depends_on,
-    with_overrides,
 )
+from engine.overrides import differences, parse, with_overrides
 from tests.configuring import CONFIG, changed, complaint
 
 quickly = settings(deadline=None, derandomize=True, database=None, max_examples=100)

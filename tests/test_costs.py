@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from engine import costs
-from engine.config import with_overrides
 from engine.costs import KEPT, estimate, memory_of
 from engine.models import BUILDERS, build
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.streams import stream
 

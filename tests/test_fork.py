@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine import html_report, index, jobs, records
-from engine.config import with_overrides
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
 from tests.app import EXAMPLE, button, opened, own_copy, words

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from engine import __main__, grid, records
-from engine.config import Config, with_overrides
+from engine.config import Config
 from engine.grid import Point
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
 

@@ -7,7 +7,7 @@ import pytest
 import streamlit as st
 
 from engine import commands, records
-from engine.config import with_overrides
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
 from pages import _links

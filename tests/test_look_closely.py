@@ -11,8 +11,8 @@ from streamlit.testing.v1 import AppTest
 
 from engine import figures, image_figures, report
 from engine.certification import ABSTAIN
-from engine.config import with_overrides
 from engine.more_draws import certify_again
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
 from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words

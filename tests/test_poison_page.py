@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engine import costs, records, sentences, wording
-from engine.config import field_names, with_overrides
+from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, Status
 from pages import _form

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from engine import datasets
-from engine.config import with_overrides
+from engine.overrides import with_overrides
 from engine.problem import pose
 from engine.threat import choose_attacker_indices
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from engine.attacks import ATTACKS
 from engine.attacks.base import AttackRecord
 from engine.attacks.pacd import MOST_RESTARTS
-from engine.config import AttackName, ProcedureConfig, with_overrides
+from engine.config import AttackName, ProcedureConfig
 from engine.costs import work_of_attack
+from engine.overrides import with_overrides
 from engine.threat import Poison, check
 from engine.training import PROCEDURES, make
 from engine.training.gaussian import Gaussian

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from engine import sentences
-from engine.config import with_overrides
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 
 NO_EFFECT, NO_MORE = "Within its spread, that is no effect.", "Within their spreads, the poison takes no more."

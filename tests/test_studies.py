@@ -11,16 +11,8 @@ from typing import Any
 import pytest
 
 from engine import jobs, paper, records, studies, study_kinds, study_tables
-from engine.config import (
-    PROCEDURES,
-    Config,
-    ConfigError,
-    arms_of,
-    canonical_json,
-    differences,
-    poison_depends_on,
-    with_overrides,
-)
+from engine.config import PROCEDURES, Config, ConfigError, arms_of, canonical_json, poison_depends_on
+from engine.overrides import differences, with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 from engine.studies import Axis, Point, Study

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine import tables
-from engine.config import with_overrides
+from engine.overrides import with_overrides
 from engine.records import Run
 from engine.report import estimates
 from engine.sentences import percent

@@ -9,7 +9,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from engine import datasets, records
-from engine.config import with_overrides
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
 from tests.app import EXAMPLE, button, opened, own_copy, words
