@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -236,14 +237,14 @@ def perform(run: Run, status: Status) -> int:
     experiment = None
     try:
         run.write_status(status)
-        # torch is imported only here: a waiting run costs next to nothing
-        from engine.experiment import Experiment, choose_device
+        data_root = Path(run.request["data_root"])
+        with ThreadPoolExecutor(1) as reader:  # torch is imported only here (a waiting run costs next to nothing), and
+            reader.submit(_read_ahead, run.config.dataset, data_root)  # meanwhile images are unpacked
+            from engine.experiment import Experiment, choose_device
 
         device = choose_device(tf32=run.config.training.precision == "fast")
         run.write_json("env.json", environment(device.type))
-        experiment = Experiment(
-            run, runs_root=run.directory.parent, data_root=Path(run.request["data_root"]), device=device
-        )
+        experiment = Experiment(run, runs_root=run.directory.parent, data_root=data_root, device=device)
         began, written = time.time(), 0.0
 
         def heartbeat() -> None:
@@ -273,6 +274,13 @@ def perform(run: Run, status: Status) -> int:
         traceback.print_exc()
         status = replace(status, state="failed", error=in_words(error), eta_seconds=None)
     return end(run, replace(status, events=tuple(experiment.book.events) if experiment else ()))
+
+
+def _read_ahead(dataset: str, data_root: Path) -> None:
+    """Into the cache of `datasets.read`; what cannot be read is said by who needs it."""
+    with contextlib.suppress(datasets.DatasetUnavailable):
+        for train in (True, False):
+            datasets.read(dataset, data_root, train=train)
 
 
 def begin(run: Record) -> Status:

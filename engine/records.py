@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GALLERY = Path(__file__).parents[1] / "gallery"  # finished runs that come with the project, without votes
-GRID = GALLERY / "grid"  # and those among which the sliders of Explore move (engine/grid.py)
+GRID = GALLERY / "grid"  # and those behind Explore's sliders (engine/grid.py) and the cells of studies
 ACTIVE = ("queued", "running")
 STATES = (*ACTIVE, "done", "cancelled", "failed", "lost")
 _WITHOUT_PATHS: dict[str, dict[str, Any]] = {"request": {"data_root": None}, "report": {"directory": None}}

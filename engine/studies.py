@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from engine import jobs
+from engine import jobs, records
 from engine.config import Config, ConfigError, Settings, arms_of, poison_depends_on
 from engine.costs import (
     STARTUP_SECONDS,
@@ -27,6 +27,7 @@ from engine.costs import (
 from engine.overrides import with_overrides
 from engine.records import (
     GALLERY,
+    GRID,
     Record,
     Run,
     RunNotFound,
@@ -330,16 +331,19 @@ class Speed:
 # --- studies that come with the project ---
 
 
-def exhibit(record: StudyRecord, results: dict[str, Any], folder: Path = GALLERY / "studies") -> Path:
-    """Writes a finished study's results (study_tables.results) where all can see them; no run's data goes along."""
+def exhibit(record: StudyRecord, results: dict[str, Any], gallery: Path = GALLERY) -> Path:
+    """Writes a finished study's results (study_tables.results) where all can see them, and small copies of its runs."""
     if record.unfinished():
         raise ConfigError(f"study {record.id} is not finished: {len(record.unfinished())} cell(s) have no result")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record.id}.json"
+    for run in map(record.run, record.study.cells()):
+        if not any(Run(folder / run.id).exists() for folder in (gallery, gallery / GRID.name)):
+            records.exhibit(run, gallery / GRID.name, weights=False)
+    path = gallery / "studies" / f"{record.id}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(results, indent=1, allow_nan=False))
     return path
 
 
-def exhibited(folder: Path = GALLERY / "studies") -> list[dict[str, Any]]:
+def exhibited(gallery: Path = GALLERY) -> list[dict[str, Any]]:
     """The results that come with the project."""
-    return [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+    return [json.loads(path.read_bytes()) for path in sorted((gallery / "studies").glob("*.json"))]

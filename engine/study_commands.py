@@ -51,7 +51,7 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     one = listed.add_mutually_exclusive_group()
     one.add_argument("--cancel", metavar="ID", help="stop a study and its current run; what is finished stays")
     one.add_argument("--delete", metavar="ID", help="remove a study; its runs stay")
-    one.add_argument("--exhibit", metavar="ID", help="copy a finished study's results into gallery/studies/")
+    one.add_argument("--exhibit", metavar="ID", help="copy a finished study and its runs, made small, into gallery/")
     for parser in (study, reproduce, listed):
         form = parser.add_mutually_exclusive_group()
         form.add_argument("--json", action="store_const", dest="form", const="json", help="everything, as JSON")

@@ -22,11 +22,11 @@ RUN = "run"  # the id of the open run
 MOST_NAMED = 12  # values that a sentence counts up
 CONFIGURATION = ("preset", *field_names())
 VIEWS = (  # all other names that any page takes
-    "answers", "arms", "compare", "compare_by", "digit", "draw_question", "draw_radius", "epsilon", "hide", "kind",
-    "lesson_alpha", "lesson_draws", "lesson_image", "lesson_n", "lesson_sigma", "magnify", "number", "pinned",
-    "poison_image", "procedure", "scatter_arm", "scope", "show", "sigma", "sort", "step", "study", "test_filter",
-    "test_image", "test_sort", "try_alpha", "try_image", "try_n", "try_n0", "try_seed", "try_source", "victim",
-    "view", "what_if_alpha", "what_if_n", "wipe",
+    "answers", "arms", "attack_step", "compare", "compare_by", "digit", "draw_question", "draw_radius", "epsilon",
+    "hide", "kind", "lesson_alpha", "lesson_draws", "lesson_image", "lesson_n", "lesson_sigma", "magnify", "number",
+    "pinned", "poison_image", "procedure", "scatter_arm", "scope", "show", "sigma", "sort", "step", "study",
+    "test_filter", "test_image", "test_sort", "try_alpha", "try_image", "try_n", "try_n0", "try_seed", "try_source",
+    "victim", "view", "what_if_alpha", "what_if_n", "wipe",
 )  # fmt: skip
 
 
@@ -68,14 +68,19 @@ def check(**fields: Allowed) -> None:
 
 
 def refuse(name: str, text: str, allowed: str) -> None:
-    st.error(f"This link asks for {name}={text[:40]!r}, but {name} must be {allowed}.")
+    st.error(f"This link asks for {name}={plainly(text)}, but {name} must be {allowed}.")
+
+
+def plainly(text: str) -> str:
+    """Text from outside as Markdown that shows it and does nothing else: no image in it makes the browser call out."""
+    return f"`{' '.join(text[:40].replace('`', ' ').split()) or ' '}`"
 
 
 def refuse_unknown() -> None:
     """Says which names of the address no page knows: misspelt ones would go unnoticed. For app.py."""
     for name in st.query_params:
         if name not in (RUN, *CONFIGURATION, *VIEWS):
-            st.error(f"This link asks for {name[:40]!r}, and no page knows that name. It is left out of account.")
+            st.error(f"This link asks for {plainly(name)}, and no page knows that name. It is left out of account.")
 
 
 def declare(**fields: Allowed) -> None:

@@ -121,6 +121,14 @@ def ended(run: Run, status: Status) -> None:
         st.caption(sentences.limits_line(run))
 
 
+def cancel_button(run: Run) -> None:
+    asked = (run.directory / "cancel").exists()
+    st.button(
+        "Stop now" if asked else "Cancel", key=f"cancel {run.id}", on_click=cancel, args=(run,), icon=":material/stop:",
+        help="Ends its process." if asked else "It stops at its next step and keeps what it has; press again to insist",
+    )  # fmt: skip
+
+
 def cancel(run: Run) -> None:
     """Callback: the first press asks, the second insists (in a process of its own, so that the page goes on)."""
     if not (run.directory / "cancel").exists():

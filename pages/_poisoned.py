@@ -138,8 +138,8 @@ def after_step(run: Run) -> Poison:
     finished, steps = opened(run), steps_of(run)
     if not steps:
         return finished
-    _links.check(step=steps)
-    _selection.forget("step", steps)
+    _links.check(attack_step=steps)
+    _selection.forget("attack_step", steps)
     planned = run.config.attack.upper_steps
     last = "finished poison" if steps[-1] >= planned else f"where it stopped, of {planned}"
     step = int(
@@ -147,7 +147,7 @@ def after_step(run: Run) -> Poison:
             f"After upper step (the last: {last})",
             steps,
             value=steps[-1],
-            key="step",
+            key="attack_step",
             bind="query-params",
             persist_state="session",
             help="Moves every picture of poison on this page. Before the last step, only the images whose steps were "

@@ -169,17 +169,7 @@ def run_section(run: Run) -> None:
     st.header(f"Run {run.id}")
     st.caption(sentences.settings_line(run))
     if status.active:
-        asked = (run.directory / "cancel").exists()
-        st.button(
-            "Stop now" if asked else "Cancel",
-            key="cancel",
-            on_click=_live.cancel,
-            args=(run,),
-            icon=":material/stop:",
-            help="Ends its process."
-            if asked
-            else "It stops at its next step and keeps what it has; press again to insist.",
-        )
+        _live.cancel_button(run)
     else:
         _live.ended(run, status)
     if not status.active and status.state != "done":

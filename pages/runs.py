@@ -12,7 +12,7 @@ import streamlit as st
 
 from engine import citations, commands, datasets, html_report, jobs, records, sentences, wording
 from engine.records import Run, RunNotFound
-from pages import _comparison, _export, _fork, _shared
+from pages import _comparison, _export, _fork, _live, _shared
 
 VOTES = ("selection_votes", "estimation_votes")
 
@@ -31,11 +31,16 @@ def queue() -> None:
         st.caption("Nothing is computing or waiting.")
         return
     for place, row in enumerate(sorted(active, key=lambda row: row["submitted"])):
-        status = _shared.run_of(row).status()
+        run = _shared.run_of(row)
+        status = run.status()
         words = "computing" if status.state == "running" else f"position {place} in the queue"
         left = "" if status.eta_seconds is None else f", about {sentences.duration(status.eta_seconds)} left"
         st.progress(status.fraction, f"{_shared.row_label(row)}: {words}{left}")
-        if st.button("Watch it", key=f"open {row['id']}", on_click=_shared.choose, args=(row["id"],)):
+        buttons = st.container(horizontal=True)
+        watched = buttons.button("Watch it", key=f"open {run.id}", on_click=_shared.choose, args=(run.id,))
+        with buttons:
+            _live.cancel_button(run)
+        if watched:
             _shared.go("pages/poison.py")
 
 
@@ -177,7 +182,7 @@ def notes_form(run: Run) -> None:
 
 def deletion(run: Run, *, active: bool) -> None:
     if active:
-        st.caption("An active run cannot be deleted: cancel it first, on the Poison page.")
+        st.caption("An active run cannot be deleted: cancel it first, in the queue above.")
         return
     with st.popover("Delete this run", icon=":material/delete:"):
         st.markdown(f"Delete run {run.id} with all its files? This cannot be undone.")

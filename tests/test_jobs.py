@@ -33,7 +33,7 @@ def runs_root(tmp_path: Path) -> Iterator[Path]:
     yield root
     for run in records.all_runs(root):
         if run.status().active:
-            jobs.stop_now(run)
+            jobs.stop_now(run, grace=0.0)
 
 
 def submit(config: Config, root: Path) -> Run:

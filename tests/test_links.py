@@ -33,7 +33,7 @@ NOT_HERE = "0123456789abcdef"
         ("inspect", {"poison_image": "75"}, "a whole number from 0 to 74"),
         ("inspect", {"magnify": "×99"}, "one of ×1, ×5, ×10, full range"),
         ("inspect", {"compare_by": "ear"}, "one of Wipe, Blink"),
-        ("inspect", {"step": "0"}, "one of 1, 2"),
+        ("inspect", {"attack_step": "0"}, "one of 1, 2"),
         ("image", {"kind": "both"}, "one of training, test"),
         ("inspect", {"poison_image": "1e999"}, "a whole number from 0 to 74"),
         ("inspect", {"wipe": "29"}, "a whole number from 0 to "),

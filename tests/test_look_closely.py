@@ -89,9 +89,9 @@ def test_one_step_moves_every_panel(page: str, view: str) -> None:
     evolution = RUN.tensors("evolution")
     assert evolution is not None
     for step, place in ((4, 3), (12, 11)):
-        test = opened(page, run=EXAMPLE, poison_image="2", step=str(step), **({"view": view} if view else {}))
+        test = opened(page, run=EXAMPLE, poison_image="2", attack_step=str(step), **({"view": view} if view else {}))
         assert not errors(test)
-        assert test.select_slider(key="step").value == step
+        assert test.select_slider(key="attack_step").value == step
         (drawn,) = shown_changes(test)
         np.testing.assert_allclose(drawn, evolution["delta"][place, 2, 0], atol=1e-6)
         assert ("as it was after upper step 4" in words(test)) == (step == 4)
@@ -101,9 +101,9 @@ def test_one_step_moves_every_panel(page: str, view: str) -> None:
 def test_an_attack_that_was_stopped_is_not_shown_as_finished(place: Path) -> None:
     run = own_copy(place, config=with_overrides(PRESETS["smoke"].config, ["attack.upper_steps=30"]), state="cancelled")
     test = opened(INSPECT, run=run.id, view=STEPS)
-    slider = test.select_slider(key="step")
+    slider = test.select_slider(key="attack_step")
     assert (slider.label, slider.options[-1]) == ("After upper step (the last: where it stopped, of 30)", "12")
-    assert opened(INSPECT, run=EXAMPLE, view=STEPS).select_slider(key="step").label.endswith("finished poison)")
+    assert opened(INSPECT, run=EXAMPLE, view=STEPS).select_slider(key="attack_step").label.endswith("finished poison)")
 
 
 def test_with_all_arms_switched_off_certify_asks_for_one_and_blames_no_link() -> None:
@@ -115,9 +115,9 @@ def test_with_all_arms_switched_off_certify_asks_for_one_and_blames_no_link() ->
 
 
 def test_images_without_recorded_steps_say_so_and_the_wall_shows_the_others() -> None:
-    test = opened(INSPECT, run=EXAMPLE, poison_image="40", step="4")
+    test = opened(INSPECT, run=EXAMPLE, poison_image="40", attack_step="4")
     assert "only the first 12 poison images have recorded steps" in words(test)
-    wall = opened(INSPECT, run=EXAMPLE, view=WALL, step="4")
+    wall = opened(INSPECT, run=EXAMPLE, view=WALL, attack_step="4")
     assert "**12 of 75 poison images**" in words(wall)
     assert "**75 of 75 poison images**" in words(opened(INSPECT, run=EXAMPLE, view=WALL))
 
@@ -281,7 +281,7 @@ def test_a_test_image_gets_no_more_draws_than_a_question_takes() -> None:
         (dict(kind="test", number="8"), "38 of them, from 7 to 358"),
         (dict(poison_image="seven"), "poison_image must be a whole number from 0 to 74"),
         (dict(kind="test", test_image="8"), "… (38 in all)"),
-        (dict(step="99"), "asks for step='99', but step must be one of 1, 2, 3"),
+        (dict(attack_step="99"), "asks for attack_step=`99`, but attack_step must be one of 1, 2, 3"),
         (dict(kind="test", draw_radius="nan"), "draw_radius must be a number from 0.025 to 0."),
     ],
 )

@@ -140,6 +140,8 @@ def test_a_published_study_is_small_and_holds_no_path(half_done: studies.StudyRe
     assert studies.exhibited(tmp_path / "gallery") == [json.loads(json.dumps(found))]
     assert path.stat().st_size < 20_000
     assert str(tmp_path) not in path.read_text()
+    copies = {run.id for run in records.all_runs(tmp_path / "gallery" / "grid")}
+    assert copies == {cell.run_id for cell in half_done.study.cells()}  # so that a click on a cell finds its run
 
 
 def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(half_done: studies.StudyRecord) -> None:
