@@ -214,8 +214,9 @@ def _runs(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
         return OK
     if options.markdown:
+        ours = [row for row in rows if row["procedure"]]  # of an older protocol no settings are known
         order = sorted(
-            rows, key=lambda row: (row["procedure"], row["target_class"], row["epsilon"], row["sigma"], row["seed"])
+            ours, key=lambda row: (row["procedure"], row["target_class"], row["epsilon"], row["sigma"], row["seed"])
         )
         print(tables.markdown([Run(options.runs_root / row["id"]) for row in order]))
         return OK

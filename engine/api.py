@@ -196,7 +196,7 @@ def certify(
     alpha: float = 0.001,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Certificates of any classifier's smoothed version: a row for each image, by Cohen et al.'s CERTIFY.
+    """Certificates of any classifier's smoothed version, on the CPU: a row for each image, by Cohen et al.'s CERTIFY.
 
     Args:
         model: images [N, C, H, W] → logits [N, K], in evaluation mode.
@@ -205,10 +205,12 @@ def certify(
         n0, n: selection and estimation draws.
         alpha: each radius is too large with probability at most alpha, for its one image.
     Returns: columns prediction (−1: abstains), radius (L2, pixel units), selected_class, n_top, n, p_lower.
-    Raises: ValueError, where images or numbers are not as said, or n draws could only abstain.
+    Raises: ValueError, where model, images or numbers are not as said, or n draws could only abstain.
     """
     from engine import certification, metrics, victims
 
+    if getattr(model, "training", False):
+        raise ValueError("the model is in training mode, and its answers would change: call model.eval() first")
     x = np.asarray(x, dtype=np.float32)
     if x.ndim != 4 or not len(x) or not ((x >= 0) & (x <= 1)).all():
         raise ValueError("images must be [N, C, H, W] in [0, 1], N at least 1")

@@ -91,7 +91,7 @@ class ProcedureConfig(Settings):
         values = {"name": values} if isinstance(values, str) else values
         if not isinstance(values, dict) or "name" not in values:
             return values
-        if values["name"] not in PROCEDURES:
+        if not isinstance(values["name"], str) or values["name"] not in PROCEDURES:
             raise ValueError(f"a procedure is one of {', '.join(PROCEDURES)}, got {values['name']!r}")
         return PROCEDURES[values["name"]] | values
 

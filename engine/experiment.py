@@ -57,13 +57,10 @@ class Experiment:
         self.book = Recorder(run)
         self._runs_root = runs_root
 
-    def work(self, *, cancelled: Callable[[], bool], heartbeat: Callable[[], None]) -> None:
+    def work(self, *, cancelled: Callable[[], bool]) -> None:
         """Does the whole protocol; whatever happens on the way, what was finished is on disk.
 
-        Args:
-            cancelled: asked a few times a second.
-            heartbeat: called as often, from the calling thread, while other threads compute.
-        Raises: Cancelled soon after cancelled() became true, and whatever a stage raises.
+        Raises: Cancelled soon after cancelled(), asked a few times a second, became true; whatever a stage raises.
         """
         posed = pose(self.config, self.data_root, self.device)
         problem, given = with_file(posed, self.config, runs_root=self._runs_root, book=self.book)
@@ -118,7 +115,6 @@ class Experiment:
                             pending |= {start(victims.victim, "shuffled_signs", k, shuffled) for k in seeds}
                     else:
                         self.book.add_certificates(*future.result())
-                heartbeat()
                 if cancelled():
                     raise Cancelled
             checkpoint.remove_all(self.run.directory)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from filelock import FileLock, Timeout
@@ -39,6 +40,9 @@ from engine.records import (
     write_atomically,
 )
 from engine.stages import StageCache
+
+if TYPE_CHECKING:
+    from engine.recorder import Recorder  # which imports pandas
 
 PROJECT = Path(__file__).parents[1]
 # One torch thread per worker thread, and a malloc that keeps large buffers instead of returning them to the kernel.
@@ -148,23 +152,24 @@ def awaited(record: Record) -> Status:
 
 def cancel(run: Record) -> None:
     """Asks a run to stop at its next step, as SIGTERM to its process does; `stop_now` waits for it, and insists."""
-    (run.directory / "cancel").touch()
+    with contextlib.suppress(FileNotFoundError):  # deleted in the meantime
+        (run.directory / "cancel").touch()
 
 
 def stop_now(run: Record, grace: float | None = None) -> None:
     """Cancels a live run and waits for its end: the flag, then, after `grace` seconds, SIGKILL to its process group."""
-    if not _can_end(run.status()):
+    if not can_end(run.status()):
         return
     cancel(run)
     deadline = time.monotonic() + (GRACE if grace is None else grace)
-    while _can_end(status := run.status()):
+    while can_end(status := run.status()):
         if time.monotonic() > deadline:
             _kill_group(status)
             run.write_status(replace(status, state="cancelled", ended=time.time(), error="it had to be killed"))
         time.sleep(0.1)
 
 
-def _can_end(status: Status) -> bool:
+def can_end(status: Status) -> bool:
     """Whether its process is there, though it may be lost."""
     return status.active or (status.state == "lost" and process_exists(status))
 
@@ -234,46 +239,64 @@ def work(directory: Path) -> int:
 
 def perform(run: Run, status: Status) -> int:
     """Does a run in this process, whose turn it is, and writes how it went. Returns an exit code."""
-    experiment = None
-    try:
-        run.write_status(status)
-        data_root = Path(run.request["data_root"])
-        with ThreadPoolExecutor(1) as reader:  # torch is imported only here (a waiting run costs next to nothing), and
-            reader.submit(_read_ahead, run.config.dataset, data_root)  # meanwhile images are unpacked
-            from engine.experiment import Experiment, choose_device
+    book: Recorder | None = None  # once there is one
+    began = time.time()
 
-        device = choose_device(tf32=run.config.training.precision == "fast")
-        run.write_json("env.json", environment(device.type))
-        experiment = Experiment(run, runs_root=run.directory.parent, data_root=data_root, device=device)
-        began, written = time.time(), 0.0
-
-        def heartbeat() -> None:
-            nonlocal status, written
-            now = time.time()
-            if now - written < STATUS_EVERY:
-                return
-            written, fraction = now, experiment.book.fraction
-            eta = (now - began) * (1 - fraction) / fraction if fraction > 0.01 else None
+    def beat() -> None:
+        nonlocal status
+        status = replace(status, heartbeat=time.time())
+        if book is not None:
+            fraction = book.fraction
             status = replace(
                 status,
-                phase=experiment.book.phase,
-                detail=experiment.book.detail,
+                phase=book.phase,
+                detail=book.detail,
                 fraction=fraction,
-                eta_seconds=eta,
-                heartbeat=now,
-                events=tuple(experiment.book.events),
+                eta_seconds=(time.time() - began) * (1 - fraction) / fraction if fraction > 0.01 else None,
+                events=tuple(book.events),
             )
-            run.write_status(status)
+        run.write_status(status)
 
-        cancelled = (run.directory / "cancel").exists
-        experiment.work(cancelled=lambda: cancelled() or not run.exists(), heartbeat=heartbeat)
+    try:
+        with beating(beat):
+            data_root = Path(run.request["data_root"])
+            with ThreadPoolExecutor(1) as reader:  # images are unpacked while torch is imported, and that only here:
+                reader.submit(_read_ahead, run.config.dataset, data_root)
+                from engine.experiment import Experiment, choose_device  # a waiting run costs next to nothing
+
+            device = choose_device(tf32=run.config.training.precision == "fast")
+            run.write_json("env.json", environment(device.type))
+            experiment = Experiment(run, runs_root=run.directory.parent, data_root=data_root, device=device)
+            book, began = experiment.book, time.time()
+            cancelled = (run.directory / "cancel").exists
+            experiment.work(cancelled=lambda: cancelled() or not run.exists())
         status = replace(status, state="done", phase="done", detail="", fraction=1.0, eta_seconds=0.0)
     except Cancelled:
         status = replace(status, state="cancelled", eta_seconds=None)
     except Exception as error:  # whatever it was, the record must say so
         traceback.print_exc()
         status = replace(status, state="failed", error=in_words(error), eta_seconds=None)
-    return end(run, replace(status, events=tuple(experiment.book.events) if experiment else ()))
+    return end(run, replace(status, events=tuple(book.events) if book else ()))
+
+
+@contextlib.contextmanager
+def beating(beat: Callable[[], None]) -> Iterator[None]:
+    """Calls beat at once and then every STATUS_EVERY seconds, from a thread of its own, while the block runs."""
+    ended = threading.Event()
+
+    def until_ended() -> None:
+        while not ended.wait(STATUS_EVERY):
+            with contextlib.suppress(FileNotFoundError):  # deleted just now: the work sees it, too
+                beat()
+
+    beat()
+    thread = threading.Thread(target=until_ended, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _read_ahead(dataset: str, data_root: Path) -> None:

@@ -63,7 +63,7 @@ def with_overrides(config: Config, overrides: list[str]) -> Config:
             part = part[key]
         try:
             part[last] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             part[last] = text
     return parse(values)
 

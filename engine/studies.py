@@ -238,7 +238,7 @@ def submit(study: Study, *, runs_root: Path, data_root: Path, preset: str | None
 def stop_now(record: StudyRecord) -> None:
     """Stops a study and its current run, waiting for both."""
     status = record.status()
-    if not status.active:
+    if not jobs.can_end(status):
         return
     jobs.stop_now(record, grace=jobs.GRACE + 10)  # its process gives the run its own time to stop
     current = Run(record.runs_root / (status.detail or "none"))

@@ -11,7 +11,7 @@ from engine import datasets, paper, studies, study_kinds, study_tables
 from engine.costs import expected_device
 from engine.follow import FAILED, OK, add_data_root, follow, values
 from engine.presets import WIDTH
-from engine.records import write_atomically
+from engine.records import RunNotFound, write_atomically
 from engine.studies import Study, StudyRecord
 
 
@@ -158,7 +158,10 @@ def _studies(options: argparse.Namespace) -> int:
 
 
 def _study_row(record: StudyRecord) -> dict[str, Any]:
-    study = record.study
+    try:
+        study = record.study
+    except RunNotFound:
+        return {"id": record.id, "state": "unreadable", "kind": "", "preset": None, "done": 0, "cells": 0}
     cells, kind = len(study.cells()), study.kind
     done, preset = cells - len(record.unfinished()), record.request.get("preset")
     return {

@@ -50,7 +50,7 @@ def choose_poison_indices(labels: Tensor, *, target_class: int, poison_fraction:
     """Positions of a random poison_fraction of the target class's training images, ascending."""
     candidates = (labels == target_class).nonzero().squeeze(1)
     if len(candidates) == 0:
-        raise ValueError(f"target_class must occur in the training set, got {target_class}, which has no image there")
+        raise ValueError(f"the attacker's {len(labels)} training images have none of target_class {target_class}")
     order = torch.randperm(len(candidates), generator=stream(seed, "poison indices"))
     return candidates[order[: round(poison_fraction * len(candidates))]].sort().values
 

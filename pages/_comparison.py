@@ -10,7 +10,7 @@ from engine import comparison_figures, sentences, wording
 from engine.config import Config
 from engine.records import Run
 from engine.report import of_scope
-from pages import _form, _shared
+from pages import _form, _links, _shared
 from pages._show import chart
 
 
@@ -48,7 +48,7 @@ def begin_comparison(known: list[str]) -> None:
     asked = [part for part in st.query_params.get("compare", "").split(",") if part]
     missing = [part[:40] for part in asked if part not in known]
     if missing:
-        st.warning(f"The link compares runs that are not here: {', '.join(missing)}.")
+        st.warning(f"The link compares runs that are not here: {_links.plainly(', '.join(missing))}.")
     st.session_state["compare"] = list(dict.fromkeys(part for part in asked if part in known))
 
 

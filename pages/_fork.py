@@ -7,7 +7,7 @@ import streamlit as st
 
 from engine import commands, index, jobs, records
 from engine.records import Run, RunNotFound
-from pages import _form, _shared
+from pages import _form, _links, _shared
 from pages._form import PARENT
 
 
@@ -77,7 +77,7 @@ def what_changed() -> None:
         return
     rows = [(name, _text(value), _text(_form.chosen(name))) for name, value in before.items() if differs(name, value)]
     with st.container(border=True):
-        st.markdown(f"**Fork of run `{identifier}`**: {_shared.row_label(_row(parent))}")
+        st.markdown(f"**Fork of run `{identifier}`**: {_links.plainly(_shared.row_label(_row(parent)))}")
         if rows:
             table = pd.DataFrame(rows, columns=["field", "there", "here"])
             st.dataframe(table, hide_index=True, alt="Settings that differ from the run that this is a fork of")

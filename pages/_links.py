@@ -5,6 +5,7 @@ nothing. So each page names what it takes (`check`), and what does not fit is re
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,19 +69,20 @@ def check(**fields: Allowed) -> None:
 
 
 def refuse(name: str, text: str, allowed: str) -> None:
-    st.error(f"This link asks for {name}={plainly(text)}, but {name} must be {allowed}.")
+    st.error(f"This link asks for {name}={plainly(repr(text[:40]))}, but {name} must be {plainly(allowed)}.")
 
 
 def plainly(text: str) -> str:
-    """Text from outside as Markdown that shows it and does nothing else: no image in it makes the browser call out."""
-    return f"`{' '.join(text[:40].replace('`', ' ').split()) or ' '}`"
+    """Text from an address as Markdown without links and images, which would make the browser call elsewhere."""
+    return re.sub(r"[\\\[]", r"\\\g<0>", text)
 
 
 def refuse_unknown() -> None:
     """Says which names of the address no page knows: misspelt ones would go unnoticed. For app.py."""
     for name in st.query_params:
         if name not in (RUN, *CONFIGURATION, *VIEWS):
-            st.error(f"This link asks for {plainly(name)}, and no page knows that name. It is left out of account.")
+            shown = plainly(repr(name[:40]))
+            st.error(f"This link asks for {shown}, and no page knows that name. It is left out of account.")
 
 
 def declare(**fields: Allowed) -> None:
@@ -178,7 +180,7 @@ def offer(identifier: str) -> None:
     try:
         config = with_overrides(find_preset(preset).config, [f"{name}={text}" for name, text in asked.items()])
     except ConfigError as error:
-        st.error(f"The link also says how the run was made, but that cannot be run: {error}.")
+        st.error(f"The link also says how the run was made, but that cannot be run: {plainly(str(error))}.")
         return
     same = records.run_id(config).startswith(identifier)
     st.info(

@@ -12,7 +12,7 @@ from engine.datasets import DATASETS
 from engine.presets import PRESETS
 from engine.records import Run
 from engine.studies import Study
-from pages import _shared
+from pages import _links, _shared
 
 
 def start(study: Study, preset: str | None) -> None:
@@ -67,7 +67,7 @@ def new_study(known: Container[str]) -> None:
                 kind, preset=preset, overrides=changed, rows=rows.strip() or None, columns=columns.strip() or None
             )
         except ConfigError as error:
-            st.error(f"This study cannot be run: {error}.", icon=":material/error:")
+            st.error(f"This study cannot be run: {_links.plainly(str(error))}.", icon=":material/error:")
             return
         before_the_start(study, preset, known)
         st.markdown("**The same from the command line**")

@@ -89,7 +89,7 @@ def chosen_run() -> Run | None:
     try:
         return find_chosen()
     except records.RunNotFound as error:
-        text = " ".join(str(error).split())[:300]
+        text = _links.plainly(" ".join(str(error).split())[:300])
         st.warning(f"{text[0].upper()}{text[1:]}. It may have been deleted: choose another in the sidebar.")
         _links.offer(str(st.session_state.get(RUN_PARAMETER) or st.query_params.get(RUN_PARAMETER)).strip().lower())
         return None

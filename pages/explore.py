@@ -13,7 +13,7 @@ from engine.figures import ARM_STYLE
 from engine.grid import Point
 from engine.overrides import parse
 from engine.records import Run
-from pages import _another_point, _grid, _images, _one_image, _shared
+from pages import _another_point, _grid, _images, _links, _one_image, _shared
 from pages._export import chart_and_data
 
 BEGIN = Point("gaussian", 8, 0.5, 0.1)
@@ -214,7 +214,7 @@ def grid_view() -> None:
     known = _grid.points()
     begin(known)
     if problem := st.session_state.pop("explore problem", None):
-        st.error(f"The link asks for what cannot be shown: {problem}.", icon=":material/error:")
+        st.error(f"The link asks for what cannot be shown: {_links.plainly(problem)}.", icon=":material/error:")
     point = chosen(known)
     run, line = known[point], {other.epsilon: r for other, r in known.items() if other[:3] == point[:3]}
     accuracy, radii, by_arm, found = charts(str(run.directory), stamp(run))

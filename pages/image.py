@@ -37,7 +37,8 @@ def take_link(numbers: dict[str, list[int]]) -> None:
         st.query_params[key] = number
     elif kind in (None, *numbers):
         st.error(
-            f"This link asks for {_selection.NAMES[kind or 'training']} {number[:40]!r}, and run {run.id} has "
+            f"This link asks for {_selection.NAMES[kind or 'training']} {_links.plainly(repr(number[:40]))}, and run "
+            f"{run.id} has "
             + (f"{len(allowed)} of them, from {min(allowed)} to {max(allowed)}." if allowed else "none.")
         )
     del st.query_params["number"]

@@ -13,7 +13,7 @@ from engine.costs import estimate, expected_device
 from engine.datasets import DatasetUnavailable
 from engine.presets import PRESETS
 from engine.records import Run
-from pages import _fork, _form, _live, _poison_file, _shared, _threat
+from pages import _fork, _form, _links, _live, _poison_file, _shared, _threat
 
 FIRST = ["dataset", "threat.target_class", "threat.epsilon", "sigma", "procedure", "attack.name"]
 MAY_DO = ["threat.poison_fraction", "threat.attacker_share"]
@@ -242,7 +242,8 @@ settings_column, summary_column = st.columns(2, gap="large")
 with settings_column:
     st.header("Settings")
     if problem := st.session_state.get("link problem"):
-        st.warning(f"The link asks for something that cannot be run, so the preset's values are shown: {problem}.")
+        why = _links.plainly(problem)
+        st.warning(f"The link asks for something that cannot be run, so the preset's values are shown: {why}.")
     _fork.what_changed()
     form()
 with summary_column:
@@ -251,6 +252,6 @@ with summary_column:
         wanted: Config | None = _form.config()
     except (ConfigError, DatasetUnavailable) as error:
         wanted = None
-        st.error(f"These settings cannot be run. {_form.in_words(error)}.", icon=":material/error:")
+        st.error(f"These settings cannot be run. {_links.plainly(_form.in_words(error))}.", icon=":material/error:")
     if wanted is not None:
         summary(wanted)

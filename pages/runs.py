@@ -12,7 +12,7 @@ import streamlit as st
 
 from engine import citations, commands, datasets, html_report, jobs, records, sentences, wording
 from engine.records import Run, RunNotFound
-from pages import _comparison, _export, _fork, _live, _shared
+from pages import _comparison, _export, _fork, _links, _live, _shared
 
 VOTES = ("selection_votes", "estimation_votes")
 
@@ -35,7 +35,7 @@ def queue() -> None:
         status = run.status()
         words = "computing" if status.state == "running" else f"position {place} in the queue"
         left = "" if status.eta_seconds is None else f", about {sentences.duration(status.eta_seconds)} left"
-        st.progress(status.fraction, f"{_shared.row_label(row)}: {words}{left}")
+        st.progress(status.fraction, f"{_links.plainly(_shared.row_label(row))}: {words}{left}")
         buttons = st.container(horizontal=True)
         watched = buttons.button("Watch it", key=f"open {run.id}", on_click=_shared.choose, args=(run.id,))
         with buttons:

@@ -22,7 +22,7 @@ from engine.overrides import differences, with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, GRID, Run, RunNotFound
 from engine.studies import StudyRecord
-from pages import _new_study, _shared
+from pages import _links, _new_study, _shared
 from pages._show import chart
 
 # --- which study ---
@@ -41,6 +41,8 @@ def exhibited() -> list[dict[str, Any]]:
 
 
 def label_of(known: StudyRecord | dict[str, Any]) -> str:
+    if isinstance(known, StudyRecord) and not is_readable(known):
+        return f"unreadable · {known.id[:4]}"
     if isinstance(known, StudyRecord):
         study, status = known.study.model_dump(mode="json"), known.status()
         words = [known.request.get("preset") or "", _shared.moment(status.submitted), known.id[:4]]
@@ -54,6 +56,13 @@ def label_of(known: StudyRecord | dict[str, Any]) -> str:
     return " · ".join([name, size, *filter(None, words)])
 
 
+def is_readable(record: StudyRecord) -> bool:
+    try:
+        return bool(record.study)
+    except RunNotFound:
+        return False
+
+
 def choose_study(known: dict[str, StudyRecord | dict[str, Any]]) -> StudyRecord | dict[str, Any] | None:
     asked = st.query_params.get("study", "")
     if "study" not in st.session_state and asked:
@@ -61,7 +70,7 @@ def choose_study(known: dict[str, StudyRecord | dict[str, Any]]) -> StudyRecord 
         if len(matches) == 1:
             st.session_state["study"] = matches[0]
         else:
-            st.warning(f"The link asks for a study that is not here: {asked[:40]}.")
+            st.warning(f"The link asks for a study that is not here: {_links.plainly(asked[:40])}.")
     if st.session_state.get("study") not in known:
         st.session_state["study"] = next(iter(known), None)
     if not known:
@@ -326,6 +335,10 @@ if problem := st.session_state.pop("studies problem", None):
     st.error(problem, icon=":material/error:")
 try:
     chosen = choose_study(known_studies())
+    if isinstance(chosen, StudyRecord) and not is_readable(chosen):
+        st.warning("What this study was to compute cannot be read: its study.json is damaged or of another version.")
+        deletion(chosen)
+        chosen = None
     if isinstance(chosen, StudyRecord):
         manage(chosen)
         st.fragment(progress, run_every="2s" if chosen.status().active else None)(chosen)

@@ -21,7 +21,7 @@ SHOWN = 108  # pixels on the screen of a step's picture
 
 def most_hurt() -> int:
     """The test image of the target class that lost most of its radius; 0 where the open run has no certificates."""
-    order = _test_images.in_order(run) if run.certificates() is not None else []
+    order = _test_images.in_order(run) if (run.directory / "certificates.parquet").exists() else []
     return int(order[0]) if len(order) else 0
 
 

@@ -273,6 +273,8 @@ def test_the_last_of_two_overrides_counts():
         ("seed=[1", "seed: "),
         ("seed=null", "seed: "),
         ('dataset={"a": "b\\nc"}', "dataset: "),
+        ('procedure={"name":[1]}', "a procedure is one of"),
+        ("sigma=" + "[" * 3000, "sigma: "),
         ("certification.n=5", "certification.n must be at least 10"),
     ],
 )

@@ -1,5 +1,6 @@
 """Links: what does not fit is refused by its field's name, a missing run can be computed, the full link says all."""
 
+import re
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -58,7 +59,27 @@ def test_a_value_that_a_field_does_not_allow_is_refused_by_its_name(
     ((name, text),) = query.items()
     (said,) = [error.value for error in test.error]
     assert said.startswith(f"This link asks for {name}={text[:40]!r}, but {name} must be {allowed}")
+
+
+@pytest.mark.parametrize("page", ["certify", "explore", "image", "inspect", "lesson", "try"])
+def test_a_page_refuses_nothing_of_a_link_that_asks_for_nothing(page: str) -> None:
     assert not opened(f"pages/{page}.py", run=EXAMPLE).error
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        ("certify", "scope"), ("explore", "sigma"), ("image", "number"), ("inspect", "pinned"), ("inspect", "run"),
+        ("lesson", "answers"), ("lesson", "hide"), ("poison", "dataset"), ("poison", "preset"), ("runs", "compare"),
+        ("studies", "study"),
+    ],
+)  # fmt: skip
+def test_no_text_of_an_address_makes_the_browser_call_elsewhere(page: str, name: str) -> None:
+    """Markdown would: an image is asked for as soon as it is shown."""
+    test = opened(f"pages/{page}.py", **{"run": EXAMPLE, name: "![x](http://elsewhere.org/a)"})
+    assert not test.exception
+    assert "[x](http" in words(test)
+    assert not re.search(r"(?<!\\)\[x\]\(", words(test))
 
 
 def test_what_a_field_allows_is_taken() -> None:

@@ -281,7 +281,7 @@ def test_a_test_image_gets_no_more_draws_than_a_question_takes() -> None:
         (dict(kind="test", number="8"), "38 of them, from 7 to 358"),
         (dict(poison_image="seven"), "poison_image must be a whole number from 0 to 74"),
         (dict(kind="test", test_image="8"), "… (38 in all)"),
-        (dict(attack_step="99"), "asks for attack_step=`99`, but attack_step must be one of 1, 2, 3"),
+        (dict(attack_step="99"), "asks for attack_step='99', but attack_step must be one of 1, 2, 3"),
         (dict(kind="test", draw_radius="nan"), "draw_radius must be a number from 0.025 to 0."),
     ],
 )
