@@ -7,7 +7,7 @@ The import line; every module may import only modules to its left (tests/test_li
     data
         → datasets → data → augmentation → squeezing
     networks and certificates
-        → models → smoothing → votes → certification → sequential → metrics
+        → models → smoothing → votes → certification → sequential → metrics → spread
     training and attack
         → solvers → hypergradient → toy → training → threat → attacks
     what is seen, kept and said

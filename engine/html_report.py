@@ -70,7 +70,7 @@ def write(run: Run, *, data_root: Path) -> str:
         f"<h1>{escape(title)}</h1>",
         "" if complete else f"<p class='partial'>Partial result: this run is {escape(run.status().state)}.</p>",
         f"<p class='lead'>{marked(sentences.headline(report))}</p>",
-        f"<p class='small'>{marked(sentences.numbers_line(report))}</p>",
+        f"<p class='small'>{marked(sentences.numbers_line(report))} {escape(sentences.victims_line(report))}</p>",
         f"<p>{escape(notes['note'])}</p>" if notes["note"] else "",
         *_images(run, data_root),
         "<h2>Figures</h2>",

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from engine import datasets, paper, wording
-from engine.config import Config, arms_of, lower_level
+from engine import datasets, paper, spread, wording
+from engine.config import CONTROLS, Config, arms_of, lower_level
 from engine.records import Run
 
 TARGET = "the target class"  # where its name is not given
@@ -64,23 +64,20 @@ def headline(report: dict[str, Any]) -> str:
     noise, control = report["relative_drop"].get("random_noise"), ""
     if noise and noise["mean"] is not None:
         control = f" Random noise of the same ε {'takes' if noise['mean'] >= 0 else 'adds'} {_size(noise)}."
-    if drop["mean"] > 0 and not exceeds(drop):
-        control += " Within its spread, that is no effect."
-    elif control and drop["mean"] > 0 and not exceeds(drop, noise):
-        control += " Within their spreads, the poison takes no more."
+    beyond = spread.difference(drop, noise)
+    if len(drop["seeds"]) == 1:
+        control += " One pair of victims cannot say how sure that is."
+    elif drop["mean"] > 0 and not spread.is_above_zero(drop):
+        control += f" With these victims it may be nothing (95 %: {spread.percent(drop)} %)."
+    elif beyond and drop["mean"] > 0 and not spread.is_above_zero(beyond):
+        control += (
+            f" With these victims the poison may take no more than that (95 %: {spread.percent(beyond)} points more)."
+        )
     victims = "fine-tuned" if config["training"]["fine_tune_epochs"] else "retrained"
     return (
         f"After poisoning, {victims} victims certify {target} with an average certified radius (ACR) of "
         f"**{acr['poisoned']}** instead of **{acr['clean']}**: **{share}**.{control}"
     )
-
-
-def exceeds(drop: dict[str, Any] | None, other: dict[str, Any] | None = None) -> bool:
-    """Whether a drop less its standard deviation is above another's and that one's; above 0 where there is no other."""
-    if not drop or drop["mean"] is None:
-        return False
-    beyond = (other["mean"] or 0.0) + (other["sd"] or 0.0) if other else 0.0
-    return drop["mean"] - (drop["sd"] or 0.0) > beyond
 
 
 def _size(share: dict[str, Any]) -> str:
@@ -102,6 +99,23 @@ def numbers_line(report: dict[str, Any]) -> str:
         + f"{report['certified_images']['target']} test images, "
         f"n = {settings['n']:,} draws each."
     )
+
+
+def victims_line(report: dict[str, Any]) -> str:
+    """How sure drops are as means over victims, and how far the poison's is beyond its controls'; "" of one victim."""
+    drops = report["relative_drop"]
+    told = [f"{_arm(arm)} {spread.percent(found)} %" for arm, found in drops.items() if spread.interval(found)]
+    beyond = {arm: spread.difference(drops.get("poisoned"), drops.get(arm)) for arm in CONTROLS}
+    told += [
+        f"poisoned beyond {_arm(arm)} {spread.percent(found)} points"
+        for arm, found in beyond.items()
+        if spread.interval(found)
+    ]
+    return f"Drops, 95 % intervals over victims (Student's t, pairs of one seed): {', '.join(told)}." if told else ""
+
+
+def _arm(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def class_names_of(run: Run) -> tuple[str, ...]:

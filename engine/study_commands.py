@@ -57,6 +57,7 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
         form.add_argument("--json", action="store_const", dest="form", const="json", help="everything, as JSON")
         form.add_argument("--csv", action="store_const", dest="form", const="csv", help="a row per cell")
         form.add_argument("--markdown", action="store_const", dest="form", const="markdown", help="the default")
+    form.add_argument("--minus", metavar="NAME", help="by how much each other row or column takes more than this one")
     work = commands.add_parser("study-work", help="Do the work of a study directory: what `study` and the app start.")
     work.add_argument("directory", type=Path)
     work.set_defaults(command=lambda options: studies.work(options.directory))
@@ -139,7 +140,7 @@ def _studies(options: argparse.Namespace) -> int:
     elif options.id:
         shipped = [found for found in studies.exhibited() if found["id"].startswith(options.id)]
         found = shipped[0] if len(shipped) == 1 else study_tables.results(chosen(options.id))
-        print(_study_text(found, options.form))
+        print(study_tables.minus(found, options.minus) if options.minus else _study_text(found, options.form))
     else:
         known = sorted(studies.all_studies(options.runs_root), key=lambda record: -record.status().submitted)
         rows = [_study_row(record) for record in known]

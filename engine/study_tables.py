@@ -6,21 +6,24 @@ from collections.abc import Iterable
 from statistics import fmean, stdev
 from typing import Any
 
-from engine import paper
-from engine.config import Config
+from engine import paper, spread
+from engine.config import Config, ConfigError
 from engine.overrides import with_overrides
 from engine.records import Run
 from engine.sentences import percent, with_spread
 from engine.studies import Cell, StudyRecord, place_name
 
-Summary = dict[str, Any] | None  # mean, sd and seeds, as a report has them
+Summary = spread.Summary | None
 
 COLUMNS = (  # of the CSV, a row per cell
     *("study", "kind", "row", "column", "run", "state", "complete", "dataset", "procedure", "architecture", "sigma"),
     *("attack", "attack_procedure", "surrogate", "attack_sigma", "epsilon", "target_class", "seed", "victims"),
-    *("drop_mean", "drop_sd", "control_drop_mean", "control_drop_sd", "acr_clean_mean", "acr_clean_sd"),
+    *("drop_mean", "drop_sd", "drop_low", "drop_high", "drop_seeds", "control_drop_mean", "control_drop_sd"),
+    *("control_drop_seeds", "beyond_control_mean", "beyond_control_low", "beyond_control_high"),
+    *("acr_clean_mean", "acr_clean_sd"),
     *("acr_poisoned_mean", "acr_poisoned_sd", "acr_control_mean", "acr_control_sd", "accuracy_clean_mean"),
-    *("accuracy_poisoned_mean", "radius_cap", "images", "n", "l2_mean", "psnr_mean", "ssim_mean"),
+    *("accuracy_poisoned_mean", "radius_cap", "images", "n0", "n", "alpha", "precision", "protocol", "upper_steps"),
+    *("linear_solver", "l2_mean", "psnr_mean", "ssim_mean"),
     *("attack_seconds", "seconds", "device", "device_name", "torch", "commit"),
 )
 
@@ -72,7 +75,13 @@ def _result(cell: Cell, run: Run) -> dict[str, Any]:
         "accuracy_poisoned": of("poisoned", "accuracy"),
         "radius_cap": report.get("radius_cap"),
         "images": report.get("certified_images", {}).get("target"),
+        "n0": config.certification.n0,
         "n": config.certification.n,
+        "alpha": config.certification.alpha,
+        "precision": config.training.precision,
+        "protocol": config.protocol_version,
+        "upper_steps": config.attack.upper_steps,
+        "linear_solver": config.attack.linear_solver,
         "perturbation": report.get("perturbation"),
         "attack_seconds": None if "poison" in report.get("reused", ()) else seconds.get("poison"),
         "seconds": seconds.get("total"),
@@ -109,8 +118,13 @@ def csv_text(found: dict[str, Any]) -> str:
         row = {name: value for name, value in cell.items() if not isinstance(value, dict)}
         for name, value in cell.items():
             if isinstance(value, dict) and "mean" in value:
-                row |= {f"{name}_mean": value["mean"], f"{name}_sd": value["sd"]}
+                seeds = " ".join(map(str, value["seeds"]))
+                row |= {f"{name}_mean": value["mean"], f"{name}_sd": value["sd"], f"{name}_seeds": seeds}
+        for name, value in (("drop", cell["drop"]), ("beyond_control", beyond_control(cell))):
+            low, high = spread.interval(value) or (None, None)
+            row |= {f"{name}_low": low, f"{name}_high": high}
         row |= {
+            "beyond_control_mean": (beyond_control(cell) or {}).get("mean"),
             "study": found["id"],
             "kind": found["study"]["kind"],
             "row": names(found, "rows")[cell["row"]],
@@ -120,6 +134,11 @@ def csv_text(found: dict[str, Any]) -> str:
         }
         writer.writerow(row)
     return buffer.getvalue()
+
+
+def beyond_control(cell: dict[str, Any]) -> Summary:
+    """By how much the poison takes more than random noise, over pairs of victims."""
+    return spread.difference(cell["drop"], cell["control_drop"])
 
 
 def victims(cell: dict[str, Any]) -> int:
@@ -160,7 +179,7 @@ def _grid_cell(cell: dict[str, Any]) -> str:
 
 
 def _cells(found: dict[str, Any]) -> str:
-    head = ["cell", "n", "drop", "random noise", "ACR clean", "ACR poisoned", "L2", "PSNR", "SSIM"]
+    head = ["cell", "n", "drop", "random noise", "beyond it", "ACR clean", "ACR poisoned", "L2", "PSNR", "SSIM"]
     lines = [[*head, "attack s", "run s", "run"]]
     for cell in found["cells"]:
         lines.append(
@@ -169,6 +188,7 @@ def _cells(found: dict[str, Any]) -> str:
                 str(victims(cell)),
                 percent(cell["drop"]),
                 percent(cell["control_drop"]),
+                spread.percent(beyond_control(cell)),
                 with_spread(cell["acr_clean"]),
                 with_spread(cell["acr_poisoned"]),
                 *visibility(cell),
@@ -247,6 +267,45 @@ def _table_of_rivals(found: dict[str, Any]) -> str:
     return table(lines)
 
 
+def minus(found: dict[str, Any], name: str) -> str:
+    """By how much each other row (or column) takes more than the row (or column) of this name, as Markdown.
+
+    Victims are paired where only the poison differs: of the same seed, with the same weights to start from.
+    Raises: ConfigError, where no row and no column has the name.
+    """
+    axis = next((axis for axis in ("rows", "columns") if name in names(found, axis)), None)
+    if axis is None:
+        known = ", ".join([*names(found, "rows"), *names(found, "columns")])
+        raise ConfigError(f"--minus must be a row or column of the study ({known}), got {name!r}")
+    across = "columns" if axis == "rows" else "rows"
+    ours, reference = names(found, axis), names(found, axis).index(name)
+
+    def drop(mine: int, other: int) -> Summary:
+        row, column = (mine, other) if axis == "rows" else (other, mine)
+        return cell_at(found, row, column)["drop"]
+
+    lines = [["", *(f"{each} − {name}" for each in ours if each != name)]]
+    means: dict[int, list[float]] = {k: [] for k in range(len(ours)) if k != reference}
+    for other, title in enumerate(names(found, across)):
+        line = []
+        for k, values in means.items():
+            found_here = spread.difference(drop(k, other), drop(reference, other))
+            values += [found_here["mean"]] if found_here else []
+            line.append(_points(found_here))
+        lines.append([title, *line])
+    if len(lines) > 2:
+        over = [spread.summary(values) if values else None for values in means.values()]
+        lines.append(["mean", *map(_points, over)])
+    return (
+        "More of the class's ACR taken, in points: mean over pairs of victims of the same seed (95 % interval over "
+        f"them, Student's t); the last line over the lines above as independent.\n\n{table(lines)}"
+    )
+
+
+def _points(found: Summary) -> str:
+    return "–" if not found else f"{100 * found['mean']:z.0f} ({spread.percent(found)})"
+
+
 def _paper_table(found: dict[str, Any]) -> str:
     """A line per setting and seed; where a setting has several seeds, one more with the spread over them."""
     claim = f"> {100 * paper.CLAIM:.0f} %"
@@ -315,7 +374,9 @@ def grounds(found: dict[str, Any]) -> str:
         )
 
     return (
-        f"n: pairs of victims, of the same seed{clean}. Data: {all_of('dataset')}; target class "
+        f"n: pairs of victims, of the same seed{clean}. Beyond it: by how many points the poison takes more than "
+        "random noise, 95 % interval over these pairs (Student's t); each cell has one poison and one split. "
+        f"Data: {all_of('dataset')}; target class "
         f"{all_of('target_class')}; ε = {all_of('epsilon')} (L∞) and radii (L2) in pixel units of [0, 1]; "
         f"{all_of('images')} test images of the class; {all_of('n')} estimation draws; seed {all_of('seed')}. "
         f"{all_of('device_name')}, torch {all_of('torch')}, commit {all_of('commit')}. Drops may be compared where "

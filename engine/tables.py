@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from engine.commands import asked_for, values_of
 from engine.config import CONTROLS, Config
 from engine.records import Run
-from engine.sentences import percent, with_spread
+from engine.sentences import percent, victims_line, with_spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,10 +35,10 @@ def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
         lines.append(
             f"{arm:<16}{with_spread(acr['target']):>20}{with_spread(acr['all']):>18}{with_spread(accuracy['target']):>18}{drop:>22}"
         )
-    lines.append("")
+    lines += ["", *filter(None, [victims_line(report)])]
     if found is not None and (shown := found.dropna(subset=["drop"])).shape[0]:
         told = (f"{arm} {row.drop_low:.0%} to {row.drop_high:.0%}" for arm, row in shown.iterrows())
-        lines.append(f"Drop, approximate 95 % interval over test images: {', '.join(told)}.")
+        lines.append(f"Over test images, for these very victims, approximately: {', '.join(told)}.")
     lines += [
         f"± is the standard deviation over victims. Radii are capped at {report['radius_cap']:.3f} by n and alpha.",
         f"{images['target']} test images of the target class, {images['all']} of all"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from engine import sentences, studies, study_tables, wording
+from engine import sentences, spread, studies, study_tables, wording
 from engine.certification import radius_cap
 from engine.records import Run
 
@@ -126,7 +126,7 @@ def images(run: Run) -> Question:
     drop, noise = (report["relative_drop"].get(arm) for arm in ("poisoned", "random_noise"))
     lost, control = (((each or {}).get("mean") or 0.0) for each in (drop, noise))
     verdict = "much of it is what any noise of that budget does"
-    if sentences.exceeds(drop, noise) and lost > 2 * control:
+    if spread.is_above_zero(spread.difference(drop, noise)) and lost > 2 * control:
         verdict = "most of it is more than noise of that budget does"
     return Guess(
         f"You see what was changed: no pixel by more than ε = {run.config.threat.epsilon:g} of 1, no label. What "

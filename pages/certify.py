@@ -158,6 +158,7 @@ def headline(now: dict[str, Any]) -> None:
                 f"{sentences.several(len(found['seeds']), 'victim seed')}. Seed by seed: "
                 f"{', '.join(f'{v:.1%}' for v in found['seeds'])}.",
             )
+    st.caption(sentences.victims_line({"relative_drop": drops}))
     st.caption(
         "Relative drop of the target class's average certified radius (ACR; L2, pixel units) against the clean victim "
         "of the same seed, mean ± standard deviation over "

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from engine import figures, sentences, wording
+from engine import figures, sentences, spread, wording
 from engine.records import Run
 from pages import _export, _images, _shared
 
@@ -49,7 +49,7 @@ def images_changed(run: Run) -> str:
 
 
 def worth_less(report: dict[str, Any]) -> str:
-    less = sentences.exceeds(report["relative_drop"].get("poisoned"))
+    less = spread.is_above_zero(report["relative_drop"].get("poisoned"))
     return sentences.headline(report) + (" The certificates are still valid, and worth less." if less else "")
 
 

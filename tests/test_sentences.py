@@ -8,7 +8,14 @@ from engine import sentences
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 
-NO_EFFECT, NO_MORE = "Within its spread, that is no effect.", "Within their spreads, the poison takes no more."
+NO_EFFECT = "With these victims it may be nothing (95 %: -27 to 57 %)."
+NO_MORE = "With these victims the poison may take no more than that (95 %: -10 to 10 points more)."
+ONE = "One pair of victims cannot say how sure that is."
+
+
+def three(mean: float, sd: float | None) -> list[float]:
+    """Values of this mean and standard deviation; one where there is none."""
+    return [mean] if sd is None else [mean - sd, mean, mean + sd]
 
 
 def report(poisoned: tuple[float, float | None], noise: tuple[float, float | None] | None) -> dict[str, Any]:
@@ -19,7 +26,7 @@ def report(poisoned: tuple[float, float | None], noise: tuple[float, float | Non
         "arms": {"clean": acr, "poisoned": acr},
         "target_name": "digit 8",
         "relative_drop": {
-            arm: {"mean": found[0], "sd": found[1], "seeds": [found[0]]} for arm, found in drops.items() if found
+            arm: {"mean": found[0], "sd": found[1], "seeds": three(*found)} for arm, found in drops.items() if found
         },
     }
 
@@ -30,7 +37,7 @@ def report(poisoned: tuple[float, float | None], noise: tuple[float, float | Non
         ((0.46, 0.07), (0.10, 0.02), "**46 ± 7 % less**. Random noise of the same ε takes 10 ± 2 %.", ""),
         ((0.15, 0.17), (0.02, 0.01), "**15 ± 17 % less**. Random noise of the same ε takes 2 ± 1 %.", NO_EFFECT),
         ((0.47, 0.01), (0.47, 0.05), "**47 ± 1 % less**. Random noise of the same ε takes 47 ± 5 %.", NO_MORE),
-        ((0.30, None), (0.10, None), "**30 % less**. Random noise of the same ε takes 10 %.", ""),
+        ((0.30, None), (0.10, None), "**30 % less**. Random noise of the same ε takes 10 %.", ONE),
         ((0.30, 0.02), None, "**30 ± 2 % less**.", ""),
         ((-0.05, 0.02), (-0.01, 0.02), "**5 ± 2 % more**. Random noise of the same ε adds 1 ± 2 %.", ""),
     ],

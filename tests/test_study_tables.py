@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine import records, studies, study_figures, study_kinds, study_tables
-from engine.config import Config
+from engine.config import Config, ConfigError
 from engine.studies import Axis, Point, Study
 
 Tiny = Callable[..., Config]
@@ -89,8 +89,8 @@ def test_the_table_has_exactly_the_reports_numbers(half_done: studies.StudyRecor
     assert "| watermark | 5 ± 2 % (10 ± 2 %) | not started |" in text
     cells = half_done.study.cells()
     assert (
-        "| pacd × 0.1 | 3 | 47 ± 2 % | 10 ± 2 % | 1.000 ± 0.014 | 0.530 ± 0.014 | 1.23 | 27.0 | 0.876 | 32 | 42 | "
-        f"`{cells[0].run_id}` |" in text
+        "| pacd × 0.1 | 3 | 47 ± 2 % | 10 ± 2 % | 37 to 37 | 1.000 ± 0.014 | 0.530 ± 0.014 | 1.23 | 27.0 | 0.876 | 32 "
+        f"| 42 | `{cells[0].run_id}` |" in text
     )
     assert "| reused | 42 |" in text
     assert "| pacd | 40 ± 2 % | 10 ± 2 % | 47 % | 1.23 | 27.0 | 0.876 | 32 |" in text  # the rivals' own table
@@ -106,11 +106,25 @@ def test_the_csv_reads_back_to_the_reports_numbers(half_done: studies.StudyRecor
     assert list(rows[0]) == list(study_tables.COLUMNS)
     assert [row["run"] for row in rows] == [cell.run_id for cell in half_done.study.cells()]
     first, last = rows[0], rows[3]
+    assert float(first["beyond_control_mean"]) == pytest.approx(0.37)
+    assert float(first["drop_low"]) == pytest.approx(0.47 - 4.302653 * 0.02 / 3**0.5)
+    assert [float(drop) for drop in first["drop_seeds"].split()] == pytest.approx([0.45, 0.47, 0.49])
+    assert (first["alpha"], first["n"], first["protocol"]) == ("0.001", str(half_done.study.base.certification.n), "3")
     assert float(first["drop_mean"]) == pytest.approx(0.47, abs=1e-15)
     assert (float(first["l2_mean"]), float(first["attack_seconds"]), float(first["radius_cap"])) == (1.234, 31.6, 1.059)
     assert (first["row"], first["column"], first["victims"], first["complete"]) == ("pacd", "0.1", "3", "True")
     assert rows[1]["attack_seconds"] == ""
     assert (last["state"], last["drop_mean"], last["seconds"]) == ("not started", "", "")
+
+
+def test_rows_and_columns_are_compared_pair_by_pair(half_done: studies.StudyRecord) -> None:
+    found = study_tables.results(half_done)
+    assert "| 0.1 | -42 (-42 to -42) |" in study_tables.minus(found, "pacd")
+    assert "| 0.25 | – |" in study_tables.minus(found, "pacd")
+    assert "| pacd | -7 (-7 to -7) |" in study_tables.minus(found, "0.1")
+    assert "| mean | -42 (–) |" in study_tables.minus(found, "pacd")
+    with pytest.raises(ConfigError, match="--minus must be a row or column"):
+        study_tables.minus(found, "nobody")
 
 
 def test_a_reproduction_says_what_was_published_and_at_which_scale(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from torch.nn.functional import cosine_similarity
 from engine import models
 from engine.attacks.gradient_matching import mismatch_slope
 from engine.attacks.pacd import PerImage
+from engine.config import ProcedureConfig
 from engine.hypergradient import ApproxGrad, Loss, gradient
 from engine.smoothing import gaussian_noise
 from engine.streams import stream
 from engine.training.gaussian import Gaussian
+from engine.training.smoothadv import SmoothAdv
 from tests.rivals import CONFIG, GAUSSIAN, PROBLEM, SIGMA, TARGET, TRAINING, at, attacked, random_change, tiny_networks
 
 __all__ = ["tiny_networks"]  # a fixture that works by being here
@@ -73,6 +75,28 @@ def test_only_error_maximising_surrogates_learn_from_clean_images(name, clean):
     learning, descended = [*unchanged[3::3], *unchanged[4::3]], unchanged[5::3]
     assert learning == [clean] * 4
     assert descended == [False] * 2
+
+
+class SpyOnTheAdversary(SmoothAdv):
+    """Keeps the target-class images that the adversary of every minibatch answers."""
+
+    def prepare(self, base_classifier, images, labels, *rest, **settings) -> tuple[Tensor, ...]:
+        SEEN.append(images[labels == TARGET].detach())
+        return super().prepare(base_classifier, images, labels, *rest, **settings)
+
+
+def test_where_a_surrogate_learns_from_clean_images_its_adversary_answers_those():
+    SEEN.clear()
+    settings = ProcedureConfig(name="smoothadv", draws=2, adversary_steps=1, adversary_size=0.5)
+    attacked(
+        "error-maximising",
+        replace(PROBLEM, procedure=SpyOnTheAdversary(settings, SIGMA)),
+        upper_steps=3,
+        warmup_steps=0,
+    )
+    known = {image.numpy().tobytes() for image in TRAINING.images}
+    unchanged = [all(image.numpy().tobytes() in known for image in images) for images in SEEN]
+    assert unchanged == [True, True, True, False, True, False]  # the first poison is still what it was
 
 
 def given_losses(dtype: torch.dtype) -> tuple[Loss, Loss]:

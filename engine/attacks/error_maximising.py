@@ -2,7 +2,8 @@
 
 Source: Fowl, Goldblum, Chiang, Geiping, Czaja, Goldstein, NeurIPS 2021, arXiv:2106.10807, untargeted.
 Departs: several surrogates that go on learning from clean images, and Adam steps, as in PACD, so that attacks differ
-    in what they descend alone; theirs is one trained network. An adversary in the lower loss answers the clean images.
+    in what they descend alone; theirs is one trained network. A procedure's adversary answers the images whose loss
+    is taken, clean ones where surrogates learn.
 """
 
 from collections.abc import Iterator

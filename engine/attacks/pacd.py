@@ -216,18 +216,38 @@ class _Attack:
         return self._problem.procedure.strength(self.age / self._config.restart_every)
 
     def _minibatch(self) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """(Images of the class, training images as `draw_lower` finds them, the former as they are now, `held`)."""
+        """(Images of the class, training images as `draw_lower` finds them, the former as they are now, `held`).
+
+        A surrogate that learns from clean images has two parts of held: of those, and of the poison beside them.
+        """
         rows = sample(len(self._problem.indices), self._config.poison_batch, generator=self.draw)
         x_poison, which = self._unknowns.images(rows), self._levels.draw_lower(rows)
+        if not self._clean_surrogates:
+            return rows, which, x_poison, self._held(x_poison, which)
+        held = self._held(self._clean(which, x_poison), which)
+        return rows, which, x_poison, (*held, *self._held(x_poison, which)) if self._prepares else held
+
+    def _held(self, images: Tensor, which: Tensor) -> tuple[Tensor, ...]:
         model, weights = self._surrogate.model, self._surrogate.bilevel.weights
-        return rows, which, x_poison, self._levels.held(model, weights, x_poison, which, strength=self._strength)
+        return self._levels.held(model, weights, images, which, strength=self._strength)
+
+    def _clean(self, which: Tensor, x_poison: Tensor) -> Tensor:
+        """The minibatch's images of the class as they were."""
+        return self._problem.training.images[which[-len(x_poison) :]]
+
+    @property
+    def _prepares(self) -> bool:
+        return self._problem.procedure.prepares
 
     def _descend(self, which: Tensor, x_poison: Tensor, held: tuple[Tensor, ...], *, steps: int) -> tuple[Scalar, Loss]:
-        """The surrogate learns from a minibatch: (its loss, the loss as a function)."""
+        """The surrogate learns from a minibatch: (its loss, the poison's loss as a function)."""
         minibatch = self._levels.minibatch(which, poison=len(x_poison), strength=self._strength)
-        lower = minibatch.loss(self._surrogate.model, held)
-        learned = self._problem.training.images[which[-len(x_poison) :]] if self._clean_surrogates else x_poison
-        return self._surrogate.bilevel.descend(lower, learned, steps=steps), lower
+        half = len(held) // 2 if self._clean_surrogates and self._prepares else 0
+        lower = minibatch.loss(self._surrogate.model, held[half:])
+        if not self._clean_surrogates:
+            return self._surrogate.bilevel.descend(lower, x_poison, steps=steps), lower
+        learned = minibatch.loss(self._surrogate.model, held[:half])
+        return self._surrogate.bilevel.descend(learned, self._clean(which, x_poison), steps=steps), lower
 
     def _tensors(self) -> dict[str, Tensor]:
         owners: dict[str, Levels | Unknowns | Surrogate] = {
