@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceilings, comparisons, growth, runs, startup
+from benchmarks import ceilings, comparisons, growth, runs, sequential, startup
 from benchmarks.measure import Comparison, Table, compare, machine, ratios
 
 Rates = dict[str, float]
@@ -37,7 +37,7 @@ def tables(groups: list[str], rounds: int) -> Iterator[Table]:
     """The tables of these groups, as each is ready."""
     rates: Rates = {}
     if {"ceilings", *SHARES} & {*groups}:
-        rates = ceilings.rates(*ceilings.KINDS if "ceilings" in groups else ["convolution float32"])
+        rates = ceilings.rates(*ceilings.KINDS if "ceilings" in groups else ceilings.PRODUCTS)
     for name in groups:
         yield from GROUPS[name](rates, rounds)
 
@@ -72,6 +72,7 @@ GROUPS: dict[str, Callable[[Rates, int], Iterator[Table]]] = SHARES | {
     "quick": what_if,
     "ceilings": bounds,
     "growth": growing,
+    "draws": lambda _rates, rounds: sequential.tables(rounds),
     "memory": lambda _rates, _rounds: iter([runs.memory()]),
     "startup": lambda _rates, rounds: iter([startup.startup(rounds)]),
 }

@@ -27,6 +27,7 @@ KINDS = {
     "memory copy": ("copy", "float32", 8.0 * NUMBERS, "GB/s read and written"),
     "normal draws": ("normals", "float32", 1.0 * DRAWS, "G/s"),
 }
+PRODUCTS = [name for name, (kind, *_) in KINDS.items() if kind in ("gemm", "convolution")]
 
 
 def rates(*names: str) -> dict[str, float]:

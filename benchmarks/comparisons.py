@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.measure import Comparison, Side
 from benchmarks.ours import N0
 from engine.costs import workers_for
+from engine.votes import has_bfloat16
 
 CERTIFIED = dict(victims=2, images=16, n=1000)
 LONG, SHORT = dict(victims=2, images=100, n=100_000), dict(victims=2, images=16, n=5000)  # as for a paper, and less
@@ -20,20 +21,20 @@ TRAINERS = {
     "smoothadv": "ART's SmoothAdv trainer, other work: its attack is in L∞",
     "macer": "ART's MACER trainer",
 }
-ALL, ONE = "convolution float32, all cores", "convolution float32, one core"
+NARROW = "bfloat16" if has_bfloat16() else "float32"  # the engine's products but for the attack's
 
 
 def certification() -> list[Comparison]:
     what = "{victims} victims, {images} images each, n = {n}".format(**CERTIFIED)
-    engine = Side("engine", "tasks.engine_certification", CERTIFIED, "engine")
+    engine = Side("engine", "tasks.engine_certification", CERTIFIED, "engine", precision=NARROW)
     plain = _plain("Cohen's loop, batch 400", "tasks.plain_certification", CERTIFIED)
     peers = [
         Side(label, "tasks.peer_certification", CERTIFIED | dict(batch_size=size))
         for label, size in (("ART's certify, batch 400", 400), ("ART's certify, its own batch of 32", 32))
     ]
     return [
-        Comparison(what, engine, (*plain, *peers), ALL),
-        Comparison(f"{what}, beside a busy process", engine, plain[:1], ALL, busy=1),
+        Comparison(what, engine, (*plain, *peers)),
+        Comparison(f"{what}, beside a busy process", engine, plain[:1], busy=1),
         Comparison(
             "{victims} victims, {images} images each, n = {n}".format(**LONG)
             + f"; by others {SHORT['images']} images, n = {SHORT['n']}, scaled",
@@ -42,7 +43,6 @@ def certification() -> list[Comparison]:
                 replace(plain[0], settings=SHORT, part=PART),
                 replace(peers[0], settings=SHORT | dict(batch_size=400), part=PART),
             ),
-            ALL,
         ),
     ]
 
@@ -52,13 +52,11 @@ def training() -> list[Comparison]:
     for procedure, images in TRAINED.items():
         settings = dict(procedure=procedure, victims=workers_for("cpu"), images=images, batch_size=200)
         what = f"{procedure}: an epoch of {images} images for each of {settings['victims']} victims, batch 200"
-        engine = Side("engine", "tasks.engine_training", settings, "engine")
+        engine = Side("engine", "tasks.engine_training", settings, "engine", precision=NARROW)
         plain = _plain("plain loop", "tasks.plain_training", settings)
-        found.append(
-            Comparison(what, engine, (*plain, Side(TRAINERS[procedure], "tasks.peer_training", settings)), ALL)
-        )
+        found.append(Comparison(what, engine, (*plain, Side(TRAINERS[procedure], "tasks.peer_training", settings))))
         if procedure == "gaussian":
-            found.append(Comparison(f"{what}, beside a busy process", engine, plain[:1], ALL, busy=1))
+            found.append(Comparison(f"{what}, beside a busy process", engine, plain[:1], busy=1))
     return found
 
 
@@ -75,16 +73,17 @@ def attack() -> list[Comparison]:
             ("adam", "drawn afresh for each"),
             ("adam-shared", "drawn once"),
             ("minres", "drawn once, MINRES"),
+            ("one-step", "left out (one-step)"),
         ):
             engine = Side("engine", "tasks.engine_upper_step", settings | dict(solver=solver), "engine")
-            found.append(Comparison(f"{what}; the engine's linear system {system}", engine, plain, ONE))
+            found.append(Comparison(f"{what}; the engine's linear system {system}", engine, plain))
     return found
 
 
 def quick() -> list[Comparison]:
     what = "{victims} victims, each {epochs} epochs of 3000 images, {images} certified at n = {n}".format(**NINE)
-    engine = Side("engine", "tasks.engine_victims", NINE, "engine")
-    return [Comparison(what, engine, _plain("one after the other", "tasks.plain_victims", NINE), ALL)]
+    engine = Side("engine", "tasks.engine_victims", NINE, "engine", precision=NARROW)
+    return [Comparison(what, engine, _plain("one after the other", "tasks.plain_victims", NINE))]
 
 
 def _plain(label: str, task: str, settings: dict[str, Any]) -> tuple[Side, Side]:

@@ -40,6 +40,7 @@ class Side:
     settings: dict[str, Any]
     environment: str = "default"
     part: float = 1.0  # of the work, which this side does; its seconds stand for the whole
+    precision: str = "float32"  # of its products, whose rate bounds it
 
     @property
     def missing(self) -> bool:
@@ -53,7 +54,7 @@ class Comparison:
     what: str
     engine: Side
     others: tuple[Side, ...]
-    ceiling: str | None = None  # the name of the rate that bounds the engine
+    counted: bool = True  # whether its operations are, for each side's share of the ceiling
     busy: int = 0  # other processes that compute meanwhile
 
 
@@ -160,26 +161,31 @@ def compare(comparison: Comparison, rounds: int) -> dict[str, Any]:
     sides = (comparison.engine, *comparison.others)
     present = [side for side in sides if not side.missing]
     with children(present) as started:
-        flops = started[1].flops() if comparison.ceiling else None
+        flops = started[1].flops() if comparison.counted else None
         with busy(comparison.busy), others(started, expected=comparison.busy) as elsewhere:
             each = [[child.seconds() for child in started] for _ in range(rounds)]
     seconds = dict(zip(present, map(list, zip(*each, strict=True)), strict=True))
     return {
         "what": comparison.what,
         "sides": [
-            {"label": side.label, "environment": side.environment, "seconds": seconds.get(side)} for side in sides
+            {
+                "label": side.label,
+                "environment": side.environment,
+                "precision": side.precision,
+                "seconds": seconds.get(side),
+            }
+            for side in sides
         ],
         "others": elsewhere[0],
         "flops": flops,
-        "ceiling": comparison.ceiling,
     }
 
 
 def ratios(title: str, found: dict[str, Any], rates: dict[str, float]) -> Table:
     """A row for each side: its seconds, over the engine's in the same round, and its share of the machine's ceiling.
 
-    The share is the time that the ceiling allows for plain code's operations, over the side's time: code that saves
-    operations has a larger one.
+    The share is the time that all cores' ceiling of a side's precision allows for plain code's operations, over the
+    side's time: code that saves operations has a larger one. That ceiling is the faster of a product and a convolution.
     """
     rows, engine = [], found["sides"][0]["seconds"]
     for side in found["sides"]:
@@ -188,12 +194,14 @@ def ratios(title: str, found: dict[str, Any], rates: dict[str, float]) -> Table:
             rows.append((side["label"], side["environment"], f"not installed ({INSTALL})", "", ""))
             continue
         if found["flops"]:
-            share = f"{found['flops'] / statistics.median(seconds) / rates[found['ceiling']]:.0%}"
+            precision = side["precision"]
+            ceiling = max(rates[f"{kind} {precision}, all cores"] for kind in ("GEMM", "convolution"))
+            share = f"{found['flops'] / statistics.median(seconds) / ceiling:.0%} ({precision})"
         each = [own / ours for own, ours in zip(seconds, engine, strict=True)]
         rows.append((side["label"], side["environment"], spread(seconds), f"**{spread(each)}**", share))
     columns = ("who", "environment", "s, median (range)", "times the engine's, median (range)", "share of ceiling")
     disturbed = f" (others kept {found['others']:.1f} cores busy)" if found["others"] > QUIET else ""
-    return Table(f"{title}: {found['what']}{disturbed}", columns, rows, [found | {"rate": rates.get(found["ceiling"])}])
+    return Table(f"{title}: {found['what']}{disturbed}", columns, rows, [found | {"rates": rates}])
 
 
 def median(values: Sequence[float]) -> str:

@@ -1,7 +1,7 @@
 """The plainest correct implementations: what one would write first, and what the engine's speed is measured against."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -122,7 +122,7 @@ def upper_step(
     linear_steps: int,
     damping: float = 1e-3,
 ) -> Tensor:
-    """One upper step of ApproxGrad as the authors' code has it, with fresh noise at every evaluation of a loss.
+    """One upper step of ApproxGrad as the authors' code has it, with fresh noise in every lower and every linear step.
 
     Returns the hypergradient of the poison images.
     """
@@ -140,10 +140,6 @@ def upper_step(
         q = math.sqrt(2) * torch.erfinv(2 * ((1 - 2e-3) * top + 1e-3) - 1)
         return sigma / 2 * ((q[:, 0] - q[:, 1]) * (which[:, 0] == held_out[1])).mean()
 
-    def product(vector: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        first = grad(lower(), weights, create_graph=True)
-        return grad(first, weights, vector)
-
     optimiser = torch.optim.Adam(weights, lr=1e-3)
     for _ in range(lower_steps):
         optimiser.zero_grad()
@@ -152,9 +148,10 @@ def upper_step(
     p = [torch.zeros_like(w) for w in weights]
     solver = torch.optim.Adam(p, lr=1e-2)
     for _ in range(linear_steps):
-        target = grad(upper(), weights)
-        residual = [h + damping * v - b for h, v, b in zip(product(p), p, target, strict=True)]
-        for v, h, r in zip(p, product(residual), residual, strict=True):
+        target, first = grad(upper(), weights), grad(lower(), weights, create_graph=True)
+        products = grad(first, weights, p, retain_graph=True)
+        residual = [h + damping * v - b for h, v, b in zip(products, p, target, strict=True)]
+        for v, h, r in zip(p, grad(first, weights, residual), residual, strict=True):
             v.grad = 2 * (h + damping * r)
         solver.step()
     first = grad(lower(), weights, create_graph=True)
