@@ -47,6 +47,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "neumann": (*_SMALL, "linear_solver=neumann"),
     "nystrom": (*_SMALL, "linear_solver=nystrom", "linear_steps=5", "damping=0.1"),
     "adam": (*_SMALL, "linear_solver=adam"),
+    "adam, 10 steps": (*_SMALL, "linear_solver=adam", "linear_steps=10"),
+    "adam-shared, 10 steps": (*_SMALL, "linear_solver=adam-shared", "linear_steps=10"),
     "one-step": (*_SMALL, "linear_solver=one-step", "upper_steps=240", "restart_every=80"),
     "one-step, short lives": (*_SMALL, "linear_solver=one-step", "restart_every=15"),
     "unrolled": (*_SMALL, "linear_solver=unrolled", "linear_learning_rate=0.02"),
