@@ -11,16 +11,17 @@ from engine import (
     jobs,
     records,
     sentences,
+    spread,
     studies,
     study_figures,
     study_kinds,
     study_tables,
     wording,
 )
-from engine.config import Config, attackers_augmentation, lower_level
-from engine.overrides import differences, with_overrides
+from engine.config import Config
+from engine.overrides import differences
 from engine.presets import PRESETS
-from engine.records import GALLERY, GRID, Run, RunNotFound
+from engine.records import Run, RunNotFound
 from engine.studies import StudyRecord
 from pages import _links, _new_study, _shared
 from pages._show import chart
@@ -190,8 +191,8 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
             f"σ = {cell['attack_sigma']:g}, ε = {cell['epsilon']:g} (L∞)\n"
             f"- Victims: {cell['procedure']}, `{cell['architecture']}`, σ = {cell['sigma']:g}\n"
             f"- Drop **{sentences.percent(cell['drop'])}**, random noise "
-            f"{sentences.percent(cell['control_drop'])}; {study_tables.victims(cell)} pairs of victims, seed "
-            f"{cell['seed']}\n"
+            f"{sentences.percent(cell['control_drop'])}; beyond it {beyond(cell)} points (95 %, Student's t); "
+            f"{study_tables.victims(cell)} pairs of victims, seed {cell['seed']}\n"
             f"- ACR (L2, pixel units) {sentences.with_spread(cell['acr_clean'])} clean, "
             f"{sentences.with_spread(cell['acr_poisoned'])} poisoned\n"
             f"- Poison's size: L2 {l2}, PSNR {psnr} dB, SSIM {ssim}"
@@ -202,34 +203,12 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
             words = "has not begun" if cell["state"] == "not started" else "is not on this machine"
             st.caption(f"This run {words}. The same from the command line:")
             st.code(command_of_cell(found, cell), language=None, wrap_lines=True)
-            if (like := exhibited_like(found, cell)) is None:
-                return
-            st.caption(f"Run {like}, which comes with the project, is the same but for its controls:")
-            run = records.find(_shared.runs_root(), like)
-        run_links(run)
+        else:
+            run_links(run)
 
 
-def exhibited_like(found: dict[str, Any], cell: dict[str, Any]) -> str | None:
-    """The id of a run of the gallery that has the cell's clean and poisoned victims, whatever its controls."""
-    try:
-        base = Config.model_validate(found["study"]["base"])
-    except ValueError:  # of an older protocol
-        return None
-    return but_for_controls().get(_without_controls(with_overrides(base, overrides_of(found, cell))))
-
-
-@st.cache_data(show_spinner=False)
-def but_for_controls() -> dict[str, str]:
-    """Ids of the gallery's runs by what they are but for their controls."""
-    return {_without_controls(run.config): run.id for folder in (GALLERY, GRID) for run in records.all_runs(folder)}
-
-
-def _without_controls(config: Config) -> str:
-    """Its text, with what the attacker assumes spelt out."""
-    procedure, sigma = lower_level(config)
-    assumed = dict(procedure=procedure, sigma=sigma, augmentation=attackers_augmentation(config))
-    attack = config.attack.model_copy(update=assumed)
-    return config.model_copy(update=dict(attack=attack, controls=())).canonical()
+def beyond(cell: dict[str, Any]) -> str:
+    return spread.percent(study_tables.beyond_control(cell))
 
 
 def overrides_of(found: dict[str, Any], cell: dict[str, Any]) -> list[str]:
@@ -304,6 +283,7 @@ def table_and_downloads(found: dict[str, Any]) -> None:
             "state": [cell["state"] for cell in cells],
             "drop": [percent(cell["drop"]) for cell in cells],
             "random noise": [percent(cell["control_drop"]) for cell in cells],
+            "beyond it, 95 %": [beyond(cell) for cell in cells],
             "victims": [study_tables.victims(cell) for cell in cells],
             "ACR clean (L2)": [number(cell["acr_clean"]) for cell in cells],
             "ACR poisoned (L2)": [number(cell["acr_poisoned"]) for cell in cells],

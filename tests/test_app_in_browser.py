@@ -134,7 +134,6 @@ def test_a_click_on_a_studys_cell_shows_the_run_behind_it(app: Server, browser_p
             page.mouse.click(box["x"] + box["width"] * (column + 0.5) / 3, box["y"] + box["height"] / 2)
             page.get_by_text(re.compile(rf"^{name}, run [0-9a-f]+ ")).wait_for()
         chosen.wait_for()
-        page.get_by_text(re.compile("comes with the project, is the same but for its controls")).wait_for()
         page.get_by_role("button", name="Open in Certify").click()
         heading(page, "Certify").wait_for()
         idle(page)

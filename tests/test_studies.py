@@ -14,7 +14,7 @@ from engine import jobs, paper, records, studies, study_kinds, study_tables
 from engine.config import PROCEDURES, Config, ConfigError, arms_of, canonical_json, poison_depends_on
 from engine.overrides import differences, with_overrides
 from engine.presets import PRESETS
-from engine.records import Run, RunNotFound
+from engine.records import GALLERY, GRID, Run, RunNotFound
 from engine.studies import Axis, Point, Study
 
 Tiny = Callable[..., Config]
@@ -308,3 +308,12 @@ def test_a_reproduction_has_the_arms_that_are_asked_for() -> None:
     assert list(arms.values()) == [{("clean",)}, {("clean", "poisoned")}, {("clean", "poisoned", "random_noise")}]
     with pytest.raises(ConfigError, match=r"--arms is one of clean; clean,poisoned; .*, got poisoned"):
         study_kinds.reproduction(["ga"], ["mnist"], arms=["poisoned"])
+
+
+def test_each_cell_of_a_study_that_comes_with_the_project_has_its_run_there() -> None:
+    shipped = {run.id: run for folder in (GALLERY, GRID) for run in records.all_runs(folder)}
+    for found in studies.exhibited():
+        for cell in found["cells"]:
+            run = shipped[cell["run"]]
+            assert run.need_report()["relative_drop"]["poisoned"] == cell["drop"]
+            assert records.run_id(run.config) == run.id
