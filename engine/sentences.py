@@ -15,8 +15,9 @@ HOW_TO_READ = (
     "**Relative drop**: 1 − ACR(arm)/ACR(clean), for victims of the same seed, then mean ± standard deviation over "
     "seeds.",
     "**Random noise** and **shuffled signs** are controls: the same images, the same budget, each pixel of each image "
-    "by itself. The poisoned drop beyond theirs is the work of what an attack's changes have in common and of their "
-    "direction; the attack *Brightness*, which optimises nothing, tells those apart.",
+    "by itself. What an attack takes beyond theirs is the work of how its changes hang together, from pixel to pixel "
+    "and from image to image, or of their direction; which of these, other attacks tell: *Brightness* and the fixed "
+    "patterns optimise nothing.",
 )
 
 
@@ -185,7 +186,7 @@ def limits_line(run: Run) -> str:
         f"{partial}{dataset_words(config)}. {found} test images of "
         f"{target_of(run)} and {settings.other_images} of each other class, n = {settings.n:,} draws, "
         f"α = {settings.alpha} for each certificate, σ = {config.sigma}, "
-        f"{several(config.victim_seeds, 'victim')} an arm. "
+        f"{several(config.victim_seeds, 'victim')} an arm, training.precision = {config.training.precision}. "
         f"ε is L∞, radii are L2, both in pixel units of [0, 1].{other}"
     )
 

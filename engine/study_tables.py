@@ -267,6 +267,9 @@ def _table_of_rivals(found: dict[str, Any]) -> str:
     return table(lines)
 
 
+FEW = 5  # rows or columns, over which a mean's interval says next to nothing
+
+
 def minus(found: dict[str, Any], name: str) -> str:
     """By how much each other row (or column) takes more than the row (or column) of this name, as Markdown.
 
@@ -293,12 +296,12 @@ def minus(found: dict[str, Any], name: str) -> str:
             values += [found_here["mean"]] if found_here else []
             line.append(_points(found_here))
         lines.append([title, *line])
-    if len(lines) > 2:
+    if len(lines) > FEW:
         over = [spread.summary(values) if values else None for values in means.values()]
         lines.append(["mean", *map(_points, over)])
     return (
         "More of the class's ACR taken, in points: mean over pairs of victims of the same seed (95 % interval over "
-        f"them, Student's t); the last line over the lines above as independent.\n\n{table(lines)}"
+        f"them, Student's t); a last line, of many, over the lines above as independent.\n\n{table(lines)}"
     )
 
 
