@@ -91,16 +91,22 @@ def ceilings() -> dict[str, float]:
 
 def compared(title: str, sides: list[Side], rates: dict[str, float], rounds: int) -> Table:
     """A row for each side, the engine first: seconds, over the engine's in the same round, share of the ceiling."""
+    most = []
     for side in sides:
+        torch.cuda.reset_peak_memory_stats()
         side.work()  # libraries choose their algorithms, and what is compiled is compiled
+        most.append(torch.cuda.max_memory_allocated() / 1e9)
     each = [[timed(side.work) / side.part for side in sides] for _ in range(rounds)]
     rows, seconds = [], list(zip(*each, strict=True))
-    for side, own in zip(sides, seconds, strict=True):
+    for side, own, memory in zip(sides, seconds, most, strict=True):
         times = [mine / ours for mine, ours in zip(own, seconds[0], strict=True)]
         share = side.flops / statistics.median(own) / rates[side.ceiling]
-        rows.append((side.label, spread(own), f"**{spread(times)}**", f"{share:.1%} ({side.ceiling})"))
-    raw = [{"label": side.label, "seconds": own} for side, own in zip(sides, seconds, strict=True)]
-    return Table(title, ("who", "s, median (range)", "times the engine's, median (range)", "share"), rows, raw)
+        rows.append((side.label, spread(own), f"**{spread(times)}**", f"{share:.1%} ({side.ceiling})", f"{memory:.2f}"))
+    raw = [
+        {"label": side.label, "seconds": own, "gigabytes": m} for side, own, m in zip(sides, seconds, most, strict=True)
+    ]
+    columns = ("who", "s, median (range)", "times the engine's, median (range)", "share", "GB of tensors at most")
+    return Table(title, columns, rows, raw)
 
 
 def timed(work: Work) -> float:
