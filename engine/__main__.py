@@ -78,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--n", type=int, help="as if only so many of its estimation draws had been made")
     form = report.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
+    form.add_argument(
+        "--csv", action="store_true", help="its certificates, with votes: a row per arm, victim and image"
+    )
     form.add_argument("--cite", action="store_true", help="print whose work the run rests on, as BibTeX, instead")
     form.add_argument("--html", type=Path, metavar="FILE", help="write it as one file that works offline instead")
     add_data_root(report)
@@ -141,7 +144,7 @@ def _run(options: argparse.Namespace) -> int:
     datasets.fetch(config.dataset, data_root)
     run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=options.preset)
     if (code := wait_for(run)) == OK:
-        _print_report(run, as_json=options.json)
+        _print_report(run, form="json" if options.json else "text")
     return code
 
 
@@ -166,15 +169,21 @@ def _dry_run(config: Config) -> dict:
     }
 
 
-def _print_report(run: Run, *, as_json: bool, n: int | None = None) -> None:
-    from engine.report import build_report, estimates, with_draws  # pandas is slow to import
+def _print_report(run: Run, *, form: str = "text", n: int | None = None) -> None:
+    from engine.report import build_report, certificates_csv, estimates, with_draws  # pandas is slow to import
 
     report, table, config = run.need_report(), run.certificates(), run.config
     assert table is not None  # written before the report
     if n is not None:
         table, config = with_draws(table, config, n)
+        table = table.drop(columns="estimation_votes")  # which are of all draws
         report |= build_report(table, config, class_names=report["class_names"])
-    print(json.dumps(report) if as_json else tables.summary(report, estimates(table, "target", config)))
+    if form == "csv":
+        print(certificates_csv(table).rstrip())
+    elif form == "json":
+        print(json.dumps(report))
+    else:
+        print(tables.summary(report, estimates(table, "target", config)))
 
 
 def _presets(options: argparse.Namespace) -> int:
@@ -316,7 +325,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.cite:
         print(citations.of_run(run), end="")
         return OK
-    _print_report(run, as_json=options.json, n=options.n)
+    _print_report(run, form="csv" if options.csv else "json" if options.json else "text", n=options.n)
     return OK
 
 

@@ -6,6 +6,7 @@ frees the lock when its holder dies, however it dies.
 """
 
 import contextlib
+import hashlib
 import os
 import platform
 import shutil
@@ -337,6 +338,7 @@ def environment(device: str) -> dict[str, Any]:
     from engine.votes import has_bfloat16
 
     names = {"cuda": lambda: torch.cuda.get_device_name(), "cpu": _processor}
+    graphics = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if device == "cuda" else {}
     return {
         "device": device,
         "device_name": names[device](),
@@ -346,10 +348,21 @@ def environment(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": version("torchvision"),  # whose import takes a second
         "numpy": numpy.__version__,
+        "scipy": version("scipy"),
+        **graphics,
         "platform": platform.platform(),
         "commit": commit(),
+        "code": code(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def code() -> str:
+    """SHA-256 of the engine's files: what ran, whatever a commit says or where there is none."""
+    digest = hashlib.sha256()
+    for path in sorted((PROJECT / "engine").rglob("*.py")):
+        digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def in_words(error: Exception) -> str:

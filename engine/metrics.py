@@ -2,6 +2,7 @@
 
 A certificate table has one row per arm, victim and test image, with at least the columns arm, victim, image, label,
 weight, selected_class (of the n0 draws), n_top (its votes among n), n, p_lower, radius, prediction (ABSTAIN included).
+A run's own has selection_votes and estimation_votes, too, the votes for each class of its n0 and n draws.
 `weight` makes a class-stratified sample stand for the whole test set.
 """
 

@@ -12,7 +12,7 @@ runs/<id>/config.json            canonical JSON; the first 16 hex digits of its 
           victims/<arm>-<k>.safetensors   weights of the k-th victim of an arm; before-<k> of one to be fine-tuned
           votes/<arm>-<k>.safetensors     its votes under noise, image by image
           checkpoints/           where long stages stand, while they are unfinished
-          certificates.parquet   one row per arm, victim and test image, with the votes
+          certificates.parquet   one row per arm, victim and test image, with the votes (columns: engine/metrics.py)
           report.json, log.txt, notes.json (name, star, note), cancel (present once asked for),
           published (present where nobody may rename or delete the run)
 runs/poisons/                    poison files that were brought, by their hash (engine/poison_file.py)

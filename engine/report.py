@@ -156,6 +156,17 @@ def with_draws(table: pd.DataFrame, config: Config, n: int) -> tuple[pd.DataFram
     return metrics.recertify(table, sigma=config.sigma, alpha=config.certification.alpha, n=n), fewer
 
 
+def certificates_csv(table: pd.DataFrame | None) -> str:
+    """A certificate table as CSV (its columns: metrics.py), votes for each class as numbers with spaces between."""
+    assert table is not None
+    votes = {
+        name: [" ".join(map(str, each)) for each in table[name]]
+        for name in ("selection_votes", "estimation_votes")
+        if name in table
+    }
+    return table.assign(**votes).to_csv(index=False)
+
+
 def losses(table: pd.DataFrame) -> pd.DataFrame:
     """What poisoning cost each test image: a row per image that clean and poisoned victims certified, by its number.
 

@@ -12,10 +12,8 @@ import streamlit as st
 
 from engine import citations, commands, datasets, html_report, jobs, records, sentences, wording
 from engine.records import Run, RunNotFound
+from engine.report import certificates_csv
 from pages import _comparison, _export, _fork, _links, _live, _shared
-
-VOTES = ("selection_votes", "estimation_votes")
-
 
 # --- queue ---
 
@@ -198,7 +196,8 @@ def exports(run: Run) -> None:
         disabled=report is None, help="Every number of the run.",
     )  # fmt: skip
     buttons.download_button(
-        "Certificates (CSV)", lambda: certificates_csv(run), f"{run.id}-certificates.csv", "text/csv",
+        "Certificates (CSV)", lambda: certificates_csv(run.certificates()).encode(),
+        f"{run.id}-certificates.csv", "text/csv",
         disabled=not has_certificates, help="A row per arm, victim and test image, with its votes.",
     )  # fmt: skip
     buttons.download_button(
@@ -229,14 +228,6 @@ def has_images(run: Run) -> bool:
     """Whether the run changed pixels of images that are on this machine."""
     changed = run.config.attack.name not in ("none", "label-flip") and (run.directory / "poison.safetensors").is_file()
     return changed and datasets.available(run.config.dataset, _shared.data_root())
-
-
-def certificates_csv(run: Run) -> bytes:
-    table = run.certificates()
-    assert table is not None
-    for name in VOTES:
-        table[name] = [" ".join(map(str, votes)) for votes in table[name]]
-    return table.to_csv(index=False).encode()
 
 
 def zipped(directory: Path) -> bytes:

@@ -240,6 +240,23 @@ def test_a_report_is_told_as_if_fewer_draws_had_been_made(smoke: SimpleNamespace
     assert (refused.returncode, refused.stderr) == (2, "error: n must be in [1, 100], the draws recorded, got 101\n")
 
 
+def test_certificates_are_printed_with_their_votes(smoke: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("report", smoke.run.id, "--runs-root", smoke.root, "--csv")
+    code, text, _ = main(capsys, *arguments)
+    assert code == 0
+    rows, kept = list(csv.DictReader(io.StringIO(text))), smoke.run.certificates()
+    assert [(row["arm"], int(row["image"]), float(row["radius"])) for row in rows] == list(
+        zip(kept["arm"], kept["image"], kept["radius"], strict=True)
+    )
+    assert [list(map(int, row["estimation_votes"].split())) for row in rows] == list(
+        map(list, kept["estimation_votes"])
+    )
+    code, text, _ = main(capsys, *arguments, "--n", "50")
+    fewer = next(csv.DictReader(io.StringIO(text)))
+    assert fewer["n"] == "50"
+    assert "estimation_votes" not in fewer  # those are of all draws
+
+
 def test_a_run_without_a_report_yet_says_in_which_state_it_is(
     tiny: Callable[..., Any], prepare: Callable[..., Run], runs_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
