@@ -19,7 +19,7 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
 
     Its second trace has a marker per cell with customdata (row, column): a heat map itself cannot be clicked.
     """
-    rows, columns = study_tables.names(found, "rows"), study_tables.names(found, "columns")
+    rows, columns = study_tables.titles(found, "rows"), study_tables.titles(found, "columns")
     drops = np.full((len(rows), len(columns)), np.nan)
     texts, hovers, inks, places, told = [], [], [], [], []
     for cell in found["cells"]:
@@ -30,7 +30,7 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
         texts.append(_text(cell))
         hovers.append(_hover(found, cell))
         inks.append("#888888" if drop is None else "#FFFFFF" if 100 * drop >= DARK_FROM else "#1A1A1A")
-        told.append(f"{study_tables.cell_name(found, cell)}: {_words(cell)}")
+        told.append(f"{study_tables.cell_title(found, cell)}: {_words(cell)}")
     figure = go.Figure()
     figure.add_heatmap(
         z=drops,
@@ -111,7 +111,7 @@ def _words(cell: dict[str, Any]) -> str:
 
 
 def _hover(found: dict[str, Any], cell: dict[str, Any]) -> str:
-    lines = [f"<b>{study_tables.cell_name(found, cell)}</b>", _words(cell)]
+    lines = [f"<b>{study_tables.cell_title(found, cell)}</b>", _words(cell)]
     if cell["drop"]:
         seeds = ", ".join(f"{100 * value:.0f} %" for value in cell["drop"]["seeds"])
         lines += [

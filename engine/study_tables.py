@@ -2,11 +2,11 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import fmean, stdev
 from typing import Any
 
-from engine import paper, spread
+from engine import paper, spread, wording
 from engine.config import Config, ConfigError
 from engine.overrides import with_overrides
 from engine.records import Run
@@ -14,6 +14,14 @@ from engine.sentences import percent, with_spread
 from engine.studies import Cell, StudyRecord, place_name
 
 Summary = spread.Summary | None
+PLAIN: dict[str, Callable[[str], str]] = {  # by the field that an axis sets
+    "attack.name": wording.attack_name,
+    "procedure": wording.PROCEDURE_NAMES.__getitem__,
+    "attack.procedure": wording.PROCEDURE_NAMES.__getitem__,
+    "architecture": wording.ARCHITECTURE_NAMES.__getitem__,
+    "attack.surrogate": wording.ARCHITECTURE_NAMES.__getitem__,
+    "dataset": wording.dataset_name,
+}
 
 COLUMNS = (  # of the CSV, a row per cell
     *("study", "kind", "row", "column", "run", "state", "complete", "dataset", "procedure", "architecture", "sigma"),
@@ -99,6 +107,15 @@ def names(found: dict[str, Any], axis: str) -> list[str]:
     return [point["name"] for point in found["study"][axis]["points"]]
 
 
+def titles(found: dict[str, Any], axis: str) -> list[str]:
+    """The same in plain words, for figures and pages."""
+    told = []
+    for point in found["study"][axis]["points"]:
+        field = point["overrides"][0].partition("=")[0] if point["overrides"] else ""
+        told.append(PLAIN.get(field, str)(point["name"]))
+    return told
+
+
 def cell_at(found: dict[str, Any], row: int, column: int) -> dict[str, Any]:
     return found["cells"][row * len(names(found, "columns")) + column]
 
@@ -106,6 +123,12 @@ def cell_at(found: dict[str, Any], row: int, column: int) -> dict[str, Any]:
 def cell_name(found: dict[str, Any], cell: dict[str, Any]) -> str:
     return place_name(
         found["study"]["kind"], names(found, "rows")[cell["row"]], names(found, "columns")[cell["column"]]
+    )
+
+
+def cell_title(found: dict[str, Any], cell: dict[str, Any]) -> str:
+    return place_name(
+        found["study"]["kind"], titles(found, "rows")[cell["row"]], titles(found, "columns")[cell["column"]]
     )
 
 

@@ -37,7 +37,7 @@ def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
         )
     lines += ["", *filter(None, [victims_line(report)])]
     if found is not None and (shown := found.dropna(subset=["drop"])).shape[0]:
-        told = (f"{arm} {row.drop_low:.0%} to {row.drop_high:.0%}" for arm, row in shown.iterrows())
+        told = (f"{arm} {row.drop_low:z.0%} to {row.drop_high:z.0%}" for arm, row in shown.iterrows())
         lines.append(f"Over test images, for these very victims, approximately: {', '.join(told)}.")
     lines += [
         f"± is the standard deviation over victims. Radii are capped at {report['radius_cap']:.3f} by n and alpha.",

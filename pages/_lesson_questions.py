@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from engine import sentences, spread, studies, study_tables, wording
+from engine import sentences, spread, studies, study_tables
 from engine.certification import radius_cap
 from engine.records import Run
 
@@ -160,12 +160,12 @@ def transfer(run: Run) -> Question:
             "Poison works through what training learns from images, and different ways of training learn much the "
             "same.",
         )
-    row, columns = surprising_row(found), procedure_names(found, "columns")
+    row, columns = surprising_row(found), study_tables.titles(found, "columns")
     cells = [study_tables.cell_at(found, row, column) for column in range(len(columns))]
     drops = [cell["drop"]["mean"] for cell in cells]
     told = ", ".join(f"{name} {sentences.percent(cell['drop'])}" for name, cell in zip(columns, cells, strict=True))
     best = max(range(len(drops)), key=drops.__getitem__)
-    made_against = procedure_names(found, "rows")[row]
+    made_against = study_tables.titles(found, "rows")[row]
     return Choice(
         f"Poison was made against {made_against}. Victims of which training procedure lose the largest share of their "
         f"radius?",
@@ -217,10 +217,6 @@ def transfer_study() -> dict[str, Any] | None:
         if found["study"]["kind"] == "transfer-procedure" and done == cells:
             return found
     return None
-
-
-def procedure_names(found: dict[str, Any], axis: str) -> list[str]:
-    return [wording.PROCEDURE_NAMES[name] for name in study_tables.names(found, axis)]
 
 
 def surprising_row(found: dict[str, Any]) -> int:

@@ -180,38 +180,37 @@ def missing_arms(table: pd.DataFrame) -> None:
         st.warning(f"This run is {run.status().state}, and victims are missing: {', '.join(lacking)}.")
 
 
-def estimates(table: pd.DataFrame, scope: str) -> pd.DataFrame:
-    """ACR and accuracies of each arm with their intervals in words, one row per arm."""
-    found = report.estimates(table, scope, run.config)
-    return pd.DataFrame(
-        {
-            "arm": ARM_STYLE[str(arm)].name,
-            "drop of ACR": ""
-            if np.isnan(row.drop)
-            else f"{100 * row.drop:z.0f} % ({100 * row.drop_low:z.0f} to {100 * row.drop_high:z.0f})",
-            "ACR": f"{row.acr:.3f} ({row.acr_low:.3f}–{row.acr_high:.3f})",
-            "accuracy": f"{100 * row.accuracy:.0f} % ({100 * row.accuracy_low:.0f}–{100 * row.accuracy_high:.0f})",
-            "abstain": f"{row.abstains:.0%}",
-        }
-        for arm, row in zip(found.index, found.itertuples(), strict=True)
-    )
+def estimates(table: pd.DataFrame) -> pd.DataFrame:
+    """ACR and accuracies with their intervals in words, a row for each arm on the target's images and on all."""
+    lines = []
+    for scope, name in SCOPES.items():
+        found = report.estimates(table, scope, run.config)
+        lines += [
+            {
+                "test images": name,
+                "arm": ARM_STYLE[str(arm)].name,
+                "drop of ACR": ""
+                if np.isnan(row.drop)
+                else f"{100 * row.drop:z.0f} % ({100 * row.drop_low:z.0f} to {100 * row.drop_high:z.0f})",
+                "ACR": f"{row.acr:.3f} ({row.acr_low:.3f}–{row.acr_high:.3f})",
+                "accuracy": f"{100 * row.accuracy:.0f} % ({100 * row.accuracy_low:.0f}–{100 * row.accuracy_high:.0f})",
+                "abstain": f"{row.abstains:.0%}",
+            }
+            for arm, row in zip(found.index, found.itertuples(), strict=True)
+        ]
+    return pd.DataFrame(lines)
 
 
 def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> None:
     """ACR by arm; certified accuracy and radii of the chosen scope and arms."""
     st.header("Average certified radius")
-    left, right = st.columns([6, 5], gap="medium")
-    with left:
-        chart_and_data(figures.acr_by_arm(now), "acr")
-    with right:
-        for scope, name in SCOPES.items():
-            st.markdown(f"**{name.capitalize()}** (accuracy: of the smoothed classifier)")
-            st.dataframe(estimates(table, scope), hide_index=True, alt=f"ACR and accuracy by arm, {name}")
-        st.caption(
-            "Means over victims; in brackets approximate 95 % intervals over test images, taken as independent (normal "
-            "for ACR and its drop, Wilson for the share). The chart's ± is another thing: the standard deviation over "
-            "victim seeds."
-        )
+    chart_and_data(figures.acr_by_arm(now), "acr")
+    st.dataframe(estimates(table), hide_index=True, alt="ACR and accuracy by arm, of the target class and of all")
+    st.caption(
+        "Means over victims; in brackets approximate 95 % intervals over test images, taken as independent (normal "
+        "for ACR and its drop, Wilson for the accuracy of the smoothed classifier). The chart's ± is another thing: "
+        "the standard deviation over victim seeds."
+    )
     st.header("Over all radii")
     left, right = st.columns(2)
     with left:

@@ -163,7 +163,7 @@ def results(found: dict[str, Any]) -> None:
             "result. Click a cell for the runs behind it."
         )
     with right:
-        st.selectbox("Cell", options, format_func=lambda k: study_tables.cell_name(found, found["cells"][k]), key=key)
+        st.selectbox("Cell", options, format_func=lambda k: study_tables.cell_title(found, found["cells"][k]), key=key)
         cell_panel(found, cell)
 
 
@@ -186,10 +186,12 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
     with st.container(border=True):
         l2, psnr, ssim = study_tables.visibility(cell)
         st.markdown(
-            f"**{study_tables.cell_name(found, cell)}**, run `{cell['run']}` ({cell['state']})\n"
-            f"- Poison: `{cell['attack']}` against {cell['attack_procedure']} on `{cell['surrogate']}`, "
+            f"**{study_tables.cell_title(found, cell)}**, run `{cell['run']}` ({cell['state']})\n"
+            f"- Poison: {wording.attack_name(cell['attack'])} against "
+            f"{wording.PROCEDURE_NAMES[cell['attack_procedure']]} on {wording.ARCHITECTURE_NAMES[cell['surrogate']]}, "
             f"σ = {cell['attack_sigma']:g}, ε = {cell['epsilon']:g} (L∞)\n"
-            f"- Victims: {cell['procedure']}, `{cell['architecture']}`, σ = {cell['sigma']:g}\n"
+            f"- Victims: {wording.PROCEDURE_NAMES[cell['procedure']]}, "
+            f"{wording.ARCHITECTURE_NAMES[cell['architecture']]}, σ = {cell['sigma']:g}\n"
             f"- Drop **{sentences.percent(cell['drop'])}**, random noise "
             f"{sentences.percent(cell['control_drop'])}; beyond it {beyond(cell)} points (95 %, Student's t); "
             f"{study_tables.victims(cell)} pairs of victims, seed {cell['seed']}\n"
@@ -245,12 +247,13 @@ def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
 
 def rivals(found: dict[str, Any]) -> None:
     st.header("Does bilevel optimisation earn its price?")
-    home, others = study_tables.home_and_others(found)
-    rows = study_tables.by_row(found)
+    columns, rows = study_tables.titles(found, "columns"), study_tables.by_row(found)
+    home = columns.pop(study_tables.at_home(found))
+    others = ", ".join(columns)
     visible = [study_tables.visibility(row["cell"]) for row in rows]
     table = pd.DataFrame(
         {
-            "attack": [row["name"] for row in rows],
+            "attack": study_tables.titles(found, "rows"),
             f"drop, {home}": [sentences.percent(row["drop"]) for row in rows],
             "random noise": [sentences.percent(row["control_drop"]) for row in rows],
             f"mean drop, {others}": [_or_dash(row["transfer"], 100, " %") for row in rows],
@@ -279,7 +282,7 @@ def table_and_downloads(found: dict[str, Any]) -> None:
     cells, percent, number = found["cells"], sentences.percent, sentences.with_spread
     table = pd.DataFrame(
         {
-            "cell": [study_tables.cell_name(found, cell) for cell in cells],
+            "cell": [study_tables.cell_title(found, cell) for cell in cells],
             "state": [cell["state"] for cell in cells],
             "drop": [percent(cell["drop"]) for cell in cells],
             "random noise": [percent(cell["control_drop"]) for cell in cells],

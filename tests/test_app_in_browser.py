@@ -127,7 +127,11 @@ def test_a_click_on_a_studys_cell_shows_the_run_behind_it(app: Server, browser_p
         cells = page.locator(".js-plotly-plot .nsewdrag").first
         cells.wait_for(state="attached", timeout=PATIENCE)
         chosen = page.get_by_text(re.compile("^Drop [0-9]"))
-        for column, name in ((0, "smoothadv → gaussian"), (2, "smoothadv → macer"), (1, "smoothadv → smoothadv")):
+        for column, name in (
+            (0, "SmoothAdv → Gaussian augmentation"),
+            (2, "SmoothAdv → MACER"),
+            (1, "SmoothAdv → SmoothAdv"),
+        ):
             idle(page)
             box = cells.bounding_box()
             page.mouse.move(box["x"] + box["width"] * (column + 0.4) / 3, box["y"] + box["height"] / 2)

@@ -81,7 +81,7 @@ def test_rivals_are_laid_side_by_side(place: Path) -> None:
     assert not test.exception
     assert "Does bilevel optimisation earn its price?" in words(test)
     table = test.dataframe[0].value
-    assert table["attack"][0] == "pacd"
+    assert table["attack"][0] == "PACD"
     assert table["attack, seconds"][0] == "32"
 
 

@@ -31,7 +31,7 @@ def test_a_summary_has_the_interval_of_each_drop_over_images(smoke: SimpleNamesp
     )
     row = found.loc["poisoned"]
     assert row.drop_low < row["drop"] < row.drop_high
-    assert f"poisoned {row.drop_low:.0%} to {row.drop_high:.0%}, " in tables.summary(smoke.report, found)
+    assert f"poisoned {row.drop_low:z.0%} to {row.drop_high:z.0%}, " in tables.summary(smoke.report, found)
 
 
 def test_a_markdown_table_has_a_row_for_each_finished_run_and_says_what_it_ran_on(
