@@ -155,13 +155,17 @@ def table(runs: dict[tuple[str, float], Run]) -> Table:
                 f"{sigma:.2f}",
                 f"{published:.3f}" + ("" if spread is None else f" ± {spread:.3f}"),
                 f"{acr['mean']:.3f}" + ("" if acr["sd"] is None else f" ± {acr['sd']:.3f}"),
+                f"{(acr['mean'] - published) / spread:+.1f}" if spread else "–",
                 "all" if len(radii) == IMAGES else f"{len(radii)} (± {half:.3f})",
                 f"{arm['accuracy']['target']['mean']:.3f}{beside}",
                 f"{report['seconds']['total']:.0f}",
             )
         )
-    columns = ("procedure", "σ", "published ACR of digit 8, mean ± sd", "here, mean ± sd over seeds")
-    return Table("Clean victims", (*columns, "images (± 95 % over images)", "accuracy of digit 8", "s"), rows, [])
+    columns = (
+        *("procedure", "σ", "published ACR of digit 8, mean ± sd", "here, mean ± sd over seeds", "published sds away"),
+        *("images (± 95 % over images)", "accuracy of digit 8", "s"),
+    )
+    return Table("Clean victims", columns, rows, [])
 
 
 def where(runs: list[Run]) -> str:
