@@ -6,11 +6,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import comparison_figures, sentences, wording
+from engine import commands, comparison_figures, sentences, wording
 from engine.config import Config
 from engine.records import Run
 from engine.report import of_scope
-from pages import _form, _links, _shared
+from pages import _links, _shared
 from pages._show import chart
 
 
@@ -97,13 +97,11 @@ def comparison(rows: list[dict[str, Any]]) -> None:
     )
     only_different = st.toggle("Show only settings that differ", value=True, key="diff_only")
     differences(runs, labels, configs, only_different=only_different)
-    st.markdown("**A link to this comparison** (append it to this app's address)")
-    st.code("/runs?compare=" + ",".join(chosen), language=None)
 
 
 def differences(runs: Sequence[Run], labels: Sequence[str], configs: Sequence[Config], *, only_different: bool) -> None:
     """Settings, environment and headline numbers, a column per run."""
-    columns = [_form.values_of(config) for config in configs]
+    columns = [commands.values_of(config) for config in configs]
     facts: list[tuple[str, Callable[[Run], Any]]] = [
         ("device", lambda run: run.environment.get("device")),
         ("torch", lambda run: run.environment.get("torch")),

@@ -7,8 +7,6 @@ import streamlit as st
 
 from engine import datasets, jobs, wording
 from engine.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of
-from engine.commands import command as command
-from engine.commands import values_of as values_of
 from engine.config import FOLDER, PROCEDURES, TRAINING_IMAGES, Config, ConfigError, ProcedureConfig, Settings
 from engine.datasets import BUILT_IN, DatasetUnavailable, class_in_words
 from engine.overrides import field_names, with_overrides
@@ -172,11 +170,6 @@ def take_dataset() -> None:
 def overrides() -> list[str]:
     """The form's fields that differ from the preset, as --set takes them."""
     return changes({name: chosen(name) for name in NAMES}, PRESETS[st.session_state["preset"]].config)
-
-
-def link(preset: str, changed: list[str]) -> str:
-    """The address, within the app, of the form filled in this way."""
-    return f"/poison?{query(preset, changed)}"
 
 
 def query_now() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from engine import datasets, jobs, records, sentences, wording
+from engine import commands, datasets, jobs, records, sentences, wording
 from engine.certification import radius_cap
 from engine.config import Config, ConfigError, arms_of, smallest_useful_n
 from engine.costs import estimate, expected_device
@@ -221,9 +221,7 @@ def summary(config: Config) -> None:
     _threat.card(config, target)
     preset, changed = st.session_state["preset"], _form.overrides()
     st.markdown("**The same from the command line**")
-    st.code(_form.command(preset, changed), language=None, wrap_lines=True)
-    st.markdown("**A link to these settings** (append it to this app's address)")
-    st.code(_form.link(preset, changed), language=None, wrap_lines=True)
+    st.code(commands.command(preset, changed), language=None, wrap_lines=True)
 
 
 _shared.need_frame()

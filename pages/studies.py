@@ -304,8 +304,6 @@ def table_and_downloads(found: dict[str, Any]) -> None:
     buttons.download_button("Markdown", markdown, f"{found['id']}.md", "text/markdown")
     buttons.download_button("JSON", json.dumps(found, indent=1), f"{found['id']}.json", "application/json")
     st.caption(study_tables.grounds(found))
-    st.markdown("**A link to this study** (append it to this app's address)")
-    st.code(f"/studies?study={found['id']}", language=None)
 
 
 _shared.chosen_run()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine import costs, records, sentences, wording
+from engine import commands, costs, records, sentences, wording
 from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, Status
@@ -37,7 +37,7 @@ def test_poison_submits_what_the_form_says_and_prints_the_same_command(submitted
 def test_every_preset_is_filled_into_the_form_and_read_out_of_it_unchanged(name: str) -> None:
     values = {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in _form.values_of(PRESETS[name].config).items()
+        for key, value in commands.values_of(PRESETS[name].config).items()
     }
     assert _form.changes(values, PRESETS[name].config) == []
     for other in PRESETS.values():  # what the form of one preset prints on top of another gives the same again
@@ -77,7 +77,8 @@ def test_a_link_restores_every_field() -> None:
     test = opened("pages/poison.py", **{"preset": "smoke", "threat.target_class": "3", "attack.linear_solver": "adam"})
     assert not test.warning
     assert test.session_state["field threat.target_class"] == 3
-    assert "/poison?preset=smoke&threat.target_class=3&attack.linear_solver=adam" in words(test)
+    made = "python -m engine run --preset smoke --set threat.target_class=3 --set attack.linear_solver=adam"
+    assert made in words(test)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_what_the_attacker_assumes_can_differ_from_what_is_true() -> None:
     test.selectbox(key="field attack.augmentation").set_value(None).run()
     test.selectbox(key="field attack.procedure").set_value(None).run()
     test.number_input(key="field attack.sigma").set_value(None).run()
-    assert "--preset smoke\n" in words(test)
+    assert words(test).endswith("--preset smoke")
     assert not test.exception
 
 

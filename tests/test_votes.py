@@ -7,10 +7,12 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
+from engine import datasets, records, victims
 from engine.models import BUILDERS, build
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 from engine.votes import Answers, Screen, Votes, count_votes
+from tests.app import EXAMPLE
 
 SHORT = [name for name in BUILDERS if name not in ("resnet32", "resnet44", "resnet56")]  # those are resnet20 but longer
 
@@ -146,6 +148,18 @@ def test_screened_votes_are_the_votes_of_float32(name):
     plain = counted(model, images, draws)
     assert (plain.estimation > 0).sum(dim=1).max() > 1  # noise moves some image across a boundary
     assert torch.equal(counted(model, images, draws, screened=True).estimation, plain.estimation)
+
+
+@pytest.mark.parametrize("arm", ["clean", "poisoned"])
+def test_screened_votes_of_a_trained_victim_are_float32s(arm):
+    """Its logits are larger than a fresh network's, and so are bfloat16's errors."""
+    run = records.find(records.GALLERY, EXAMPLE)
+    pixels, _ = datasets.read("digits", datasets.default_root(), train=False)
+    images = torch.tensor(pixels[:60])
+    model = victims.load(run, arm, 0, shape=pixels.shape[1:])
+    plain = counted(model, images, 500)
+    assert (plain.estimation > 0).sum(dim=1).max() > 1
+    assert torch.equal(counted(model, images, 500, screened=True).estimation, plain.estimation)
 
 
 def test_what_the_screen_calls_sure_leaves_little_to_repeat_and_errors_far_behind():
