@@ -18,7 +18,10 @@ class Perturbation:
 
 
 def measure(x_clean: np.ndarray, delta: np.ndarray) -> Perturbation:
-    """Args: x_clean and delta [P, C, H, W]. SSIM: Wang et al. 2004 with scikit-image's 7×7 windows, data range 1."""
+    """How visible each image's change is: x_clean and delta [P, C, H, W], arrays [P] in what it returns.
+
+    SSIM: Wang et al. 2004 with scikit-image's 7×7 windows, data range 1.
+    """
     flat = np.abs(delta.reshape(len(delta), int(np.prod(delta.shape[1:]))))
     with np.errstate(divide="ignore"):
         psnr = -10 * np.log10((flat.astype(np.float64) ** 2).mean(axis=1))

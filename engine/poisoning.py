@@ -37,7 +37,10 @@ PART, WHOLE = 100, 1_000_000  # noisy images in such a part: what fits the cache
 
 
 def with_file(problem: Problem, config: Config, *, runs_root: Path, book: Recorder) -> tuple[Problem, Tensor | None]:
-    """Of a poison file: the problem where its images, as far as this run has them, are those that may change; delta."""
+    """(The problem with a poison file's images, as far as this run has them, as those that may change; their delta).
+
+    Of any other attack, the problem as it is and None.
+    """
     if config.attack.name != "from-file":
         return problem, None
     file, training = poison_file.kept(config.attack.file, runs_root), problem.training

@@ -10,9 +10,9 @@ known how many of n votes fall to a class, all orders of the votes are equally l
 hypergeometric and tell, whatever the vote probability, which totals can still be reached. This errs with probability
 ≤ DOUBT, for one image, and an error costs radius, never soundness.
 
-Compared by simulation and dropped: Beta mixtures (Robbins; plug-in bets in closed form), which pay for looks after
-every single draw: they decide a question with as many draws, and know a radius later. Clopper–Pearson at a few
-growing numbers of draws is in Voráček 2024, arXiv:2406.17830; the schedule, its spending and the prediction are not.
+Beta mixtures (Robbins; plug-in bets in closed form) pay for looks after every single draw: they decide a question with
+as many draws, and know a radius later. Clopper–Pearson at a few growing numbers of draws is in Voráček 2024,
+arXiv:2406.17830; the schedule, its spending and the prediction are not.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def count_votes(
     Args:
         images: [N, C, H, W] in [0, 1].
         block: noisy copies at once; results do not depend on it.
-        groups: images of one group see the same noise, and nothing else of what they are given.
+        groups: (positions of images, generator) for each group; the images of one group share its draws.
         screened: see `Screen`; the votes are float32's own with it and without, but it takes half the time where the
             device has bfloat16 arithmetic. For a `Network`.
         looks: numbers of estimation draws after which `settled` is asked; whoever it settles gets no more draws, and

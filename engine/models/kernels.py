@@ -14,8 +14,8 @@ NONE = np.uint8(4)  # of a window in which nothing is above 0; its pixels are 0 
 def choose(values, maxima, chosen, infinity, negative, nan):
     """The largest of 0 and of each window's pixels, and which it is, the first of several: uint8.
 
-    bfloat16 comes as the integers of its bits, whose order is that of what they stand for from 0 up. NaNs are what is
-    not up to `infinity`, or above `negative` and below 0: the second is empty for floats. A window with one has none.
+    bfloat16 comes as the int16 of its bits, whose order from 0 up is that of the numbers. A value is NaN if it is not
+    ≤ `infinity`, or strictly between `negative` and 0 (which no float is); a window with a NaN gives `nan`.
     """
     images, rows, columns, channels = maxima.shape
     zero = maxima.dtype.type(0)

@@ -37,8 +37,8 @@ class Network(nn.Module):
 def convolved(layer: nn.Conv2d, h: Tensor) -> Tensor:
     """layer(h), in channels_last; on a GPU as a product of patches and weights where it is differentiated, or float64.
 
-    Of the few channels of a LeNet cuDNN's kernels make little, and its second derivatives are a multiple slower still;
-    of float64 they make nothing. For layers without padding or strides.
+    cuDNN is slow for as few channels as a LeNet's, a multiple slower for second derivatives, and has no fast kernels
+    for float64. For layers without padding or strides.
     """
     if h.device.type == "cuda" and (torch.is_grad_enabled() or h.dtype == torch.float64):
         return as_product(layer, h)
@@ -49,7 +49,7 @@ def convolved(layer: nn.Conv2d, h: Tensor) -> Tensor:
 
 
 class _OfConstant(torch.autograd.Function):
-    """A convolution of images that are not differentiated: of those torch's second derivative is found all the same."""
+    """A convolution whose input needs no gradient; torch's double backward would compute that gradient anyway."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

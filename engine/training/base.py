@@ -102,7 +102,7 @@ def fit(
     """Trains the model in place, yielding after every step; the last partial batch is dropped.
 
     Args:
-        config: all but its numbers of epochs, of which `epochs` is the one that is meant, and its precision.
+        config: all but its numbers of epochs (see `epochs`) and its precision (see `bfloat16`).
         generator: orders the images and draws noise and augmentation; on the device of data and model.
         bfloat16: products of weights and activations are in bfloat16; weights, their updates and losses in float32.
         state: of an earlier call with the same arguments, which this one continues as if it had never ended.
