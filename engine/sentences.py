@@ -65,15 +65,12 @@ def headline(report: dict[str, Any]) -> str:
     noise, control = report["relative_drop"].get("random_noise"), ""
     if noise and noise["mean"] is not None:
         control = f" Random noise of the same ε {'takes' if noise['mean'] >= 0 else 'adds'} {_size(noise)}."
-    beyond = spread.difference(drop, noise)
+    beyond = spread.difference(drop, noise)  # the surer of the two where there is a control: victims are paired
     if len(drop["seeds"]) == 1:
         control += " One pair of victims cannot say how sure that is."
-    elif drop["mean"] > 0 and not spread.is_above_zero(drop):
-        control += f" With these victims it may be nothing (95 %: {spread.percent(drop)} %)."
-    elif beyond and drop["mean"] > 0 and not spread.is_above_zero(beyond):
-        control += (
-            f" With these victims the poison may take no more than that (95 %: {spread.percent(beyond)} points more)."
-        )
+    elif drop["mean"] > 0 and not spread.is_above_zero(beyond or drop):
+        found = f"{spread.percent(beyond)} points more" if beyond else f"{spread.percent(drop)} %"
+        control += f" With these victims the poison may take nothing{' beyond that' * bool(beyond)} (95 %: {found})."
     victims = "fine-tuned" if config["training"]["fine_tune_epochs"] else "retrained"
     return (
         f"After poisoning, {victims} victims certify {target} with an average certified radius (ACR) of "

@@ -49,7 +49,8 @@ def images_changed(run: Run) -> str:
 
 
 def worth_less(report: dict[str, Any]) -> str:
-    less = spread.is_above_zero(report["relative_drop"].get("poisoned"))
+    drop, noise = (report["relative_drop"].get(arm) for arm in ("poisoned", "random_noise"))
+    less = spread.is_above_zero(spread.difference(drop, noise) or drop)
     return sentences.headline(report) + (" The certificates are still valid, and worth less." if less else "")
 
 

@@ -8,8 +8,8 @@ from engine import sentences
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 
-NO_EFFECT = "With these victims it may be nothing (95 %: -27 to 57 %)."
-NO_MORE = "With these victims the poison may take no more than that (95 %: -10 to 10 points more)."
+NO_EFFECT = "With these victims the poison may take nothing (95 %: -27 to 57 %)."
+NO_MORE = "With these victims the poison may take nothing beyond that (95 %: -10 to 10 points more)."
 ONE = "One pair of victims cannot say how sure that is."
 
 
@@ -35,7 +35,8 @@ def report(poisoned: tuple[float, float | None], noise: tuple[float, float | Non
     ("poisoned", "noise", "said", "more"),
     [
         ((0.46, 0.07), (0.10, 0.02), "**46 ± 7 % less**. Random noise of the same ε takes 10 ± 2 %.", ""),
-        ((0.15, 0.17), (0.02, 0.01), "**15 ± 17 % less**. Random noise of the same ε takes 2 ± 1 %.", NO_EFFECT),
+        ((0.15, 0.17), None, "**15 ± 17 % less**.", NO_EFFECT),
+        ((0.15, 0.17), (0.02, 0.17), "**15 ± 17 % less**. Random noise of the same ε takes 2 ± 17 %.", ""),  # paired
         ((0.47, 0.01), (0.47, 0.05), "**47 ± 1 % less**. Random noise of the same ε takes 47 ± 5 %.", NO_MORE),
         ((0.30, None), (0.10, None), "**30 % less**. Random noise of the same ε takes 10 %.", ONE),
         ((0.30, 0.02), None, "**30 ± 2 % less**.", ""),
