@@ -22,8 +22,8 @@ from benchmarks import ours, plain
 from benchmarks.measure import Table, spread
 from engine import datasets
 from engine.attacks.pacd import pacd
+from engine.environment import environment
 from engine.experiment import choose_device, pool_of_workers
-from engine.jobs import environment
 from engine.models import build
 from engine.models.network import convolved
 from engine.poisoning import pose_attack

@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 
 from engine.costs import workers_for
-from engine.jobs import PROJECT, WORKER_ENVIRONMENT, environment
+from engine.environment import PROJECT, environment
+from engine.jobs import WORKER_ENVIRONMENT
 
 # What a process is given beside the variables that none of these sets.
 ENVIRONMENTS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from engine.jobs import PROJECT
+from engine.environment import PROJECT
 from pages._shared import PAGES
 from tests import browser
 

@@ -12,9 +12,10 @@ from statistics import fmean, median, stdev
 import numpy as np
 import torch
 
-from engine import datasets, jobs
+from engine import datasets
 from engine.attacks import ATTACKS
 from engine.config import Config
+from engine.environment import environment
 from engine.experiment import pool_of_workers
 from engine.metrics import average_certified_radius, relative_drop
 from engine.models import build
@@ -82,8 +83,8 @@ def main() -> None:
     options = parser.parse_args()
     held = json.loads(options.output.read_text())["trials"] if options.output and options.output.exists() else []
     trials = [Trial(**trial) for trial in held]
-    environment = jobs.environment("cpu")
-    facts = {name: environment[name] for name in ("commit", "device_name", "torch")}
+    here = environment("cpu")
+    facts = {name: here[name] for name in ("commit", "device_name", "torch")}
     torch.set_num_threads(1)
     for digit in options.digits:
         for seed in options.seeds:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks.measure import Side, Table, children, spread
-from engine.jobs import PROJECT
+from engine.environment import PROJECT
 
 COMMANDS = {
     "Python alone": ["-c", "pass"],

@@ -18,9 +18,9 @@ The import line; every module may import only modules to its left (tests/test_li
         → figure_data → html_report
     one run
         → problem → victims → more_draws → recorder → context → checkpoint → poisoning → retraining
-        → experiment → jobs
+        → experiment → environment → jobs
     many runs
-        → studies → study_kinds → study_tables → study_figures → lesson_figures
+        → studies → study_kinds → study_tables → study_differences → study_figures → lesson_figures
     command line and Python
         → follow → study_commands → api → __main__
 """

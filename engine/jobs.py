@@ -6,9 +6,7 @@ frees the lock when its holder dies, however it dies.
 """
 
 import contextlib
-import hashlib
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -19,8 +17,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from engine import datasets, poison_file
 from engine.config import Config
+from engine.environment import PROJECT, environment
 from engine.records import (
     Cancelled,
     Record,
@@ -45,7 +42,6 @@ from engine.stages import StageCache
 if TYPE_CHECKING:
     from engine.recorder import Recorder  # which imports pandas
 
-PROJECT = Path(__file__).parents[1]
 # One torch thread per worker thread, and a malloc that keeps large buffers instead of returning them to the kernel.
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -330,65 +326,10 @@ def end(run: Record, status: Status) -> int:
     return 0 if status.state == "done" else 1
 
 
-def environment(device: str) -> dict[str, Any]:
-    """What a number may depend on beside the configuration."""
-    import numpy
-    import torch
-
-    from engine.votes import has_bfloat16
-
-    names = {"cuda": lambda: torch.cuda.get_device_name(), "cpu": _processor}
-    graphics = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if device == "cuda" else {}
-    return {
-        "device": device,
-        "device_name": names[device](),
-        "cpus": os.cpu_count(),
-        "bfloat16": has_bfloat16(device),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": version("torchvision"),  # whose import takes a second
-        "numpy": numpy.__version__,
-        "scipy": version("scipy"),
-        **graphics,
-        "platform": platform.platform(),
-        "commit": commit(),
-        "code": code(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def code() -> str:
-    """SHA-256 of the engine's files: what ran, whatever a commit says or where there is none."""
-    digest = hashlib.sha256()
-    for path in sorted((PROJECT / "engine").rglob("*.py")):
-        digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
 def in_words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     return f"{type(error).__name__}: {error}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The project's commit, marked where the working tree differs from it; None outside a checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=PROJECT, capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-        return done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _changes(runs_root: Path) -> FileLock:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import datasets, paper, studies, study_kinds, study_tables
+from engine import datasets, paper, studies, study_differences, study_kinds, study_tables
 from engine.costs import expected_device
 from engine.follow import FAILED, OK, add_data_root, follow, values
 from engine.presets import WIDTH
@@ -140,7 +140,7 @@ def _studies(options: argparse.Namespace) -> int:
     elif options.id:
         shipped = [found for found in studies.exhibited() if found["id"].startswith(options.id)]
         found = shipped[0] if len(shipped) == 1 else study_tables.results(chosen(options.id))
-        print(study_tables.minus(found, options.minus) if options.minus else _study_text(found, options.form))
+        print(study_differences.minus(found, options.minus) if options.minus else _study_text(found, options.form))
     else:
         known = sorted(studies.all_studies(options.runs_root), key=lambda record: -record.status().submitted)
         rows = [_study_row(record) for record in known]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine import records, studies, study_figures, study_kinds, study_tables
+from engine import records, studies, study_differences, study_figures, study_kinds, study_tables
 from engine.config import Config, ConfigError
 from engine.studies import Axis, Point, Study
 
@@ -119,12 +119,12 @@ def test_the_csv_reads_back_to_the_reports_numbers(half_done: studies.StudyRecor
 
 def test_rows_and_columns_are_compared_pair_by_pair(half_done: studies.StudyRecord) -> None:
     found = study_tables.results(half_done)
-    assert "| 0.1 | -42 (-42 to -42) |" in study_tables.minus(found, "pacd")
-    assert "| 0.25 | – |" in study_tables.minus(found, "pacd")
-    assert "| pacd | -7 (-7 to -7) |" in study_tables.minus(found, "0.1")
-    assert "| mean |" not in study_tables.minus(found, "pacd")  # of two lines it would say nothing
+    assert "| 0.1 | -42 (-42 to -42) |" in study_differences.minus(found, "pacd")
+    assert "| 0.25 | – |" in study_differences.minus(found, "pacd")
+    assert "| pacd | -7 (-7 to -7) |" in study_differences.minus(found, "0.1")
+    assert "| mean |" not in study_differences.minus(found, "pacd")  # of two lines it would say nothing
     with pytest.raises(ConfigError, match="--minus must be a row or column"):
-        study_tables.minus(found, "nobody")
+        study_differences.minus(found, "nobody")
 
 
 def test_a_reproduction_says_what_was_published_and_at_which_scale(tmp_path: Path) -> None:
