@@ -12,8 +12,8 @@ from engine.costs import workers_for
 from engine.votes import has_bfloat16
 
 CERTIFIED = dict(victims=2, images=16, n=1000)
-LONG, SHORT = dict(victims=2, images=100, n=100_000), dict(victims=2, images=16, n=5000)  # as for a paper, and less
-PART = SHORT["images"] * (SHORT["n"] + N0) / (LONG["images"] * (LONG["n"] + N0))  # of the votes
+LONG, SHORT = dict(victims=2, images=100, n=20_000), dict(victims=2, images=16, n=5000)  # as for a paper, and less
+PAPER = 100_000  # draws of each image, for which those of LONG and SHORT stand
 TRAINED = {"gaussian": 3000, "smoothadv": 1000, "macer": 400}  # images, in batches of 200
 NINE = dict(victims=9, epochs=2, images=20, n=400)  # three arms of three seeds; quick has 6 epochs and 118 images
 TRAINERS = {
@@ -36,12 +36,12 @@ def certification() -> list[Comparison]:
         Comparison(what, engine, (*plain, *peers)),
         Comparison(f"{what}, beside a busy process", engine, plain[:1], busy=1),
         Comparison(
-            "{victims} victims, {images} images each, n = {n}".format(**LONG)
-            + f"; by others {SHORT['images']} images, n = {SHORT['n']}, scaled",
-            replace(engine, settings=LONG),
+            f"{LONG['victims']} victims, {LONG['images']} images each, n = {PAPER}; scaled: the engine from "
+            f"n = {LONG['n']}, others from {SHORT['images']} images, n = {SHORT['n']}",
+            replace(engine, settings=LONG, part=_share(LONG)),
             (
-                replace(plain[0], settings=SHORT, part=PART),
-                replace(peers[0], settings=SHORT | dict(batch_size=400), part=PART),
+                replace(plain[0], settings=SHORT, part=_share(SHORT)),
+                replace(peers[0], settings=SHORT | dict(batch_size=400), part=_share(SHORT)),
             ),
         ),
     ]
@@ -83,7 +83,17 @@ def attack() -> list[Comparison]:
 def quick() -> list[Comparison]:
     what = "{victims} victims, each {epochs} epochs of 3000 images, {images} certified at n = {n}".format(**NINE)
     engine = Side("engine", "tasks.engine_victims", NINE, "engine", precision=NARROW)
-    return [Comparison(what, engine, _plain("one after the other", "tasks.plain_victims", NINE))]
+    half = NINE | dict(epochs=NINE["epochs"] // 2, images=NINE["images"] // 2)
+    others = (
+        replace(engine, label="engine, a process for each core", task="tasks.engine_victims_in_processes"),
+        Side("torch.func: all as one program", "tasks.vectorised_victims", half, part=0.5),
+    )
+    return [Comparison(what, engine, (*_plain("one after the other", "tasks.plain_victims", NINE), *others))]
+
+
+def _share(sizes: dict[str, int]) -> float:
+    """Of the votes of LONG's images at PAPER's n."""
+    return sizes["images"] * (sizes["n"] + N0) / (LONG["images"] * (PAPER + N0))
 
 
 def _plain(label: str, task: str, settings: dict[str, Any]) -> tuple[Side, Side]:

@@ -1,12 +1,14 @@
 """What is timed: each function prepares some work and returns it, done by plain code, by the peer or by the engine."""
 
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 
-from benchmarks import ours, peers, plain
+from benchmarks import ours, peers, plain, vectorised
 from benchmarks.ours import ALPHA, N0, SIGMA
 from engine.config import AttackConfig
 from engine.costs import workers_for
@@ -79,14 +81,37 @@ def plain_victims(*, victims: int, epochs: int, images: int, n: int) -> Work:
     return in_turn([victim] * victims)
 
 
-def engine_victims(*, victims: int, epochs: int, images: int, n: int) -> Work:
+def vectorised_victims(*, victims: int, epochs: int, images: int, n: int) -> Work:
+    """The same as one program for all of them."""
     data, chosen = ours.problem().training, ours.problem().test.images[:images]
 
-    def victim(k: int) -> None:
-        model = ours.train(k, len(data), procedure="gaussian", epochs=epochs, batch_size=50)
-        ours.certify(model, chosen, n=n, seed=k)
+    def work() -> None:
+        how: dict[str, Any] = dict(epochs=epochs, batch_size=50, sigma=SIGMA)
+        weights = vectorised.train(victims, data.images, data.labels, **how)
+        vectorised.votes(weights, chosen, n=N0 + n, sigma=SIGMA)
 
-    return lambda: ours.on_workers([partial(victim, k) for k in range(victims)])
+    return work
+
+
+def engine_victims(*, victims: int, epochs: int, images: int, n: int) -> Work:
+    ours.problem()
+    tasks = [partial(_victim, k, epochs=epochs, images=images, n=n) for k in range(victims)]
+    return lambda: ours.on_workers(tasks)
+
+
+def engine_victims_in_processes(*, victims: int, epochs: int, images: int, n: int) -> Work:
+    """The same in one process for each core, which has been started."""
+    pool = ProcessPoolExecutor(workers_for("cpu"), mp_context=get_context("spawn"))
+    return lambda: list(pool.map(partial(_victim_alone, epochs=epochs, images=images, n=n), range(victims)))
+
+
+def _victim_alone(k: int, **sizes: int) -> None:
+    ours.on_workers([partial(_victim, k, **sizes)], workers=1)
+
+
+def _victim(k: int, *, epochs: int, images: int, n: int) -> None:
+    model = ours.train(k, len(ours.problem().training), procedure="gaussian", epochs=epochs, batch_size=50)
+    ours.certify(model, ours.problem().test.images[:images], n=n, seed=k)
 
 
 def plain_upper_step(*, preset: str, steps: int, threads: int | None = None) -> Work:

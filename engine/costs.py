@@ -27,7 +27,8 @@ RELATIVE_COST = {
 IMAGE_COST = {"cifar10": 1.4}  # of an image, where it is not one of 28×28 in one channel
 BACKWARD, HESSIAN_VECTOR = 2.0, 8.0  # in forward passes
 VOTE = 0.6  # of a forward pass: the first layer is shared, and most of the rest is in bfloat16
-UNITS_PER_SECOND = 17_000.0  # of a worker on a CPU
+UNITS_PER_SECOND = 17_000.0  # of a worker on a CPU that multiplies in bfloat16
+UNITS_PER_SECOND_IN_FLOAT32 = 8_000.0  # on one that does not, as most before 2022: Intel Xeon of 2019 with AVX-512
 UNITS_PER_SECOND_OF_A_GPU = 3_700_000.0  # of all workers together: paper-ga-mnist on an H200
 MOST_WORKERS = 8
 STARTUP_SECONDS = 6.0
@@ -147,15 +148,25 @@ def estimate(config: Config, *, device: str) -> Estimate:
     seconds = work.total / units_per_second(device)
     if device == "cpu":  # a victim is one worker's task; so is the attack, and half of the victims have to wait for it
         victims, count = work.train + work.certify, len(arms_of(config)) * config.victim_seeds
-        alone = -(-count // workers) / count * victims / UNITS_PER_SECOND
+        alone = -(-count // workers) / count * victims / _of_a_cpu()
         after = victims / 2 / units_per_second(device)
-        seconds = max(seconds, alone, work.poison / UNITS_PER_SECOND + after)
+        seconds = max(seconds, alone, work.poison / _of_a_cpu() + after)
     return Estimate(STARTUP_SECONDS + seconds, memory_of(config, workers=workers))
 
 
 def units_per_second(device: str) -> float:
     """Of all workers together: CPUs have one each, a GPU is shared by its own."""
-    return UNITS_PER_SECOND_OF_A_GPU if device == "cuda" else UNITS_PER_SECOND * workers_for(device)
+    return UNITS_PER_SECOND_OF_A_GPU if device == "cuda" else _of_a_cpu() * workers_for(device)
+
+
+@cache
+def _of_a_cpu() -> float:
+    """A worker's units a second; asks Linux what torch would say, and believes in bfloat16 where nobody tells."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return UNITS_PER_SECOND
+    return UNITS_PER_SECOND if words & {"avx512_bf16", "amx_bf16", "bf16"} else UNITS_PER_SECOND_IN_FLOAT32
 
 
 def memory_of(config: Config, *, workers: int) -> float:

@@ -11,7 +11,7 @@ from conftest import PROJECT
 from torch.nn.functional import cross_entropy
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, measure, ours, plain
+from benchmarks import ceilings, measure, ours, plain, vectorised
 from benchmarks.measure import Comparison, Side
 from engine.attacks.levels import upper_loss
 from engine.hypergradient import ApproxGrad
@@ -163,3 +163,20 @@ def test_bad_input_is_refused_before_anything_is_measured(arguments, capsys):
     with pytest.raises(SystemExit):
         command.main(arguments)
     assert "must be at least 1" in (error := capsys.readouterr().err) or "a group is one of" in error
+
+
+def test_victims_as_one_program_are_those_trained_and_asked_one_by_one():
+    x, y = images(20), torch.arange(20) % 10
+    how = dict(epochs=3, batch_size=20, sigma=0.0)  # whole batches without noise: nothing is left to chance
+    torch.manual_seed(0)  # plain code knows no other generator
+    apart = [plain.lenet() for _ in range(2)]
+    torch.manual_seed(0)
+    together = vectorised.train(2, x, y, **how)
+    for each in apart:
+        plain.train(each, x, y, procedure="gaussian", **how)
+    for k, each in enumerate(apart):
+        for name, weights in each.state_dict().items():
+            torch.testing.assert_close(together[name][k], weights, rtol=1e-3, atol=1e-4)  # of three steps of 1e-3
+    found = vectorised.votes(together, x[:4], n=7, sigma=0.0)
+    assert torch.equal(found.argmax(dim=2), torch.stack([each(x[:4]).argmax(dim=1) for each in apart]))
+    assert (found.sum(dim=2) == 7).all()

@@ -9,6 +9,7 @@ from engine.models import BUILDERS, build
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.streams import stream
+from engine.votes import has_bfloat16
 
 # GB at the peak of shortened runs with two workers; CIFAR-10's are of random images, and the last was cut off early.
 MEASURED = {
@@ -81,3 +82,8 @@ def test_a_victim_is_one_workers_task(monkeypatch):
     )
     assert one == pytest.approx(two)
     assert three == pytest.approx(four) == pytest.approx(2 * two)
+
+
+def test_a_cpu_is_taken_to_multiply_in_bfloat16_if_torch_says_so():
+    costs._of_a_cpu.cache_clear()
+    assert costs._of_a_cpu() == (costs.UNITS_PER_SECOND if has_bfloat16() else costs.UNITS_PER_SECOND_IN_FLOAT32)
