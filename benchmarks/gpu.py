@@ -22,13 +22,13 @@ from benchmarks import ours, plain
 from benchmarks.measure import Table, spread
 from engine import datasets
 from engine.attacks.pacd import pacd
-from engine.environment import environment
-from engine.experiment import choose_device, pool_of_workers
+from engine.experiment.environment import environment
+from engine.experiment.poisoning import pose_attack
+from engine.experiment.problem import Problem, pose
+from engine.experiment.protocol import choose_device, pool_of_workers
 from engine.models import build
 from engine.models.network import convolved
-from engine.poisoning import pose_attack
 from engine.presets import PRESETS
-from engine.problem import Problem, pose
 from engine.streams import stream
 from engine.training import make
 from engine.training.base import fit

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from engine.costs import workers_for
-from engine.environment import PROJECT, environment
+from engine.experiment.environment import PROJECT, environment
 from engine.jobs import WORKER_ENVIRONMENT
 
 # What a process is given beside the variables that none of these sets.

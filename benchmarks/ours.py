@@ -13,11 +13,11 @@ from engine.attacks.pacd import pacd
 from engine.certification import certified_radius
 from engine.config import AttackConfig, ProcedureConfig
 from engine.costs import workers_for
-from engine.experiment import pool_of_workers
+from engine.experiment.poisoning import pose_attack
+from engine.experiment.problem import Problem, pose
+from engine.experiment.protocol import pool_of_workers
 from engine.models import build
-from engine.poisoning import pose_attack
 from engine.presets import PRESETS
-from engine.problem import Problem, pose
 from engine.streams import stream
 from engine.training import make
 from engine.training.base import fit

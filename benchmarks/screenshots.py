@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from engine.environment import PROJECT
+from engine.experiment.environment import PROJECT
 from pages._shared import PAGES
 from tests import browser
 

@@ -15,7 +15,7 @@ from scipy.special import ndtr
 
 from benchmarks.measure import Table
 from engine import certification, datasets, sequential
-from engine.more_draws import certify_again
+from engine.experiment.more_draws import certify_again
 from engine.records import GALLERY, Run
 
 N, ALPHA = 100_000, 0.001

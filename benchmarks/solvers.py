@@ -15,18 +15,18 @@ import torch
 from engine import datasets
 from engine.attacks import ATTACKS
 from engine.config import Config
-from engine.environment import environment
-from engine.experiment import pool_of_workers
+from engine.experiment.environment import environment
+from engine.experiment.poisoning import pose_attack
+from engine.experiment.problem import Problem, pose
+from engine.experiment.protocol import pool_of_workers
 from engine.metrics import average_certified_radius, relative_drop
 from engine.models import build
 from engine.overrides import with_overrides
-from engine.poisoning import pose_attack
 from engine.presets import PRESETS
-from engine.problem import Problem, pose
 from engine.records import write_atomically
-from engine.report import certificate_rows
+from engine.report.numbers import certificate_rows
 from engine.streams import stream
-from engine.study_tables import table
+from engine.studies.tables import table
 from engine.threat import Poison
 from engine.training import make
 from engine.training.base import fit

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable
 
 from benchmarks.measure import Side, Table, children, spread
-from engine.environment import PROJECT
+from engine.experiment.environment import PROJECT
 
 COMMANDS = {
     "Python alone": ["-c", "pass"],
     "import torch": ["-c", "import torch"],
     "the command line: presets": ["-m", "engine", "presets"],
     "the command line: a dry run": ["-m", "engine", "run", "--preset", "smoke", "--dry-run"],
-    "a run's process: import engine.experiment": ["-c", "import engine.experiment"],
+    "a run's process: import engine.experiment.protocol": ["-c", "import engine.experiment.protocol"],
 }
 
 

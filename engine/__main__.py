@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine import citations, datasets, grid, index, jobs, poison_file, records, study_commands, tables
+from engine import datasets, grid, index, jobs, poison_file, records
 from engine.config import ARMS, FOLDER, Config, ConfigError
 from engine.costs import estimate, expected_device
 from engine.follow import BAD_INPUT, OK, add_data_root, values, wait_for
 from engine.overrides import parse, with_overrides
 from engine.presets import PRESETS, WIDTH, find_preset
 from engine.records import Run, RunNotFound
-from engine.sentences import duration
+from engine.report import citations, tables
+from engine.report.sentences import duration
+from engine.studies import commands as study_commands
 
 NICENESS = 10  # of a worker: whoever clicks in the app comes first
 
@@ -170,7 +172,7 @@ def _dry_run(config: Config) -> dict:
 
 
 def _print_report(run: Run, *, form: str = "text", n: int | None = None) -> None:
-    from engine.report import build_report, certificates_csv, estimates, with_draws  # pandas is slow to import
+    from engine.report.numbers import build_report, certificates_csv, estimates, with_draws  # pandas is slow to import
 
     report, table, config = run.need_report(), run.certificates(), run.config
     assert table is not None  # written before the report
@@ -247,7 +249,7 @@ def _certify(options: argparse.Namespace) -> int:
     import pandas as pd
 
     from engine import metrics
-    from engine.more_draws import certify_again
+    from engine.experiment.more_draws import certify_again
 
     run = records.find(options.runs_root, options.id)
     names = ("images", "all_classes", "n0", "n", "alpha", "precision", "radius", "seed")

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from engine import commands, datasets, html_report, index, jobs, records, sentences
+from engine import datasets, html_report, index, jobs, records
 from engine.config import Config, ConfigError
 from engine.follow import follow
 from engine.overrides import field_names, with_overrides
 from engine.presets import find_preset
 from engine.records import Run, RunNotFound
+from engine.report import commands, sentences
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,7 +125,7 @@ class Result:
 
         Raises: victims.VictimUnavailable; datasets.DatasetUnavailable where its folder of images is gone.
         """
-        from engine import victims
+        from engine.experiment import victims
 
         return victims.load(self.run, arm, k, shape=datasets.shape(self.config.dataset, self._data_root))
 
@@ -207,7 +208,8 @@ def certify(
     Returns: columns prediction (−1: abstains), radius (L2, pixel units), selected_class, n_top, n, p_lower.
     Raises: ValueError, where model, images or numbers are not as said, or n draws could only abstain.
     """
-    from engine import certification, metrics, victims
+    from engine import certification, metrics
+    from engine.experiment import victims
 
     if getattr(model, "training", False):
         raise ValueError("the model is in training mode, and its answers would change: call model.eval() first")

@@ -11,7 +11,7 @@ from typing import TypeVar
 from engine import datasets, jobs
 from engine.config import ConfigError
 from engine.records import Record, Run
-from engine.sentences import duration
+from engine.report.sentences import duration
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 Value = TypeVar("Value", str, int, float)

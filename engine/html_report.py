@@ -13,9 +13,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from engine import attack_figures, citations, commands, datasets, figures, pictures, sentences
+from engine import datasets
+from engine.figures import attack, pictures, radii, style
 from engine.records import Run
-from engine.sentences import percent, with_spread
+from engine.report import citations, commands, sentences
+from engine.report.sentences import percent, with_spread
 
 SHOWN_IMAGES = 8
 TILE = 84  # pixels that an image is brought near to
@@ -106,16 +108,16 @@ def figures_of(run: Run) -> dict[str, go.Figure]:
     poison, steps = run.tensors("poison"), run.metrics("attack")
     made = {}
     if report is not None:
-        made["acr_by_arm"] = figures.acr_by_arm(report)
+        made["acr_by_arm"] = radii.acr_by_arm(report)
     if table is not None:
-        made["certified_accuracy"] = figures.certified_accuracy(table, config, target=target)
-        made["radius_histogram"] = figures.radius_histogram(table, config, arms=["clean", "poisoned"], target=target)
+        made["certified_accuracy"] = radii.certified_accuracy(table, config, target=target)
+        made["radius_histogram"] = radii.radius_histogram(table, config, arms=["clean", "poisoned"], target=target)
         if {"clean", "poisoned"} <= set(table["arm"]):
-            made["radius_before_after"] = figures.radius_before_after(table, config, target=target)
+            made["radius_before_after"] = radii.radius_before_after(table, config, target=target)
     if poison is not None and "labels" not in poison and len(poison["delta"]):
-        made["perturbation_histogram"] = attack_figures.perturbation_histogram(poison["delta"], config.threat.epsilon)
+        made["perturbation_histogram"] = attack.perturbation_histogram(poison["delta"], config.threat.epsilon)
     if len(steps) > 1:
-        made["attack_losses"] = attack_figures.attack_losses(steps, config.attack.restart_every)
+        made["attack_losses"] = attack.attack_losses(steps, config.attack.restart_every)
     return made
 
 
@@ -123,9 +125,9 @@ def _figures(run: Run) -> Iterable[str]:
     for name, figure in figures_of(run).items():
         figure.layout.template = "plotly"  # Streamlit's own has colours that only its pages know
         drawing = figure.to_html(
-            full_html=False, include_plotlyjs=False, div_id=name, config=figures.SAVE | {"responsive": True}
+            full_html=False, include_plotlyjs=False, div_id=name, config=style.SAVE | {"responsive": True}
         )
-        text = escape(figures.alt(figure))
+        text = escape(style.alt(figure))
         yield f"<figure><div role='img' aria-label='{text}'>{drawing}</div><figcaption>{escape(CAPTIONS[name])}"
         yield f"<details><summary>In words</summary>{text}</details></figcaption></figure>"
 
@@ -165,7 +167,7 @@ def numbers(report: dict[str, Any]) -> str:
         drop = report["relative_drop"].get(arm)
         rows.append(
             (
-                figures.ARM_STYLE[arm].name,
+                style.ARM_STYLE[arm].name,
                 *(with_spread(acr[scope]) for scope in SCOPES),
                 *(percent(accuracy[scope], 1) for scope in SCOPES),
                 percent(abstains["target"], 1),
@@ -180,7 +182,7 @@ def numbers(report: dict[str, Any]) -> str:
     )
     sizes = {"poisoned": report.get("perturbation"), **(report.get("perturbation_controls") or {})}
     if found := {arm: size for arm, size in sizes.items() if size}:
-        lines = [(figures.ARM_STYLE[arm].name, *(_number(size.get(n)) for n in SIZES)) for arm, size in found.items()]
+        lines = [(style.ARM_STYLE[arm].name, *(_number(size.get(n)) for n in SIZES)) for arm, size in found.items()]
         text += "<h3>How large the changes are (pixel units of [0, 1])</h3>" + _table(("arm", *SIZES.values()), lines)
     return text
 

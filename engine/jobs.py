@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from engine import datasets, poison_file
 from engine.config import Config
-from engine.environment import PROJECT, environment
+from engine.experiment.environment import PROJECT, environment
 from engine.records import (
     Cancelled,
     Record,
@@ -40,7 +40,7 @@ from engine.records import (
 from engine.stages import StageCache
 
 if TYPE_CHECKING:
-    from engine.recorder import Recorder  # which imports pandas
+    from engine.experiment.recorder import Recorder  # which imports pandas
 
 # One torch thread per worker thread, and a malloc that keeps large buffers instead of returning them to the kernel.
 WORKER_ENVIRONMENT = {
@@ -259,7 +259,7 @@ def perform(run: Run, status: Status) -> int:
             data_root = Path(run.request["data_root"])
             with ThreadPoolExecutor(1) as reader:  # images are unpacked while torch is imported, and that only here:
                 reader.submit(_read_ahead, run.config.dataset, data_root)
-                from engine.experiment import Experiment, choose_device  # a waiting run costs next to nothing
+                from engine.experiment.protocol import Experiment, choose_device  # a waiting run costs next to nothing
 
             device = choose_device(tf32=run.config.training.precision == "fast")
             run.write_json("env.json", environment(device.type))

@@ -20,7 +20,7 @@ gallery/<id>                     copies of finished runs, smaller (`exhibit`): d
                                  float16 or none, no votes
 runs/index.sqlite                what lists of runs show; can be rebuilt from the directories (engine/index.py)
 runs/stages/                     the same safetensors files by the hash of all that they depend on (hard links)
-runs/studies/<id>/study.json     canonical JSON of a study, with request, status and log as above (engine/studies.py)
+runs/studies/<id>/study.json     canonical JSON of a study, with request, status and log as above (engine/studies/)
 """
 
 import contextlib

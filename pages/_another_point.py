@@ -2,13 +2,14 @@
 
 import streamlit as st
 
-from engine import datasets, grid, jobs, records, sentences, wording
+from engine import datasets, grid, jobs, records
 from engine.config import Config, ConfigError
 from engine.costs import estimate, expected_device
 from engine.datasets import DatasetUnavailable
 from engine.grid import Point
 from engine.overrides import parse
 from engine.records import Run
+from engine.report import sentences, wording
 from pages import _grid, _live, _shared
 
 

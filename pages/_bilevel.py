@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from engine import figures, sentences
+from engine.figures import style
+from engine.report import sentences
 from pages import _bilevel_game, _bilevel_point
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def _speed() -> int:
 
 
 def _one_level(drawn_as_playing: bool) -> None:
-    from engine import toy, toy_figures
+    from engine import toy
+    from engine.figures import toy as toy_figures
 
     columns = st.columns(3)
     chosen = _bilevel_game.noise_and_regularisation("one", columns)
@@ -78,7 +80,7 @@ def _one_level(drawn_as_playing: bool) -> None:
     with left:
         figure = toy_figures.plane(state, attacker=False)
         with _bilevel_game.place_of(figure):
-            st.plotly_chart(figure, alt=figures.alt(figure), config=PLOT, key="toy one plane")
+            st.plotly_chart(figure, alt=style.alt(figure), config=PLOT, key="toy one plane")
     with right:
         now, full = toy.mean_radius(state, state.weights), toy.mean_radius(state, state.clean)
         st.markdown(
@@ -88,7 +90,7 @@ def _one_level(drawn_as_playing: bool) -> None:
         loss = float(toy.lower_loss(state)(state.weights, state.poison))
         figure = toy_figures.training(state.losses, loss)
         with _bilevel_game.place_of(figure):
-            st.plotly_chart(figure, alt=figures.alt(figure), config=PLOT, key="toy one losses")
+            st.plotly_chart(figure, alt=style.alt(figure), config=PLOT, key="toy one losses")
         st.caption(
             "Each step moves the boundary downhill on the training loss: the mean over all filled points, each seen "
             "under Gaussian noise. A disc is a certificate: as far as that (L2) its point may move, and the smoothed "
@@ -117,7 +119,7 @@ def _ten_lower(state: State) -> State:
 
 
 def _two_levels(drawn_every: float | None) -> None:
-    from engine import toy_figures
+    from engine.figures import toy as toy_figures
 
     state = _bilevel_game.state_of("two", *_two_levels_settings())
     if state is None:
@@ -135,7 +137,7 @@ def _two_levels(drawn_every: float | None) -> None:
         with _bilevel_game.place_of(figure):
             st.plotly_chart(
                 figure,
-                alt=figures.alt(figure),
+                alt=style.alt(figure),
                 config=PLOT,
                 key="toy two plane",
                 on_select=_bilevel_point.clicked,
@@ -145,7 +147,7 @@ def _two_levels(drawn_every: float | None) -> None:
         _captions(state, playing)
         figure = toy_figures.measured(state)
         with _bilevel_game.place_of(figure):
-            st.plotly_chart(figure, alt=figures.alt(figure), config=PLOT, key="toy two measured")
+            st.plotly_chart(figure, alt=style.alt(figure), config=PLOT, key="toy two measured")
     _bilevel_point.by_hand(state, playing)
     _bilevel_point.formula(state)
 

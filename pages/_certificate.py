@@ -7,10 +7,11 @@ import pandas as pd
 import streamlit as st
 from scipy.special import ndtri
 
-from engine import datasets, pictures
+from engine import datasets
 from engine.certification import ABSTAIN
 from engine.config import Config
-from engine.figures import ARM_STYLE
+from engine.figures import pictures
+from engine.figures.style import ARM_STYLE
 from engine.records import Run
 from pages import _images
 

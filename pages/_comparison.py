@@ -6,10 +6,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import commands, comparison_figures, sentences, wording
 from engine.config import Config
+from engine.figures.comparison import RUN_STYLE, several_runs
 from engine.records import Run
-from engine.report import of_scope
+from engine.report import commands, sentences, wording
+from engine.report.numbers import of_scope
 from pages import _links, _shared
 from pages._show import chart
 
@@ -61,7 +62,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
         list(by_id),
         format_func=lambda known: _shared.row_label(by_id[known]) if known in by_id else known,
         key="compare",
-        max_selections=len(comparison_figures.RUN_STYLE),
+        max_selections=len(RUN_STYLE),
         persist_state="session",
     )
     if chosen:
@@ -89,7 +90,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
         )
     tables = [of_scope(_shared.open_certificates(run), "target", run.config) for run in runs]
     caps = [float((run.report or {}).get("radius_cap", 0)) for run in runs]
-    figure = comparison_figures.several_runs(dict(zip(labels, zip(tables, caps, strict=True), strict=True)))
+    figure = several_runs(dict(zip(labels, zip(tables, caps, strict=True), strict=True)))
     chart(figure, "comparison")
     st.caption(
         "Target class, mean over victim seeds. Colour and marker: the run. Solid: clean victims, dashed: poisoned. "

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.certification import ABSTAIN, radius_cap
-from engine.figures import ARM_STYLE
+from engine.figures.style import ARM_STYLE
 from engine.records import Run
 from pages import _links, _victims
 

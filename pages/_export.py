@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from engine import datasets, figure_data, pictures
+from engine import datasets
+from engine.figures import data as figure_data
+from engine.figures import pictures
 from engine.records import Run
 from pages import _shared
 from pages._show import chart

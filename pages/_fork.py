@@ -5,8 +5,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import commands, index, jobs, records
+from engine import index, jobs, records
 from engine.records import Run, RunNotFound
+from engine.report import commands
 from pages import _form, _links, _shared
 from pages._form import PARENT
 

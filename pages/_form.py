@@ -5,13 +5,14 @@ from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
 
-from engine import datasets, jobs, wording
-from engine.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of
+from engine import datasets, jobs
 from engine.config import FOLDER, PROCEDURES, TRAINING_IMAGES, Config, ConfigError, ProcedureConfig, Settings
 from engine.datasets import BUILT_IN, DatasetUnavailable, class_in_words
 from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS, find_preset
 from engine.records import Run
+from engine.report import wording
+from engine.report.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of
 from pages import _shared
 
 LARGEST_INTEGER = 2**53 - 1  # that a browser's number field can hold

@@ -2,9 +2,10 @@
 
 import streamlit as st
 
-from engine import commands, grid, records, wording
+from engine import grid, records
 from engine.grid import Point
 from engine.records import GALLERY, GRID, Run
+from engine.report import commands, wording
 from pages import _shared
 
 FIELDS = ("procedure", "digit", "sigma", "epsilon")  # of the address; in this order one narrows the next

@@ -3,8 +3,10 @@
 import numpy as np
 import streamlit as st
 
-from engine import datasets, pictures, sentences
+from engine import datasets
+from engine.figures import pictures
 from engine.records import Run
+from engine.report import sentences
 from pages import _shared
 
 TILE = 112  # pixels on the screen that an image is brought near to, in whole enlargements

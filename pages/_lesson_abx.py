@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from engine import abx, lesson_figures, pictures
+from engine import abx
+from engine.figures import lesson, pictures
 from engine.records import Run
 from pages import _images
 from pages._show import chart
@@ -88,7 +89,7 @@ def result(trials: list[abx.Trial], answered: list[dict[str, Any]], name: str) -
     middle.metric("95 % interval of it", f"{low:.0%} to {high:.0%}", border=True, help="Clopper–Pearson, exact.")
     right.metric("Guessers as good", f"{p:.1%}", border=True, help="One-sided p-value against guessing, exact.")
     st.markdown(verdict(hits, count))
-    figure = lesson_figures.guessing(hits, count)
+    figure = lesson.guessing(hits, count)
     chart(figure, "lesson_guessing")
     sizes = sorted({given["size"] for given in answered}, key=list(SIZES).index)
     st.caption(

@@ -8,11 +8,14 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import commands, figures, lesson_figures, records, sentences, study_figures, study_tables, wording
+from engine import records
 from engine.certification import radius_cap
+from engine.figures import lesson, radii, study
 from engine.overrides import differences
 from engine.records import GALLERY, GRID, Run
-from engine.sentences import dataset_words
+from engine.report import commands, sentences, wording
+from engine.report.sentences import dataset_words
+from engine.studies import tables as study_tables
 from pages import _images, _lesson_questions, _shared
 from pages._comparison import incomparable
 from pages._show import chart
@@ -84,7 +87,7 @@ def training(run: Run, revealed: bool) -> None:
         "trained with noise": _shared.open_certificates(run).query("arm == 'clean'"),
         "trained without": _shared.open_certificates(other).query("arm == 'clean'"),
     }
-    figure = lesson_figures.curves(tables, config, scope=str(scope), radius=r)
+    figure = lesson.curves(tables, config, scope=str(scope), radius=r)
     chart(figure, "lesson_curves")
     acr = [(each.report or {})["arms"]["clean"]["average_certified_radius"] for each in (run, other)]
     noisy, plain = (found[str(scope)] for found in acr)
@@ -116,7 +119,7 @@ def images(run: Run, revealed: bool) -> None:
         return
     report = run.report
     assert report is not None
-    figure = figures.acr_by_arm(report)
+    figure = radii.acr_by_arm(report)
     chart(figure, "lesson_acr")
     st.caption(f"{sentences.numbers_line(report)} {sentences.limits_line(run)}")
 
@@ -143,7 +146,7 @@ def transfer(run: Run, revealed: bool) -> None:
         return
     row = _lesson_questions.surprising_row(found)
     drops = [study_tables.cell_at(found, row, column)["drop"]["mean"] for column in range(len(columns))]
-    figure = study_figures.heat_map(found, (row, drops.index(max(drops))))
+    figure = study.heat_map(found, (row, drops.index(max(drops))))
     chart(figure, "lesson_transfer")
     st.caption(
         "Drop of the target class's average certified radius, mean ± standard deviation over victims; beneath it what "
@@ -198,7 +201,7 @@ def defender(run: Run, revealed: bool) -> None:
         with st.container(key="lesson-controls"):
             chosen = st.multiselect("Defences to show", others, default=others, key="lesson_defences")
         rows = [first, *(row for row in known[1:] if row["name"] in chosen)]
-        figure = lesson_figures.defences([row for row in rows if row["cap"] == first["cap"]])
+        figure = lesson.defences([row for row in rows if row["cap"] == first["cap"]])
         chart(figure, "lesson_defence")
     else:
         rows = known

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from engine import sentences, spread, studies, study_tables
+from engine import spread
 from engine.certification import radius_cap
 from engine.records import Run
+from engine.report import sentences
+from engine.studies import study, tables
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,12 @@ def transfer(run: Run) -> Question:
             "Poison works through what training learns from images, and different ways of training learn much the "
             "same.",
         )
-    row, columns = surprising_row(found), study_tables.titles(found, "columns")
-    cells = [study_tables.cell_at(found, row, column) for column in range(len(columns))]
+    row, columns = surprising_row(found), tables.titles(found, "columns")
+    cells = [tables.cell_at(found, row, column) for column in range(len(columns))]
     drops = [cell["drop"]["mean"] for cell in cells]
     told = ", ".join(f"{name} {sentences.percent(cell['drop'])}" for name, cell in zip(columns, cells, strict=True))
     best = max(range(len(drops)), key=drops.__getitem__)
-    made_against = study_tables.titles(found, "rows")[row]
+    made_against = tables.titles(found, "rows")[row]
     return Choice(
         f"Poison was made against {made_against}. Victims of which training procedure lose the largest share of their "
         f"radius?",
@@ -212,8 +214,8 @@ def limits(run: Run) -> Question:
 
 def transfer_study() -> dict[str, Any] | None:
     """The project's study of transfer between training procedures, if it is whole."""
-    for found in studies.exhibited():
-        done, cells = study_tables.finished(found)
+    for found in study.exhibited():
+        done, cells = tables.finished(found)
         if found["study"]["kind"] == "transfer-procedure" and done == cells:
             return found
     return None
@@ -221,9 +223,9 @@ def transfer_study() -> dict[str, Any] | None:
 
 def surprising_row(found: dict[str, Any]) -> int:
     """A row whose largest drop is elsewhere than where the attacker aimed; the first if there is none."""
-    rows, columns = (study_tables.names(found, axis) for axis in ("rows", "columns"))
+    rows, columns = (tables.names(found, axis) for axis in ("rows", "columns"))
     for row, name in enumerate(rows):
-        drops = [study_tables.cell_at(found, row, column)["drop"]["mean"] for column in range(len(columns))]
+        drops = [tables.cell_at(found, row, column)["drop"]["mean"] for column in range(len(columns))]
         if columns[drops.index(max(drops))] != name:
             return row
     return 0

@@ -7,10 +7,12 @@ import pandas as pd
 import streamlit as st
 from scipy.special import ndtri
 
-from engine import image_figures, lesson_figures, pictures, sentences
 from engine.certification import certified_radius, lower_confidence_bound, radius_cap
 from engine.config import smallest_useful_n
+from engine.figures import lesson, pictures
+from engine.figures.images import vote_histogram
 from engine.records import Run
+from engine.report import sentences
 from pages import _images, _links, _shared, _victims
 from pages._show import chart
 from pages._victims import Victim
@@ -176,7 +178,7 @@ def voting(run: Run) -> None:
             "selected_class": [int(selection.argmax())], "estimation_votes": [estimation],
         }
     )  # fmt: skip
-    figure = image_figures.vote_histogram(row, subject.class_names)
+    figure = vote_histogram(row, subject.class_names)
     chart(figure, "lesson_votes")
     top = int(estimation.argmax())
     st.markdown(
@@ -221,7 +223,7 @@ def radius(run: Run, revealed: bool) -> None:
         f"Test image {subject.image}. Selected class: {subject.name(selected)}, which is "
         f"{'right' if selected == subject.label else 'wrong, so its radius counts as 0'}."
     )
-    figure = lesson_figures.quantile(p_lower, k / counted, sigma=sigma, cap=cap, tells_cap=revealed)
+    figure = lesson.quantile(p_lower, k / counted, sigma=sigma, cap=cap, tells_cap=revealed)
     chart(figure, "lesson_quantile")
     if not cap:
         st.warning(

@@ -13,11 +13,12 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
-from engine import commands, records
+from engine import records
 from engine.config import ConfigError
 from engine.overrides import field_names, with_overrides
 from engine.presets import find_preset
 from engine.records import Run
+from engine.report import commands
 
 RUN = "run"  # the id of the open run
 MOST_NAMED = 12  # values that a sentence counts up

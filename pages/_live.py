@@ -7,8 +7,10 @@ import numpy as np
 import streamlit as st
 from safetensors import SafetensorError
 
-from engine import attack_figures, jobs, sentences, wording
+from engine import jobs
+from engine.figures.attack import attack_losses
 from engine.records import Run, Status
+from engine.report import sentences, wording
 from pages import _images, _shared
 from pages._show import chart
 
@@ -71,7 +73,7 @@ def losses(run: Run) -> None:
     elif found and found[-1]["steps"] == 1:
         st.caption(f"{attack.name}: made at once, in a single step, so there are no losses to watch.")
     elif found:
-        figure = attack_figures.attack_losses(found, run.config.attack.restart_every)
+        figure = attack_losses(found, run.config.attack.restart_every)
         chart(figure, f"losses {run.id}")
         st.caption(
             "Upper loss: the soft radius of the target class, which the attacker drives down. Lower loss: the "

@@ -5,13 +5,16 @@ from collections.abc import Container
 
 import streamlit as st
 
-from engine import datasets, sentences, studies, study_kinds, wording
+from engine import datasets
 from engine.config import ConfigError
 from engine.costs import expected_device
 from engine.datasets import DATASETS
 from engine.presets import PRESETS
 from engine.records import Run
-from engine.studies import Study
+from engine.report import sentences, wording
+from engine.studies import kinds
+from engine.studies import study as studies
+from engine.studies.study import Study
 from pages import _links, _shared
 
 
@@ -37,10 +40,10 @@ def new_study(known: Container[str]) -> None:
     left, right = st.columns(2, gap="large")
     with left:
         kind = st.selectbox(
-            "Question", list(study_kinds.KINDS), format_func=wording.KIND_NAMES.__getitem__, key="new kind",
+            "Question", list(kinds.KINDS), format_func=wording.KIND_NAMES.__getitem__, key="new kind",
             persist_state="session",
         )  # fmt: skip
-        st.caption(study_kinds.KINDS[kind].sentence)
+        st.caption(kinds.KINDS[kind].sentence)
         default = "quick" if _shared.default_dataset() == "mnist" else "smoke"
         st.session_state.setdefault("new preset", default)
         preset = st.selectbox(
@@ -63,7 +66,7 @@ def new_study(known: Container[str]) -> None:
     changed += [line.strip() for line in others.splitlines() if line.strip()]
     with right:
         try:
-            study = study_kinds.make(
+            study = kinds.make(
                 kind, preset=preset, overrides=changed, rows=rows.strip() or None, columns=columns.strip() or None
             )
         except ConfigError as error:

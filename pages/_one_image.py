@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import image_figures, perception, pictures
+from engine import perception
 from engine.config import CONTROLS
-from engine.figures import ARM_STYLE
+from engine.figures import images, pictures
+from engine.figures.style import ARM_STYLE
 from engine.records import Run
 from pages import _links, _shared
 from pages._show import chart, picture
@@ -56,7 +57,7 @@ def comparator(clean: np.ndarray, poisoned: np.ndarray, k: int) -> None:
     _links.check(compare_by=ways)
     way = st.segmented_control("Compare by", ways, default="Wipe", required=True, key="compare_by", bind="query-params")
     if way == "Blink":
-        chart(image_figures.blink(clean, poisoned), "blink")
+        chart(images.blink(clean, poisoned), "blink")
         st.caption("Blink switches once a second between the two images, in the same place. Stop ends it.")
         return
     height, width = clean.shape[1:]

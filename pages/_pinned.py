@@ -2,9 +2,12 @@
 
 import streamlit as st
 
-from engine import datasets, image_figures, metrics, pictures, sentences
-from engine.figures import ARM_STYLE
+from engine import datasets, metrics
+from engine.figures import pictures
+from engine.figures.images import image_triple, vote_histogram
+from engine.figures.style import ARM_STYLE
 from engine.records import Run
+from engine.report import sentences
 from pages import _certificate, _images, _poisoned, _selection, _shared
 from pages._show import chart, picture
 
@@ -34,7 +37,7 @@ def show(run: Run, *, limit: float, step: int | None = None, victim: int | None 
 def _training(run: Run, k: int, *, limit: float, step: int | None) -> None:
     poison = _poisoned.Poison(run, step if step in _poisoned.steps_of(run)[:-1] else None)
     clean, change = poison.originals()[k], poison.change(k)
-    chart(image_figures.image_triple(clean, clean + change, limit=limit), "pinned_triple")
+    chart(image_triple(clean, clean + change, limit=limit), "pinned_triple")
     st.caption(f"Poison image {k}, {poison.when(k)}; the same scales as above: δ ends at ±{limit:g} (pixel units).")
 
 
@@ -53,6 +56,6 @@ def _test(run: Run, image: int, victim: int | None) -> None:
     if len(one):
         votes, chain = st.columns(2, gap="medium")
         with votes:
-            chart(image_figures.vote_histogram(one, sentences.class_names_of(run)), "pinned_votes")
+            chart(vote_histogram(one, sentences.class_names_of(run)), "pinned_votes")
         with chain:
             _certificate.from_votes_to_radius(one, run.config, sentences.class_names_of(run))

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import attack_figures, datasets, perception
+from engine import datasets, perception
+from engine.figures import attack
 from engine.records import Run
 from pages import _images, _links, _one_image, _selection, _shared
 
@@ -43,7 +44,7 @@ def _measured(directory: str, root: str, stamp: Stamp, of_steps: Stamp | None, s
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _histogram(directory: str, stamp: Stamp, epsilon: float) -> Any:
-    return attack_figures.perturbation_histogram(_tensors(directory, "poison", stamp)["delta"], epsilon)
+    return attack.perturbation_histogram(_tensors(directory, "poison", stamp)["delta"], epsilon)
 
 
 def stamp_of(run: Run, name: str) -> Stamp | None:

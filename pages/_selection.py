@@ -5,7 +5,8 @@ from typing import Any
 
 import streamlit as st
 
-from engine import image_figures, records
+from engine import records
+from engine.figures import images
 from engine.records import Run
 from pages import _links, _shared
 
@@ -52,7 +53,7 @@ def test_image(options: Sequence[int], label: str) -> int:
 
 def take(chart_key: str, kind: str) -> None:
     """Chooses the image whose tile or point was just clicked; for charts' callbacks."""
-    number = image_figures.selected_number(st.session_state[chart_key].selection.points)
+    number = images.selected_number(st.session_state[chart_key].selection.points)
     if number is not None:
         st.session_state[KEYS[kind]] = number
 

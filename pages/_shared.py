@@ -9,10 +9,11 @@ import pandas as pd
 import streamlit as st
 from streamlit.errors import StreamlitAPIException, StreamlitPageNotFoundError
 
-from engine import datasets, index, records, wording
+from engine import datasets, index, records
 from engine.config import PROTOCOL_VERSION
 from engine.datasets import DATASETS
 from engine.records import GALLERY, GRID, Run
+from engine.report import wording
 from pages import _links
 
 RUN_PARAMETER = _links.RUN  # of the URL, and the key of the run picker in app.py

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from engine import figures, pictures
+from engine.figures import pictures, style
 
 
 def chart(figure: Any, key: str, **options: Any) -> Any:
-    return st.plotly_chart(figure, key=key, config=figures.SAVE, alt=figures.alt(figure), **options)
+    return st.plotly_chart(figure, key=key, config=style.SAVE, alt=style.alt(figure), **options)
 
 
 def picture(content: np.ndarray, *, scale: int, caption: str, text: str, **options: Any) -> None:

@@ -3,9 +3,11 @@
 import pandas as pd
 import streamlit as st
 
-from engine import datasets, pictures, report, sentences
-from engine.figures import ARM_STYLE
+from engine import datasets
+from engine.figures import pictures
+from engine.figures.style import ARM_STYLE
 from engine.records import Run
+from engine.report import numbers, sentences
 from pages import _images, _links, _pinned, _selection, _shared, _wall
 
 SORTS = {  # name → (column, ascending)
@@ -17,7 +19,7 @@ SORTS = {  # name → (column, ascending)
     "number": ("image", True),
 }
 ALL, EVERY, SOME, FLIPPED = "all", "lost with every poisoned victim", "lost with some", "flipped to another class"
-FILTERS = {  # name → rows of `report.losses`
+FILTERS = {  # name → rows of `numbers.losses`
     ALL: lambda found: found.index == found.index,
     EVERY: lambda found: found["certified"] & found["lost_with"].eq(found["victims"]),
     SOME: lambda found: found["certified"] & found["lost_with"].between(1, found["victims"] - 1),
@@ -27,11 +29,11 @@ FILTERS = {  # name → rows of `report.losses`
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def losses(directory: str, stamp: int) -> pd.DataFrame:
-    return report.losses(_shared.certificates(directory, stamp))
+    return numbers.losses(_shared.certificates(directory, stamp))
 
 
 def losses_of(run: Run) -> pd.DataFrame:
-    """`report.losses` of a run, or the end of the page while it has no certificates."""
+    """`numbers.losses` of a run, or the end of the page while it has no certificates."""
     _shared.open_certificates(run)
     return losses(str(run.directory), (run.directory / "certificates.parquet").stat().st_mtime_ns)
 

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from engine.config import Config
-from engine.sentences import threat_model
+from engine.report.sentences import threat_model
 
 NOT = "**Not clean-label**"  # anyone can see it, so it stands out
 

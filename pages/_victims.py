@@ -10,7 +10,7 @@ import streamlit as st
 
 from engine import metrics
 from engine.certification import ABSTAIN
-from engine.figures import ARM_STYLE
+from engine.figures.style import ARM_STYLE
 from engine.records import Run
 from pages import _shared
 
@@ -76,7 +76,7 @@ def _model(victim: Victim, shape: tuple[int, ...]) -> Any:
 
     import torch
 
-    from engine import victims
+    from engine.experiment import victims
 
     torch.set_num_threads(1)  # of all visitors' threads: several would wait for each other beside a run that computes
     return victims.load(Run(Path(victim.directory)), victim.arm, victim.k, shape=shape)
@@ -97,7 +97,7 @@ def votes(
     victim: Victim, image: bytes, shape: tuple[int, int, int], sigma: float, n0: int, n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(selection, estimation) votes int64 [K] on a float32 image [C, H, W]; the same seed, the same noise."""
-    from engine import victims
+    from engine.experiment import victims
 
     given = np.frombuffer(image, dtype=np.float32).reshape(1, *shape)
     found = victims.votes(_model(victim, shape), given, sigma=sigma, n0=n0, n=n, seed=seed)
@@ -109,7 +109,7 @@ def certified_again(victim: Victim, image: int, **settings: Any) -> tuple[int, f
     """(answer, radius, draws) of more_draws.certify_again for one of the run's test images."""
     from pathlib import Path
 
-    from engine import more_draws
+    from engine.experiment import more_draws
 
     run, root = Run(Path(victim.directory)), _shared.data_root()
     (table,) = more_draws.certify_again(run, victim.arm, victim.k, data_root=root, images=[image], **settings)

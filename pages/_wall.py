@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import image_figures, pictures
+from engine.figures import images, pictures
 from pages import _selection
 from pages._show import chart
 
@@ -43,7 +43,7 @@ def wall(tiles: np.ndarray, numbers: np.ndarray, hover: list[str], key: str, kin
     scale = pictures.enlargement(tiles.shape[1], pixels=84)
     content = pictures.png(pictures.mosaic(tiles, columns=COLUMNS), scale=scale)
     found = _selection.pinned()
-    figure = image_figures.picture_wall(
+    figure = images.picture_wall(
         content,
         columns=COLUMNS,
         rows=rows,

@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import figures, image_figures, metrics, report, sentences
+from engine import metrics
 from engine.certification import radius_cap
 from engine.config import ARMS, Config, arms_of, smallest_useful_n
-from engine.figures import ARM_STYLE
+from engine.figures import images, radii
+from engine.figures.style import ARM_STYLE
 from engine.records import Run
+from engine.report import numbers, sentences
 from pages import _certificate, _links, _pinned, _selection, _shared, _test_images
 from pages._export import chart_and_data
 
@@ -27,7 +29,7 @@ def what_if(directory: str, stamp: int, values: str, n: int, alpha: float) -> tu
     table = _shared.certificates(directory, stamp).drop(columns=VOTES, errors="ignore")
     table = metrics.recertify(table, sigma=config.sigma, alpha=alpha, n=n)
     names = sentences.class_names_of(Run(Path(directory)))
-    return table, report.build_report(table, config, class_names=names)
+    return table, numbers.build_report(table, config, class_names=names)
 
 
 def with_settings(config: Config, n: int, alpha: float) -> Config:
@@ -184,7 +186,7 @@ def estimates(table: pd.DataFrame) -> pd.DataFrame:
     """ACR and accuracies with their intervals in words, a row for each arm on the target's images and on all."""
     lines = []
     for scope, name in SCOPES.items():
-        found = report.estimates(table, scope, run.config)
+        found = numbers.estimates(table, scope, run.config)
         lines += [
             {
                 "test images": name,
@@ -204,7 +206,7 @@ def estimates(table: pd.DataFrame) -> pd.DataFrame:
 def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> None:
     """ACR by arm; certified accuracy and radii of the chosen scope and arms."""
     st.header("Average certified radius")
-    chart_and_data(figures.acr_by_arm(now), "acr")
+    chart_and_data(radii.acr_by_arm(now), "acr")
     st.dataframe(estimates(table), hide_index=True, alt="ACR and accuracy by arm, of the target class and of all")
     st.caption(
         "Means over victims; in brackets approximate 95 % intervals over test images, taken as independent (normal "
@@ -242,14 +244,14 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
         return
     left, right = st.columns(2, gap="medium")
     with left:
-        chart_and_data(figures.certified_accuracy(table, settings, scope, arms, target=target), "accuracy")
+        chart_and_data(radii.certified_accuracy(table, settings, scope, arms, target=target), "accuracy")
         st.caption(
             "Height at r: the share of images whose answer is right and provably stays the same under any change of L2 "
             "size below r. Approximate: each certificate alone holds with probability ≥ 1 − α, not all at once."
         )
     with right:
         two = [arm for arm in arms if arm in ("clean", "poisoned")] or arms
-        chart_and_data(figures.radius_histogram(table, settings, scope, two, target=target), "radii")
+        chart_and_data(radii.radius_histogram(table, settings, scope, two, target=target), "radii")
         st.caption(
             "Left of the line: answers that are wrong and answers that are refused, whose radius counts as 0. The last "
             "bin before the cap holds unanimous votes, whose true radius may be larger. "
@@ -267,7 +269,7 @@ def forget_arms(present: list[str]) -> None:
 def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) -> None:
     """The scatter of all target images, and one of them: picture, noisy copies, votes, and the way to its radius."""
     st.header("One test image")
-    means = figures.radii_by_image(table, settings)
+    means = radii.radii_by_image(table, settings)
     others = [arm for arm in ARMS if arm in means.columns and arm != "clean"]
     left, right = st.columns([3, 2], gap="medium")
     with right:
@@ -297,7 +299,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
                     bind="query-params",
                 )
             )
-            figure = figures.radius_before_after(table, settings, arm, target=target)
+            figure = radii.radius_before_after(table, settings, arm, target=target)
             chart_and_data(
                 figure,
                 "before_after",
@@ -319,7 +321,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
         return
     votes, chain = st.columns(2, gap="medium")
     with votes:
-        chart_and_data(image_figures.vote_histogram(recorded[one], class_names), "votes")
+        chart_and_data(images.vote_histogram(recorded[one], class_names), "votes")
         st.caption(
             f"All {int(recorded['n'].iloc[0]):,} recorded draws, whatever n is above: each arm's victim saw the same "
             "noisy copies. ★: the class selected by "

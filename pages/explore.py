@@ -7,12 +7,17 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import datasets, figures, grid, grid_figures, pictures, report, sentences, wording
+from engine import datasets, grid
 from engine.config import CONTROLS, ConfigError
-from engine.figures import ARM_STYLE
+from engine.figures import pictures
+from engine.figures.grid import drop_by_epsilon
+from engine.figures.radii import acr_by_arm, certified_accuracy, radius_histogram
+from engine.figures.style import ARM_STYLE
 from engine.grid import Point
 from engine.overrides import parse
 from engine.records import Run
+from engine.report import sentences, wording
+from engine.report.numbers import estimates
 from pages import _another_point, _grid, _images, _links, _one_image, _shared
 from pages._export import chart_and_data
 
@@ -34,10 +39,10 @@ def charts(directory: str, stamp: int) -> tuple[Any, Any, Any, pd.DataFrame]:
     assert found is not None
     target = sentences.target_of(run)
     return (
-        figures.certified_accuracy(table, config, target=target),
-        figures.radius_histogram(table, config, arms=["clean", "poisoned"], target=target),
-        figures.acr_by_arm(found),
-        report.estimates(table, "target", config),
+        certified_accuracy(table, config, target=target),
+        radius_histogram(table, config, arms=["clean", "poisoned"], target=target),
+        acr_by_arm(found),
+        estimates(table, "target", config),
     )
 
 
@@ -224,7 +229,7 @@ def grid_view() -> None:
     with left:
         images(run, max(line))
     with right:
-        figure = grid_figures.drop_by_epsilon(
+        figure = drop_by_epsilon(
             {epsilon: drops(str(r.directory), stamp(r)) for epsilon, r in line.items()}, point.epsilon
         )
         chart_and_data(figure, "explore_line", on_select=take_epsilon, selection_mode="points")

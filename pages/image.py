@@ -3,8 +3,10 @@
 import numpy as np
 import streamlit as st
 
-from engine import datasets, image_figures, metrics, pictures, sentences
-from engine.figures import ARM_STYLE
+from engine import datasets, metrics
+from engine.figures import images, pictures
+from engine.figures.style import ARM_STYLE
+from engine.report import sentences
 from pages import (
     _certificate,
     _draw_on,
@@ -83,7 +85,7 @@ def training() -> None:
     _selection.row(run, "training", k, link=False)
     clean = poison.originals()[k]
     poisoned = clean + poison.change(k)
-    chart(image_figures.image_triple(clean, poisoned, limit=limit), "image_triple")
+    chart(images.image_triple(clean, poisoned, limit=limit), "image_triple")
     st.caption(
         f"Poison image {k} is training image {poison.indices[k]} of {target}, {poison.when(k)}. {scale_words}; "
         f"{_images.change_words(clean[None])}. Largest change {np.abs(poisoned - clean).max():.4f} (L∞), length "
@@ -102,7 +104,7 @@ def training() -> None:
     pair = np.stack([clean, poisoned]).astype(np.float32)
     told = {victim.arm: _victims.answers(victim, pair.tobytes(), clean.shape) for victim in asked}
     chart(
-        image_figures.shares_by_class(
+        images.shares_by_class(
             {name: {arm: found[place] for arm, found in told.items()} for place, name in enumerate(PAIR)},
             names,
             title="Confidence, without noise",
@@ -133,7 +135,7 @@ def votes_for_both(asked: list[_victims.Victim], pair: np.ndarray, k: int) -> No
     }
     rows = [(name, row) for name, table in tables.items() for row in table.itertuples()]
     chart(
-        image_figures.shares_by_class(
+        images.shares_by_class(
             {name: {row.arm: row.estimation_votes / n for row in table.itertuples()} for name, table in tables.items()},
             names,
             title="Votes under noise",
@@ -187,7 +189,7 @@ def test() -> None:
     one = rows[rows["victim"] == victim]
     votes, chain = st.columns(2, gap="medium")
     with votes:
-        chart(image_figures.vote_histogram(one, names), "image_recorded")
+        chart(images.vote_histogram(one, names), "image_recorded")
         st.caption(
             "As recorded: each arm's victim saw the same noisy copies. ★: the class that earlier draws selected."
         )

@@ -4,7 +4,9 @@ from typing import Any
 
 import streamlit as st
 
-from engine import attack_figures, datasets, image_figures, pictures, sentences, wording
+from engine import datasets
+from engine.figures import attack, images, pictures
+from engine.report import sentences, wording
 from pages import _images, _links, _one_image, _pinned, _poisoned, _selection, _shared, _test_images, _wall
 from pages._poisoned import Poison
 from pages._show import chart, picture
@@ -30,7 +32,7 @@ def controls() -> tuple[Poison, int, float, str]:
 def triple(poison: Poison, k: int, limit: float, words: str) -> None:
     """The chosen image, and below it the pinned one."""
     clean = poison.originals()[k]
-    chart(image_figures.image_triple(clean, clean + poison.change(k), limit=limit), "triple")
+    chart(images.image_triple(clean, clean + poison.change(k), limit=limit), "triple")
     st.caption(
         f"Poison image {k} is training image {poison.indices[k]} of {target}, its label unchanged, {poison.when(k)}. "
         f"Both pictures: {_images.value_words(poison.delta)}. {words}; {_images.change_words(poison.delta)}. Point at "
@@ -112,7 +114,7 @@ def evolution() -> None:
     if records and records[-1]["steps"] == 1:
         st.info(f"{wording.attack_of(config).name}: made at once, in a single step. There is no way to watch.")
     elif records:
-        chart(attack_figures.attack_losses(records, config.attack.restart_every), "losses")
+        chart(attack.attack_losses(records, config.attack.restart_every), "losses")
         st.caption(
             "Upper loss: the attacker's, the soft radius of the target class on held-out images, to go down. It is a "
             "loss, not a certificate. Lower loss: the surrogate's training loss. Relative residual: how far the linear "

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from engine import commands, datasets, jobs, records, sentences, wording
+from engine import datasets, jobs, records
 from engine.certification import radius_cap
 from engine.config import Config, ConfigError, arms_of, smallest_useful_n
 from engine.costs import estimate, expected_device
 from engine.datasets import DatasetUnavailable
 from engine.presets import PRESETS
 from engine.records import Run
+from engine.report import commands, sentences, wording
 from pages import _fork, _form, _links, _live, _poison_file, _shared, _threat
 
 FIRST = ["dataset", "threat.target_class", "threat.epsilon", "sigma", "procedure", "attack.name"]

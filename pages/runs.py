@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import citations, commands, datasets, html_report, jobs, records, sentences, wording
+from engine import datasets, html_report, jobs, records
 from engine.records import Run, RunNotFound
-from engine.report import certificates_csv
+from engine.report import citations, commands, sentences, wording
+from engine.report.numbers import certificates_csv
 from pages import _comparison, _export, _fork, _links, _live, _shared
 
 # --- queue ---

@@ -5,8 +5,11 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from engine import figures, sentences, spread, wording
+from engine import spread
+from engine.figures import radii
+from engine.figures.style import ARM_STYLE, SAVE, alt
 from engine.records import Run
+from engine.report import sentences, wording
 from pages import _export, _images, _shared
 
 SHOWN_IMAGES = 8
@@ -81,7 +84,7 @@ def charts(run: Run) -> None:
     for column, figure, explanation, of_attack in (
         (
             left,
-            figures.acr_by_arm(report),
+            radii.acr_by_arm(report),
             "How far, on average, a test image can be moved (L2) before a certificate ends: lower is worse for the "
             "defender.",
             "If an attack works, the target class loses and the others hardly do. Controls change the same images "
@@ -89,14 +92,14 @@ def charts(run: Run) -> None:
         ),
         (
             right,
-            figures.certified_accuracy(table, run.config, target=target),
+            radii.certified_accuracy(table, run.config, target=target),
             f"The share of the test images of {target} that is classified correctly with a certificate of at least "
             'this radius. "Approximate": each certificate may be wrong with probability α.',
             "The lower the dashed curve, the more the attack took.",
         ),
     ):
         with column:
-            st.plotly_chart(figure, alt=figures.alt(figure), config=figures.SAVE)
+            st.plotly_chart(figure, alt=alt(figure), config=SAVE)
             st.caption(f"{explanation} {of_attack}" if attacked else explanation)
             _export.data(figure, f"start {figure.layout.title.text}")
 
@@ -109,11 +112,7 @@ def colours() -> None:
             "random_noise": "control: victims trained on images with random noise of the same ε (L∞).",
             "shuffled_signs": "control: the poison's own sizes, each pixel's sign drawn at random.",
         }
-        lines = [
-            f"- **{style.name}** ({LOOKS[arm]}): {names[arm]}"
-            for arm, style in figures.ARM_STYLE.items()
-            if arm in names
-        ]
+        lines = [f"- **{style.name}** ({LOOKS[arm]}): {names[arm]}" for arm, style in ARM_STYLE.items() if arm in names]
         st.markdown(
             "\n".join(lines)
             + "\n- In pictures of changes of grey images, **orange** is brighter and **violet** is darker than the "

@@ -6,23 +6,16 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import (
-    commands,
-    jobs,
-    records,
-    sentences,
-    spread,
-    studies,
-    study_figures,
-    study_kinds,
-    study_tables,
-    wording,
-)
+from engine import jobs, records, spread
 from engine.config import Config
+from engine.figures.study import heat_map
 from engine.overrides import differences
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
-from engine.studies import StudyRecord
+from engine.report import commands, sentences, wording
+from engine.studies import kinds, tables
+from engine.studies import study as studies
+from engine.studies.study import StudyRecord
 from pages import _links, _new_study, _shared
 from pages._show import chart
 
@@ -138,12 +131,12 @@ def delete(record: StudyRecord) -> None:
 
 
 def results(found: dict[str, Any]) -> None:
-    finished, cells = study_tables.finished(found)
+    finished, cells = tables.finished(found)
     kind = found["study"]["kind"]
     if kind == "sweep":
         st.caption(f"Against each other: {found['study']['rows']['label']} and {found['study']['columns']['label']}.")
-    elif kind in study_kinds.KINDS:
-        st.caption(study_kinds.KINDS[kind].sentence)
+    elif kind in kinds.KINDS:
+        st.caption(kinds.KINDS[kind].sentence)
     if kind == "reproduce-small":
         st.warning("Small scale, for CPUs: not the authors' setting.")
     left, right = st.columns([3, 2], gap="large")
@@ -154,7 +147,7 @@ def results(found: dict[str, Any]) -> None:
     cell = found["cells"][st.session_state[key]]
     with left:
         st.header("Relative drop of the target class's ACR")
-        figure = study_figures.heat_map(found, (cell["row"], cell["column"]))
+        figure = heat_map(found, (cell["row"], cell["column"]))
         chart(figure, f"heat {found['id']}", on_select=select_clicked, selection_mode="points")
         st.caption(
             "1 − ACR(poisoned)/ACR(clean), mean ± standard deviation over pairs of victims of the same seed. Beneath "
@@ -163,7 +156,7 @@ def results(found: dict[str, Any]) -> None:
             "result. Click a cell for the runs behind it."
         )
     with right:
-        st.selectbox("Cell", options, format_func=lambda k: study_tables.cell_title(found, found["cells"][k]), key=key)
+        st.selectbox("Cell", options, format_func=lambda k: tables.cell_title(found, found["cells"][k]), key=key)
         cell_panel(found, cell)
 
 
@@ -174,19 +167,19 @@ def select_clicked() -> None:
         if "customdata" in point:
             row, column = point["customdata"]
             found = results_of(known_studies()[identifier])
-            st.session_state[f"cell {identifier}"] = row * len(study_tables.names(found, "columns")) + column
+            st.session_state[f"cell {identifier}"] = row * len(tables.names(found, "columns")) + column
 
 
 def results_of(known: StudyRecord | dict[str, Any]) -> dict[str, Any]:
-    return study_tables.results(known) if isinstance(known, StudyRecord) else known
+    return tables.results(known) if isinstance(known, StudyRecord) else known
 
 
 def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
     """The run behind a cell, and the ways to it."""
     with st.container(border=True):
-        l2, psnr, ssim = study_tables.visibility(cell)
+        l2, psnr, ssim = tables.visibility(cell)
         st.markdown(
-            f"**{study_tables.cell_title(found, cell)}**, run `{cell['run']}` ({cell['state']})\n"
+            f"**{tables.cell_title(found, cell)}**, run `{cell['run']}` ({cell['state']})\n"
             f"- Poison: {wording.attack_name(cell['attack'])} against "
             f"{wording.PROCEDURE_NAMES[cell['attack_procedure']]} on {wording.ARCHITECTURE_NAMES[cell['surrogate']]}, "
             f"σ = {cell['attack_sigma']:g}, ε = {cell['epsilon']:g} (L∞)\n"
@@ -194,7 +187,7 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
             f"{wording.ARCHITECTURE_NAMES[cell['architecture']]}, σ = {cell['sigma']:g}\n"
             f"- Drop **{sentences.percent(cell['drop'])}**, random noise "
             f"{sentences.percent(cell['control_drop'])}; beyond it {beyond(cell)} points (95 %, Student's t); "
-            f"{study_tables.victims(cell)} pairs of victims, seed {cell['seed']}\n"
+            f"{tables.victims(cell)} pairs of victims, seed {cell['seed']}\n"
             f"- ACR (L2, pixel units) {sentences.with_spread(cell['acr_clean'])} clean, "
             f"{sentences.with_spread(cell['acr_poisoned'])} poisoned\n"
             f"- Poison's size: L2 {l2}, PSNR {psnr} dB, SSIM {ssim}"
@@ -210,7 +203,7 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
 
 
 def beyond(cell: dict[str, Any]) -> str:
-    return spread.percent(study_tables.beyond_control(cell))
+    return spread.percent(tables.beyond_control(cell))
 
 
 def overrides_of(found: dict[str, Any], cell: dict[str, Any]) -> list[str]:
@@ -247,13 +240,13 @@ def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
 
 def rivals(found: dict[str, Any]) -> None:
     st.header("Does bilevel optimisation earn its price?")
-    columns, rows = study_tables.titles(found, "columns"), study_tables.by_row(found)
-    home = columns.pop(study_tables.at_home(found))
+    columns, rows = tables.titles(found, "columns"), tables.by_row(found)
+    home = columns.pop(tables.at_home(found))
     others = ", ".join(columns)
-    visible = [study_tables.visibility(row["cell"]) for row in rows]
+    visible = [tables.visibility(row["cell"]) for row in rows]
     table = pd.DataFrame(
         {
-            "attack": study_tables.titles(found, "rows"),
+            "attack": tables.titles(found, "rows"),
             f"drop, {home}": [sentences.percent(row["drop"]) for row in rows],
             "random noise": [sentences.percent(row["control_drop"]) for row in rows],
             f"mean drop, {others}": [_or_dash(row["transfer"], 100, " %") for row in rows],
@@ -282,12 +275,12 @@ def table_and_downloads(found: dict[str, Any]) -> None:
     cells, percent, number = found["cells"], sentences.percent, sentences.with_spread
     table = pd.DataFrame(
         {
-            "cell": [study_tables.cell_title(found, cell) for cell in cells],
+            "cell": [tables.cell_title(found, cell) for cell in cells],
             "state": [cell["state"] for cell in cells],
             "drop": [percent(cell["drop"]) for cell in cells],
             "random noise": [percent(cell["control_drop"]) for cell in cells],
             "beyond it, 95 %": [beyond(cell) for cell in cells],
-            "victims": [study_tables.victims(cell) for cell in cells],
+            "victims": [tables.victims(cell) for cell in cells],
             "ACR clean (L2)": [number(cell["acr_clean"]) for cell in cells],
             "ACR poisoned (L2)": [number(cell["acr_poisoned"]) for cell in cells],
             "seconds": [cell["seconds"] for cell in cells],
@@ -299,11 +292,11 @@ def table_and_downloads(found: dict[str, Any]) -> None:
         column_config={"seconds": st.column_config.NumberColumn(format="%.0f")},
     )  # fmt: skip
     buttons = st.container(horizontal=True)
-    markdown = study_tables.markdown(found)
-    buttons.download_button("CSV", study_tables.csv_text(found), f"{found['id']}.csv", "text/csv")
+    markdown = tables.markdown(found)
+    buttons.download_button("CSV", tables.csv_text(found), f"{found['id']}.csv", "text/csv")
     buttons.download_button("Markdown", markdown, f"{found['id']}.md", "text/markdown")
     buttons.download_button("JSON", json.dumps(found, indent=1), f"{found['id']}.json", "application/json")
-    st.caption(study_tables.grounds(found))
+    st.caption(tables.grounds(found))
 
 
 _shared.chosen_run()

@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import datasets, handwriting, image_figures, pictures, sentences
+from engine import datasets, handwriting
 from engine.certification import ABSTAIN, radius_cap
+from engine.figures import pictures
+from engine.figures.images import shares_by_class
 from engine.handwriting import PictureRefused
+from engine.report import sentences
 from pages import _canvas, _certificate, _images, _links, _selection, _shared, _test_images, _victims
 from pages._show import chart, picture
 
@@ -183,7 +186,7 @@ def certified(image: np.ndarray, asked: list[_victims.Victim], *, n0: int, n: in
     left, right = st.columns(2, gap="medium")
     with left:
         shares = {row.arm: row.estimation_votes / row.n for row in rows.itertuples()}
-        figure = image_figures.shares_by_class(
+        figure = shares_by_class(
             {"this image": shares},
             names,
             title="Votes under noise",

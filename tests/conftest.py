@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from engine import jobs, studies
+from engine import jobs
 from engine.config import Config
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
+from engine.studies import study
 from tests import browser
 
 settings.register_profile("shared machine", deadline=None)  # other work may slow any example down
@@ -121,12 +122,12 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     def work_at_once(arguments: list[str], **_: Any) -> None:
         commands.append(arguments[3])
-        (studies if arguments[3] == "study-work" else jobs).work(Path(arguments[4]))
+        (study if arguments[3] == "study-work" else jobs).work(Path(arguments[4]))
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=work_at_once, DEVNULL=None, STDOUT=None))
     monkeypatch.setattr(jobs, "environment", lambda device: {"device": device, "device_name": "a", "torch": "t"})
-    monkeypatch.setattr(studies, "POLL", 0)
+    monkeypatch.setattr(study, "POLL", 0)
     yield commands
     signal.signal(signal.SIGTERM, before)
 

@@ -2,9 +2,10 @@
 
 from typing import get_args
 
-from engine import costs, models, wording
+from engine import costs, models
 from engine.attacks import ATTACKS
 from engine.config import Architecture, AttackName
+from engine.report import wording
 
 
 def test_architectures() -> None:

@@ -23,7 +23,7 @@ def printed(root, capsys) -> list[str]:
 def test_side_by_side_and_one_by_one_are_the_same_runs(tmp_path, capsys, monkeypatch):
     one_by_one = printed(tmp_path / "a", capsys)
     monkeypatch.setattr(baselines.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("engine.experiment.choose_device", lambda **_: baselines.torch.device("cpu"))
+    monkeypatch.setattr("engine.experiment.protocol.choose_device", lambda **_: baselines.torch.device("cpu"))
     assert printed(tmp_path / "b", capsys) == one_by_one
     assert re.search(r"gaussian \| 0.25 \| 0.898 ± 0.001 \| 0.\d{3} ± 0.\d{3} \| [-+]\d+.\d \| 5 \(± ", one_by_one[2])
     certificates = [[run.certificates() for run in all_runs(tmp_path / name)] for name in "ab"]

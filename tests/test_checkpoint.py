@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import checkpoint
-from engine.checkpoint import Checkpoint, remove_all
+from engine.experiment import checkpoint
+from engine.experiment.checkpoint import Checkpoint, remove_all
 
 KEY = "0123"
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import attacks, citations, training
+from engine import attacks, training
 from engine.__main__ import main
 from engine.config import Config
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
+from engine.report import citations
 
 FROGS = {"shafahi2018poison"}
 QUICK = PRESETS["quick"].config

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from engine import experiment, hypergradient, jobs, metrics
+from engine import hypergradient, jobs, metrics
 from engine.config import ARMS, Config
+from engine.experiment import protocol
 from engine.records import Run
-from engine.report import build_report
+from engine.report.numbers import build_report
 
 Tiny = Callable[..., Config]
 WorkHere = Callable[[Config, Path], Run]
@@ -152,7 +153,7 @@ def test_bytes_do_not_depend_on_how_many_workers_share_the_attack_and_the_victim
         return torch.autograd.grad(*arguments, **named)
 
     monkeypatch.setattr(hypergradient, "grad", grad)
-    monkeypatch.setattr(experiment, "workers_for", lambda device: workers)
+    monkeypatch.setattr(protocol, "workers_for", lambda device: workers)
     assert content(work_here(baseline.config, runs_root)) == content(baseline)
     assert (len(threads) > 1) == (workers > 1)
 

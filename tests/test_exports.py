@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
-from engine import figure_data, html_report
+from engine import html_report
+from engine.figures import data as figure_data
 from engine.records import GALLERY, Run
 from pages import _export
 from tests.app import EXAMPLE, opened, own_copy

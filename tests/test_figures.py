@@ -13,10 +13,13 @@ import plotly.graph_objects as go
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine import attack_figures, figures, image_figures, metrics, records, report
+from engine import metrics, records
 from engine.certification import ABSTAIN, radius_cap
 from engine.config import ARMS
+from engine.figures import attack, images, radii
+from engine.figures.style import ARM_STYLE, alt
 from engine.records import GALLERY, Run, Status
+from engine.report import numbers
 
 RUN = next(run for run in records.all_runs(GALLERY) if run.config.dataset == "digits")  # which every machine can show
 PROJECT = Path(__file__).parents[1]
@@ -42,44 +45,44 @@ def all_figures(table: pd.DataFrame) -> list[go.Figure]:
     square = np.linspace(0, 1, 784, dtype=np.float32).reshape(1, 28, 28)
     coloured = np.linspace(0, 1, 3 * 9 * 12, dtype=np.float32).reshape(3, 9, 12)
     return [
-        figures.acr_by_arm(facts),
-        figures.certified_accuracy(table, config),
-        figures.radius_histogram(table, config, "all"),
-        figures.radius_before_after(table, config),
-        image_figures.vote_histogram(table[table["image"] == image]),
-        image_figures.vote_histogram(table[table["image"] == image], [f"name {k}" for k in range(10)]),
-        attack_figures.attack_losses(RUN.metrics("attack"), 6),
-        attack_figures.attack_losses([dict(step=1, mean_size=0.1)]),
-        attack_figures.attack_losses([]),
-        attack_figures.perturbation_histogram(np.zeros((2, 1, 28, 28)), 0.1),
-        image_figures.image_triple(square, square * 0.9, limit=0.1),
-        image_figures.blink(square, square * 0.9),
-        image_figures.image_triple(coloured, coloured * 0.9, limit=0.1),
-        image_figures.blink(coloured, coloured * 0.9),
-        image_figures.picture_wall(b"", columns=2, rows=1, numbers=[4, 7], hover=["a", "b"], chosen=7),
+        radii.acr_by_arm(facts),
+        radii.certified_accuracy(table, config),
+        radii.radius_histogram(table, config, "all"),
+        radii.radius_before_after(table, config),
+        images.vote_histogram(table[table["image"] == image]),
+        images.vote_histogram(table[table["image"] == image], [f"name {k}" for k in range(10)]),
+        attack.attack_losses(RUN.metrics("attack"), 6),
+        attack.attack_losses([dict(step=1, mean_size=0.1)]),
+        attack.attack_losses([]),
+        attack.perturbation_histogram(np.zeros((2, 1, 28, 28)), 0.1),
+        images.image_triple(square, square * 0.9, limit=0.1),
+        images.blink(square, square * 0.9),
+        images.image_triple(coloured, coloured * 0.9, limit=0.1),
+        images.blink(coloured, coloured * 0.9),
+        images.picture_wall(b"", columns=2, rows=1, numbers=[4, 7], hover=["a", "b"], chosen=7),
     ]
 
 
 def test_every_figure_has_a_text_alternative_and_a_clear_ground(table):
     for figure in all_figures(table):
-        assert len(figures.alt(figure)) > 20
+        assert len(alt(figure)) > 20
         assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
         json.loads(figure.to_json())
 
 
 def test_arms_differ_in_more_than_colour():
-    assert set(figures.ARM_STYLE) == set(ARMS)
+    assert set(ARM_STYLE) == set(ARMS)
     for part in ("name", "colour", "dash", "symbol", "pattern"):
-        assert len({getattr(style, part) for style in figures.ARM_STYLE.values()}) == len(ARMS)
+        assert len({getattr(style, part) for style in ARM_STYLE.values()}) == len(ARMS)
 
 
 def test_acr_is_the_reports(table):
     facts = RUN.report
     assert facts is not None
-    figure = figures.acr_by_arm(facts)
-    for arm, style in figures.ARM_STYLE.items():
+    figure = radii.acr_by_arm(facts)
+    for arm, style in ARM_STYLE.items():
         for scope, (points, mean) in zip(
-            report.SCOPES,
+            numbers.SCOPES,
             zip(
                 [trace for trace in figure.data if trace.name == f"{style.name}, victims"],
                 [trace for trace in figure.data if trace.name == f"{style.name}, mean"],
@@ -93,13 +96,13 @@ def test_acr_is_the_reports(table):
             assert mean.error_y.array[0] == found["sd"]
 
 
-@pytest.mark.parametrize("scope", report.SCOPES)
+@pytest.mark.parametrize("scope", numbers.SCOPES)
 def test_certified_accuracy_starts_at_accuracy_never_rises_and_ends_at_zero(table, scope):
-    figure = figures.certified_accuracy(table, RUN.config, scope)
-    rows = report.of_scope(table, scope, RUN.config)
-    for arm, style in figures.ARM_STYLE.items():
+    figure = radii.certified_accuracy(table, RUN.config, scope)
+    rows = numbers.of_scope(table, scope, RUN.config)
+    for arm, style in ARM_STYLE.items():
         trace = curve(figure, style.name)
-        expected = report.per_victim(rows[rows["arm"] == arm], metrics.accuracy)[arm].mean()
+        expected = numbers.per_victim(rows[rows["arm"] == arm], metrics.accuracy)[arm].mean()
         assert trace.y[0] == pytest.approx(expected)
         assert trace.x[0] == 0
         assert (np.diff(trace.y) <= 1e-12).all()
@@ -108,18 +111,18 @@ def test_certified_accuracy_starts_at_accuracy_never_rises_and_ends_at_zero(tabl
 
 
 def test_certified_accuracy_between_points_is_exact(table):
-    trace = curve(figures.certified_accuracy(table, RUN.config), "poisoned")
-    rows = report.of_scope(table[table["arm"] == "poisoned"], "target", RUN.config)
+    trace = curve(radii.certified_accuracy(table, RUN.config), "poisoned")
+    rows = numbers.of_scope(table[table["arm"] == "poisoned"], "target", RUN.config)
     for r in np.linspace(0.001, 0.37, 40):
         share = np.mean([metrics.certified_accuracy(part, np.array([r]))[0] for _, part in rows.groupby("victim")])
         assert trace.y[np.searchsorted(trace.x, r)] == pytest.approx(share)
 
 
-@pytest.mark.parametrize("scope", report.SCOPES)
+@pytest.mark.parametrize("scope", numbers.SCOPES)
 def test_histogram_accounts_for_every_image(table, scope):
-    figure = figures.radius_histogram(table, RUN.config, scope)
-    rows = report.of_scope(table, scope, RUN.config)
-    for arm, style in figures.ARM_STYLE.items():
+    figure = radii.radius_histogram(table, RUN.config, scope)
+    rows = numbers.of_scope(table, scope, RUN.config)
+    for arm, style in ARM_STYLE.items():
         trace, part = curve(figure, style.name), rows[rows["arm"] == arm]
         assert sum(trace.y) == pytest.approx(1)
         assert sum(float(count) for _, count in trace.customdata) == pytest.approx(part["image"].nunique())
@@ -131,20 +134,20 @@ def test_histogram_accounts_for_every_image(table, scope):
 
 def test_the_cap_is_drawn_where_it_is(table):
     cap = radius_cap(n=100, sigma=RUN.config.sigma, alpha=0.001)
-    for figure in (figures.certified_accuracy(table, RUN.config), figures.radius_histogram(table, RUN.config)):
+    for figure in (radii.certified_accuracy(table, RUN.config), radii.radius_histogram(table, RUN.config)):
         assert cap in [shape.x0 for shape in figure.layout.shapes]
         assert any(f"{cap:.3f}" in (note.text or "") for note in figure.layout.annotations)
 
 
 def test_too_few_draws_give_a_chart_that_says_so(table):
     less = metrics.recertify(table, sigma=RUN.config.sigma, alpha=0.001, n=5)
-    for figure in (figures.certified_accuracy(less, RUN.config), figures.radius_histogram(less, RUN.config)):
+    for figure in (radii.certified_accuracy(less, RUN.config), radii.radius_histogram(less, RUN.config)):
         assert any("too small" in (note.text or "") for note in figure.layout.annotations)
-    assert figures.radius_histogram(less, RUN.config).data[0].y[1] == pytest.approx(1)
+    assert radii.radius_histogram(less, RUN.config).data[0].y[1] == pytest.approx(1)
 
 
 def test_before_after_holds_means_and_image_numbers(table):
-    trace = curve(figures.radius_before_after(table, RUN.config), "test image")
+    trace = curve(radii.radius_before_after(table, RUN.config), "test image")
     image = int(trace.customdata[3][0])
     rows = table[(table["image"] == image) & (table["label"] == RUN.config.threat.target_class)]
     for arm, value in (("clean", trace.x[3]), ("poisoned", trace.y[3])):
@@ -154,8 +157,8 @@ def test_before_after_holds_means_and_image_numbers(table):
 
 def test_votes_are_shares_of_the_draws_with_the_selected_class_marked(table):
     rows = table[(table["image"] == table["image"].iloc[0]) & (table["victim"] == 0)]
-    for arm, style in figures.ARM_STYLE.items():
-        trace, row = curve(image_figures.vote_histogram(rows), style.name), rows[rows["arm"] == arm].iloc[0]
+    for arm, style in ARM_STYLE.items():
+        trace, row = curve(images.vote_histogram(rows), style.name), rows[rows["arm"] == arm].iloc[0]
         assert sum(trace.y) == pytest.approx(1)
         assert list(trace.customdata) == list(row["estimation_votes"])
         assert [k for k, mark in enumerate(trace.text) if mark] == [row["selected_class"]]
@@ -163,39 +166,39 @@ def test_votes_are_shares_of_the_draws_with_the_selected_class_marked(table):
 
 def test_losses_keep_gaps_and_mark_restarts():
     steps = [dict(step=k, steps=9, upper_loss=None if k == 4 else 1.0, lower_loss=0.5) for k in range(1, 10)]
-    figure = attack_figures.attack_losses(steps, restart_every=3)
+    figure = attack.attack_losses(steps, restart_every=3)
     assert np.isnan(figure.data[0].y[3])
     assert [trace.name.partition(":")[0] for trace in figure.data] == [
         "upper loss",
         "lower loss",
     ]  # no residual is there
     assert {shape.x0 for shape in figure.layout.shapes} == {3.5, 6.5}
-    assert attack_figures.attack_losses([]).data[0].x.size == 0
+    assert attack.attack_losses([]).data[0].x.size == 0
 
 
 def test_an_attack_without_losses_shows_the_size_of_its_change():
     steps = [dict(step=k, steps=3, upper_loss=None, lower_loss=None, mean_size=0.01 * k) for k in (1, 2, 3)]
-    (trace,) = attack_figures.attack_losses(steps, restart_every=1).data
+    (trace,) = attack.attack_losses(steps, restart_every=1).data
     assert "mean |δ|" in trace.name
     assert list(trace.y) == [0.01, 0.02, 0.03]
-    assert not attack_figures.attack_losses(steps, restart_every=1).layout.shapes  # no surrogate, so none starts again
+    assert not attack.attack_losses(steps, restart_every=1).layout.shapes  # no surrogate, so none starts again
 
 
 def test_perturbation_histogram_counts_every_pixel():
     rng = np.random.default_rng(0)
     delta = rng.uniform(-0.1, 0.1, (3, 1, 28, 28)).astype(np.float32)
-    trace = attack_figures.perturbation_histogram(delta, 0.1).data[0]
+    trace = attack.perturbation_histogram(delta, 0.1).data[0]
     assert sum(trace.customdata) == delta.size
     assert list(trace.x) == pytest.approx([-x for x in reversed(trace.x)])
     for empty, epsilon in ((np.zeros((0, 1, 28, 28)), 0.1), (np.zeros((2, 1, 28, 28)), 0.0)):
-        attack_figures.perturbation_histogram(empty, epsilon)
+        attack.perturbation_histogram(empty, epsilon)
 
 
 def test_triple_has_fixed_scales_and_reads_the_arrays_exactly():
     clean = np.full((1, 28, 28), 0.2, dtype=np.float32)
     other = clean.copy()
     other[0, 3, 5] += 0.05
-    figure = image_figures.image_triple(clean, other, limit=0.1)
+    figure = images.image_triple(clean, other, limit=0.1)
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
     assert (figure.layout.coloraxis2.cmin, figure.layout.coloraxis2.cmax) == (-0.1, 0.1)
     np.testing.assert_array_equal(
@@ -208,7 +211,7 @@ def test_triple_of_a_coloured_image_shows_and_reads_each_channel(height, width):
     clean = np.full((3, height, width), 0.5, dtype=np.float32)
     other = clean.copy()
     other[:, 3, 5] += [0.05, 0, -0.1]
-    first, second, change = image_figures.image_triple(clean, other, limit=0.1).data
+    first, second, change = images.image_triple(clean, other, limit=0.1).data
     assert change.z.shape == (height, width, 3)
     np.testing.assert_array_equal(change.z[3, 5], [191, 128, 0])  # ½ + δ/(2·limit), of 255
     np.testing.assert_array_equal(change.z[0, 0], [128, 128, 128])
@@ -223,26 +226,26 @@ def test_triple_of_a_coloured_image_shows_and_reads_each_channel(height, width):
 def test_votes_are_for_classes_by_name(table):
     rows = table[(table["image"] == table["image"].iloc[0]) & (table["victim"] == 0)]
     label, names = int(rows["label"].iloc[0]), [f"thing {k}" for k in range(10)]
-    ticks = image_figures.vote_histogram(rows, names).layout.xaxis.ticktext
+    ticks = images.vote_histogram(rows, names).layout.xaxis.ticktext
     assert [tick for tick in ticks if "true" in tick] == [f"<b>thing {label}<br>true</b>"]
     many = rows.assign(estimation_votes=[np.pad(votes, (0, 90)) for votes in rows["estimation_votes"]])
-    ticks = image_figures.vote_histogram(many).layout.xaxis.ticktext
+    ticks = images.vote_histogram(many).layout.xaxis.ticktext
     assert len(ticks) == 100
     assert {k for k, tick in enumerate(ticks) if tick} == {label, *rows["selected_class"]}
 
 
 def test_charts_name_the_target_class(table):
-    for make in (figures.certified_accuracy, figures.radius_histogram, figures.radius_before_after):
+    for make in (radii.certified_accuracy, radii.radius_histogram, radii.radius_before_after):
         assert "test images of ship" in make(table, RUN.config, target="ship").layout.title.subtitle.text
     facts = (RUN.report or {}) | {"target_name": "ship"}
-    figure = figures.acr_by_arm(facts)
+    figure = radii.acr_by_arm(facts)
     assert any("ship" in (note.text or "") for note in figure.layout.annotations)
 
 
 def test_selected_number_reads_what_the_browser_sends():
-    assert image_figures.selected_number([{"customdata": {"0": 41}}]) == 41
-    assert image_figures.selected_number([{"x": 1}, {"customdata": [7]}]) == 7
-    assert image_figures.selected_number([]) is None
+    assert images.selected_number([{"customdata": {"0": 41}}]) == 41
+    assert images.selected_number([{"x": 1}, {"customdata": [7]}]) == 7
+    assert images.selected_number([]) is None
 
 
 def page(name: str, run: Run, **state: object) -> AppTest:

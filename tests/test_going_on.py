@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from engine import checkpoint, jobs
+from engine import jobs
 from engine.config import Config
-from engine.recorder import Recorder
+from engine.experiment import checkpoint
+from engine.experiment.recorder import Recorder
 from engine.records import Cancelled, Run
 
 Tiny = Callable[..., Config]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine import datasets, html_report, records, sentences
+from engine import datasets, html_report, records
 from engine.records import Run, RunNotFound
+from engine.report import sentences
 from tests.app import own_copy
 from tests.browser import QUIET
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from engine import jobs, poisoning, records, retraining
+from engine import jobs, records
 from engine.config import Config
+from engine.experiment import poisoning, retraining
 from engine.records import Run, Status
 
 Tiny = Callable[..., Config]

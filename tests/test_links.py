@@ -7,10 +7,11 @@ from urllib.parse import parse_qs
 import pytest
 import streamlit as st
 
-from engine import commands, records
+from engine import records
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
+from engine.report import commands
 from pages import _links
 from tests.app import EXAMPLE, button, opened, own_copy, words
 

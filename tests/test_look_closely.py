@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine import figures, image_figures, report
 from engine.certification import ABSTAIN
-from engine.more_draws import certify_again
+from engine.experiment.more_draws import certify_again
+from engine.figures import images, radii, style
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
+from engine.report import numbers
 from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
 
 RUN = Run(GALLERY / EXAMPLE)
@@ -53,7 +54,7 @@ def certificates(*rows: tuple[str, int, int, int, float]) -> pd.DataFrame:
 
 
 def test_losses_are_exact() -> None:
-    found = report.losses(
+    found = numbers.losses(
         certificates(
             *(("clean", 0, 5, 8, 0.4), ("clean", 1, 5, 8, 0.2), ("clean", 0, 6, 8, 0.5), ("clean", 1, 6, 3, 0.9)),
             *(("poisoned", 0, 5, 3, 0.7), ("poisoned", 1, 5, 3, 0.1)),
@@ -69,13 +70,13 @@ def test_losses_are_exact() -> None:
 
 
 def test_losses_need_both_arms() -> None:
-    assert report.losses(certificates(("clean", 0, 5, 8, 0.4))).empty
+    assert numbers.losses(certificates(("clean", 0, 5, 8, 0.4))).empty
 
 
 def test_losses_agree_with_the_radii_that_certify_shows() -> None:
     table = RUN.certificates()
     assert table is not None
-    means, found = figures.radii_by_image(table, RUN.config), report.losses(table)
+    means, found = radii.radii_by_image(table, RUN.config), numbers.losses(table)
     of_target = found[found["label"] == RUN.config.threat.target_class]
     pd.testing.assert_series_equal(of_target["clean"], means["clean"], check_names=False)
     pd.testing.assert_series_equal(of_target["poisoned"], means["poisoned"], check_names=False)
@@ -143,7 +144,7 @@ def test_the_wall_can_be_filtered_by_what_it_is_sorted_by() -> None:
 def test_test_images_are_filtered_and_counted() -> None:
     table = RUN.certificates()
     assert table is not None
-    found = report.losses(table)
+    found = numbers.losses(table)
     target = found[found["label"] == RUN.config.threat.target_class]
     every = target[target["certified"] & (target["lost_with"] == target["victims"])]
     some = target[target["certified"] & target["lost_with"].between(1, target["victims"] - 1)]
@@ -217,9 +218,7 @@ def test_a_choice_that_another_run_does_not_have_is_given_up_with_a_sentence() -
 
 
 def test_the_wall_frames_the_chosen_and_the_pinned_image_unlike() -> None:
-    figure = image_figures.picture_wall(
-        b"", columns=3, rows=1, numbers=[4, 5, 6], hover=["", "", ""], chosen=6, pinned=4
-    )
+    figure = images.picture_wall(b"", columns=3, rows=1, numbers=[4, 5, 6], hover=["", "", ""], chosen=6, pinned=4)
     pinned, chosen = figure.layout.shapes
     assert (pinned.x0, chosen.x0) == (0, 2)
     assert pinned.line.dash == "dot" != chosen.line.dash
@@ -303,9 +302,9 @@ def test_a_run_without_weights_still_shows_its_images(place: Path) -> None:
 
 def test_shares_by_class_tell_each_number_in_words() -> None:
     panels = {"this": {"clean": np.array([0.1, 0.9]), "poisoned": np.array([0.7, 0.3])}}
-    figure = image_figures.shares_by_class(
+    figure = images.shares_by_class(
         panels, ["cat", "dog"], title="T", subtitle="s", quantity="q", selected={("this", "clean"): 1}, label=1
     )
-    assert "this, clean: dog with 90%; this, poisoned: cat with 70%" in figures.alt(figure)
+    assert "this, clean: dog with 90%; this, poisoned: cat with 70%" in style.alt(figure)
     assert list(figure.data[0].text) == ["10", "★<br>90"]
     assert figure.data[0].marker.pattern.shape != figure.data[1].marker.pattern.shape

@@ -9,9 +9,9 @@ import pytest
 
 from engine import __main__
 from engine.certification import ABSTAIN, radius_cap
-from engine.more_draws import certify_again
+from engine.experiment.more_draws import certify_again
+from engine.experiment.victims import VictimUnavailable
 from engine.records import Run
-from engine.victims import VictimUnavailable
 
 SIGMA, ALPHA = 0.25, 0.001
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import pictures
+from engine.figures import pictures
 
 
 def decoded(content: bytes) -> np.ndarray:

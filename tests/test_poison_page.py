@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from engine import commands, costs, records, sentences, wording
+from engine import costs, records
 from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, Status
+from engine.report import commands, sentences, wording
 from pages import _form
 from tests.app import button, opened, own_copy, words
 

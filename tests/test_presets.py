@@ -2,9 +2,10 @@
 
 import pytest
 
-from engine import paper, presets, records, sentences
+from engine import paper, presets, records
 from engine.config import Config, ConfigError, lower_level
 from engine.presets import PRESETS
+from engine.report import sentences
 
 # procedure, data set → σ, lr_p, lower steps, upper steps, minibatch (clean, poison, upper), noise, squeeze, lower noise
 # fixed, upper noise fixed, victims' epochs, batch, augmentation

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from engine import datasets
+from engine.experiment.problem import pose
 from engine.overrides import with_overrides
-from engine.problem import pose
 from engine.threat import choose_attacker_indices
 
 SHAPE = ("data.train_size=100", "data.validation_size=50")

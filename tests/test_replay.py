@@ -14,7 +14,7 @@ from engine.attacks.levels import upper_loss
 from engine.attacks.pacd import pacd
 from engine.config import AttackConfig, ProcedureConfig, TrainingConfig
 from engine.data import LabelledImages
-from engine.experiment import choose_device, pool_of_workers
+from engine.experiment.protocol import choose_device, pool_of_workers
 from engine.hypergradient import cross_term, gradient, hessian
 from engine.models import build, flat_weights, with_weights
 from engine.replay import ORDINARY, Replayed, use_own_stream

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from engine import sentences
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
+from engine.report import sentences
 
 NO_EFFECT = "With these victims the poison may take nothing (95 %: -27 to 57 %)."
 NO_MORE = "With these victims the poison may take nothing beyond that (95 %: -10 to 10 points more)."

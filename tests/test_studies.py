@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from engine import jobs, paper, records, studies, study_kinds, study_tables
+from engine import jobs, paper, records
 from engine.config import PROCEDURES, Config, ConfigError, arms_of, canonical_json, poison_depends_on
 from engine.overrides import differences, with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, GRID, Run, RunNotFound
-from engine.studies import Axis, Point, Study
+from engine.studies import kinds, tables
+from engine.studies import study as studies
+from engine.studies.study import Axis, Point, Study
 
 Tiny = Callable[..., Config]
 LONG = ("attack.upper_steps=20000", "attack.restart_every=20000")
@@ -103,16 +105,16 @@ def test_what_is_reused_is_not_expected_again(target: int, tiny: Tiny) -> None:
 # --- kinds ---
 
 
-@pytest.mark.parametrize("kind", study_kinds.KINDS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
 @pytest.mark.parametrize("preset", ["quick", "smoke", "paper-macer-mnist", "paper-ga-cifar10"])
 def test_every_kind_has_axes_that_fit_every_preset(kind: str, preset: str) -> None:
-    study = study_kinds.make(kind, preset=preset)
+    study = kinds.make(kind, preset=preset)
     assert all(cell.config.controls == ("random_noise",) for cell in study.cells())
     assert len(study.cells()) >= 4
 
 
 def test_transfer_over_procedures_moves_attack_and_victims_apart() -> None:
-    study = study_kinds.make("transfer-procedure")
+    study = kinds.make("transfer-procedure")
     for cell in study.cells():
         attacker = cell.config.attack.procedure
         assert attacker is not None
@@ -127,7 +129,7 @@ def test_transfer_over_procedures_moves_attack_and_victims_apart() -> None:
 
 
 def test_a_procedure_of_the_paper_brings_its_own_levels_and_training() -> None:
-    study = study_kinds.make("transfer-procedure", preset="paper-ga-mnist")
+    study = kinds.make("transfer-procedure", preset="paper-ga-mnist")
     for cell in study.cells():
         attacker, victims = (name.removesuffix("-pacd").replace("gaussian", "ga") for name in
                              (study.rows.points[cell.row].name, study.columns.points[cell.column].name))  # fmt: skip
@@ -139,14 +141,14 @@ def test_a_procedure_of_the_paper_brings_its_own_levels_and_training() -> None:
 
 
 def test_rivals_are_all_attacks_made_against_one_procedure_whatever_the_victims() -> None:
-    study = study_kinds.make("rivals", columns="procedure=gaussian,macer")
+    study = kinds.make("rivals", columns="procedure=gaussian,macer")
     assert "pacd" in [point.name for point in study.rows.points]
     assert "none" not in [point.name for point in study.rows.points]
     assert {cell.config.attack.procedure.name for cell in study.cells() if cell.config.attack.procedure} == {"gaussian"}
 
 
 def test_axes_of_ones_own_take_words_numbers_and_json() -> None:
-    study = study_kinds.make(
+    study = kinds.make(
         "sweep", rows="threat.poison_fraction=0.5, 1", columns='procedure=["standard", {"name": "macer", "draws": 2}]'
     )
     assert [point.name for point in study.rows.points] == ["0.5", "1"]
@@ -168,11 +170,11 @@ def test_axes_of_ones_own_take_words_numbers_and_json() -> None:
 )
 def test_a_study_that_cannot_be_made_says_why(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        study_kinds.make(**arguments)
+        kinds.make(**arguments)
 
 
 def test_the_papers_table_has_the_authors_setting_in_every_cell() -> None:
-    study = study_kinds.reproduction(["ga", "macer"], ["mnist", "cifar10"], seeds=2, victims=3)
+    study = kinds.reproduction(["ga", "macer"], ["mnist", "cifar10"], seeds=2, victims=3)
     assert len(study.rows.points) == 2 * 3 + 2 * 2
     assert [point.name for point in study.columns.points] == ["seed 0", "seed 1"]
     by_name = {study.rows.points[cell.row].name: cell.config for cell in study.cells() if cell.column == 1}
@@ -187,7 +189,7 @@ def test_differences_are_the_overrides_that_lead_from_one_configuration_to_anoth
         for other in PRESETS.values():
             changes = differences(base.config, other.config)
             assert with_overrides(base.config, changes) == other.config
-    assert set(PROCEDURES) >= set(study_kinds.presets.family("paper-ga-mnist", 0.5))
+    assert set(PROCEDURES) >= set(kinds.presets.family("paper-ga-mnist", 0.5))
 
 
 # --- the study's process ---
@@ -225,9 +227,9 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
     (event,) = status.events
     assert "1e+30" in event
     assert "the training loss became nan" in event
-    found = study_tables.results(record)
+    found = tables.results(record)
     assert [cell["state"] for cell in found["cells"]] == ["failed", "done"]
-    assert "PARTIAL RESULT: 1 of 2 cells" in study_tables.markdown(found)
+    assert "PARTIAL RESULT: 1 of 2 cells" in tables.markdown(found)
     with pytest.raises(ConfigError, match="not finished"):
         studies.exhibit(record, found, runs_root)
     studies.submit(study, runs_root=runs_root, data_root=runs_root)
@@ -274,7 +276,7 @@ def test_a_study_that_was_killed_goes_on_where_it_was_and_can_be_cancelled_and_d
 
 @pytest.mark.parametrize("preset", ["paper-ga-cifar10", "paper-smoothadv-cifar10", "paper-macer-cifar10"])
 def test_a_row_of_a_transfer_on_cifar10_is_one_poison_and_its_victims_are_the_papers(preset: str) -> None:
-    study = study_kinds.make("transfer-procedure", preset=preset)
+    study = kinds.make("transfer-procedure", preset=preset)
     sigma = study.base.sigma
     for row, point in enumerate(study.rows.points):
         cells = [cell for cell in study.cells() if cell.row == row]
@@ -288,26 +290,26 @@ def test_a_row_of_a_transfer_on_cifar10_is_one_poison_and_its_victims_are_the_pa
 
 
 def test_another_sigma_of_the_authors_brings_the_weight_that_they_have_there() -> None:
-    study = study_kinds.make("transfer-sigma", preset="paper-macer-cifar10")
+    study = kinds.make("transfer-sigma", preset="paper-macer-cifar10")
     assert [(cell.config.sigma, cell.config.procedure.weight) for cell in study.cells()] == [(0.25, 12), (0.5, 4)] * 2
     for overrides, weights in ((["sigma=0.5"], [12, 4]), (["procedure.weight=3"], [3, 3])):
-        study = study_kinds.make("sweep", preset="paper-macer-cifar10", overrides=overrides, rows="seed=0")
+        study = kinds.make("sweep", preset="paper-macer-cifar10", overrides=overrides, rows="seed=0")
         assert [cell.config.procedure.weight for cell in study.cells()] == weights
-    whole = study_kinds.make("sweep", preset="paper-macer-cifar10", rows="seed=0", columns="sigma=1")
+    whole = kinds.make("sweep", preset="paper-macer-cifar10", rows="seed=0", columns="sigma=1")
     assert [(cell.config.sigma, cell.config.procedure.weight) for cell in whole.cells()] == [(1, 4)]
-    rivals = study_kinds.make("rivals", preset="quick", columns="sigma=0.25,0.5")
+    rivals = kinds.make("rivals", preset="quick", columns="sigma=0.25,0.5")
     assert {cell.config.attack.sigma for cell in rivals.cells()} == {0.5}
 
 
 def test_a_reproduction_has_the_arms_that_are_asked_for() -> None:
     arms = {
         tuple(asked): {arms_of(cell.config) for cell in
-                       study_kinds.reproduction(["ga"], ["mnist"], [0.5], scale="small", arms=asked).cells()}
+                       kinds.reproduction(["ga"], ["mnist"], [0.5], scale="small", arms=asked).cells()}
         for asked in (["clean"], ["clean", "poisoned"], ["clean", "poisoned", "control"])
     }  # fmt: skip
     assert list(arms.values()) == [{("clean",)}, {("clean", "poisoned")}, {("clean", "poisoned", "random_noise")}]
     with pytest.raises(ConfigError, match=r"--arms is one of clean; clean,poisoned; .*, got poisoned"):
-        study_kinds.reproduction(["ga"], ["mnist"], arms=["poisoned"])
+        kinds.reproduction(["ga"], ["mnist"], arms=["poisoned"])
 
 
 def test_each_cell_of_a_study_that_comes_with_the_project_has_its_run_there() -> None:

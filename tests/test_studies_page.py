@@ -6,8 +6,10 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from engine import jobs, studies, study_kinds, study_tables
+from engine import jobs
 from engine.records import Status
+from engine.studies import kinds, tables
+from engine.studies import study as studies
 from tests.app import button, words
 from tests.test_study_tables import fake_report, with_reports
 
@@ -33,7 +35,7 @@ def opened(**query: str) -> AppTest:
 
 
 def finished(place: Path, kind: str = "transfer-sigma", reports: int = 9, state: str = "done") -> studies.StudyRecord:
-    study = study_kinds.make(kind, preset="smoke")
+    study = kinds.make(kind, preset="smoke")
     record = with_reports(study, place, [fake_report(0.05 * k + 0.1) for k in range(reports)])
     record.write_status(Status(state))
     return record
@@ -86,7 +88,7 @@ def test_rivals_are_laid_side_by_side(place: Path) -> None:
 
 
 def test_a_published_study_opens_without_its_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = study_tables.results(finished(place))
+    found = tables.results(finished(place))
     monkeypatch.setattr(studies, "exhibited", lambda: [found])
     monkeypatch.setenv("PACD_RUNS", str(place / "elsewhere"))
     test = opened()
@@ -100,7 +102,7 @@ def test_a_study_is_started_and_shown(place: Path) -> None:
     button(test, "Start the study").click().run()
     assert not test.exception
     (record,) = studies.all_studies(place / "runs")
-    assert record.study == study_kinds.make("transfer-procedure", preset="smoke")
+    assert record.study == kinds.make("transfer-procedure", preset="smoke")
     assert record.request["preset"] == "smoke"
     assert test.session_state["study"] == record.id
 

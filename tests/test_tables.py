@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engine import tables
 from engine.overrides import with_overrides
 from engine.records import Run
-from engine.report import estimates
-from engine.sentences import percent
+from engine.report import tables
+from engine.report.numbers import estimates
+from engine.report.sentences import percent
 
 
 def test_a_summary_has_a_line_for_each_arm_with_the_reports_numbers(smoke: SimpleNamespace) -> None:

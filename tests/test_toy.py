@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 from streamlit.testing.v1 import AppTest
 
-from engine import hypergradient, toy, toy_figures
-from engine.figures import alt
+from engine import hypergradient, toy
+from engine.figures import toy as toy_figures
+from engine.figures.style import alt
 from tests.app import button, words
 
 SETTINGS = toy.Settings(epsilon=0.4, sigma=0.2, regularisation=0.01, poison_points=20)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine import datasets, records, victims
+from engine import datasets, records
 from engine.config import ARMS
-from engine.victims import VictimUnavailable
+from engine.experiment import victims
+from engine.experiment.victims import VictimUnavailable
 
 
 def images(count: int) -> np.ndarray:

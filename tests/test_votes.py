@@ -7,7 +7,8 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from engine import datasets, records, victims
+from engine import datasets, records
+from engine.experiment import victims
 from engine.models import BUILDERS, build
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream

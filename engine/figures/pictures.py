@@ -8,7 +8,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageColor
 
-from engine.figures import SIGNED_SCALE
+from engine.figures.style import SIGNED_SCALE
 
 
 def shades(values: np.ndarray) -> np.ndarray:

@@ -13,13 +13,13 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from engine.checkpoint import Checkpoint
-from engine.context import Context
 from engine.costs import work_of_training, work_of_votes
 from engine.data import LabelledImages
+from engine.experiment.checkpoint import Checkpoint
+from engine.experiment.context import Context
 from engine.models import build
 from engine.records import write_tensors
-from engine.report import certificate_rows
+from engine.report.numbers import certificate_rows
 from engine.squeezing import squeeze
 from engine.streams import stream
 from engine.threat import Poison

@@ -12,7 +12,7 @@ from engine.config import ARMS, CONTROLS, arms_of
 from engine.costs import Work, work_of
 from engine.datasets import describe
 from engine.records import Run, write_atomically
-from engine.report import build_report
+from engine.report.numbers import build_report
 
 
 class Recorder:

@@ -8,11 +8,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.special import comb, ndtri
 
-from engine import figures, metrics
+from engine import metrics
 from engine.certification import radius_cap
 from engine.config import Config
-from engine.figures import ARM_STYLE, GREY, RADIUS
-from engine.report import of_scope
+from engine.figures.style import ARM_STYLE, GREY, RADIUS, finish
+from engine.report.numbers import of_scope
 
 _LINES = (("#0072B2", "solid", "circle"), ("#E69F00", "dash", "square"))  # Okabe and Ito's blue and orange
 _STEPS = 400
@@ -51,7 +51,7 @@ def quantile(p_lower: float, share: float, *, sigma: float, cap: float, tells_ca
     )
     figure.update_xaxes(title_text="probability p of the class under noise", range=[0.3, 1.01])
     figure.update_yaxes(title_text="σ·Φ⁻¹(p), L2, pixel units", range=[0, top])
-    return figures.finish(
+    return finish(
         figure,
         "From a bound to a radius",
         "filled diamond: p_lower and its radius R; open circle: the share k/n, which guarantees nothing",
@@ -91,7 +91,7 @@ def curves(tables: Mapping[str, pd.DataFrame], config: Config, *, scope: str, ra
     figure.update_yaxes(title_text="certified accuracy (approximate)", range=[0, 1.05], tickformat=".0%")
     figure.update_layout(hovermode="x unified")
     victims = " and ".join(str(table["victim"].nunique()) for table in tables.values())
-    return figures.finish(
+    return finish(
         figure,
         "Certified accuracy, two ways of training",
         f"{victims} victims, nobody poisoned; σ = {config.sigma:g}, n = {config.certification.n}; dashed upright "
@@ -119,7 +119,7 @@ def guessing(hits: int, count: int) -> go.Figure:
     figure.add_annotation(x=hits, y=1, yref="paper", text=f"you: {hits}", showarrow=False, yanchor="bottom")
     figure.update_xaxes(title_text=f"right answers of {count}", tickformat="d")
     figure.update_yaxes(title_text="share of guessers", tickformat=".0%")
-    return figures.finish(
+    return finish(
         figure,
         "What guessing would give",
         "striped: at least as many right as you",
@@ -156,7 +156,7 @@ def defences(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     figure.update_xaxes(title_text="average certified radius of the target class (L2, pixel units)", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True)
     told = "; ".join(f"{row['name']}: clean {row['clean']:.3f}, poisoned {row['poisoned']:.3f}" for row in rows)
-    return figures.finish(
+    return finish(
         figure,
         "What a defence saves, and what it costs",
         "the line is what the attack takes; clean further left than without a defence is the price",

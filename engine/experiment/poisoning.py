@@ -16,13 +16,13 @@ from engine.attacks import ATTACKS
 from engine.attacks.base import AttackProblem, AttackRecord
 from engine.attacks.random_noise import random_noise
 from engine.attacks.shuffled_signs import shuffled_signs
-from engine.checkpoint import Checkpoint
 from engine.config import Config, attackers_augmentation, lower_level, poison_depends_on
-from engine.context import Context
 from engine.costs import work_of_attack
+from engine.experiment.checkpoint import Checkpoint
+from engine.experiment.context import Context
+from engine.experiment.problem import Problem
+from engine.experiment.recorder import Recorder
 from engine.hypergradient import Each
-from engine.problem import Problem
-from engine.recorder import Recorder
 from engine.records import write_tensors
 from engine.streams import stream
 from engine.threat import Poison

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.commands import asked_for, values_of
 from engine.config import CONTROLS, Config
 from engine.records import Run
-from engine.sentences import percent, victims_line, with_spread
+from engine.report.commands import asked_for, values_of
+from engine.report.sentences import percent, victims_line, with_spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +16,7 @@ _COLUMNS = ("procedure", "attack.name", "threat.target_class", "threat.epsilon",
 
 
 def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
-    """A report in a few lines of plain text; found: report.estimates of its target class."""
+    """A report in a few lines of plain text; found: numbers.estimates of its target class."""
     config, settings, images = report["config"], report["config"]["certification"], report["certified_images"]
     lines = [
         *([] if report["complete"] else ["PARTIAL RESULT: some victims of this run are missing."]),

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from engine import toy
-from engine.figures import ARM_STYLE, FAINT, GREY, finish
+from engine.figures.style import ARM_STYLE, FAINT, GREY, finish
 
 WIDTH, HEIGHT = 3.0, 1.75  # half of what is seen of the plane, in its units
 ARROW = 4  # times the attacker's next step

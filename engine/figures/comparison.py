@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from engine import metrics
-from engine.figures import RADIUS, finish
+from engine.figures.style import RADIUS, finish
 
 RUN_STYLE = (  # colour and marker of each of several runs: none of an arm's colours, which would say more
     ("#8e6bbf", "circle"),

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from engine.config import Config
-from engine.problem import Problem
-from engine.recorder import Recorder
+from engine.experiment.problem import Problem
+from engine.experiment.recorder import Recorder
 from engine.records import Cancelled, Run
 from engine.stages import StageCache
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from statistics import fmean, stdev
 from typing import Any
 
-from engine import paper, spread, wording
+from engine import paper, spread
 from engine.config import Config
 from engine.overrides import with_overrides
 from engine.records import Run
-from engine.sentences import percent, with_spread
-from engine.studies import Cell, StudyRecord, place_name
+from engine.report import wording
+from engine.report.sentences import percent, with_spread
+from engine.studies.study import Cell, StudyRecord, place_name
 
 Summary = spread.Summary | None
 PLAIN: dict[str, Callable[[str], str]] = {  # by the field that an axis sets

@@ -9,8 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from engine import pictures
-from engine.figures import ARM_STYLE, GREY, SIGNED_SCALE, by_arm, finish
+from engine.figures import pictures
+from engine.figures.style import ARM_STYLE, GREY, SIGNED_SCALE, by_arm, finish
 
 GREY_SCALE = [(0.0, "#000000"), (1.0, "#FFFFFF")]
 _MOST_TICKS = 20  # classes beyond which only the true and the selected ones are written out

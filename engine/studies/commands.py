@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import datasets, paper, studies, study_differences, study_kinds, study_tables
+from engine import datasets, paper
 from engine.costs import expected_device
 from engine.follow import FAILED, OK, add_data_root, follow, values
 from engine.presets import WIDTH
 from engine.records import RunNotFound, write_atomically
-from engine.studies import Study, StudyRecord
+from engine.studies import differences, tables
+from engine.studies import kinds as study_kinds
+from engine.studies import study as studies
+from engine.studies.study import Study, StudyRecord
 
 
 def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -107,12 +110,12 @@ def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) 
     print(
         *(f"no result: {event}" for event in status.events), sep="\n", end="\n" * bool(status.events), file=sys.stderr
     )
-    found = study_tables.results(record)
+    found = tables.results(record)
     print(_study_text(found, options.form))
     if folder := getattr(options, "output", None):
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / f"{record.id}.md", study_tables.markdown(found) + "\n")
-        write_atomically(folder / f"{record.id}.csv", study_tables.csv_text(found))
+        write_atomically(folder / f"{record.id}.md", tables.markdown(found) + "\n")
+        write_atomically(folder / f"{record.id}.csv", tables.csv_text(found))
     if status.state != "done":
         reason = f": {status.error}" if status.error else ""
         print(f"study {record.id} {status.state}{reason}. Its directory: {record.directory}", file=sys.stderr)
@@ -123,7 +126,7 @@ def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) 
 def _study_text(found: dict[str, Any], form: str | None) -> str:
     if form == "json":
         return json.dumps(found)
-    return study_tables.csv_text(found).rstrip() if form == "csv" else study_tables.markdown(found)
+    return tables.csv_text(found).rstrip() if form == "csv" else tables.markdown(found)
 
 
 def _studies(options: argparse.Namespace) -> int:
@@ -136,11 +139,11 @@ def _studies(options: argparse.Namespace) -> int:
         studies.delete(chosen(options.delete))
     elif options.exhibit:
         record = chosen(options.exhibit)
-        print(studies.exhibit(record, study_tables.results(record)))
+        print(studies.exhibit(record, tables.results(record)))
     elif options.id:
         shipped = [found for found in studies.exhibited() if found["id"].startswith(options.id)]
-        found = shipped[0] if len(shipped) == 1 else study_tables.results(chosen(options.id))
-        print(study_differences.minus(found, options.minus) if options.minus else _study_text(found, options.form))
+        found = shipped[0] if len(shipped) == 1 else tables.results(chosen(options.id))
+        print(differences.minus(found, options.minus) if options.minus else _study_text(found, options.form))
     else:
         known = sorted(studies.all_studies(options.runs_root), key=lambda record: -record.status().submitted)
         rows = [_study_row(record) for record in known]

@@ -9,7 +9,7 @@ from engine import paper, presets
 from engine.config import Architecture, AttackName, Config, ConfigError, lower_level
 from engine.overrides import differences, field_names, with_overrides
 from engine.presets import PRESETS
-from engine.studies import Axis, Point, Study, checked
+from engine.studies.study import Axis, Point, Study, checked
 
 _ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
     "mnist": ("mlp", "lenet", "resnet8"),

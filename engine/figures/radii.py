@@ -1,11 +1,6 @@
-"""Plotly charts made from records alone: binning and pivoting, no statistics of their own, no torch, no Streamlit.
-
-Each figure carries its text alternative (`alt`) and says in its subtitle on how many images and victims it rests.
-Backgrounds are transparent and text takes the page's colour, so that figures work on light and dark pages.
-"""
+"""Charts of certified radii: by arm, over radii, as a histogram, and image by image."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,48 +9,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from engine import metrics, report
+from engine import metrics
 from engine.certification import ABSTAIN, radius_cap
 from engine.config import ARMS, Config
-from engine.sentences import TARGET, several
+from engine.figures.style import ARM_STYLE, FAINT, GREY, RADIUS, by_arm, finish, transparent
+from engine.report.numbers import of_scope
+from engine.report.sentences import TARGET, several
 
-RADIUS = "certified radius (L2, pixel units)"
-# For plotly_chart(config=…). Buttons of tools for the pointer alone would only be stops on the keyboard's way.
-SAVE = {
-    "displaylogo": False,
-    "toImageButtonOptions": {"format": "svg", "scale": 2},
-    "modeBarButtonsToRemove": ["zoom2d", "pan2d", "select2d", "lasso2d", "autoScale2d"],
-}
-SIGNED_SCALE = ("#4B2E83", "#9E8CC4", "#F7F7F7", "#F2A65A", "#A84B00")  # darker … unchanged … brighter
-GREY = "rgba(128,128,128,0.9)"
-FAINT = "rgba(128,128,128,0.45)"
-_CLEAR = "rgba(0,0,0,0)"
 _MOST_RADII = 400  # points of a curve
 _BINS = 20  # of a histogram of radii
-
-
-@dataclass(frozen=True)
-class Style:
-    """How an arm looks, everywhere: never told apart by colour alone."""
-
-    name: str
-    colour: str
-    dash: str
-    symbol: str
-    pattern: str
-
-
-ARM_STYLE = {  # colours: Okabe and Ito 2008
-    "clean": Style("clean", "#0072B2", "solid", "circle", ""),
-    "poisoned": Style("poisoned", "#D55E00", "dash", "diamond", "/"),
-    "random_noise": Style("random noise", "#009E73", "dot", "square", "x"),
-    "shuffled_signs": Style("shuffled signs", "#CC79A7", "dashdot", "triangle-up", "."),
-}
-
-
-def alt(figure: go.Figure) -> str:
-    """The figure's text alternative, for those who cannot see it."""
-    return str((figure.layout.meta or {}).get("alt", ""))
 
 
 def acr_by_arm(report: dict[str, Any]) -> go.Figure:
@@ -131,7 +93,7 @@ def certified_accuracy(
         table: certificates; config: their settings, with the alpha that the radii were computed at.
         arms: those to draw, by default all present; target: the target class in words.
     """
-    table, cap = report.of_scope(table, scope, config), _cap(table, config)
+    table, cap = of_scope(table, scope, config), _cap(table, config)
     radii = _radii(metrics.correct_radius(table).to_numpy(), cap)
     figure, told = go.Figure(), []
     for arm, rows in by_arm(table, arms):
@@ -144,7 +106,7 @@ def certified_accuracy(
             figure.add_scatter(
                 x=radii, y=(mean - sd).clip(0, 1), name=f"{style.name}, mean − sd", hoverinfo="skip", **edge
             )
-            band = _transparent(style.colour, 0.16)
+            band = transparent(style.colour, 0.16)
             figure.add_scatter(
                 x=radii,
                 y=(mean + sd).clip(0, 1),
@@ -186,7 +148,7 @@ def radius_histogram(
     target: str = TARGET,
 ) -> go.Figure:
     """Share of test images by certified radius, all arms in the same bins; errors and abstentions have their own."""
-    table, cap = report.of_scope(table, scope, config), _cap(table, config)
+    table, cap = of_scope(table, scope, config), _cap(table, config)
     top = cap or config.sigma
     edges = np.linspace(0, top, _BINS + 1)
     width = top / _BINS
@@ -209,7 +171,7 @@ def radius_histogram(
             name=style.name,
             customdata=np.stack([np.array(where, dtype=object), counts], axis=1),
             marker=dict(
-                color=_transparent(style.colour, 0.45),
+                color=transparent(style.colour, 0.45),
                 line=dict(color=style.colour, width=1.5),
                 pattern=dict(shape=style.pattern, fgcolor=style.colour, solidity=0.25, size=7, fillmode="overlay"),
             ),
@@ -242,7 +204,7 @@ def radius_before_after(
     table: pd.DataFrame, config: Config, arm: str = "poisoned", *, target: str = TARGET
 ) -> go.Figure:
     """For each target-class test image its mean radius over victims: clean (x) and of an arm (y). customdata: image."""
-    rows, cap, style = report.of_scope(table, "target", config), _cap(table, config), ARM_STYLE[arm]
+    rows, cap, style = of_scope(table, "target", config), _cap(table, config), ARM_STYLE[arm]
     means = radii_by_image(rows, config)
     top = 1.05 * (cap or config.sigma)
     figure = go.Figure()
@@ -280,50 +242,9 @@ def radius_before_after(
 
 def radii_by_image(table: pd.DataFrame, config: Config) -> pd.DataFrame:
     """Mean over victims of each target-class test image's radius (0 where wrong or abstaining): a column per arm."""
-    rows = report.of_scope(table, "target", config)
+    rows = of_scope(table, "target", config)
     values = rows.assign(value=metrics.correct_radius(rows))
     return values.pivot_table(index="image", columns="arm", values="value", aggfunc="mean")
-
-
-def finish(
-    figure: go.Figure,
-    title: str,
-    subtitle: str,
-    text: str,
-    *,
-    legend: bool = True,
-    height: int = 420,
-    top: int = 104,
-    bottom: int | None = None,
-) -> go.Figure:
-    """What all figures share: title, transparent ground, legend below, the text alternative."""
-    figure.update_layout(
-        title=dict(text=title, subtitle=dict(text=_wrapped(subtitle), font_size=12)) if title else None,
-        paper_bgcolor=_CLEAR,
-        plot_bgcolor=_CLEAR,
-        showlegend=legend,
-        legend=dict(orientation="h", yref="container", yanchor="bottom", y=0, x=0),
-        margin=dict(l=10, r=16, t=top, b=bottom if bottom is not None else 96 if legend else 10),
-        height=height,
-        modebar=dict(bgcolor=_CLEAR, color=GREY, activecolor=GREY),  # on light and on dark ground
-        meta=dict(alt=text),
-    )
-    return figure
-
-
-def _wrapped(text: str, width: int = 78) -> str:
-    """Two lines where one is too long: Plotly does not wrap."""
-    if len(text) <= width:
-        return text
-    middle = text.rfind(" ", 0, width)
-    return f"{text[:middle]}<br>{text[middle + 1 :]}"
-
-
-def by_arm(table: pd.DataFrame, arms: Iterable[str] | None) -> list[tuple[str, pd.DataFrame]]:
-    """(arm, its rows) in the order of ARMS, for those wanted and present."""
-    wanted = set(ARMS if arms is None else arms)
-    parts = ((arm, table[table["arm"] == arm]) for arm in ARMS if arm in wanted)
-    return [(arm, rows) for arm, rows in parts if len(rows)]
 
 
 def _cap(table: pd.DataFrame, config: Config) -> float:
@@ -365,8 +286,3 @@ def _spread(found: dict[str, Any]) -> str:
     if found["sd"] is None:
         return f"{found['mean']:.3f} (one victim)"
     return f"{found['mean']:.3f} ± {found['sd']:.3f} ({len(found['seeds'])} victims)"
-
-
-def _transparent(colour: str, opacity: float) -> str:
-    red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{opacity})"

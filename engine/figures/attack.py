@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from engine.figures import FAINT, GREY, SIGNED_SCALE, finish
+from engine.figures.style import FAINT, GREY, SIGNED_SCALE, finish
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from engine import datasets, paper, spread, wording
+from engine import datasets, paper, spread
 from engine.config import CONTROLS, Config, arms_of, lower_level
 from engine.records import Run
+from engine.report import wording
 
 TARGET = "the target class"  # where its name is not given
 HOW_TO_READ = (

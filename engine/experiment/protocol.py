@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
-from engine import checkpoint, datasets
+from engine import datasets
 from engine.config import PROTOCOL_VERSION, arms_of
-from engine.context import Context
 from engine.costs import workers_for
-from engine.poisoning import Poisoning, with_file
-from engine.problem import pose
-from engine.recorder import Recorder
+from engine.experiment import checkpoint
+from engine.experiment.context import Context
+from engine.experiment.poisoning import Poisoning, with_file
+from engine.experiment.problem import pose
+from engine.experiment.recorder import Recorder
+from engine.experiment.retraining import Retraining
 from engine.records import Cancelled, Run
 from engine.replay import use_own_stream
-from engine.retraining import Retraining
 from engine.stages import StageCache
 
 

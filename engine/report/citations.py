@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from engine import wording
 from engine.config import Config, lower_level
 from engine.records import Run
+from engine.report import wording
 
 WHERE = {"inproceedings": "booktitle", "article": "journal", "techreport": "institution", "misc": "howpublished"}
 

@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from engine import datasets, sequential, victims
+from engine import datasets, sequential
 from engine.certification import ABSTAIN, certified_radius, check, radius_cap
 from engine.costs import workers_for
+from engine.experiment import victims
 from engine.records import Run, RunNotFound
 from engine.streams import stream
 from engine.votes import BLOCK, GROUPS, count_votes, has_bfloat16

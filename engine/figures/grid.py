@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from engine.config import ARMS
-from engine.figures import ARM_STYLE, FAINT, GREY, finish
+from engine.figures.style import ARM_STYLE, FAINT, GREY, finish
 
 
 def drop_by_epsilon(drops: Mapping[float, Mapping[str, Mapping[str, Any]]], chosen: float) -> go.Figure:

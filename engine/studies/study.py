@@ -38,7 +38,7 @@ from engine.records import (
     the_one,
     write_atomically,
 )
-from engine.sentences import several
+from engine.report.sentences import several
 
 MOST_CELLS = 400
 POLL = 0.3  # seconds
@@ -332,7 +332,7 @@ class Speed:
 
 
 def exhibit(record: StudyRecord, results: dict[str, Any], gallery: Path = GALLERY) -> Path:
-    """Writes a finished study's results (study_tables.results) where all can see them, and small copies of its runs."""
+    """Writes a finished study's results (tables.results) where all can see them, and small copies of its runs."""
     if record.unfinished():
         raise ConfigError(f"study {record.id} is not finished: {len(record.unfinished())} cell(s) have no result")
     for run in map(record.run, record.study.cells()):
