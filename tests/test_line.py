@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,6 @@ def imports(source: str, *, at_once: bool = False) -> set[str]:
     return found
 
 
-def at_the_top(source: str) -> str:
-    """The imports of a module that happen when it is imported, and not in a function later."""
-    kinds = (ast.Import, ast.ImportFrom)
-    return "\n".join(ast.unparse(node) for node in ast.parse(source).body if isinstance(node, kinds))
-
-
 def name_in_line(path: Path) -> str:
     """engine/attacks/pacd.py belongs to attacks."""
     return path.relative_to(ROOT / "engine").with_suffix("").parts[0]
@@ -91,6 +86,15 @@ def test_every_module_stands_in_the_line_once_and_every_name_is_a_module():
 @pytest.mark.parametrize("path", [path for path in ENGINE if path.parent.name != "engine" or path.stem != "__init__"])
 def test_no_import_points_right(path):
     assert pointing_right(name_in_line(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in ENGINE} - {ROOT / "engine"}), ids=lambda path: path.name
+)
+def test_modules_of_a_folder_do_not_import_each_other_in_a_circle(folder):
+    names = {f"engine.{folder.name}.{path.stem}": path for path in folder.glob("*.py")}
+    among = {name: imports(path.read_text()) & names.keys() for name, path in names.items()}
+    assert len(list(TopologicalSorter(among).static_order())) == len(names)  # raises CycleError
 
 
 @pytest.mark.parametrize(
