@@ -3,9 +3,10 @@
 import re
 
 import pytest
+from conftest import PROJECT
 
 from benchmarks import baselines
-from engine.records import all_runs
+from engine.records import all_runs, run_id
 
 SMALL = (
     *("dataset=digits", "architecture=mlp", "attack.surrogate=mlp", "data.train_size=400", "data.validation_size=50"),
@@ -38,20 +39,42 @@ def test_what_is_finished_is_not_computed_again(tmp_path, capsys, monkeypatch):
 
 
 def test_recipes_are_those_that_were_published():
-    mild, strong = (baselines.baseline("macer", sigma, ()).procedure.weight for sigma in (1.0, 0.5))
+    mild, strong = (baselines.baseline("mnist", "macer", sigma).procedure.weight for sigma in (1.0, 0.5))
     assert (mild, strong) == (6, 16)
-    config = baselines.baseline("smoothadv", 0.25, ())
+    config = baselines.baseline("mnist", "smoothadv", 0.25)
     assert (config.procedure.adversary_steps, config.procedure.draws, config.training.batch_size) == (10, 4, 64)
-    assert baselines.baseline("gaussian", 0.25, ()).training.batch_size == 256
-    config = baselines.baseline("consistency", 0.25, ())
+    assert baselines.baseline("mnist", "gaussian", 0.25).training.batch_size == 256
+    config = baselines.baseline("mnist", "consistency", 0.25)
     assert (config.procedure.draws, config.procedure.weight, config.training.batch_size) == (2, 10, 128)
-    steps = [baselines.baseline("smoothmix", sigma, ()).procedure.adversary_steps for sigma in (0.5, 1.0)]
+    steps = [baselines.baseline("mnist", "smoothmix", sigma).procedure.adversary_steps for sigma in (0.5, 1.0)]
     assert steps == [4, 8]
+    config = baselines.baseline("cifar10", "smoothadv", 0.5)
+    assert (config.architecture, config.procedure.draws, config.training.batch_size) == ("resnet20", 8, 32)
+    config = baselines.baseline("cifar10", "macer", 0.5)
+    assert (config.procedure.weight, config.training.epochs, config.training.weight_decay) == (4, 440, 5e-4)
 
 
-@pytest.mark.parametrize("wrong", [["--epochs", "0"], ["--sigmas", "0.3"], ["--set", "training.squeeze=1"]])
+def test_all_shipped_baselines_are_still_asked_for():
+    """A recipe that changes would compute anew what comes with the project."""
+    asked = {
+        run_id(baselines.baseline(*key, [f"certification.target_images={images}", *more]))
+        for key in baselines.PUBLISHED
+        for images, *more in ([974], [974, "victim_seeds=2"], [400], [80, "training.epochs=9"])
+    }
+    assert {run.id for run in all_runs(PROJECT / "gallery" / "baselines")} <= asked
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--epochs", "0"],
+        ["--sigmas", "0.3"],
+        ["--dataset", "cifar10", "--sigmas", "0.25"],
+        ["--set", "training.squeeze=1"],
+    ],
+)
 def test_bad_input_is_refused_before_anything_runs(tmp_path, capsys, wrong):
     with pytest.raises(SystemExit):
         baselines.main(["--runs", str(tmp_path), *wrong])
-    assert wrong[1].partition("=")[0] in capsys.readouterr().err
+    assert wrong[-1].partition("=")[0] in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
