@@ -101,6 +101,8 @@ class Child:
         return self._process.pid
 
     def close(self) -> None:
+        for own in psutil.Process(self.pid).children(recursive=True):  # they would hold its end of the pipe
+            own.kill()
         self._process.kill()  # it waits, or is at work that nobody wants any more
         self._process.communicate()
 
