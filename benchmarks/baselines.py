@@ -50,7 +50,7 @@ PUBLISHED: dict[Key, tuple[float, float | None, float | None]] = {
     ("cifar10", "consistency", 0.5): (1.057, None, 0.777),
 }
 RECIPES = {  # beside the preset baseline-ga-mnist
-    "mnist": ("training.epochs=90",),
+    "mnist": (),
     "cifar10": (
         *("dataset=cifar10", "architecture=resnet20", "data.train_size=49950", "training.augmentation=crop-flip"),
         *("training.epochs=150", "training.learning_rate=0.1"),
