@@ -2,10 +2,11 @@
 
 import shlex
 from collections.abc import Container
+from typing import NamedTuple
 
 import streamlit as st
 
-from engine import datasets
+from engine import datasets, paper
 from engine.config import ConfigError
 from engine.costs import expected_device
 from engine.datasets import DATASETS
@@ -16,6 +17,8 @@ from engine.studies import kinds
 from engine.studies import study as studies
 from engine.studies.study import Study
 from pages import _links, _shared
+
+SCALES = {"small": "Small, for a CPU", "full": "The authors' setting, for a GPU"}
 
 
 def start(study: Study, preset: str | None) -> None:
@@ -34,54 +37,96 @@ def start(study: Study, preset: str | None) -> None:
         st.session_state["study"] = record.id
 
 
+class Asked(NamedTuple):
+    """What the form says: the study, the preset of its cells (None: the paper's own settings), and the command."""
+
+    study: Study
+    preset: str | None
+    command: str
+
+
 def new_study(known: Container[str]) -> None:
     """The form of a study, what it will cost, and its start; known: ids of those that are there already."""
     st.header("A new study")
     left, right = st.columns(2, gap="large")
-    with left:
-        kind = st.selectbox(
-            "Question", list(kinds.KINDS), format_func=wording.KIND_NAMES.__getitem__, key="new kind",
-            persist_state="session",
-        )  # fmt: skip
-        st.caption(kinds.KINDS[kind].sentence)
-        default = "quick" if _shared.default_dataset() == "mnist" else "smoke"
-        st.session_state.setdefault("new preset", default)
-        preset = st.selectbox(
-            "What every cell starts from (preset)", list(PRESETS), key="new preset", persist_state="session"
-        )
-        st.caption(PRESETS[preset].sentence)
-        base = PRESETS[preset].config
-        pair = st.columns(2)
-        victims = pair[0].number_input(
-            "Victims for each arm", 1, 100, base.victim_seeds, key=f"new victims {preset}", persist_state="session"
-        )
-        seed = pair[1].number_input("Seed", 0, 2**53 - 1, base.seed, key=f"new seed {preset}", persist_state="session")
-        with st.expander("Other axes, other settings"):
-            how = "FIELD=value,value,… as on the command line; empty: this question's own axis."
-            rows = st.text_input("Rows", key="new rows", placeholder="threat.poison_fraction=0.25,0.5,1", help=how)
-            columns = st.text_input("Columns", key="new columns", placeholder="threat.epsilon=0.05,0.1,0.2", help=how)
-            others = st.text_area("Settings for all cells, FIELD=value, one a line", key="new settings")
+    try:
+        with left:
+            kind = st.selectbox(
+                "Question", [*kinds.KINDS, kinds.REPRODUCE], format_func=wording.KIND_NAMES.__getitem__,
+                key="new kind", persist_state="session",
+            )  # fmt: skip
+            asked = of_the_paper() if kind == kinds.REPRODUCE else of_a_kind(kind)
+    except ConfigError as error:
+        right.error(f"This study cannot be run: {_links.plainly(str(error))}.", icon=":material/error:")
+        return
+    with right:
+        before_the_start(asked.study, asked.preset, known)
+        st.markdown("**The same from the command line**")
+        st.code(asked.command, language=None, wrap_lines=True)
+
+
+def of_a_kind(kind: str) -> Asked:
+    """The form of a grid around a preset. Raises: ConfigError."""
+    st.caption(kinds.KINDS[kind].sentence)
+    default = "quick" if _shared.default_dataset() == "mnist" else "smoke"
+    st.session_state.setdefault("new preset", default)
+    preset = st.selectbox(
+        "What every cell starts from (preset)", list(PRESETS), key="new preset", persist_state="session"
+    )
+    st.caption(PRESETS[preset].sentence)
+    base = PRESETS[preset].config
+    pair = st.columns(2)
+    victims = pair[0].number_input(
+        "Victims for each arm", 1, 100, base.victim_seeds, key=f"new victims {preset}", persist_state="session"
+    )
+    seed = pair[1].number_input("Seed", 0, 2**53 - 1, base.seed, key=f"new seed {preset}", persist_state="session")
+    with st.expander("Other axes, other settings"):
+        how = "FIELD=value,value,… as on the command line; empty: this question's own axis."
+        rows = st.text_input("Rows", key="new rows", placeholder="threat.poison_fraction=0.25,0.5,1", help=how)
+        columns = st.text_input("Columns", key="new columns", placeholder="threat.epsilon=0.05,0.1,0.2", help=how)
+        others = settings_of_all()
     changed = [f"victim_seeds={victims}"] if victims != base.victim_seeds else []
     changed += [f"seed={seed}"] if seed != base.seed else []
-    changed += [line.strip() for line in others.splitlines() if line.strip()]
-    with right:
-        try:
-            study = kinds.make(
-                kind, preset=preset, overrides=changed, rows=rows.strip() or None, columns=columns.strip() or None
-            )
-        except ConfigError as error:
-            st.error(f"This study cannot be run: {_links.plainly(str(error))}.", icon=":material/error:")
-            return
-        before_the_start(study, preset, known)
-        st.markdown("**The same from the command line**")
-        axes = [
-            f"--{name} {shlex.quote(text.strip())}" for name, text in (("rows", rows), ("columns", columns)) if text
-        ]
-        settings = [f"--set {shlex.quote(item)}" for item in changed]
-        st.code(
-            " ".join([f"python -m engine study {kind} --preset {preset}", *axes, *settings]),
-            language=None, wrap_lines=True,
-        )  # fmt: skip
+    changed += others
+    study = kinds.make(
+        kind, preset=preset, overrides=changed, rows=rows.strip() or None, columns=columns.strip() or None
+    )
+    axes = [f"--{name} {shlex.quote(text.strip())}" for name, text in (("rows", rows), ("columns", columns)) if text]
+    return Asked(study, preset, command(f"study {kind} --preset {preset}", *axes, settings=changed))
+
+
+def of_the_paper() -> Asked:
+    """The form of any part of the paper's table. Raises: ConfigError."""
+    st.caption("Clean victims, poisoned ones and random noise, for each setting of the paper and each seed.")
+    scale = st.segmented_control(
+        "Scale", SCALES, default="small", required=True, format_func=SCALES.__getitem__, key="new scale",
+        persist_state="session",
+    )  # fmt: skip
+    procedures = st.multiselect("Procedures", paper.PROCEDURES, paper.PROCEDURES, key="new procedures")
+    data = st.multiselect("Data sets", paper.DATASETS, paper.DATASETS[:1], key="new data sets")
+    grid = sorted({sigma for name in data for sigma in paper.SIGMAS[name]})
+    sigmas = st.multiselect("σ", grid, [0.5] if 0.5 in grid else grid, key=f"new sigmas {grid}")
+    pair = st.columns(2)
+    seeds = pair[0].number_input("Seeds of the whole protocol", 1, 100, 1, key="new seeds")
+    victims = pair[1].number_input("Victims for each arm", 1, 100, None, key="new paper victims", placeholder="its own")
+    with st.expander("Other settings"):
+        others = settings_of_all()
+    study = kinds.reproduction(
+        procedures, data, sigmas, scale=str(scale), seeds=seeds, victims=victims, overrides=others
+    )
+    lists = {"procedures": procedures, "datasets": data, "sigmas": [f"{sigma:g}" for sigma in sigmas]}
+    asked = [f"--{name} {','.join(values)}" for name, values in lists.items()]
+    asked += [f"--scale {scale} --seeds {seeds}", *([f"--victims {victims}"] if victims else [])]
+    return Asked(study, None, command("reproduce", *asked, settings=others))
+
+
+def settings_of_all() -> list[str]:
+    text = st.text_area("Settings for all cells, FIELD=value, one a line", key="new settings")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def command(*words: str, settings: list[str]) -> str:
+    return " ".join(["python -m engine", *words, *(f"--set {shlex.quote(item)}" for item in settings)])
 
 
 def open_study(identifier: str) -> None:
@@ -89,7 +134,7 @@ def open_study(identifier: str) -> None:
     st.session_state["study"] = identifier
 
 
-def before_the_start(study: Study, preset: str, known: Container[str]) -> None:
+def before_the_start(study: Study, preset: str | None, known: Container[str]) -> None:
     device, cells = expected_device(), len(study.cells())
     seconds = sum(studies.seconds_of(study, device=device).values())
     finished = sum(studies.is_finished(Run(_shared.runs_root() / cell.run_id)) for cell in study.cells())

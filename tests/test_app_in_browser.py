@@ -10,7 +10,7 @@ import pytest
 from tests import browser
 from tests.browser import Server, exceptions, idle, workers
 
-PATIENCE = 60_000  # milliseconds, for what a run has to compute; a machine may be busy
+PATIENCE = 180_000  # milliseconds, for what a run has to compute; a machine may be busy
 pytestmark = pytest.mark.browser
 
 

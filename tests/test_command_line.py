@@ -5,7 +5,6 @@ import io
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,9 +66,8 @@ def test_a_finished_run_says_so(smoke: SimpleNamespace) -> None:
 
 
 def test_asking_again_returns_the_same_report_at_once(smoke: SimpleNamespace, command_line: CommandLine) -> None:
-    before, began = smoke.run.status(), time.monotonic()
+    before = smoke.run.status()
     done = command_line("run", "--preset", "smoke", "--json", "--runs-root", smoke.root)
-    assert time.monotonic() - began < 5
     assert done.returncode == 0
     assert done.stdout == smoke.process.stdout
     assert smoke.run.status() == before
@@ -328,10 +326,10 @@ def test_a_study_prints_its_table_resumes_at_once_and_is_listed_and_deleted(
         assert row["drop_mean"] == ("" if drop is None else str(drop))
     assert [row["attack_seconds"] == "" for row in rows] == [False, True, False, True]  # poison is reused along a row
 
-    began = time.monotonic()
+    started = len(in_this_process)
     code, text, _ = main(capsys, *small_study, "--json")
     assert code == 0
-    assert time.monotonic() - began < 5
+    assert len(in_this_process) == started  # nothing was left to compute
     found = json.loads(text)
     assert [cell["run"] for cell in found["cells"]] == [row["run"] for row in rows]
     code, text, _ = main(capsys, "studies", "--runs-root", runs_root)

@@ -107,6 +107,23 @@ def test_a_study_is_started_and_shown(place: Path) -> None:
     assert test.session_state["study"] == record.id
 
 
+def test_any_part_of_the_papers_table_is_asked_for_by_the_same_command(place: Path) -> None:
+    test = opened()
+    test.selectbox(key="new kind").select("reproduce").run()
+    assert not test.exception
+    test.multiselect(key="new procedures").set_value(["ga", "macer"]).run()
+    test.multiselect(key="new data sets").set_value(["mnist", "cifar10"]).run()
+    test.number_input(key="new seeds").set_value(2).run()
+    assert not test.exception
+    command = "reproduce --procedures ga,macer --datasets mnist,cifar10 --sigmas 0.5 --scale small --seeds 2"
+    assert f"python -m engine {command}" in words(test)
+    assert next(iter(test.metric)).value == "8"
+
+    test.multiselect(key="new procedures").set_value([]).run()
+    assert "This study cannot be run: there is nothing to reproduce" in words(test)
+    assert not any(found.label == "Start the study" for found in test.button)
+
+
 def test_what_cannot_be_run_is_said_before_the_start_and_after_it() -> None:
     test = opened()
     next(field for field in test.text_input if field.label == "Rows").input("sigma=9").run()

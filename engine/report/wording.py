@@ -87,6 +87,7 @@ KIND_NAMES = {  # of studies
     "transfer-sigma": "Transfer: noise levels σ",
     "sweep": "Sweep of two settings",
     "rivals": "Rival attacks",
+    "reproduce": "The paper's table: procedures × data sets × σ",
     "reproduce-full": "Reproduction, the authors' setting",
     "reproduce-small": "Reproduction, small scale",
 }

@@ -11,10 +11,8 @@ from engine.overrides import differences, field_names, with_overrides
 from engine.presets import PRESETS
 from engine.studies.study import Axis, Point, Study, checked
 
-_ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
-    "mnist": ("mlp", "lenet", "resnet8"),
-    "cifar10": ("resnet20", "resnet32", "resnet56"),
-}
+_SMALL: tuple[Architecture, ...] = ("mlp", "lenet", "resnet8")  # for grey images, from a perceptron to a ResNet
+_LARGE: tuple[Architecture, ...] = ("resnet20-pacd", "resnet20", "resnet56", "resnet18")  # the authors' own first
 _ONE_CONTROL = 'controls=["random_noise"]'
 
 
@@ -111,14 +109,13 @@ def axis(field: str, values: tuple[Any, ...] | None, *, base: Config, preset: st
 
 
 def _default_values(field: str, base: Config, preset: str) -> tuple[Any, ...]:
-    data = "cifar10" if base.dataset == "cifar10" else "mnist"
     leaf = field.rpartition(".")[2]
     if leaf == "procedure":
         return tuple(presets.family(preset, base.sigma))
     if leaf in ("surrogate", "architecture"):
-        return _ARCHITECTURES[data]
+        return _SMALL if base.dataset in ("mnist", "digits") else _LARGE
     if leaf == "sigma":
-        return paper.SIGMAS[data]
+        return paper.SIGMAS["cifar10" if base.dataset == "cifar10" else "mnist"]
     return tuple(name for name in get_args(AttackName) if name not in ("none", "from-file"))
 
 
