@@ -46,8 +46,8 @@ def test_recipes_are_those_that_were_published():
     assert baselines.baseline("mnist", "gaussian", 0.25).training.batch_size == 256
     config = baselines.baseline("mnist", "consistency", 0.25)
     assert (config.procedure.draws, config.procedure.weight, config.training.batch_size) == (2, 10, 128)
-    steps = [baselines.baseline("mnist", "smoothmix", sigma).procedure.adversary_steps for sigma in (0.5, 1.0)]
-    assert steps == [4, 8]
+    steps = [baselines.baseline("mnist", "smoothmix", sigma).procedure.adversary_steps for sigma in (0.25, 0.5, 1.0)]
+    assert steps == [2, 4, 8]
     config = baselines.baseline("cifar10", "smoothadv", 0.5)
     assert (config.architecture, config.procedure.draws, config.training.batch_size) == ("resnet20", 8, 32)
     config = baselines.baseline("cifar10", "macer", 0.5)

@@ -17,6 +17,7 @@ from engine.models.lenet import LeNet
 from engine.models.resnet import SameConv2d, same_padding
 from engine.records import write_tensors
 from engine.streams import stream
+from tests import textbook
 
 LENETS = ("lenet", "lenet-narrow")
 NORMALISED = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet18")
@@ -116,63 +117,24 @@ def test_the_smallest_images_are_taken_and_smaller_ones_refused(architecture):
 
 @pytest.mark.parametrize("architecture", LENETS)
 def test_pooling_before_relu_gives_the_textbook_network(architecture):
-    """Convolution, ReLU, pooling, twice; then 800 features in (C, H, W) order; then two linear layers."""
     model, x = shaken(fresh(architecture)), images().double()
-    w = dict(model.named_parameters())
-    channels = w["conv2.weight"].shape[0]
-    h = F.max_pool2d(F.relu(F.conv2d(x, w["conv1.weight"], w["conv1.bias"])), 2)
-    h = F.max_pool2d(F.relu(F.conv2d(h, w["conv2.weight"], w["conv2.bias"])), 2)
-    fc1 = w["fc1.weight"].view(-1, 4, 4, channels).permute(0, 3, 1, 2).reshape(-1, 16 * channels)
-    h = F.relu(F.linear(h.flatten(1), fc1, w["fc1.bias"]))
-    textbook = F.linear(h, w["fc2.weight"], w["fc2.bias"])
-    assert torch.allclose(model(x), textbook, rtol=1e-12, atol=1e-12)
-
-
-def padded_at_the_end(x: Tensor, stride: int) -> Tensor:
-    """What TensorFlow's SAME does to a 3×3 convolution on even sides."""
-    return F.pad(x, (0, 1, 0, 1)) if stride == 2 else F.pad(x, (1, 1, 1, 1))
-
-
-def padded_all_around(x: Tensor, _stride: int) -> Tensor:
-    return F.pad(x, (1, 1, 1, 1))
-
-
-def by_hand(model: nn.Module, x: Tensor, *, n: int, pad) -> Tensor:
-    """A residual network in evaluation mode, written out from its weights; Keras's epsilon is 1e-3, torch's 1e-5."""
-    w = dict(model.state_dict())
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        if f"{name}.scale" in w:
-            zeros, ones = torch.zeros_like(w[f"{name}.scale"]), torch.ones_like(w[f"{name}.scale"])
-            return F.batch_norm(x, zeros, ones, w[f"{name}.scale"], w[f"{name}.shift"], eps=1e-3)
-        mean, variance = w[f"{name}.running_mean"], w[f"{name}.running_var"]
-        return F.batch_norm(x, mean, variance, w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-5)
-
-    def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
-        return F.conv2d(pad(x, stride), w[f"{name}.weight"], w.get(f"{name}.bias"), stride)
-
-    x = F.relu(norm(conv(x, "conv"), "norm"))
-    for block in range(3 * n):
-        name, stride = f"blocks.{block}", 2 if block in (n, 2 * n) else 1
-        inner = F.relu(norm(conv(x, f"{name}.conv1", stride), f"{name}.norm1"))
-        inner = norm(conv(inner, f"{name}.conv2"), f"{name}.norm2")
-        if f"{name}.shortcut.weight" in w:
-            x = F.conv2d(x, w[f"{name}.shortcut.weight"], w[f"{name}.shortcut.bias"], 2)
-        elif f"{name}.shortcut.0.weight" in w:
-            x = norm(F.conv2d(x, w[f"{name}.shortcut.0.weight"], None, 2), f"{name}.shortcut.1")
-        x = F.relu(inner + x)
-    return F.linear(F.avg_pool2d(x, x.shape[2:]).flatten(1), w["fc.weight"], w["fc.bias"])
+    assert torch.allclose(model(x), textbook.lenet(model.state_dict(), x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
 def test_the_residual_networks_are_what_is_written_out_from_their_weights(shape):
     x = images(2, shape).double()
     normalised = shaken(fresh("resnet20", shape=shape)).eval()
-    assert torch.allclose(normalised(x), by_hand(normalised, x, n=3, pad=padded_all_around), rtol=1e-10, atol=1e-10)
+    assert torch.allclose(
+        normalised(x),
+        textbook.resnet(normalised.state_dict(), x, n=3, pad=textbook.padded_all_around),
+        rtol=1e-10,
+        atol=1e-10,
+    )
     pacd = shaken(fresh("resnet20-pacd", shape=shape))
-    expected = by_hand(pacd, x, n=3, pad=padded_at_the_end)
+    expected = textbook.resnet(pacd.state_dict(), x, n=3, pad=textbook.padded_at_the_end)
     assert torch.allclose(pacd(x), expected, rtol=1e-10, atol=1e-10)
-    symmetric = by_hand(pacd, x, n=3, pad=padded_all_around)
+    symmetric = textbook.resnet(pacd.state_dict(), x, n=3, pad=textbook.padded_all_around)
     assert float((symmetric - expected).norm() / expected.norm()) > 1e-3  # it is another function
     assert torch.equal(pacd.train()(x), pacd.eval()(x))
 

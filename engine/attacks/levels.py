@@ -15,7 +15,8 @@ To retrace an upper step by hand, say with another implementation's weights, min
     hypergradient.cross_term(lower, weights, x_poison, p)                # minus the hypergradient
     updated_poison(x_poison, x_clean, change, epsilon=…)                 # change = Adam.step(hypergradient)
 
-tests/test_levels.py does so for Gaussian augmentation and MACER.
+tests/test_levels.py does so for Gaussian augmentation and MACER; tests/test_levels_of_networks.py, through whole
+networks.
 
 Source: Mehra, Kailkhura, Chen, Hamm, CVPR 2021, arXiv:2012.01274, Section 3, with the released code's settings.
 """
