@@ -11,7 +11,6 @@ from pages import _form, _glossary, _links, _shared
 from pages._shared import RUN_PARAMETER
 
 STYLE = Path(__file__).parent / "pages" / "_frame.css"  # what Streamlit has no settings for
-PAGES_WITHOUT_RUN = ("explore", "studies")  # their addresses say all by themselves
 
 
 @st.cache_resource(show_spinner=False)
@@ -66,7 +65,7 @@ def link_to_view() -> None:
         _links.popover(page.url_path, None, query=_form.query_now)
         return
     try:
-        run = None if page.url_path in PAGES_WITHOUT_RUN else _shared.find_chosen()
+        run = None if page.url_path in _links.PAGES_WITHOUT_RUN else _shared.find_chosen()
     except RunNotFound:
         run = None
     _links.popover(page.url_path, run)
@@ -91,18 +90,20 @@ def safety_note() -> None:
 
 
 page = _shared.navigation()
+# The tab shows an emoji: a Material icon would come from the network.
+st.set_page_config(page_title=f"{page.title} · PACD Lab", page_icon="🧪", layout="wide")
 st.html(STYLE)
 _links.go_to_form()
 adopt(str(_shared.runs_root()))
 with st.sidebar:
     st.title("PACD Lab")
     run_picker()
-    if page.url_path in PAGES_WITHOUT_RUN:
+    if page.url_path in _links.PAGES_WITHOUT_RUN:
         st.caption("This page shows runs of its own, not the open one.")
     link_to_view()
     _glossary.panel()
     device_badge()
     safety_note()
 _shared.mnist_notice()
-_links.refuse_unknown()
+_links.refuse_unknown(page.url_path)
 page.run()

@@ -1,5 +1,6 @@
 """The form of the Poison page: every field of the configuration is a widget, and a query parameter of its name."""
 
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -92,6 +93,12 @@ def chosen(name: str) -> Any:
     return st.session_state.get(key_of(name))
 
 
+def given(name: str) -> Any:
+    """The same, and what the preset says where the field is empty."""
+    value = chosen(name)
+    return reduce(getattr, name.split("."), PRESETS[st.session_state["preset"]].config) if value is None else value
+
+
 # --- filling it ---
 
 
@@ -116,8 +123,10 @@ def default_preset() -> str:
     return "quick" if _shared.default_dataset() == "mnist" else "smoke"
 
 
-def begin() -> None:
-    """Once per session, and whenever a link asks for it: preset and fields from the address, else the default."""
+def begin(own: Run | None = None) -> None:
+    """Once per session, and whenever a link asks for it: preset and fields from the address, else those of the open
+    run where it is one's own, else the default.
+    """
     asked = {name: st.query_params[name] for name in ("preset", *field_names()) if name in st.query_params}
     if key_of("seed") in st.session_state and st.session_state.get("asked", {}) == asked:
         return
@@ -125,6 +134,9 @@ def begin() -> None:
     st.session_state.pop(PARENT, None)
     preset = asked.pop("preset", default_preset())
     st.session_state.pop("link problem", None)
+    if not st.session_state["asked"] and own is not None:  # after a refresh, most of all
+        fill_from_run(own)
+        return
     try:
         config = find_preset(preset).config
     except ConfigError as error:
@@ -158,11 +170,11 @@ def take_dataset() -> None:
     if (classes := len(class_names(dataset))) and chosen("threat.target_class") >= classes:
         st.session_state[key_of("threat.target_class")] = 0
     images = training_images(dataset)
-    if images and chosen("data.train_size") + chosen("data.validation_size") > images:
+    if images and given("data.train_size") + given("data.validation_size") > images:
         train = max(100, 2 * images // 3)
         st.session_state[key_of("data.train_size")] = train
         st.session_state[key_of("data.validation_size")] = max(50, images - train)
-        st.session_state[key_of("training.batch_size")] = min(chosen("training.batch_size"), train)
+        st.session_state[key_of("training.batch_size")] = min(given("training.batch_size"), train)
 
 
 # --- reading it ---
@@ -279,11 +291,13 @@ def _plain(name: str) -> Any:
 
 
 def _number(name: str, annotation: Any, options: dict[str, Any]) -> None:
-    """Without the field's own limits: a browser that knows them keeps a wrong number to itself."""
+    """Without the field's own limits: a browser that knows them keeps a wrong number to itself.
+
+    An emptied field is None, and the preset's value counts; with a value for a default Streamlit fills that in.
+    """
     whole = annotation is int
     limit = LARGEST_INTEGER if whole else float(LARGEST_INTEGER)
-    if name in OPTIONAL:
-        options |= dict(value=None, placeholder="as the victims")
+    options |= dict(value=None, placeholder="as the victims" if name in OPTIONAL else "as the preset")
     st.number_input(
         min_value=-limit,
         max_value=limit,

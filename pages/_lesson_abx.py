@@ -37,13 +37,14 @@ def can_you_tell(run: Run, revealed: bool) -> None:
     st.markdown(f"**Trial {k + 1} of {count}.** A is clean, B is poisoned. Which of them is X?")
     tiles = pictures.shown(np.concatenate([pair, pair[[int(trial.x_is_poisoned)]]]))
     scale = pictures.enlargement(tiles.shape[1], pixels=SIZES[size])
-    for place, tile, label in zip(st.columns(3), tiles, ("A, clean", "B, poisoned", "X"), strict=True):
+    together = st.container(key="lesson-tiles")
+    for place, tile, label in zip(together.columns(3), tiles, ("A, clean", "B, poisoned", "X"), strict=True):
         with place:
             st.image(
                 pictures.png(tile, scale=scale), caption=label, output_format="PNG", width=scale * tiles.shape[2],
                 alt=f"Image {label} of trial {k + 1}",
             )  # fmt: skip
-    first, second, _ = st.columns(3)
+    first, second, _ = together.columns(3)
     for place, label, poisoned in ((first, "X is A", False), (second, "X is B", True)):
         place.button(
             label, on_click=answer, args=(name, k, poisoned, size), key=f"lesson_abx_{label[-1]}", width="stretch"

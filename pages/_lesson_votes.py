@@ -129,8 +129,9 @@ def noise(run: Run) -> None:
     said = answers(subject, noisy)
     tiles = pictures.shown(noisy)
     scale = pictures.enlargement(tiles.shape[1], pixels=112)
+    together = st.container(key="lesson-tiles")
     for start in range(0, COPIES, 4):
-        for k, place in zip(range(start, start + 4), st.columns(4), strict=True):
+        for k, place in zip(range(start, start + 4), together.columns(4), strict=True):
             place.image(
                 pictures.png(tiles[k], scale=scale),
                 caption=None if said is None else verdict(subject, int(said[k])),

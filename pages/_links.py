@@ -23,13 +23,22 @@ from engine.report import commands
 RUN = "run"  # the id of the open run
 MOST_NAMED = 12  # values that a sentence counts up
 CONFIGURATION = ("preset", *field_names())
-VIEWS = (  # all other names that any page takes
-    "answers", "arms", "attack_step", "compare", "compare_by", "digit", "draw_question", "draw_radius", "epsilon",
-    "hide", "kind", "lesson_alpha", "lesson_draws", "lesson_image", "lesson_n", "lesson_sigma", "magnify", "number",
-    "pinned", "poison_image", "procedure", "scatter_arm", "scope", "show", "sigma", "sort", "step", "study",
-    "test_filter", "test_image", "test_sort", "try_alpha", "try_image", "try_n", "try_n0", "try_seed", "try_source",
-    "victim", "view", "what_if_alpha", "what_if_n", "wipe",
-)  # fmt: skip
+PAGES_WITHOUT_RUN = ("explore", "studies")  # their addresses say all by themselves
+_TRAINING = ("attack_step", "magnify", "pinned", "poison_image")
+_TEST = ("pinned", "test_image")
+PAGES = {  # by its path: all other names that a page takes
+    "": (),
+    "lesson": ("answers", "hide", "lesson_alpha", "lesson_draws", "lesson_image", "lesson_n", "lesson_sigma", "step"),
+    "explore": ("digit", "epsilon", "procedure", "sigma"),
+    "poison": (),
+    "inspect": (*_TRAINING, *_TEST, "compare_by", "show", "sort", "test_filter", "test_sort", "view", "wipe"),
+    "certify": (*_TEST, "arms", "scatter_arm", "scope", "victim", "what_if_alpha", "what_if_n"),
+    "image": (*_TRAINING, *_TEST, "draw_question", "draw_radius", "kind", "number", "victim"),
+    "try": ("try_alpha", "try_image", "try_n", "try_n0", "try_seed", "try_source"),
+    "studies": ("study",),
+    "runs": ("compare",),
+}
+VIEWS = tuple({name for names in PAGES.values() for name in names})
 
 
 @dataclass(frozen=True)
@@ -78,12 +87,16 @@ def plainly(text: str) -> str:
     return re.sub(r"[\\\[]", r"\\\g<0>", text)
 
 
-def refuse_unknown() -> None:
-    """Says which names of the address no page knows: misspelt ones would go unnoticed. For app.py."""
+def refuse_unknown(path: str) -> None:
+    """Says which names of the address this page does not take: they would go unnoticed. For app.py."""
+    made = () if path in PAGES_WITHOUT_RUN else CONFIGURATION  # how the link's run was made, should it not be here
     for name in st.query_params:
-        if name not in (RUN, *CONFIGURATION, *VIEWS):
-            shown = plainly(repr(name[:40]))
-            st.error(f"This link asks for {shown}, and no page knows that name. It is left out of account.")
+        if name in (RUN, *made, *PAGES[path]):
+            continue
+        shown = plainly(repr(name[:40]))
+        near = [known for known in CONFIGURATION if known.endswith(f".{name}")] if path == "poison" else []
+        meant = f" Do you mean {' or '.join(near)}?" if near else ""
+        st.error(f"This link asks for {shown}, which this page does not know. It is left out of account.{meant}")
 
 
 def declare(**fields: Allowed) -> None:

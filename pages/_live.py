@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import numpy as np
 import streamlit as st
@@ -22,6 +23,8 @@ STATES = {
     "failed": ":material/error: Failed",
     "lost": ":material/help: Lost",
 }
+
+DOUBLE_CLICK = 1.5  # seconds
 
 
 def live_view(run: Run) -> None:
@@ -132,9 +135,15 @@ def cancel_button(run: Run) -> None:
 
 
 def cancel(run: Run) -> None:
-    """Callback: the first press asks, the second insists (in a process of its own, so that the page goes on)."""
-    if not (run.directory / "cancel").exists():
+    """Callback: the first press asks, the second insists (in a process of its own, so that the page goes on).
+
+    A double click is one press.
+    """
+    asked = run.directory / "cancel"
+    if not asked.exists():
         jobs.cancel(run)
+        return
+    if time.time() - asked.stat().st_mtime < DOUBLE_CLICK:
         return
     subprocess.Popen(
         [sys.executable, "-m", "engine", "runs", "--runs-root", str(_shared.runs_root()), "--cancel", run.id],

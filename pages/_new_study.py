@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from engine import datasets, paper
+from engine import datasets, paper, records
 from engine.config import ConfigError
 from engine.costs import expected_device
 from engine.datasets import DATASETS
 from engine.presets import PRESETS
-from engine.records import Run
+from engine.records import RunNotFound
 from engine.report import sentences, wording
 from engine.studies import kinds
 from engine.studies import study as studies
@@ -35,6 +35,7 @@ def start(study: Study, preset: str | None) -> None:
         st.session_state["studies problem"] = f"Nothing was started: {error}."
     else:
         st.session_state["study"] = record.id
+        st.toast("Started: how far it is stands at the top of this page.", icon=":material/play_arrow:")
 
 
 class Asked(NamedTuple):
@@ -129,6 +130,14 @@ def command(*words: str, settings: list[str]) -> str:
     return " ".join(["python -m engine", *words, *(f"--set {shlex.quote(item)}" for item in settings)])
 
 
+def is_here(identifier: str) -> bool:
+    """Whether the run is finished, among one's own or those that come with the project."""
+    try:
+        return studies.is_finished(records.find(_shared.runs_root(), identifier))
+    except RunNotFound:
+        return False
+
+
 def open_study(identifier: str) -> None:
     """Callback."""
     st.session_state["study"] = identifier
@@ -137,7 +146,7 @@ def open_study(identifier: str) -> None:
 def before_the_start(study: Study, preset: str | None, known: Container[str]) -> None:
     device, cells = expected_device(), len(study.cells())
     seconds = sum(studies.seconds_of(study, device=device).values())
-    finished = sum(studies.is_finished(Run(_shared.runs_root() / cell.run_id)) for cell in study.cells())
+    finished = sum(is_here(cell.run_id) for cell in study.cells())
     columns = st.columns(2)
     columns[0].metric("Cells, a run each", cells)
     columns[1].metric(

@@ -33,8 +33,7 @@ PAGES = (  # file, title; without icons the bar above has room for all of them o
 
 
 def navigation() -> Any:
-    """The page to run, and the bar above it. The tab shows an emoji: a Material icon would come from the network."""
-    st.set_page_config(page_title="PACD Lab", page_icon="🧪", layout="wide")
+    """The page to run, and the bar above it."""
     st.session_state["in frame"] = True
     pages = [st.Page(file, title=title, default=file == PAGES[0][0]) for file, title in PAGES]
     return st.navigation(pages, position="top")
@@ -91,7 +90,7 @@ def chosen_run() -> Run | None:
         return find_chosen()
     except records.RunNotFound as error:
         text = _links.plainly(" ".join(str(error).split())[:300])
-        st.warning(f"{text[0].upper()}{text[1:]}. It may have been deleted: choose another in the sidebar.")
+        st.warning(f"{text[0].upper()}{text[1:]}. Choose another in the sidebar.")
         _links.offer(str(st.session_state.get(RUN_PARAMETER) or st.query_params.get(RUN_PARAMETER)).strip().lower())
         return None
 

@@ -231,11 +231,12 @@ st.markdown(
     "Change the training images of one class by at most ε, retrain victims **from scratch** on them, and certify them "
     "with randomized smoothing."
 )
-_form.begin()
 open_now = _shared.chosen_run()
-if open_now is not None and not _shared.is_example(open_now):
+own = None if open_now is None or _shared.is_example(open_now) else open_now
+_form.begin(own)
+if own is not None:
     with st.container(border=True):
-        run_section(open_now)
+        run_section(own)
 
 settings_column, summary_column = st.columns(2, gap="large")
 with settings_column:
@@ -247,6 +248,9 @@ with settings_column:
     form()
 with summary_column:
     st.header("Before you start")
+    if _form.chosen("attack.name") == "from-file" and not _form.chosen("attack.file"):
+        st.info("Bring the poison first: upload its file, or name the run to take it from.")
+        st.stop()
     try:
         wanted: Config | None = _form.config()
     except (ConfigError, DatasetUnavailable) as error:

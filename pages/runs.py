@@ -135,7 +135,7 @@ def delete(run: Run) -> None:
     try:
         jobs.delete(run)
         _shared.choose("")
-        st.session_state["runs news"] = f"Run {run.id} is deleted."
+        st.toast(f"Run {run.id} is deleted.", icon=":material/delete:")
     except (OSError, ValueError) as error:
         st.session_state["runs problem"] = f"Run {run.id} could not be deleted: {error}."
 
@@ -252,9 +252,8 @@ def environment(run: Run) -> None:
 
 _shared.need_frame()
 st.title("Runs")
-for key, show in (("runs problem", st.error), ("runs news", st.success)):
-    if text := st.session_state.pop(key, None):
-        show(text)
+if text := st.session_state.pop("runs problem", None):
+    st.error(text)
 all_rows = _shared.run_rows()
 is_busy = any(row["state"] in records.ACTIVE for row in all_rows)
 st.header("Queue")

@@ -187,7 +187,7 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
             f"{wording.ARCHITECTURE_NAMES[cell['architecture']]}, σ = {cell['sigma']:g}\n"
             f"- Drop **{sentences.percent(cell['drop'])}**, random noise "
             f"{sentences.percent(cell['control_drop'])}; beyond it {beyond(cell)} points (95 %, Student's t); "
-            f"{tables.victims(cell)} pairs of victims, seed {cell['seed']}\n"
+            f"{sentences.several(tables.victims(cell), 'pair')} of victims, seed {cell['seed']}\n"
             f"- ACR (L2, pixel units) {sentences.with_spread(cell['acr_clean'])} clean, "
             f"{sentences.with_spread(cell['acr_poisoned'])} poisoned\n"
             f"- Poison's size: L2 {l2}, PSNR {psnr} dB, SSIM {ssim}"
@@ -283,14 +283,11 @@ def table_and_downloads(found: dict[str, Any]) -> None:
             "victims": [tables.victims(cell) for cell in cells],
             "ACR clean (L2)": [number(cell["acr_clean"]) for cell in cells],
             "ACR poisoned (L2)": [number(cell["acr_poisoned"]) for cell in cells],
-            "seconds": [cell["seconds"] for cell in cells],
+            "seconds": ["–" if cell["seconds"] is None else f"{cell['seconds']:.0f}" for cell in cells],
             "run": [cell["run"] for cell in cells],
         }
     )
-    st.dataframe(
-        table, hide_index=True, alt="A row for each cell of the study with its numbers.",
-        column_config={"seconds": st.column_config.NumberColumn(format="%.0f")},
-    )  # fmt: skip
+    st.dataframe(table, hide_index=True, alt="A row for each cell of the study with its numbers.")
     buttons = st.container(horizontal=True)
     markdown = tables.markdown(found)
     buttons.download_button("CSV", tables.csv_text(found), f"{found['id']}.csv", "text/csv")

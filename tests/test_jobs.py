@@ -318,3 +318,9 @@ def test_who_waits_gives_a_process_time_to_say_that_it_only_slept(
 
     monkeypatch.setattr(jobs.time, "sleep", waking)
     assert jobs.awaited(run).state == ("running" if wakes else "lost")
+
+
+def test_the_time_left_is_estimated_until_a_tenth_is_done() -> None:
+    assert jobs.seconds_left(0.0, 2.0, expected=10.0) == 8.0
+    assert jobs.seconds_left(0.01, 20.0, expected=10.0) is None  # not twenty minutes, because what comes first is slow
+    assert jobs.seconds_left(0.5, 20.0, expected=10.0) == 20.0

@@ -6,13 +6,14 @@ from urllib.parse import parse_qs
 
 import pytest
 import streamlit as st
+from streamlit.testing.v1 import AppTest
 
 from engine import records
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
 from engine.report import commands
-from pages import _links
+from pages import _links, _shared
 from tests.app import EXAMPLE, button, opened, own_copy, words
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -105,9 +106,27 @@ def test_a_pin_comes_with_the_link_and_stays_in_the_address_until_it_is_taken_of
 def test_a_misspelt_name_is_said() -> None:
     test = opened("app.py", run=EXAMPLE, sygma="0.5")
     assert [error.value for error in test.error] == [
-        "This link asks for 'sygma', and no page knows that name. It is left out of account."
+        "This link asks for 'sygma', which this page does not know. It is left out of account."
     ]
     assert not opened("app.py", run=EXAMPLE, preset="quick").error
+
+
+def test_a_name_of_another_page_is_said_and_what_may_be_meant() -> None:
+    """Streamlit's harness opens app.py's first page alone, so the pages' names are asked for here."""
+
+    def said(path: str, **query: str) -> list[str]:
+        test = AppTest.from_string(f"from pages import _links; _links.refuse_unknown({path!r})")
+        for name, value in query.items():
+            test.query_params[name] = value
+        return [error.value for error in test.run().error]
+
+    (told,) = said("poison", epsilon="7")
+    assert told.endswith("which this page does not know. It is left out of account. Do you mean threat.epsilon?")
+    assert len(said("explore", **{"threat.epsilon": "0.2", "epsilon": "0.2"})) == 1
+    assert all([said("studies", compare="1"), said("lesson", epsilon="2"), said("", step="3")])
+    assert not said("poison", seed="1", run=EXAMPLE)
+    assert not said("certify", preset="quick", seed="1", run=EXAMPLE, victim="0")
+    assert set(_links.PAGES) == {Path(file).stem if k else "" for k, (file, _) in enumerate(_shared.PAGES)}
 
 
 @pytest.mark.parametrize("page", ["certify", "inspect", "start"])

@@ -248,7 +248,7 @@ def test_renaming_starring_and_deleting(place: Path) -> None:
     button(test, "Yes, delete it").click().run()
     assert not run.directory.exists()
     assert not test.exception
-    assert any("is deleted" in news.value for news in test.success)
+    assert any("is deleted" in news.value for news in test.toast)
 
 
 def test_examples_cannot_be_deleted() -> None:

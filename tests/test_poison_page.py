@@ -1,5 +1,6 @@
 """The Poison page: every field, every preset, links, beliefs, threat cards, folders of images, the live view."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, Status
 from engine.report import commands, sentences, wording
-from pages import _form
+from pages import _form, _live
 from tests.app import button, opened, own_copy, words
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -252,6 +253,33 @@ def test_an_existing_result_is_offered(place: Path) -> None:
     button(test, "Open it")
 
 
+def test_an_emptied_field_is_the_presets() -> None:
+    test = opened("pages/poison.py", preset="smoke", **{"threat.epsilon": "0.3"})
+    test.number_input(key="field threat.epsilon").set_value(None).run()
+    test.number_input(key="field data.train_size").set_value(None).run()
+    test.selectbox(key="field dataset").set_value("digits").run()
+    assert not test.exception
+    assert "python -m engine run --preset smoke\n" in words(test) + "\n"
+    button(test, "Start poisoning")
+
+
+def test_after_a_refresh_the_form_has_the_open_runs_settings(place: Path) -> None:
+    """A refresh is a new session that knows the address alone."""
+    run = own_copy(place)
+    test = opened("pages/poison.py", run=run.id)
+    assert test.session_state["field threat.epsilon"] == run.config.threat.epsilon
+    assert any("These are the settings of the run above" in info.value for info in test.info)
+    asked = opened("pages/poison.py", run=run.id, preset="smoke", **{"threat.epsilon": "0.3"})
+    assert asked.session_state["field threat.epsilon"] == 0.3  # unless a link asks for others
+
+
+def test_before_a_poison_is_brought_there_is_no_error() -> None:
+    test = opened("pages/poison.py", preset="smoke")
+    test.selectbox(key="field attack.name").set_value("from-file").run()
+    assert not test.error
+    assert any("Bring the poison first" in info.value for info in test.info)
+
+
 @pytest.mark.parametrize("state", ["queued", "running"])
 def test_the_live_view_shows_a_run_that_another_session_started(
     place: Path, state: str, monkeypatch: pytest.MonkeyPatch
@@ -260,7 +288,9 @@ def test_the_live_view_shows_a_run_that_another_session_started(
     alive = Status(
         state, phase="attack and first victims", fraction=0.4, eta_seconds=65.0, events=("step 3: not finite",)
     )
+    started: list[list[str]] = []
     monkeypatch.setattr(Run, "status", lambda self: alive)
+    monkeypatch.setattr(_live.subprocess, "Popen", lambda command, **_: started.append(command))
     test = opened("pages/poison.py", run=run.id)
     assert not test.exception
     assert any("step 3: not finite" in warning.value for warning in test.warning)
@@ -268,7 +298,11 @@ def test_the_live_view_shows_a_run_that_another_session_started(
     assert len(test.get("progress")) == 1
     button(test, "Cancel").click().run()
     assert (run.directory / "cancel").exists()
-    button(test, "Stop now")
+    button(test, "Stop now").click().run()
+    assert not started  # a double click is one press
+    os.utime(run.directory / "cancel", (1.0, 1.0))
+    button(test, "Stop now").click().run()
+    assert [command[-2:] for command in started] == [["--cancel", run.id]]
     button(opened("pages/runs.py", run=run.id), "Stop now")  # the queue's is the same button
 
 

@@ -10,6 +10,7 @@ from engine.report import sentences
 
 NO_EFFECT = "With these victims the poison may take nothing (95 %: -27 to 57 %)."
 NO_MORE = "With these victims the poison may take nothing beyond that (95 %: -10 to 10 points more)."
+SO_FEW = "So few victims cannot say whether the poison takes anything beyond that."
 ONE = "One pair of victims cannot say how sure that is."
 
 
@@ -38,6 +39,7 @@ def report(poisoned: tuple[float, float | None], noise: tuple[float, float | Non
         ((0.15, 0.17), None, "**15 ± 17 % less**.", NO_EFFECT),
         ((0.15, 0.17), (0.02, 0.17), "**15 ± 17 % less**. Random noise of the same ε takes 2 ± 17 %.", ""),  # paired
         ((0.47, 0.01), (0.47, 0.05), "**47 ± 1 % less**. Random noise of the same ε takes 47 ± 5 %.", NO_MORE),
+        ((0.30, 0.60), (0.10, 0.02), "Random noise of the same ε takes 10 ± 2 %.", SO_FEW),
         ((0.30, None), (0.10, None), "**30 % less**. Random noise of the same ε takes 10 %.", ONE),
         ((0.30, 0.02), None, "**30 ± 2 % less**.", ""),
         ((-0.05, 0.02), (-0.01, 0.02), "**5 ± 2 % more**. Random noise of the same ε adds 1 ± 2 %.", ""),

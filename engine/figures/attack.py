@@ -79,7 +79,7 @@ def attack_losses(records: Sequence[dict[str, Any]], restart_every: int | None =
     return finish(
         figure,
         "The attack, step by step",
-        f"{last} upper steps{marks}",
+        f"{last} upper step{'s' * (last != 1)}{marks}",
         f"The attack over {last} steps. {'; '.join(told)}.",
         legend=False,
         height=80 + 130 * len(curves),

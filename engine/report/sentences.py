@@ -70,8 +70,12 @@ def headline(report: dict[str, Any]) -> str:
     if len(drop["seeds"]) == 1:
         control += " One pair of victims cannot say how sure that is."
     elif drop["mean"] > 0 and not spread.is_above_zero(beyond or drop):
-        found = f"{spread.percent(beyond)} points more" if beyond else f"{spread.percent(drop)} %"
-        control += f" With these victims the poison may take nothing{' beyond that' * bool(beyond)} (95 %: {found})."
+        limits, than_noise = spread.interval(beyond or drop), " beyond that" * bool(beyond)
+        if limits is not None and max(map(abs, limits)) > 1:  # more than there is to lose
+            control += f" So few victims cannot say whether the poison takes anything{than_noise}."
+        else:
+            found = f"{spread.percent(beyond)} points more" if beyond else f"{spread.percent(drop)} %"
+            control += f" With these victims the poison may take nothing{than_noise} (95 %: {found})."
     victims = "fine-tuned" if config["training"]["fine_tune_epochs"] else "retrained"
     return (
         f"After poisoning, {victims} victims certify {target} with an average certified radius (ACR) of "
