@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from engine import datasets, paper, records
+from engine import datasets, paper
 from engine.config import ConfigError
 from engine.costs import expected_device
 from engine.datasets import DATASETS
 from engine.presets import PRESETS
-from engine.records import RunNotFound
+from engine.records import Run
 from engine.report import sentences, wording
 from engine.studies import kinds
 from engine.studies import study as studies
@@ -130,14 +130,6 @@ def command(*words: str, settings: list[str]) -> str:
     return " ".join(["python -m engine", *words, *(f"--set {shlex.quote(item)}" for item in settings)])
 
 
-def is_here(identifier: str) -> bool:
-    """Whether the run is finished, among one's own or those that come with the project."""
-    try:
-        return studies.is_finished(records.find(_shared.runs_root(), identifier))
-    except RunNotFound:
-        return False
-
-
 def open_study(identifier: str) -> None:
     """Callback."""
     st.session_state["study"] = identifier
@@ -146,7 +138,7 @@ def open_study(identifier: str) -> None:
 def before_the_start(study: Study, preset: str | None, known: Container[str]) -> None:
     device, cells = expected_device(), len(study.cells())
     seconds = sum(studies.seconds_of(study, device=device).values())
-    finished = sum(is_here(cell.run_id) for cell in study.cells())
+    finished = sum(studies.is_finished(Run(_shared.runs_root() / cell.run_id)) for cell in study.cells())
     columns = st.columns(2)
     columns[0].metric("Cells, a run each", cells)
     columns[1].metric(
@@ -158,7 +150,7 @@ def before_the_start(study: Study, preset: str | None, known: Container[str]) ->
             st.markdown(f"{title}, {axis.label}: {', '.join(point.name for point in axis.points)}")
     st.caption(
         f"One control in each cell (random noise), so that a cell costs three arms and not four. {finished} of {cells} "
-        "cells are on this machine already and answer at once."
+        "cells are among your runs already and answer at once."
     )
     if study.id in known:
         st.info(
