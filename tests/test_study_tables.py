@@ -161,6 +161,17 @@ def test_a_published_study_is_small_and_holds_no_path(half_done: studies.StudyRe
     assert copies == {cell.run_id for cell in half_done.study.cells()}  # so that a click on a cell finds its run
 
 
+def test_a_published_study_says_what_its_runs_say(half_done: studies.StudyRecord, tmp_path: Path) -> None:
+    """A run that another study brought, computed elsewhere, would tell another number behind a click."""
+    study = half_done.study.model_copy(update={"columns": Axis(label="σ", points=half_done.study.columns.points[:1])})
+    record = with_reports(study, tmp_path, [fake_report(0.3), fake_report(0.4)])
+    studies.exhibit(record, tables.results(record), tmp_path / "gallery")
+    studies.exhibit(record, tables.results(record), tmp_path / "gallery")  # the same again is fine
+    record.run(study.cells()[0]).write_json("report.json", fake_report(0.2))
+    with pytest.raises(ConfigError, match="is in gallery/ already, with other numbers"):
+        studies.exhibit(record, tables.results(record), tmp_path / "gallery")
+
+
 def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(half_done: studies.StudyRecord) -> None:
     figure = heat_map(tables.results(half_done))
     heat, marks = figure.data

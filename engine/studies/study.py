@@ -332,12 +332,24 @@ class Speed:
 
 
 def exhibit(record: StudyRecord, results: dict[str, Any], gallery: Path = GALLERY) -> Path:
-    """Writes a finished study's results (tables.results) where all can see them, and small copies of its runs."""
+    """Writes a finished study's results (tables.results) where all can see them, and small copies of its runs.
+
+    Raises: ConfigError, if cells are missing, or a run is there already with numbers of another machine.
+    """
     if record.unfinished():
         raise ConfigError(f"study {record.id} is not finished: {len(record.unfinished())} cell(s) have no result")
+    new = []
     for run in map(record.run, record.study.cells()):
-        if not any(Run(folder / run.id).exists() for folder in (gallery, gallery / GRID.name)):
-            records.exhibit(run, gallery / GRID.name, weights=False)
+        there = [Run(place / run.id) for place in (gallery, gallery / GRID.name) if Run(place / run.id).exists()]
+        if not there:
+            new.append(run)
+        elif there[0].need_report()["arms"] != run.need_report()["arms"]:
+            raise ConfigError(
+                f"run {run.id} is in {gallery.name}/ already, with other numbers: put that one in the place of "
+                f"{run.directory}, so that the study and its run say the same"
+            )
+    for run in new:
+        records.exhibit(run, gallery / GRID.name, weights=False)
     path = gallery / "studies" / f"{record.id}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(results, indent=1, allow_nan=False))
