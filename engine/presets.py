@@ -127,7 +127,7 @@ PRESETS = {
         ),
         Preset(
             "quick",
-            "A what-if on MNIST in about a minute on two CPU cores: three victims for each arm.",
+            "A what-if on MNIST in a minute or two on two CPU cores: three victims for each arm.",
             _QUICK,
             _FASTER,
         ),

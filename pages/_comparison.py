@@ -97,11 +97,11 @@ def comparison(rows: list[dict[str, Any]]) -> None:
         "Dotted vertical lines: each run's cap σ·Φ⁻¹(α^(1/n)). Radii: L2, pixel units of [0, 1]."
     )
     only_different = st.toggle("Show only settings that differ", value=True, key="diff_only")
-    differences(runs, labels, configs, only_different=only_different)
+    differences(runs, configs, only_different=only_different)
 
 
-def differences(runs: Sequence[Run], labels: Sequence[str], configs: Sequence[Config], *, only_different: bool) -> None:
-    """Settings, environment and headline numbers, a column per run."""
+def differences(runs: Sequence[Run], configs: Sequence[Config], *, only_different: bool) -> None:
+    """Settings, environment and headline numbers, a column per run, under its id: what else its label says is a row."""
     columns = [commands.values_of(config) for config in configs]
     facts: list[tuple[str, Callable[[Run], Any]]] = [
         ("device", lambda run: run.environment.get("device")),
@@ -114,11 +114,13 @@ def differences(runs: Sequence[Run], labels: Sequence[str], configs: Sequence[Co
     if only_different:
         rows = [(name, values) for name, values in rows if len({str(value) for value in values}) > 1]
     for arm in ("clean", "poisoned"):
-        rows.append((f"ACR of the target class, {arm} (L2, mean ± sd)", [acr_of(run, arm) for run in runs]))
+        rows.append((f"ACR {arm} (L2, mean ± sd)", [acr_of(run, arm) for run in runs]))
     drops = [((run.report or {}).get("relative_drop") or {}).get("poisoned") for run in runs]
     rows.append(("drop of ACR, poisoned (mean ± sd)", [sentences.percent(drop) for drop in drops]))
-    table = pd.DataFrame([[name, *map(_in_words, values)] for name, values in rows], columns=["field", *labels])
+    heads = ["field", *(f"run {run.id}" for run in runs)]
+    table = pd.DataFrame([[name, *map(_in_words, values)] for name, values in rows], columns=heads)
     st.dataframe(table, hide_index=True, height="content", alt="Settings and headline numbers of the compared runs.")
+    st.caption("ACR and its drop: of the target class.")
 
 
 def _in_words(value: Any) -> str:

@@ -151,7 +151,7 @@ def popover(path: str, run: Run | None, query: Callable[[], str] | None = None) 
         address = (st.context.url or "").rstrip("/").removesuffix(f"/{path}")
         st.code(f"{address}/{path}{query() if query else query_of(run)}", language=None, wrap_lines=True)
         if run is None:
-            st.caption("It opens the same view on any machine with this app.")
+            st.caption("It opens the same view; on another machine put that one's address in front.")
             return
         st.caption(
             "It opens the same view. On a machine that has not this run it offers to compute it: the settings and the "

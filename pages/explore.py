@@ -160,6 +160,7 @@ def numbers(run: Run, found: pd.DataFrame) -> None:
             delta_color="off",
             delta_arrow="off",
             border=True,
+            height="stretch",
             help="Average certified radius of the target digit (L2, pixel units): mean over victims, approximate "
             "interval over test images.",
         )
@@ -168,12 +169,14 @@ def numbers(run: Run, found: pd.DataFrame) -> None:
         "ACR gone: poison",
         sentences.percent(drop.get("poisoned")),
         border=True,
+        height="stretch",
         help="1 − ACR / ACR of the clean victim of the same seed; mean ± standard deviation over victims.",
     )
     places[3].metric(
         "ACR gone: noise · shuffled",
         " · ".join(sentences.percent(drop.get(arm)).replace(" ± ", "±").removesuffix(" %") for arm in CONTROLS) + " %",
         border=True,
+        height="stretch",
         help="Random noise of the same ε, and the poison with its signs shuffled: what changes of this budget do that "
         "are independent from pixel to pixel. "
         + "; ".join(f"{ARM_STYLE[arm].name}: {sentences.percent(drop.get(arm))}" for arm in CONTROLS),

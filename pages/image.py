@@ -173,7 +173,7 @@ def test() -> None:
     for place, arm in zip(st.columns(len(arms)), arms, strict=True):
         with place:
             drop = f"{radii[arm] - radii['clean']:+.3f}" if arm != "clean" and "clean" in arms else None
-            st.metric(f"Mean radius, {ARM_STYLE[arm].name}", f"{radii[arm]:.3f}", drop, border=True)
+            st.metric(f"Mean radius, {ARM_STYLE[arm].name}", f"{radii[arm]:.3f}", drop, border=True, height="stretch")
     st.caption(
         f"L2, pixel units of [0, 1], as recorded, mean over {len(victims)} victims; wrong or abstaining counts as 0. "
         "Below each: its difference to clean."
