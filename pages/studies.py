@@ -31,7 +31,9 @@ def known_studies() -> dict[str, StudyRecord | dict[str, Any]]:
 
 @st.cache_data(show_spinner=False)
 def exhibited() -> list[dict[str, Any]]:
-    return studies.exhibited()
+    """In the order of their questions, so that the page opens with transfer."""
+    order = list(wording.KIND_NAMES)
+    return sorted(studies.exhibited(), key=lambda found: order.index(found["study"]["kind"]))
 
 
 def label_of(known: StudyRecord | dict[str, Any]) -> str:
