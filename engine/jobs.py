@@ -236,9 +236,9 @@ def work(directory: Path) -> int:
 
 
 def seconds_left(fraction: float, elapsed: float, expected: float) -> float | None:
-    """Of a run: by its own pace once a tenth is done, before that by the estimate, since what comes first is slow.
+    """By the estimate until a tenth is done, since what comes first is slow, then by the run's own pace.
 
-    None where the estimate is over before.
+    None once the estimate is used up.
     """
     if fraction > 0.1:
         return elapsed * (1 - fraction) / fraction

@@ -76,7 +76,7 @@ def what_changed() -> None:
         forget()
         st.warning(f"The run {identifier} that this was forked from is gone, so this is a run by itself now.")
         return
-    rows = [(name, _text(value), _text(_form.chosen(name))) for name, value in before.items() if differs(name, value)]
+    rows = [(name, _text(value), _text(_form.given(name))) for name, value in before.items() if differs(name, value)]
     with st.container(border=True):
         st.markdown(f"**Fork of run `{identifier}`**: {_links.plainly(_shared.row_label(_row(parent)))}")
         if rows:
@@ -88,7 +88,7 @@ def what_changed() -> None:
 
 
 def differs(name: str, before: Any) -> bool:
-    now = _form.chosen(name)
+    now = _form.given(name)
     if name == "controls":
         return set(before) != set(now or ())
     head = name.rpartition(".")[0]

@@ -1,6 +1,5 @@
 """The form of the Poison page: every field of the configuration is a widget, and a query parameter of its name."""
 
-from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -11,7 +10,7 @@ from engine.config import FOLDER, PROCEDURES, TRAINING_IMAGES, Config, ConfigErr
 from engine.datasets import BUILT_IN, DatasetUnavailable, class_in_words
 from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS, find_preset
-from engine.records import Run
+from engine.records import Run, RunNotFound
 from engine.report import wording
 from engine.report.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of
 from pages import _shared
@@ -94,9 +93,9 @@ def chosen(name: str) -> Any:
 
 
 def given(name: str) -> Any:
-    """The same, and what the preset says where the field is empty."""
+    """The same, and what the preset says where the field is empty and must not be."""
     value = chosen(name)
-    return reduce(getattr, name.split("."), PRESETS[st.session_state["preset"]].config) if value is None else value
+    return value_of(PRESETS[st.session_state["preset"]].config, name) if value is None else value
 
 
 # --- filling it ---
@@ -123,18 +122,18 @@ def default_preset() -> str:
     return "quick" if _shared.default_dataset() == "mnist" else "smoke"
 
 
-def begin(own: Run | None = None) -> None:
+def begin() -> None:
     """Once per session, and whenever a link asks for it: preset and fields from the address, else those of the open
     run where it is one's own, else the default.
     """
     asked = {name: st.query_params[name] for name in ("preset", *field_names()) if name in st.query_params}
-    if key_of("seed") in st.session_state and st.session_state.get("asked", {}) == asked:
+    if key_of("seed") in st.session_state and asked in ({}, st.session_state.get("asked")):
         return
     st.session_state["asked"] = dict(asked)
     st.session_state.pop(PARENT, None)
     preset = asked.pop("preset", default_preset())
     st.session_state.pop("link problem", None)
-    if not st.session_state["asked"] and own is not None:  # after a refresh, most of all
+    if not st.session_state["asked"] and (own := own_run()) is not None:  # after a refresh, most of all
         fill_from_run(own)
         return
     try:
@@ -149,6 +148,15 @@ def begin(own: Run | None = None) -> None:
         st.session_state["link problem"] = str(error)
     st.session_state["preset"] = preset
     fill(config)
+
+
+def own_run() -> Run | None:
+    """The open run, unless it comes with the project."""
+    try:
+        run = _shared.find_chosen()
+    except RunNotFound:
+        return None
+    return None if run is None or _shared.is_example(run) else run
 
 
 def take_procedure(head: str) -> None:
@@ -293,11 +301,12 @@ def _plain(name: str) -> Any:
 def _number(name: str, annotation: Any, options: dict[str, Any]) -> None:
     """Without the field's own limits: a browser that knows them keeps a wrong number to itself.
 
-    An emptied field is None, and the preset's value counts; with a value for a default Streamlit fills that in.
+    An emptied field is None, and the preset's value counts, or the default of a procedure that the preset has not. With
+    a value for a default Streamlit would fill that in.
     """
     whole = annotation is int
     limit = LARGEST_INTEGER if whole else float(LARGEST_INTEGER)
-    options |= dict(value=None, placeholder="as the victims" if name in OPTIONAL else "as the preset")
+    options |= dict(value=None, placeholder="as the victims" if name in OPTIONAL else "by default")
     st.number_input(
         min_value=-limit,
         max_value=limit,

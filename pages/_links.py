@@ -38,7 +38,6 @@ PAGES = {  # by its path: all other names that a page takes
     "studies": ("study",),
     "runs": ("compare",),
 }
-VIEWS = tuple({name for names in PAGES.values() for name in names})
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,6 @@ def refuse_unknown(path: str) -> None:
 
 def declare(**fields: Allowed) -> None:
     """Puts these keys into links to the page; one that checks its address by itself need not `check`."""
-    assert set(fields) <= {*VIEWS, *CONFIGURATION}, "a page's link field is missing in VIEWS"
     st.session_state["link fields"] = st.session_state.get("link fields", {}) | fields
 
 
@@ -151,7 +149,7 @@ def popover(path: str, run: Run | None, query: Callable[[], str] | None = None) 
         address = (st.context.url or "").rstrip("/").removesuffix(f"/{path}")
         st.code(f"{address}/{path}{query() if query else query_of(run)}", language=None, wrap_lines=True)
         if run is None:
-            st.caption("It opens the same view; on another machine put that one's address in front.")
+            st.caption("It opens the same view; elsewhere that machine's address takes the place of this one's.")
             return
         st.caption(
             "It opens the same view. On a machine that has not this run it offers to compute it: the settings and the "

@@ -35,7 +35,7 @@ def start(study: Study, preset: str | None) -> None:
         st.session_state["studies problem"] = f"Nothing was started: {error}."
     else:
         st.session_state["study"] = record.id
-        st.toast("Started: how far it is stands at the top of this page.", icon=":material/play_arrow:")
+        st.toast("Started. Its progress is at the top of this page.", icon=":material/play_arrow:")
 
 
 class Asked(NamedTuple):
@@ -103,13 +103,19 @@ def of_the_paper() -> Asked:
         "Scale", SCALES, default="small", required=True, format_func=SCALES.__getitem__, key="new scale",
         persist_state="session",
     )  # fmt: skip
-    procedures = st.multiselect("Procedures", paper.PROCEDURES, paper.PROCEDURES, key="new procedures")
-    data = st.multiselect("Data sets", paper.DATASETS, paper.DATASETS[:1], key="new data sets")
+    procedures = st.multiselect(
+        "Procedures", paper.PROCEDURES, paper.PROCEDURES, key="new procedures", persist_state="session"
+    )
+    data = st.multiselect("Data sets", paper.DATASETS, paper.DATASETS[:1], key="new data sets", persist_state="session")
     grid = sorted({sigma for name in data for sigma in paper.SIGMAS[name]})
-    sigmas = st.multiselect("σ", grid, [0.5] if 0.5 in grid else grid, key=f"new sigmas {grid}")
+    sigmas = st.multiselect(
+        "σ", grid, [0.5] if 0.5 in grid else grid, key=f"new sigmas {grid}", persist_state="session"
+    )
     pair = st.columns(2)
-    seeds = pair[0].number_input("Seeds of the whole protocol", 1, 100, 1, key="new seeds")
-    victims = pair[1].number_input("Victims for each arm", 1, 100, None, key="new paper victims", placeholder="its own")
+    seeds = pair[0].number_input("Seeds of the whole protocol", 1, 100, 1, key="new seeds", persist_state="session")
+    victims = pair[1].number_input(
+        "Victims for each arm", 1, 100, None, key="new paper victims", persist_state="session", placeholder="its own"
+    )
     with st.expander("Other settings"):
         others = settings_of_all()
     study = kinds.reproduction(

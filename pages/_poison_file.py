@@ -62,7 +62,7 @@ def _take(bring: Callable[[], PoisonFile]) -> None:
         st.session_state[SAID] = (False, f"Not taken: {text}.")
         return
     filled = {"attack.file": poison.sha256, "threat.target_class": target_class}
-    if _form.chosen("threat.epsilon") < epsilon:
+    if _form.given("threat.epsilon") < epsilon:
         filled["threat.epsilon"] = epsilon
     for name, value in filled.items():
         st.session_state[_form.key_of(name)] = value

@@ -148,7 +148,7 @@ def verdict(row: Any, names: Sequence[str]) -> str:
     if row.prediction == ABSTAIN:
         return (
             f"{who} **abstains**: earlier draws selected {answer} (★), and {share} for it are too few to be sure that "
-            f"more than half of all noisy copies would be called so (p_lower = {row.p_lower:.3f}). So it gives no "
+            f"more than half of all noisy copies are called {answer} (p_lower = {row.p_lower:.3f}). So it gives no "
             "answer, and its radius is 0."
         )
     return f"{who} answers **{answer}**, and no change of L2 size below **{row.radius:.3f}** can alter that ({share})."

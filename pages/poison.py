@@ -232,9 +232,8 @@ st.markdown(
     "with randomized smoothing."
 )
 open_now = _shared.chosen_run()
-own = None if open_now is None or _shared.is_example(open_now) else open_now
-_form.begin(own)
-if own is not None:
+_form.begin()
+if (own := _form.own_run()) is not None:
     with st.container(border=True):
         run_section(own)
 
@@ -248,13 +247,13 @@ with settings_column:
     form()
 with summary_column:
     st.header("Before you start")
-    if _form.chosen("attack.name") == "from-file" and not _form.chosen("attack.file"):
-        st.info("Bring the poison first: upload its file, or name the run to take it from.")
-        st.stop()
+    wanted: Config | None = None
     try:
-        wanted: Config | None = _form.config()
+        if _form.chosen("attack.name") == "from-file" and not _form.chosen("attack.file"):
+            st.info("Bring the poison first: upload its file, or name the run to take it from.")
+        else:
+            wanted = _form.config()
     except (ConfigError, DatasetUnavailable) as error:
-        wanted = None
         st.error(f"These settings cannot be run. {_links.plainly(_form.in_words(error))}.", icon=":material/error:")
     if wanted is not None:
         summary(wanted)

@@ -285,11 +285,14 @@ def table_and_downloads(found: dict[str, Any]) -> None:
             "victims": [tables.victims(cell) for cell in cells],
             "ACR clean (L2)": [number(cell["acr_clean"]) for cell in cells],
             "ACR poisoned (L2)": [number(cell["acr_poisoned"]) for cell in cells],
-            "seconds": ["–" if cell["seconds"] is None else f"{cell['seconds']:.0f}" for cell in cells],
+            "seconds": [cell["seconds"] for cell in cells],
             "run": [cell["run"] for cell in cells],
         }
     )
-    st.dataframe(table, hide_index=True, alt="A row for each cell of the study with its numbers.")
+    st.dataframe(
+        table, hide_index=True, alt="A row for each cell of the study with its numbers.",
+        column_config={"seconds": st.column_config.NumberColumn(format="%.0f")},
+    )  # fmt: skip
     buttons = st.container(horizontal=True)
     markdown = tables.markdown(found)
     buttons.download_button("CSV", tables.csv_text(found), f"{found['id']}.csv", "text/csv")

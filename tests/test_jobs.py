@@ -322,5 +322,5 @@ def test_who_waits_gives_a_process_time_to_say_that_it_only_slept(
 
 def test_the_time_left_is_estimated_until_a_tenth_is_done() -> None:
     assert jobs.seconds_left(0.0, 2.0, expected=10.0) == 8.0
-    assert jobs.seconds_left(0.01, 20.0, expected=10.0) is None  # not twenty minutes, because what comes first is slow
+    assert jobs.seconds_left(0.01, 20.0, expected=10.0) is None  # not half an hour, because what comes first is slow
     assert jobs.seconds_left(0.5, 20.0, expected=10.0) == 20.0

@@ -111,6 +111,18 @@ def test_a_misspelt_name_is_said() -> None:
     assert not opened("app.py", run=EXAMPLE, preset="quick").error
 
 
+@pytest.mark.parametrize("page", [Path(file).stem for file, _ in _shared.PAGES])
+def test_a_page_takes_the_names_that_are_listed_for_it(page: str) -> None:
+    views = (
+        ["Test images by radius lost", "Over the attack's steps", "All poisoned images"] if page == "inspect" else []
+    )
+    for query in ({}, *({"view": view} for view in views)):
+        test = opened(f"pages/{page}.py", run=EXAMPLE, **query)
+        assert not test.exception
+        listed = {*_links.PAGES["" if page == "start" else page], *_links.CONFIGURATION}
+        assert "link fields" not in test.session_state or set(test.session_state["link fields"]) <= listed
+
+
 def test_a_name_of_another_page_is_said_and_what_may_be_meant() -> None:
     """Streamlit's harness opens app.py's first page alone, so the pages' names are asked for here."""
 

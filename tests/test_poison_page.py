@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -290,7 +291,8 @@ def test_the_live_view_shows_a_run_that_another_session_started(
     )
     started: list[list[str]] = []
     monkeypatch.setattr(Run, "status", lambda self: alive)
-    monkeypatch.setattr(_live.subprocess, "Popen", lambda command, **_: started.append(command))
+    spawned = SimpleNamespace(Popen=lambda command, **_: started.append(command), DEVNULL=None)
+    monkeypatch.setattr(_live, "subprocess", spawned)
     test = opened("pages/poison.py", run=run.id)
     assert not test.exception
     assert any("step 3: not finite" in warning.value for warning in test.warning)

@@ -11,8 +11,13 @@ from engine.overrides import differences, field_names, with_overrides
 from engine.presets import PRESETS
 from engine.studies.study import Axis, Point, Study, checked
 
-_SMALL: tuple[Architecture, ...] = ("mlp", "lenet", "resnet8")  # for grey images, from a perceptron to a ResNet
-_LARGE: tuple[Architecture, ...] = ("resnet20-pacd", "resnet20", "resnet56", "resnet18")  # the authors' own first
+_SMALL: tuple[Architecture, ...] = ("mlp", "lenet", "resnet8")  # for MNIST and the embedded digits: from a perceptron
+_LARGE: tuple[Architecture, ...] = (
+    "resnet20-pacd",
+    "resnet20",
+    "resnet56",
+    "resnet18",
+)  # for all others; the authors' own first
 _ONE_CONTROL = 'controls=["random_noise"]'
 
 
