@@ -13,7 +13,7 @@ from engine.config import ARMS, FOLDER, Config, ConfigError
 from engine.costs import estimate, expected_device
 from engine.follow import BAD_INPUT, OK, add_data_root, values, wait_for
 from engine.overrides import parse, with_overrides
-from engine.presets import PRESETS, WIDTH, find_preset
+from engine.presets import PRESETS, WIDTH, find_preset, kept_at_another_sigma
 from engine.records import Run, RunNotFound
 from engine.report import citations, tables
 from engine.report.sentences import duration
@@ -140,6 +140,8 @@ def _run(options: argparse.Namespace) -> int:
     config = with_overrides(find_preset(options.preset).config, options.set)
     data_root = options.data_root
     jobs.check(config, runs_root=options.runs_root, data_root=data_root)
+    if said := kept_at_another_sigma(options.preset, config):
+        print(f"note: {said}", file=sys.stderr)
     if options.dry_run:
         print(json.dumps(_dry_run(config), indent=1))
         return OK

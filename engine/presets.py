@@ -218,6 +218,18 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+def kept_at_another_sigma(preset: str, config: Config) -> str | None:
+    """A sentence where the authors change more than sigma with it, and this configuration of their preset does not."""
+    if not preset.startswith("paper-"):
+        return None
+    _, name, data = preset.split("-")
+    own, theirs = PRESETS[preset].config.procedure, paper.paper(name, data, config.sigma).procedure
+    changed = [f"procedure.{field}={value}" for field, value in theirs if value != getattr(own, field)]
+    if not changed or config.procedure != own:
+        return None
+    return f"the authors have {', '.join(changed)} at sigma={config.sigma:g}; this keeps what {preset} has at its own"
+
+
 def family(preset: str, sigma: float) -> dict[str, Config]:
     """The same setting for each robust procedure, by the procedure's name in a configuration; the authors' at sigma."""
     if preset.startswith("paper-"):

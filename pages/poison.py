@@ -11,7 +11,7 @@ from engine.certification import radius_cap
 from engine.config import Config, ConfigError, arms_of, smallest_useful_n
 from engine.costs import estimate, expected_device
 from engine.datasets import DatasetUnavailable
-from engine.presets import PRESETS
+from engine.presets import PRESETS, kept_at_another_sigma
 from engine.records import Run
 from engine.report import commands, sentences, wording
 from pages import _fork, _form, _links, _live, _poison_file, _shared, _threat
@@ -214,6 +214,8 @@ def summary(config: Config) -> None:
     """What will happen, what it will take, and the button that starts it."""
     target = datasets.class_in_words(config.dataset, config.threat.target_class, _form.class_names(config.dataset))
     before_the_start(config, target)
+    if said := kept_at_another_sigma(st.session_state["preset"], config):
+        st.info(f"{said[0].upper()}{said[1:]}.")
     available = availability(config.dataset)
     existing(config, open_now)
     st.button("Start poisoning", on_click=start, disabled=not available, icon=":material/play_arrow:")

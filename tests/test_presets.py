@@ -4,6 +4,7 @@ import pytest
 
 from engine import paper, presets, records
 from engine.config import Config, ConfigError, lower_level
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.report import sentences
 
@@ -108,3 +109,14 @@ def test_a_run_says_where_it_is_not_the_authors_setting(preset: str, of_the_pape
     runs = [run for run in records.all_runs(records.GALLERY) if run.request.get("preset") == preset]
     assert runs
     assert all(("Not the paper's setting" not in sentences.limits_line(run)) == of_the_paper for run in runs)
+
+
+def test_what_the_authors_change_with_sigma_is_said_where_it_is_kept() -> None:
+    def said(preset: str, *overrides: str) -> str | None:
+        return presets.kept_at_another_sigma(preset, with_overrides(PRESETS[preset].config, overrides))
+
+    assert "procedure.weight=4.0 at sigma=0.5" in (said("paper-macer-cifar10", "sigma=0.5") or "")
+    assert said("paper-macer-cifar10") is None
+    assert said("paper-macer-cifar10", "sigma=0.5", "procedure.weight=4") is None
+    assert said("paper-ga-cifar10", "sigma=0.25") is None
+    assert said("quick-macer", "sigma=0.25") is None
