@@ -11,11 +11,13 @@ from conftest import PROJECT
 from torch.nn.functional import cross_entropy
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, measure, ours, plain, vectorised
+from benchmarks import ceilings, earlier, measure, ours, plain, vectorised
 from benchmarks.measure import Comparison, Side
 from engine.attacks.levels import upper_loss
 from engine.hypergradient import ApproxGrad
 from engine.models import build, flat_weights, with_weights
+from engine.overrides import with_overrides
+from engine.presets import PRESETS
 from engine.smoothing import gaussian_noise
 from engine.streams import stream
 from engine.training import make
@@ -180,3 +182,28 @@ def test_victims_as_one_program_are_those_trained_and_asked_one_by_one():
     found = vectorised.votes(together, x[:4], n=7, sigma=0.0)
     assert torch.equal(found.argmax(dim=2), torch.stack([each(x[:4]).argmax(dim=1) for each in apart]))
     assert (found.sum(dim=2) == 7).all()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_an_earlier_commits_settings_are_those_of_its_preset(name):
+    """Where that commit is this one: what is left out or spelt otherwise would be the default of another preset."""
+    config = PRESETS[name].config
+    asked = [f"{field}={json.dumps(value)}" for field, value in earlier.leaves(config.model_dump(mode="json"))]
+    kept = [item for item in asked if not item.startswith("protocol_version")]
+    assert with_overrides(PRESETS["smoke"].config, kept) == config
+
+
+def test_a_commit_that_git_does_not_know_is_one_line(capsys):
+    with pytest.raises(SystemExit) as said:
+        earlier.main(["nothing-of-this-name"])
+    assert "nothing-of-this-name" in str(said.value)
+    assert "\n" not in str(said.value)
+
+
+def test_two_commits_are_laid_side_by_side():
+    report = {
+        "arms": {"clean": {"average_certified_radius": {"target": {"mean": 0.75}}}},
+        "relative_drop": {"poisoned": {"mean": 0.4}},
+    }
+    table = earlier.compared({"abc": [(10.0, report), (12.0, report)], "here": [(5.0, report), (6.0, report)]}, "quick")
+    assert table.rows[1] == ("here", "5.50 (5.00–6.00)", "0.50", "0.750", "40%")
