@@ -291,7 +291,7 @@ def test_the_command_line_says_how_to_run_it(command_line: Callable[..., Any], t
 def test_the_page_takes_the_poison_of_a_run_and_fills_in_what_it_asks_for():
     test = opened("pages/poison.py", preset="smoke", **{"threat.target_class": "1", "threat.epsilon": "0.05"})
     test.selectbox(key="field attack.name").set_value("from-file").run()
-    assert "attack.file must be the SHA-256" in words(test)
+    assert "Bring the poison first" in words(test)
     test.text_input(key="poison of run").set_value("nonsense").run()
     assert any("Not taken: a run id" in error.value for error in test.error)
     test.text_input(key="poison of run").set_value(EXAMPLE).run()
@@ -303,6 +303,9 @@ def test_the_page_takes_the_poison_of_a_run_and_fills_in_what_it_asks_for():
     digest = poison_file.of_run(example).sha256
     assert f"--set attack.file={digest}" in words(test)
     assert (records.default_root() / "poisons" / f"{digest}.safetensors").is_file()
+    test.number_input(key="field threat.epsilon").set_value(None).run()  # then the preset's counts
+    test.text_input(key="poison of run").set_value(EXAMPLE[:6]).run()
+    assert not test.exception
     test.selectbox(key="field attack.name").set_value("pacd").run()
     assert not test.error
     assert "attack.file" not in words(test)
