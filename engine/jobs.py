@@ -43,12 +43,14 @@ from engine.stages import StageCache
 if TYPE_CHECKING:
     from engine.experiment.recorder import Recorder  # which imports pandas
 
-# One torch thread per worker thread, and a malloc that keeps large buffers instead of returning them to the kernel.
+# One torch thread per worker thread, and a malloc that keeps large buffers instead of returning them to the kernel: all
+# in one heap, since each thread's own is in pieces of 64 MB, of which large buffers leave most unused.
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": "2000000000",
     "MALLOC_TRIM_THRESHOLD_": "2000000000",
     "MALLOC_TOP_PAD_": "67108864",
+    "MALLOC_ARENA_MAX": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 STALE = ("report.json", "metrics.jsonl", "certificates.parquet")  # files of an earlier attempt at a run
