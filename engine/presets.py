@@ -218,12 +218,17 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+def victims_at(preset: str, sigma: float) -> ProcedureConfig:
+    """How the preset's victims are trained at this sigma: the authors change more than sigma with it."""
+    if not preset.startswith("paper-"):
+        return PRESETS[preset].config.procedure
+    _, name, data = preset.split("-")
+    return paper.paper(name, data, sigma).procedure
+
+
 def kept_at_another_sigma(preset: str, config: Config) -> str | None:
     """A sentence where the authors change more than sigma with it, and this configuration of their preset does not."""
-    if not preset.startswith("paper-"):
-        return None
-    _, name, data = preset.split("-")
-    own, theirs = PRESETS[preset].config.procedure, paper.paper(name, data, config.sigma).procedure
+    own, theirs = PRESETS[preset].config.procedure, victims_at(preset, config.sigma)
     changed = [f"procedure.{field}={value}" for field, value in theirs if value != getattr(own, field)]
     if not changed or config.procedure != own:
         return None

@@ -15,6 +15,7 @@ from engine.overrides import differences
 from engine.records import GALLERY, GRID, Run
 from engine.report import commands, sentences, wording
 from engine.report.sentences import dataset_words
+from engine.studies import results
 from engine.studies import tables as study_tables
 from pages import _images, _lesson_questions, _shared
 from pages._comparison import incomparable
@@ -136,7 +137,7 @@ def transfer(run: Run, revealed: bool) -> None:
     if found is None:
         st.info("No study of transfer comes with this copy. The Studies page can compute one.")
         return
-    rows, columns = (study_tables.names(found, axis) for axis in ("rows", "columns"))
+    rows, columns = (results.names(found, axis) for axis in ("rows", "columns"))
     st.markdown(
         f"Somebody computed all {len(rows) * len(columns)} pairs: poison made against one training procedure (rows), "
         "victims trained by another (columns)."
@@ -145,7 +146,7 @@ def transfer(run: Run, revealed: bool) -> None:
         waiting("The table of drops stays covered until the answer is revealed.")
         return
     row = _lesson_questions.surprising_row(found)
-    drops = [study_tables.cell_at(found, row, column)["drop"]["mean"] for column in range(len(columns))]
+    drops = [results.cell_at(found, row, column)["drop"]["mean"] for column in range(len(columns))]
     figure = study.heat_map(found, (row, drops.index(max(drops))))
     chart(figure, "lesson_transfer")
     st.caption(

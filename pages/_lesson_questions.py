@@ -7,7 +7,7 @@ from engine import spread
 from engine.certification import radius_cap
 from engine.records import Run
 from engine.report import sentences
-from engine.studies import study, tables
+from engine.studies import results, study
 
 
 @dataclass(frozen=True)
@@ -162,12 +162,12 @@ def transfer(run: Run) -> Question:
             "Poison works through what training learns from images, and different ways of training learn much the "
             "same.",
         )
-    row, columns = surprising_row(found), tables.titles(found, "columns")
-    cells = [tables.cell_at(found, row, column) for column in range(len(columns))]
+    row, columns = surprising_row(found), results.titles(found, "columns")
+    cells = [results.cell_at(found, row, column) for column in range(len(columns))]
     drops = [cell["drop"]["mean"] for cell in cells]
     told = ", ".join(f"{name} {sentences.percent(cell['drop'])}" for name, cell in zip(columns, cells, strict=True))
     best = max(range(len(drops)), key=drops.__getitem__)
-    made_against = tables.titles(found, "rows")[row]
+    made_against = results.titles(found, "rows")[row]
     return Choice(
         f"Poison was made against {made_against}. Victims of which training procedure lose the largest share of their "
         f"radius?",
@@ -215,7 +215,7 @@ def limits(run: Run) -> Question:
 def transfer_study() -> dict[str, Any] | None:
     """The project's study of transfer between training procedures, if it is whole."""
     for found in study.exhibited():
-        done, cells = tables.finished(found)
+        done, cells = results.finished(found)
         if found["study"]["kind"] == "transfer-procedure" and done == cells:
             return found
     return None
@@ -223,9 +223,9 @@ def transfer_study() -> dict[str, Any] | None:
 
 def surprising_row(found: dict[str, Any]) -> int:
     """A row whose largest drop is elsewhere than where the attacker aimed; the first if there is none."""
-    rows, columns = (tables.names(found, axis) for axis in ("rows", "columns"))
+    rows, columns = (results.names(found, axis) for axis in ("rows", "columns"))
     for row, name in enumerate(rows):
-        drops = [tables.cell_at(found, row, column)["drop"]["mean"] for column in range(len(columns))]
+        drops = [results.cell_at(found, row, column)["drop"]["mean"] for column in range(len(columns))]
         if columns[drops.index(max(drops))] != name:
             return row
     return 0

@@ -13,7 +13,7 @@ from engine.overrides import differences
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 from engine.report import commands, sentences, wording
-from engine.studies import kinds, tables
+from engine.studies import kinds, results, tables
 from engine.studies import study as studies
 from engine.studies.study import StudyRecord
 from pages import _links, _new_study, _shared
@@ -132,8 +132,8 @@ def delete(record: StudyRecord) -> None:
 # --- results ---
 
 
-def results(found: dict[str, Any]) -> None:
-    finished, cells = tables.finished(found)
+def show(found: dict[str, Any]) -> None:
+    finished, cells = results.finished(found)
     kind = found["study"]["kind"]
     if kind == "sweep":
         st.caption(f"Against each other: {found['study']['rows']['label']} and {found['study']['columns']['label']}.")
@@ -158,7 +158,7 @@ def results(found: dict[str, Any]) -> None:
             "result. Click a cell for the runs behind it."
         )
     with right:
-        st.selectbox("Cell", options, format_func=lambda k: tables.cell_title(found, found["cells"][k]), key=key)
+        st.selectbox("Cell", options, format_func=lambda k: results.cell_title(found, found["cells"][k]), key=key)
         cell_panel(found, cell)
 
 
@@ -169,11 +169,11 @@ def select_clicked() -> None:
         if "customdata" in point:
             row, column = point["customdata"]
             found = results_of(known_studies()[identifier])
-            st.session_state[f"cell {identifier}"] = row * len(tables.names(found, "columns")) + column
+            st.session_state[f"cell {identifier}"] = row * len(results.names(found, "columns")) + column
 
 
 def results_of(known: StudyRecord | dict[str, Any]) -> dict[str, Any]:
-    return tables.results(known) if isinstance(known, StudyRecord) else known
+    return results.of(known) if isinstance(known, StudyRecord) else known
 
 
 def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
@@ -181,7 +181,7 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
     with st.container(border=True):
         l2, psnr, ssim = tables.visibility(cell)
         st.markdown(
-            f"**{tables.cell_title(found, cell)}**, run `{cell['run']}` ({cell['state']})\n"
+            f"**{results.cell_title(found, cell)}**, run `{cell['run']}` ({cell['state']})\n"
             f"- Poison: {wording.attack_name(cell['attack'])} against "
             f"{wording.PROCEDURE_NAMES[cell['attack_procedure']]} on {wording.ARCHITECTURE_NAMES[cell['surrogate']]}, "
             f"σ = {cell['attack_sigma']:g}, ε = {cell['epsilon']:g} (L∞)\n"
@@ -189,7 +189,7 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
             f"{wording.ARCHITECTURE_NAMES[cell['architecture']]}, σ = {cell['sigma']:g}\n"
             f"- Drop **{sentences.percent(cell['drop'])}**, random noise "
             f"{sentences.percent(cell['control_drop'])}; beyond it {beyond(cell)} points (95 %, Student's t); "
-            f"{sentences.several(tables.victims(cell), 'pair')} of victims, seed {cell['seed']}\n"
+            f"{sentences.several(results.victims(cell), 'pair')} of victims, seed {cell['seed']}\n"
             f"- ACR (L2, pixel units) {sentences.with_spread(cell['acr_clean'])} clean, "
             f"{sentences.with_spread(cell['acr_poisoned'])} poisoned\n"
             f"- Poison's size: L2 {l2}, PSNR {psnr} dB, SSIM {ssim}"
@@ -205,7 +205,7 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
 
 
 def beyond(cell: dict[str, Any]) -> str:
-    return spread.percent(tables.beyond_control(cell))
+    return spread.percent(results.beyond_control(cell))
 
 
 def overrides_of(found: dict[str, Any], cell: dict[str, Any]) -> list[str]:
@@ -242,13 +242,13 @@ def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
 
 def rivals(found: dict[str, Any]) -> None:
     st.header("Does bilevel optimisation earn its price?")
-    columns, rows = tables.titles(found, "columns"), tables.by_row(found)
-    home = columns.pop(tables.at_home(found))
+    columns, rows = results.titles(found, "columns"), results.by_row(found)
+    home = columns.pop(results.at_home(found))
     others = ", ".join(columns)
     visible = [tables.visibility(row["cell"]) for row in rows]
     table = pd.DataFrame(
         {
-            "attack": tables.titles(found, "rows"),
+            "attack": results.titles(found, "rows"),
             f"drop, {home}": [sentences.percent(row["drop"]) for row in rows],
             "random noise": [sentences.percent(row["control_drop"]) for row in rows],
             f"mean drop, {others}": [_or_dash(row["transfer"], 100, " %") for row in rows],
@@ -277,12 +277,12 @@ def table_and_downloads(found: dict[str, Any]) -> None:
     cells, percent, number = found["cells"], sentences.percent, sentences.with_spread
     table = pd.DataFrame(
         {
-            "cell": [tables.cell_title(found, cell) for cell in cells],
+            "cell": [results.cell_title(found, cell) for cell in cells],
             "state": [cell["state"] for cell in cells],
             "drop": [percent(cell["drop"]) for cell in cells],
             "random noise": [percent(cell["control_drop"]) for cell in cells],
             "beyond it, 95 %": [beyond(cell) for cell in cells],
-            "victims": [tables.victims(cell) for cell in cells],
+            "victims": [results.victims(cell) for cell in cells],
             "ACR clean (L2)": [number(cell["acr_clean"]) for cell in cells],
             "ACR poisoned (L2)": [number(cell["acr_poisoned"]) for cell in cells],
             "seconds": [cell["seconds"] for cell in cells],
@@ -320,7 +320,7 @@ try:
         st.fragment(progress, run_every="2s" if chosen.status().active else None)(chosen)
     if chosen is not None:
         shown = results_of(chosen)
-        results(shown)
+        show(shown)
         if shown["study"]["kind"] == "rivals":
             rivals(shown)
         table_and_downloads(shown)

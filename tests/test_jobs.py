@@ -240,7 +240,7 @@ def test_a_run_deleted_while_it_waits_ends_without_a_trace(tiny: Tiny, prepare: 
         process_of(run)
         while run.directory.exists():  # the worker may just be writing into it
             shutil.rmtree(run.directory, ignore_errors=True)
-        assert worker.wait(timeout=60) == 1
+        assert worker.wait(timeout=10) == 1
     assert not run.directory.exists()
 
 

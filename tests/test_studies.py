@@ -15,7 +15,7 @@ from engine.config import PROCEDURES, Config, ConfigError, arms_of, canonical_js
 from engine.overrides import differences, with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, GRID, Run, RunNotFound
-from engine.studies import kinds, tables
+from engine.studies import kinds, results, tables
 from engine.studies import study as studies
 from engine.studies.study import Axis, Point, Study
 
@@ -227,7 +227,7 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
     (event,) = status.events
     assert "1e+30" in event
     assert "the training loss became nan" in event
-    found = tables.results(record)
+    found = results.of(record)
     assert [cell["state"] for cell in found["cells"]] == ["failed", "done"]
     assert "PARTIAL RESULT: 1 of 2 cells" in tables.markdown(found)
     with pytest.raises(ConfigError, match="not finished"):

@@ -8,7 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from engine import jobs
 from engine.records import Status
-from engine.studies import kinds, tables
+from engine.studies import kinds, results
 from engine.studies import study as studies
 from tests.app import button, words
 from tests.test_study_tables import fake_report, with_reports
@@ -88,7 +88,7 @@ def test_rivals_are_laid_side_by_side(place: Path) -> None:
 
 
 def test_a_published_study_opens_without_its_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tables.results(finished(place))
+    found = results.of(finished(place))
     monkeypatch.setattr(studies, "exhibited", lambda: [found])
     monkeypatch.setenv("PACD_RUNS", str(place / "elsewhere"))
     test = opened()

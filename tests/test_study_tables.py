@@ -12,7 +12,7 @@ import pytest
 from engine import records
 from engine.config import Config, ConfigError
 from engine.figures.study import heat_map
-from engine.studies import differences, kinds, tables
+from engine.studies import differences, kinds, results, tables
 from engine.studies import study as studies
 from engine.studies.study import Axis, Point, Study
 
@@ -84,8 +84,8 @@ def with_reports(study: Study, tmp_path: Path, reports: list[dict[str, Any]]) ->
 
 
 def test_the_table_has_exactly_the_reports_numbers(half_done: studies.StudyRecord) -> None:
-    found = tables.results(half_done)
-    assert tables.finished(found) == (3, 4)
+    found = results.of(half_done)
+    assert results.finished(found) == (3, 4)
     text = tables.markdown(found)
     assert f"**rivals**, study `{half_done.id}`, preset smoke. **PARTIAL RESULT: 3 of 4 cells**" in text
     assert "| pacd | 47 ± 2 % (10 ± 2 %) | 40 ± 2 % (10 ± 2 %) |" in text
@@ -104,7 +104,7 @@ def test_the_table_has_exactly_the_reports_numbers(half_done: studies.StudyRecor
 
 
 def test_the_csv_reads_back_to_the_reports_numbers(half_done: studies.StudyRecord) -> None:
-    found = tables.results(half_done)
+    found = results.of(half_done)
     rows = list(csv.DictReader(io.StringIO(tables.csv_text(found))))
     assert list(rows[0]) == list(tables.COLUMNS)
     assert [row["run"] for row in rows] == [cell.run_id for cell in half_done.study.cells()]
@@ -121,7 +121,7 @@ def test_the_csv_reads_back_to_the_reports_numbers(half_done: studies.StudyRecor
 
 
 def test_rows_and_columns_are_compared_pair_by_pair(half_done: studies.StudyRecord) -> None:
-    found = tables.results(half_done)
+    found = results.of(half_done)
     assert "| 0.1 | -42 (-42 to -42) |" in differences.minus(found, "pacd")
     assert "| 0.25 | – |" in differences.minus(found, "pacd")
     assert "| pacd | -7 (-7 to -7) |" in differences.minus(found, "0.1")
@@ -132,7 +132,7 @@ def test_rows_and_columns_are_compared_pair_by_pair(half_done: studies.StudyReco
 
 def test_a_reproduction_says_what_was_published_and_at_which_scale(tmp_path: Path) -> None:
     study = kinds.reproduction(["ga"], ["mnist"], [0.5], scale="small", seeds=2)
-    found = tables.results(with_reports(study, tmp_path, [fake_report(0.4), fake_report(0.5)]))
+    found = results.of(with_reports(study, tmp_path, [fake_report(0.4), fake_report(0.5)]))
     text = tables.markdown(found)
     assert "Small scale, not the authors' setting" in text
     rows = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if "| mnist |" in line]
@@ -142,7 +142,7 @@ def test_a_reproduction_says_what_was_published_and_at_which_scale(tmp_path: Pat
     assert rows[2][14:] == ["85", "a processor"]
     assert rows[2][4] == "6"
     full = kinds.reproduction(["ga"], ["mnist"], [0.5])
-    assert "Small scale" not in tables.markdown(tables.results(with_reports(full, tmp_path, [])))
+    assert "Small scale" not in tables.markdown(results.of(with_reports(full, tmp_path, [])))
 
 
 def test_a_published_study_is_small_and_holds_no_path(half_done: studies.StudyRecord, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_published_study_is_small_and_holds_no_path(half_done: studies.StudyRe
     (run.directory / "config.json").write_text(missing.config.canonical())
     run.write_json("report.json", fake_report(0.1))
     run.write_status(records.Status("done"))
-    found = tables.results(half_done)
+    found = results.of(half_done)
     path = studies.exhibit(half_done, found, tmp_path / "gallery")
     assert studies.exhibited(tmp_path / "gallery") == [json.loads(json.dumps(found))]
     assert path.stat().st_size < 20_000
@@ -165,15 +165,15 @@ def test_a_published_study_says_what_its_runs_say(half_done: studies.StudyRecord
     """A run that another study brought, computed elsewhere, would tell another number behind a click."""
     study = half_done.study.model_copy(update={"columns": Axis(label="σ", points=half_done.study.columns.points[:1])})
     record = with_reports(study, tmp_path, [fake_report(0.3), fake_report(0.4)])
-    studies.exhibit(record, tables.results(record), tmp_path / "gallery")
-    studies.exhibit(record, tables.results(record), tmp_path / "gallery")  # the same again is fine
+    studies.exhibit(record, results.of(record), tmp_path / "gallery")
+    studies.exhibit(record, results.of(record), tmp_path / "gallery")  # the same again is fine
     record.run(study.cells()[0]).write_json("report.json", fake_report(0.2))
     with pytest.raises(ConfigError, match="is in gallery/ already, with other numbers"):
-        studies.exhibit(record, tables.results(record), tmp_path / "gallery")
+        studies.exhibit(record, results.of(record), tmp_path / "gallery")
 
 
 def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(half_done: studies.StudyRecord) -> None:
-    figure = heat_map(tables.results(half_done))
+    figure = heat_map(results.of(half_done))
     heat, marks = figure.data
     assert heat.z[0][0] == pytest.approx(47)
     assert heat.z[1][1] is None or heat.z[1][1] != heat.z[1][1]
@@ -189,9 +189,9 @@ def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(hal
 def test_the_rivals_drop_is_that_of_the_victims_that_attacks_assume(tiny: Tiny, tmp_path: Path) -> None:
     base = tiny("sigma=0.25", "attack.sigma=0.25")
     study = Study(kind="rivals", base=base, rows=axis("attack.name", "pacd"), columns=axis("sigma", 0.1, 0.25, 0.5))
-    found = tables.results(with_reports(study, tmp_path, [fake_report(drop) for drop in (0.1, 0.4, 0.2)]))
-    assert tables.home_and_others(found) == ("0.25", "0.1, 0.5")
-    (row,) = tables.by_row(found)
+    found = results.of(with_reports(study, tmp_path, [fake_report(drop) for drop in (0.1, 0.4, 0.2)]))
+    assert results.home_and_others(found) == ("0.25", "0.1, 0.5")
+    (row,) = results.by_row(found)
     assert (row["drop"]["mean"], row["transfer"]) == pytest.approx((0.4, 0.15))
     assert "| attack | drop, 0.25 | random noise | mean drop, 0.1, 0.5 |" in tables.markdown(found)
 
@@ -201,7 +201,7 @@ def test_a_reproduction_of_clean_victims_alone_has_results(tmp_path: Path) -> No
     report = fake_report(0.4)
     report["relative_drop"] = {}
     report["arms"] = {"clean": report["arms"]["clean"]}
-    text = tables.markdown(tables.results(with_reports(study, tmp_path, [report])))
+    text = tables.markdown(results.of(with_reports(study, tmp_path, [report])))
     assert "| gaussian | mnist | 0.5 | 0 | 2 | – | – | – | 1.000 ± 0.014 | – | – |" in text
     assert "n: pairs of victims, of the same seed, or clean ones alone." in text
     assert "a processor, torch 2.0, commit abc" in text

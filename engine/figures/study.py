@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from engine.figures import style
 from engine.report.sentences import percent, with_spread
-from engine.studies import tables
+from engine.studies import results
 
 # From nothing to the colour of the poisoned arm and on: lightness alone tells the order.
 SCALE = ((0.0, "#FBF3EC"), (0.25, "#F2C3A0"), (0.5, "#E08A4B"), (0.75, "#B04A00"), (1.0, "#5A2500"))
@@ -20,7 +20,7 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
 
     Its second trace has a marker per cell with customdata (row, column): a heat map itself cannot be clicked.
     """
-    rows, columns = tables.titles(found, "rows"), tables.titles(found, "columns")
+    rows, columns = results.titles(found, "rows"), results.titles(found, "columns")
     drops = np.full((len(rows), len(columns)), np.nan)
     texts, hovers, inks, places, told = [], [], [], [], []
     for cell in found["cells"]:
@@ -31,7 +31,7 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
         texts.append(_text(cell))
         hovers.append(_hover(found, cell))
         inks.append("#888888" if drop is None else "#FFFFFF" if 100 * drop >= DARK_FROM else "#1A1A1A")
-        told.append(f"{tables.cell_title(found, cell)}: {_words(cell)}")
+        told.append(f"{results.cell_title(found, cell)}: {_words(cell)}")
     figure = go.Figure()
     figure.add_heatmap(
         z=drops,
@@ -83,7 +83,7 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
         title=dict(text=labels[1], standoff=8),
         **still,
     )
-    finished, cells = tables.finished(found)
+    finished, cells = results.finished(found)
     partial = "" if finished == cells else f" PARTIAL: {finished} of {cells} cells."
     figure = style.finish(
         figure,
@@ -112,11 +112,11 @@ def _words(cell: dict[str, Any]) -> str:
 
 
 def _hover(found: dict[str, Any], cell: dict[str, Any]) -> str:
-    lines = [f"<b>{tables.cell_title(found, cell)}</b>", _words(cell)]
+    lines = [f"<b>{results.cell_title(found, cell)}</b>", _words(cell)]
     if cell["drop"]:
         seeds = ", ".join(f"{100 * value:.0f} %" for value in cell["drop"]["seeds"])
         lines += [
-            f"n = {tables.victims(cell)} pairs of victims: {seeds}",
+            f"n = {results.victims(cell)} pairs of victims: {seeds}",
             f"ACR {with_spread(cell['acr_clean'])} → {with_spread(cell['acr_poisoned'])} (L2)",
         ]
     return "<br>".join([*lines, f"seed {cell['seed']}, run {cell['run']}"])

@@ -12,7 +12,7 @@ from engine.costs import expected_device
 from engine.follow import FAILED, OK, add_data_root, follow, values
 from engine.presets import WIDTH
 from engine.records import RunNotFound, write_atomically
-from engine.studies import differences, tables
+from engine.studies import differences, results, tables
 from engine.studies import kinds as study_kinds
 from engine.studies import study as studies
 from engine.studies.study import Study, StudyRecord
@@ -110,7 +110,7 @@ def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) 
     print(
         *(f"no result: {event}" for event in status.events), sep="\n", end="\n" * bool(status.events), file=sys.stderr
     )
-    found = tables.results(record)
+    found = results.of(record)
     print(_study_text(found, options.form))
     if folder := getattr(options, "output", None):
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,10 +139,10 @@ def _studies(options: argparse.Namespace) -> int:
         studies.delete(chosen(options.delete))
     elif options.exhibit:
         record = chosen(options.exhibit)
-        print(studies.exhibit(record, tables.results(record)))
+        print(studies.exhibit(record, results.of(record)))
     elif options.id:
         shipped = [found for found in studies.exhibited() if found["id"].startswith(options.id)]
-        found = shipped[0] if len(shipped) == 1 else tables.results(chosen(options.id))
+        found = shipped[0] if len(shipped) == 1 else results.of(chosen(options.id))
         print(differences.minus(found, options.minus) if options.minus else _study_text(found, options.form))
     else:
         known = sorted(studies.all_studies(options.runs_root), key=lambda record: -record.status().submitted)

@@ -4,7 +4,8 @@ from typing import Any
 
 from engine import spread
 from engine.config import ConfigError
-from engine.studies.tables import Summary, cell_at, names, table
+from engine.studies.results import Summary, cell_at, names
+from engine.studies.tables import table
 
 FEW = 5  # rows or columns, over which a mean's interval says next to nothing
 

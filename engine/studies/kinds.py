@@ -11,13 +11,9 @@ from engine.overrides import differences, field_names, with_overrides
 from engine.presets import PRESETS
 from engine.studies.study import Axis, Point, Study, checked
 
-_SMALL: tuple[Architecture, ...] = ("mlp", "lenet", "resnet8")  # for MNIST and the embedded digits: from a perceptron
-_LARGE: tuple[Architecture, ...] = (
-    "resnet20-pacd",
-    "resnet20",
-    "resnet56",
-    "resnet18",
-)  # for all others; the authors' own first
+# Architectures for MNIST and the embedded digits, from a perceptron on; and for all others, the authors' own first.
+_SMALL: tuple[Architecture, ...] = ("mlp", "lenet", "resnet8")
+_LARGE: tuple[Architecture, ...] = ("resnet20-pacd", "resnet20", "resnet56", "resnet18")
 _ONE_CONTROL = 'controls=["random_noise"]'
 
 
@@ -151,9 +147,8 @@ def _point(field: str, value: Any, base: Config, preset: str) -> Point:
     """
     text = value if isinstance(value, str) else json.dumps(value)
     known = presets.family(preset, base.sigma)
-    if field == "sigma" and preset.startswith("paper-") and isinstance(value, int | float):
-        _, name, data = preset.split("-")
-        victims = paper.paper(name, data, value).procedure
+    if field == "sigma" and isinstance(value, int | float):
+        victims = presets.victims_at(preset, value)
         asked_otherwise = base.procedure != PRESETS[preset].config.procedure
         brings = [] if asked_otherwise or victims == base.procedure else [f"procedure={victims.model_dump_json()}"]
         return Point(name=text, overrides=(f"{field}={text}", *brings))

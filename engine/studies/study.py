@@ -340,10 +340,10 @@ def exhibit(record: StudyRecord, results: dict[str, Any], gallery: Path = GALLER
         raise ConfigError(f"study {record.id} is not finished: {len(record.unfinished())} cell(s) have no result")
     new = []
     for run in map(record.run, record.study.cells()):
-        there = [Run(place / run.id) for place in (gallery, gallery / GRID.name) if Run(place / run.id).exists()]
-        if not there:
+        shown = next((kept for place in (gallery, gallery / GRID.name) if (kept := Run(place / run.id)).exists()), None)
+        if shown is None:
             new.append(run)
-        elif there[0].need_report()["arms"] != run.need_report()["arms"]:
+        elif shown.need_report()["arms"] != run.need_report()["arms"]:
             raise ConfigError(
                 f"run {run.id} is in {gallery.name}/ already, with other numbers: put that one in the place of "
                 f"{run.directory}, so that the study and its run say the same"

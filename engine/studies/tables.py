@@ -1,28 +1,24 @@
-"""A study's results, made from the reports of its cells alone, and as Markdown and CSV."""
+"""A study's results as Markdown and CSV."""
 
 import csv
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from statistics import fmean, stdev
 from typing import Any
 
 from engine import paper, spread
-from engine.config import Config
-from engine.overrides import with_overrides
-from engine.records import Run
-from engine.report import wording
 from engine.report.sentences import percent, with_spread
-from engine.studies.study import Cell, StudyRecord, place_name
-
-Summary = spread.Summary | None
-PLAIN: dict[str, Callable[[str], str]] = {  # by the field that an axis sets
-    "attack.name": wording.attack_name,
-    "procedure": wording.PROCEDURE_NAMES.__getitem__,
-    "attack.procedure": wording.PROCEDURE_NAMES.__getitem__,
-    "architecture": wording.ARCHITECTURE_NAMES.__getitem__,
-    "attack.surrogate": wording.ARCHITECTURE_NAMES.__getitem__,
-    "dataset": wording.dataset_name,
-}
+from engine.studies.results import (
+    Summary,
+    beyond_control,
+    by_row,
+    cell_at,
+    cell_name,
+    finished,
+    home_and_others,
+    names,
+    victims,
+)
 
 COLUMNS = (  # of the CSV, a row per cell
     *("study", "kind", "row", "column", "run", "state", "complete", "dataset", "procedure", "architecture", "sigma"),
@@ -36,103 +32,6 @@ COLUMNS = (  # of the CSV, a row per cell
     *("linear_solver", "l2_mean", "psnr_mean", "ssim_mean"),
     *("attack_seconds", "seconds", "device", "device_name", "torch", "commit"),
 )
-
-
-def results(record: StudyRecord) -> dict[str, Any]:
-    """Everything that tables, figures and a copy in the gallery show: {"id", "preset", "study", "cells"}; JSON."""
-    study = record.study
-    return {
-        "id": record.id,
-        "preset": record.request.get("preset"),
-        "study": study.model_dump(mode="json"),
-        "cells": [_result(cell, record.run(cell)) for cell in study.cells()],
-    }
-
-
-def _result(cell: Cell, run: Run) -> dict[str, Any]:
-    """One cell: where it is, what it asked for, and what there is of an answer."""
-    config, report = cell.config, run.report or {}
-    attacker = config.attack.procedure or config.procedure
-    arms, drops, seconds = report.get("arms", {}), report.get("relative_drop", {}), report.get("seconds", {})
-
-    def of(arm: str, what: str) -> Summary:
-        return arms.get(arm, {}).get(what, {}).get("target")
-
-    environment = run.environment
-    return {
-        "row": cell.row,
-        "column": cell.column,
-        "run": cell.run_id,
-        "state": run.status().state if run.exists() else "not started",
-        "complete": bool(report.get("complete")),
-        "dataset": config.dataset,
-        "procedure": config.procedure.name,
-        "architecture": config.architecture,
-        "sigma": config.sigma,
-        "attack": config.attack.name,
-        "attack_procedure": attacker.name,
-        "surrogate": config.attack.surrogate,
-        "attack_sigma": config.attack.sigma or config.sigma,
-        "epsilon": config.threat.epsilon,
-        "target_class": config.threat.target_class,
-        "seed": config.seed,
-        "drop": drops.get("poisoned"),
-        "control_drop": drops.get("random_noise"),
-        "acr_clean": of("clean", "average_certified_radius"),
-        "acr_poisoned": of("poisoned", "average_certified_radius"),
-        "acr_control": of("random_noise", "average_certified_radius"),
-        "accuracy_clean": of("clean", "accuracy"),
-        "accuracy_poisoned": of("poisoned", "accuracy"),
-        "accuracy_control": of("random_noise", "accuracy"),
-        "radius_cap": report.get("radius_cap"),
-        "images": report.get("certified_images", {}).get("target"),
-        "n0": config.certification.n0,
-        "n": config.certification.n,
-        "alpha": config.certification.alpha,
-        "precision": config.training.precision,
-        "protocol": config.protocol_version,
-        "upper_steps": config.attack.upper_steps,
-        "linear_solver": config.attack.linear_solver,
-        "perturbation": report.get("perturbation"),
-        "attack_seconds": None if "poison" in report.get("reused", ()) else seconds.get("poison"),
-        "seconds": seconds.get("total"),
-        **{name: environment.get(name) for name in ("device", "device_name", "torch", "commit")},
-    }
-
-
-def finished(found: dict[str, Any]) -> tuple[int, int]:
-    """(cells with a whole result, cells)."""
-    return sum(cell["complete"] for cell in found["cells"]), len(found["cells"])
-
-
-def names(found: dict[str, Any], axis: str) -> list[str]:
-    """Names of the points of an axis ("rows" or "columns")."""
-    return [point["name"] for point in found["study"][axis]["points"]]
-
-
-def titles(found: dict[str, Any], axis: str) -> list[str]:
-    """The same in plain words, for figures and pages."""
-    told = []
-    for point in found["study"][axis]["points"]:
-        field = point["overrides"][0].partition("=")[0] if point["overrides"] else ""
-        told.append(PLAIN.get(field, str)(point["name"]))
-    return told
-
-
-def cell_at(found: dict[str, Any], row: int, column: int) -> dict[str, Any]:
-    return found["cells"][row * len(names(found, "columns")) + column]
-
-
-def cell_name(found: dict[str, Any], cell: dict[str, Any]) -> str:
-    return place_name(
-        found["study"]["kind"], names(found, "rows")[cell["row"]], names(found, "columns")[cell["column"]]
-    )
-
-
-def cell_title(found: dict[str, Any], cell: dict[str, Any]) -> str:
-    return place_name(
-        found["study"]["kind"], titles(found, "rows")[cell["row"]], titles(found, "columns")[cell["column"]]
-    )
 
 
 def csv_text(found: dict[str, Any]) -> str:
@@ -160,16 +59,6 @@ def csv_text(found: dict[str, Any]) -> str:
         }
         writer.writerow(row)
     return buffer.getvalue()
-
-
-def beyond_control(cell: dict[str, Any]) -> Summary:
-    """By how much the poison takes more than random noise, over pairs of victims."""
-    return spread.difference(cell["drop"], cell["control_drop"])
-
-
-def victims(cell: dict[str, Any]) -> int:
-    """How many pairs of victims the cell's drop rests on; how many clean ones there are where nothing is poisoned."""
-    return len((cell["acr_clean" if cell["attack"] == "none" else "drop"] or {}).get("seeds", ()))
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -231,47 +120,6 @@ def visibility(cell: dict[str, Any]) -> tuple[str, str, str]:
     found, forms = cell["perturbation"] or {}, {"l2_mean": ".2f", "psnr_mean": ".1f", "ssim_mean": ".3f"}
     texts = ["–" if found.get(name) is None else f"{found[name]:{form}}" for name, form in forms.items()]
     return texts[0], texts[1], texts[2]
-
-
-def at_home(found: dict[str, Any]) -> int:
-    """The column whose victims are those of the base, which attacks assume; the first if there is none."""
-    try:
-        base = Config.model_validate(found["study"]["base"])
-    except ValueError:  # of an older protocol
-        return 0
-    points = found["study"]["columns"]["points"]
-    return next((k for k, point in enumerate(points) if with_overrides(base, point["overrides"]) == base), 0)
-
-
-def home_and_others(found: dict[str, Any]) -> tuple[str, str]:
-    """The names of the columns that `by_row` takes the drop from, and the transfer."""
-    columns = names(found, "columns")
-    home = columns.pop(at_home(found))
-    return home, ", ".join(columns)
-
-
-def by_row(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each row: the drop at home, mean drop in the other columns (transfer), seconds, visibility.
-
-    The attack's seconds are those of the cell that computed it: the others reused its poison.
-    """
-    summaries, home = [], at_home(found)
-    for r, name in enumerate(names(found, "rows")):
-        cells = [cell for cell in found["cells"] if cell["row"] == r]
-        others = [*cells[:home], *cells[home + 1 :]]
-        moved = [cell["drop"]["mean"] for cell in others if cell["drop"] and cell["drop"]["mean"] is not None]
-        seconds = [cell["attack_seconds"] for cell in cells if cell["attack_seconds"] is not None]
-        summaries.append(
-            {
-                "name": name,
-                "drop": cells[home]["drop"],
-                "control_drop": cells[home]["control_drop"],
-                "transfer": fmean(moved) if moved else None,
-                "attack_seconds": max(seconds) if seconds else None,
-                "cell": next((cell for cell in cells if cell["perturbation"]), cells[home]),
-            }
-        )
-    return summaries
 
 
 def _table_of_rivals(found: dict[str, Any]) -> str:
