@@ -222,5 +222,6 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def marked(text: str) -> str:
-    """Escaped, with **this** in bold."""
-    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text))
+    """Escaped, with **this** in bold and *this* in italics."""
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text))
+    return re.sub(r"\*(\S[^*]*?)\*", r"<em>\1</em>", bold)

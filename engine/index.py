@@ -78,7 +78,8 @@ def _stamp(run: Run) -> str:
 def row_of(run: Run) -> dict[str, Any]:
     """A run's row, made from its directory alone."""
     config = run.read_json("config.json") or {}
-    threat, target = config.get("threat", {}), config.get("threat", {}).get("target_class")
+    threat = config.get("threat") or {}
+    target = threat.get("target_class")
     status, notes, report = run.status(), run.notes, run.report
     drops = (report or {}).get("relative_drop", {})
     return {
@@ -88,7 +89,7 @@ def row_of(run: Run) -> dict[str, Any]:
         "preset": run.request.get("preset"),
         "dataset": config.get("dataset"),
         "name": notes["name"],
-        "starred": int(notes["starred"]),
+        "starred": int(bool(notes["starred"])),
         "published": int(run.published),
         "target_class": target,
         "target_name": (report or {}).get("target_name") or class_in_words(config.get("dataset"), target),

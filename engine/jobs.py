@@ -231,7 +231,7 @@ def work(directory: Path) -> int:
             with contextlib.suppress(Timeout), device.acquire(timeout=0):
                 return perform(run, replace(status, state="running", started=time.time(), phase="starting"))
         status = replace(status, heartbeat=time.time())
-        with contextlib.suppress(FileNotFoundError):  # deleted just now: the next look sees it
+        with contextlib.suppress(OSError):  # deleted just now, or a full disk: the next look sees it
             run.write_status(status)
         time.sleep(0.3)
     return end(run, replace(status, state="cancelled"))
@@ -297,7 +297,7 @@ def beating(beat: Callable[[], None]) -> Iterator[None]:
 
     def until_ended() -> None:
         while not ended.wait(STATUS_EVERY):
-            with contextlib.suppress(FileNotFoundError):  # deleted just now: the work sees it, too
+            with contextlib.suppress(OSError):  # deleted just now, or a full disk: the next beat may pass
                 beat()
 
     beat()

@@ -1,6 +1,7 @@
 """Configurations from what somebody gives: values, or "field=value" over another; and what differs between two."""
 
 import json
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -27,9 +28,10 @@ def _in_words(problem: Any) -> str:
     return f"{field}: {message}" if problem["type"] == "missing" else f"{field}: {message}, got {problem['input']!r}"
 
 
-def field_names(settings: type[Settings] = Config, prefix: str = "") -> list[str]:
+@cache
+def field_names(settings: type[Settings] = Config, prefix: str = "") -> tuple[str, ...]:
     """All fields, dotted, as --set takes them. A procedure is set by its name; its settings follow from that."""
-    names = []
+    names: list[str] = []
     for name, field in settings.model_fields.items():
         kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
         nested = next((kind for kind in kinds if issubclass(kind, Settings)), None)
@@ -38,7 +40,7 @@ def field_names(settings: type[Settings] = Config, prefix: str = "") -> list[str
         if nested is not None:
             inner = field_names(nested, f"{prefix}{name}.")
             names += [each for each in inner if not each.endswith("procedure.name")]
-    return names
+    return tuple(names)
 
 
 def with_overrides(config: Config, overrides: list[str]) -> Config:

@@ -119,10 +119,12 @@ class Record:
         return (self.directory / self.definition).is_file()
 
     def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object in a file; None where there is none, or something else."""
         try:
-            return json.loads((self.directory / name).read_bytes())
+            found = json.loads((self.directory / name).read_bytes())
         except (OSError, ValueError):
             return None
+        return found if isinstance(found, dict) else None
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         write_atomically(self.directory / name, json.dumps(value, indent=1, allow_nan=False))
@@ -190,7 +192,7 @@ class Run(Record):
 
     @property
     def published(self) -> bool:
-        """Whether it is read-only: neither renamed nor deleted nor computed anew."""
+        """Whether it is read-only: it can be neither renamed nor deleted."""
         return (self.directory / "published").exists()
 
     def append_metrics(self, record: dict[str, Any]) -> None:

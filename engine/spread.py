@@ -1,13 +1,15 @@
 """What a few victims say of a mean: Student's interval over them, and differences of paired ones.
 
 Three or five victims say little: the interval of three reaches 2.5 of their standard deviations to either side. It
-holds what each victim draws anew (weights, minibatches, noise); data, split and poison are the same for all of a run.
+covers what differs between victims (weights, minibatches, noise), and no more: a run has one split and one poison.
 """
 
 from statistics import fmean, stdev
 from typing import Any
 
-Summary = dict[str, Any]  # of report.json: mean, sd (None of one value) and seeds, the values themselves
+# As in report.json: mean, sd (None of one value), seeds, which are the values themselves, and victims, the number of
+# the victim that each is of, where these are not 0, 1, 2 and so on.
+Summary = dict[str, Any]
 LEVEL = 0.95
 
 
@@ -28,10 +30,15 @@ def interval(found: Summary | None) -> tuple[float, float] | None:
 
 
 def difference(one: Summary | None, other: Summary | None) -> Summary | None:
-    """One less the other, victim by victim of the same seed; None where they have not the same victims."""
-    if not one or not other or not one["seeds"] or len(one["seeds"]) != len(other["seeds"]):
-        return None
-    return summary([a - b for a, b in zip(one["seeds"], other["seeds"], strict=True)])
+    """One less the other, over the victims that both have, paired by seed; None where they have none in common."""
+    ours, others = (_by_victim(found) for found in (one, other))
+    pairs = [(ours[k], others[k]) for k in sorted(ours.keys() & others.keys())]
+    return summary([a - b for a, b in pairs]) if pairs else None
+
+
+def _by_victim(found: Summary | None) -> dict[int, float]:
+    values = found["seeds"] if found else []
+    return dict(zip((found or {}).get("victims", range(len(values))), values, strict=True))
 
 
 def is_above_zero(found: Summary | None) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from engine.config import canonical_json
 
 
@@ -25,8 +27,17 @@ class StageCache:
         return hashlib.sha256(f"{stage} {canonical_json(depends_on)}".encode()).hexdigest()
 
     def fetch(self, key: str, destination: Path) -> bool:
-        """Puts the stage's result at destination; False where there is none."""
-        return _link(self._path(key), destination)
+        """Puts the stage's result at destination; False where there is none, or none that can be read."""
+        path = self._path(key)
+        if not _link(path, destination):
+            return False
+        try:
+            with safe_open(destination, framework="numpy"):
+                return True
+        except SafetensorError:  # cut off by a power failure, say
+            path.unlink(missing_ok=True)
+            destination.unlink()
+            return False
 
     def share(self, key: str, source: Path) -> None:
         """Offers a finished file of a run to other runs. Without hard links nothing is shared, and nothing breaks."""

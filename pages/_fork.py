@@ -29,7 +29,7 @@ def publish(run: Run) -> None:
     """Callback."""
     try:
         jobs.publish(run)
-        st.session_state["runs news"] = f"Run {run.id} is published, read-only."
+        st.toast(f"Run {run.id} is published, read-only.", icon=":material/lock:")
     except (OSError, ValueError) as error:
         st.session_state["runs problem"] = f"Run {run.id} could not be published: {error}."
 

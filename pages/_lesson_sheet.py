@@ -1,9 +1,8 @@
 """The lesson's questions on one sheet: an HTML file that needs nothing else, with answers folded away or without."""
 
-import re
 from collections.abc import Sequence
-from html import escape
 
+from engine.html_report import marked
 from engine.records import Run
 from pages._lesson_questions import Choice, Question
 from pages._lesson_steps import Step
@@ -33,21 +32,16 @@ def sheet(steps: Sequence[Step], run: Run, *, answers: bool) -> str:
 
 def _section(number: int, step: Step, question: Question, answers: bool) -> str:
     if isinstance(question, Choice):
-        form = "<ol>" + "".join(f"<li>{_html(option)}</li>" for option in question.options) + "</ol>"
+        form = "<ol>" + "".join(f"<li>{marked(option)}</li>" for option in question.options) + "</ol>"
         right = f"{chr(ord('A') + question.right)}. {question.options[question.right]}."
     else:
         form, right = '<p class="line">______ %</p>', f"{question.right:.0f} %."
     folded = (
-        f"<details><summary>Answer</summary><p><b>{_html(right)}</b> {_html(question.because)}</p></details>"
+        f"<details><summary>Answer</summary><p><b>{marked(right)}</b> {marked(question.because)}</p></details>"
         if answers
         else '<p class="line">Why? ____________________________________________</p>'
     )
     return (
-        f"<section><h2>{number}. {_html(step.title)}</h2><p>{_html(step.idea)}</p><p><i>To do:</i> "
-        f"{_html(step.task)}</p><p><b>{_html(question.ask)}</b></p>{form}{folded}</section>"
+        f"<section><h2>{number}. {marked(step.title)}</h2><p>{marked(step.idea)}</p><p><i>To do:</i> "
+        f"{marked(step.task)}</p><p><b>{marked(question.ask)}</b></p>{form}{folded}</section>"
     )
-
-
-def _html(text: str) -> str:
-    """The little Markdown that the lesson uses."""
-    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(text))

@@ -99,7 +99,7 @@ def submit(settings: Callable[[], Config], preset: str | None, forked_from: str 
             forked_from=forked_from,
         )
     except (ConfigError, DatasetUnavailable, OSError) as error:
-        st.session_state["start problem"] = str(error)
+        st.session_state["start problem"] = f"Nothing was started: {error}."
     else:
         _shared.choose(run.id)
 
@@ -196,7 +196,7 @@ def fetch(dataset: str) -> None:
             text=True,
         )
     said = done.stderr.strip().splitlines() or ["the download ended without a word"]
-    st.session_state["start problem"] = said[-1] if done.returncode else None
+    st.session_state["start problem"] = f"The download failed: {said[-1]}." if done.returncode else None
 
 
 def availability(dataset: str) -> bool:
@@ -220,7 +220,7 @@ def summary(config: Config) -> None:
     existing(config, open_now)
     st.button("Start poisoning", on_click=start, disabled=not available, icon=":material/play_arrow:")
     if problem := st.session_state.get("start problem"):
-        st.error(f"Nothing was started: {problem}.", icon=":material/error:")
+        st.error(problem, icon=":material/error:")
     _threat.card(config, target)
     preset, changed = st.session_state["preset"], _form.overrides()
     st.markdown("**The same from the command line**")

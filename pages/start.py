@@ -46,9 +46,11 @@ def images_changed(run: Run) -> str:
     """How many, of which class, and which share of those that the victims see."""
     threat, poison = run.config.threat, run.tensors("poison")
     count = "the" if poison is None else f"{len(poison['indices'])}"
+    images = f"**{count} training images of {sentences.target_of(run)}**"
+    if run.config.attack.name == "from-file":  # which may have fewer than the threat allows
+        return images
     share = threat.poison_fraction * threat.attacker_share
-    part = "all" if share == 1 else f"{share:.0%} of those"
-    return f"**{count} training images of {sentences.target_of(run)}** ({part} that the victims see)"
+    return f"{images} ({'all' if share == 1 else f'{share:.0%} of those'} that the victims see)"
 
 
 def worth_less(report: dict[str, Any]) -> str:

@@ -31,6 +31,16 @@ def test_a_checkpoint_keeps_the_last_state_of_its_stage_until_the_run_is_finishe
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_checkpoint_that_was_cut_off_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    Checkpoint(tmp_path, KEY).keep(lambda: {"epochs": torch.tensor(7)})
+    (path,) = (tmp_path / checkpoint.FOLDER).iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert Checkpoint(tmp_path, KEY).load() == {}
+    Checkpoint(tmp_path, KEY).keep(lambda: {"epochs": torch.tensor(8)})
+    assert Checkpoint(tmp_path, KEY).load() == {"epochs": 8}
+
+
 def test_a_state_that_takes_long_to_write_is_kept_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])

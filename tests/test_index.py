@@ -138,6 +138,9 @@ def test_a_full_disk_does_not_stop_the_list(runs: list[Run], runs_root: Path, mo
 def test_a_damaged_run_directory_does_not_hide_the_others(runs: list[Run], runs_root: Path) -> None:
     (runs[0].directory / "config.json").write_text("{")
     (runs[1].directory / "status.json").write_text("[]")
+    (runs[1].directory / "notes.json").write_text('{"starred": "yes"}')
+    (runs[2].directory / "config.json").write_text('{"threat": null}')
+    (runs[2].directory / "notes.json").write_text("[1]")
     (runs_root / "stray file").touch()
     found = {row["id"]: row["state"] for row in index.rows(runs_root)}
     assert found == {runs[0].id: "done", runs[1].id: "lost", runs[2].id: "done"}

@@ -104,6 +104,7 @@ REFUSED = {
     "this is neither": b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
     "header of the safetensors file cannot be read": tensors(b"{nonsense"),
     "safetensors file cannot be read": tensors(b"{" + b"[" * 60_000),
+    "the header of the safetensors file cannot": tensors(b'{"delta": {"dtype": "F32", "shape": [1e999]}}'),
     "and this is neither": struct.pack("<Q", 2**63) + b"{}" * 20,
     "its header does not fit its content": tensors(
         {"delta": entry("F32", [1, 1, 1, 1], 0, 4), "indices": entry("I64", [1], 4, 12)}, b"\0" * 3
@@ -141,6 +142,8 @@ REFUSED = {
     ),
     "no header that can be read": packed("delta", npy("__import__('os').system('true')")),
     "no header": packed("delta", b"plain text"),
+    "has no header that can": packed("delta", npy("((")),
+    "packed in a way that is not read": packed("δ", b"").replace("δ".encode(), b"\xff\xfe"),
     "row by row": npz(delta=np.asfortranarray(RNG.uniform(size=(3, 3, 4, 8)).astype(np.float32)), indices=INDICES),
     "not as many bytes": packed("delta", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 1, 8, 8)}")),
     "as many bytes as its header says": packed(

@@ -34,12 +34,22 @@ def test_differences_are_of_paired_victims() -> None:
     assert spread.percent(found) == "40 to 40"
 
 
+def test_victims_that_only_one_of_two_arms_has_are_left_out() -> None:
+    """As while a run goes on, or where a clean victim certified nothing."""
+    poisoned = spread.summary([0.5, 0.9]) | {"victims": [0, 2]}
+    noise = spread.summary([0.2, 0.3]) | {"victims": [1, 2]}
+    found = spread.difference(poisoned, noise)
+    assert found is not None
+    assert found["seeds"] == pytest.approx([0.6])
+    assert spread.difference(poisoned, spread.summary([0.1, 0.2]))["seeds"] == pytest.approx([0.4])  # 0, 1
+    assert spread.difference(poisoned, spread.summary([0.1]) | {"victims": [1]}) is None
+
+
 def test_what_is_not_known_is_not_said() -> None:
     one = spread.summary([0.5])
     assert spread.interval(one) is None
     assert not spread.is_above_zero(one)
     assert spread.percent(one) == spread.percent(None) == "–"
-    assert spread.difference(one, spread.summary([0.1, 0.2])) is None
     assert spread.difference(one, None) is None
     empty = {"mean": None, "sd": None, "seeds": []}
     assert spread.difference(empty, empty) is None

@@ -4,11 +4,14 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from engine.stages import StageCache
 
 KEY = StageCache.key("poison", {"epsilon": 0.1})
+POISON = save({"delta": np.ones(100, np.float32)})
 
 
 @pytest.fixture
@@ -20,7 +23,7 @@ def cache(runs_root: Path) -> StageCache:
 
 def finished_file(runs_root: Path) -> Path:
     path = runs_root / "first" / "poison.safetensors"
-    path.write_bytes(b"poison")
+    path.write_bytes(POISON)
     return path
 
 
@@ -41,6 +44,17 @@ def test_what_nobody_published_is_not_fetched(cache: StageCache, runs_root: Path
     assert list((runs_root / "second").iterdir()) == []
 
 
+def test_a_stage_that_was_cut_off_is_computed_anew(cache: StageCache, runs_root: Path) -> None:
+    source, destination = finished_file(runs_root), runs_root / "second" / "poison.safetensors"
+    cache.share(KEY, source)
+    source.write_bytes(POISON[:-1])
+    assert not cache.fetch(KEY, destination)
+    assert not destination.exists()
+    source.write_bytes(POISON)
+    cache.share(KEY, source)
+    assert cache.fetch(KEY, destination)
+
+
 def test_a_published_stage_is_the_same_file_in_every_run(cache: StageCache, runs_root: Path) -> None:
     source = finished_file(runs_root)
     cache.share(KEY, source)
@@ -57,7 +71,7 @@ def test_replacing_a_file_in_one_run_leaves_the_others_as_they_were(cache: Stage
     cache.share(KEY, source)
     cache.fetch(KEY, destination)
     write_atomically(source, b"partial")
-    assert destination.read_bytes() == b"poison"
+    assert destination.read_bytes() == POISON
 
 
 def test_pruning_removes_what_no_run_links_to_and_nothing_else(cache: StageCache, runs_root: Path) -> None:

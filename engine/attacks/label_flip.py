@@ -10,10 +10,12 @@ from engine.streams import stream
 
 
 def label_flip(problem: AttackProblem, config: AttackConfig, seed: int) -> Iterator[AttackRecord]:
-    """Gives each image another class than its own, drawn with equal probability; it has one step."""
+    """Gives each image another class than its own, drawn with equal probability from those that there are; one step."""
     count, generator = len(problem.indices), stream(seed, "attack", device=problem.indices.device)
     if count == 0:
         return
-    shift = torch.randint(1, problem.num_classes, (count,), generator=generator, device=generator.device)
-    labels = (problem.target_class + shift) % problem.num_classes
-    yield AttackRecord(1, 1, torch.zeros_like(problem.x_clean), labels=labels)
+    present = problem.training.labels.unique()
+    behind = (present - problem.target_class) % problem.num_classes  # 0 for the class itself
+    others = present[behind.argsort()][behind.sort().values > 0]
+    drawn = torch.randint(len(others), (count,), generator=generator, device=generator.device)
+    yield AttackRecord(1, 1, torch.zeros_like(problem.x_clean), labels=others[drawn])

@@ -1,4 +1,4 @@
-"""Where a stage stands that takes long, so that a run that was stopped, however it was, goes on from there."""
+"""Checkpoints of long stages, from which a run that was stopped, or crashed, goes on."""
 
 import shutil
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import Tensor
 
@@ -19,15 +20,19 @@ FOLDER = "checkpoints"  # of a run directory
 class Checkpoint:
     """A file in the run directory, until the whole run is finished.
 
-    Its name is the stage's key: what depends on anything else, another version of torch say, starts at the beginning.
+    Its name is the stage's key: a run that depends on anything else, another version of torch say, does not find it.
     """
 
     def __init__(self, run_directory: Path, key: str) -> None:
         self._path, self._due = run_directory / FOLDER / f"{key}.safetensors", time.monotonic() + EVERY
 
     def load(self) -> dict[str, Tensor]:
-        """What was kept last, on the CPU; empty where nothing was."""
-        found = load_file(self._path) if self._path.exists() else {}
+        """What was kept last, on the CPU; empty where nothing was, or nothing that can be read."""
+        try:
+            found = load_file(self._path) if self._path.exists() else {}
+        except SafetensorError:
+            self._path.unlink()
+            found = {}
         return {name: torch.from_numpy(array) for name, array in found.items()}
 
     def keep(self, state: Callable[[], Mapping[str, Tensor]]) -> None:

@@ -116,7 +116,7 @@ class Experiment:
                             pending |= {start(victims.victim, "shuffled_signs", k, shuffled) for k in seeds}
                     else:
                         self.book.add_certificates(*future.result())
-                if cancelled():
+                if pending and cancelled():  # what is finished was not cancelled
                     raise Cancelled
             checkpoint.remove_all(self.run.directory)
         finally:

@@ -11,6 +11,7 @@ from engine.certification import ABSTAIN, radius_cap
 from engine.config import ARMS, Config
 from engine.datasets import class_in_words
 from engine.overrides import with_overrides
+from engine.spread import Summary
 
 SCOPES = ("target", "all")
 
@@ -47,13 +48,15 @@ def per_victim(table: pd.DataFrame, value: Any) -> pd.DataFrame:
     return frame.reindex(columns=[arm for arm in ARMS if arm in frame.columns])
 
 
-def summary(values: np.ndarray | pd.Series) -> dict[str, Any]:
-    """mean, sample standard deviation (None for one value) and the values themselves, over victim seeds."""
-    finite = [float(v) for v in values if np.isfinite(v)]
+def summary(values: pd.Series) -> Summary:
+    """Of one number per victim, indexed by the victim's own; nan, where there is none, is left out."""
+    there = values[np.isfinite(values)]
+    finite, victims = [float(value) for value in there], [int(k) for k in there.index]
     return {
         "mean": float(np.mean(finite)) if finite else None,
         "sd": float(np.std(finite, ddof=1)) if len(finite) > 1 else None,
         "seeds": finite,
+        **({} if victims == list(range(len(victims))) else {"victims": victims}),
     }
 
 
@@ -114,7 +117,7 @@ def drops(table: pd.DataFrame, config: Config) -> dict[str, dict[str, Any]]:
     if "clean" not in acr:
         return {}
     return {
-        arm: summary(metrics.relative_drop(acr["clean"].to_numpy(), acr[arm].to_numpy()))
+        arm: summary(pd.Series(metrics.relative_drop(acr["clean"].to_numpy(), acr[arm].to_numpy()), index=acr.index))
         for arm in acr.columns
         if arm != "clean"
     }
