@@ -1,6 +1,6 @@
-"""PACD Lab's engine: poison, retrain, certify. It imports neither Streamlit nor Plotly (but for its figures).
+"""PACD Lab's engine: poison, retrain, certify. It imports no Streamlit, and Plotly in figures and HTML report alone.
 
-The import line; every module or folder may import only what is to its left (tests/test_line.py):
+The import line; every module or folder may import only what comes before it (tests/test_line.py):
 
     random draws, graphs, settings
         streams → replay → compiling → config → overrides → paper → presets → costs

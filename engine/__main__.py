@@ -98,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("--n", type=int, default=100_000, help="estimation draws, at most (default: 100000)")
     certify.add_argument("--n0", type=int, default=100, help="selection draws (default: 100)")
     certify.add_argument("--alpha", type=float, default=0.001, help="failure probability (default: 0.001)")
-    certify.add_argument("--precision", type=float, help="stop once the radius is this near, relatively, to n draws'")
+    certify.add_argument(
+        "--precision", type=float, help="stop once the radius is within this share of what all n draws would give"
+    )
     certify.add_argument("--radius", type=float, help="stop once it is known whether this L2 radius is certified")
     certify.add_argument("--seed", type=int, default=0)
     add_data_root(certify)
@@ -118,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         ("epsilons", grid.EPSILONS),
     ):
         gallery.add_argument(f"--{name}", default=",".join(map(str, every)), metavar="V1,V2", help="default: all")
-    gallery.add_argument("--what-ifs", action="store_true", help="only these: one other field than quick's, each")
+    gallery.add_argument("--what-ifs", action="store_true", help="only the what-ifs: quick with one field changed")
     add_data_root(gallery)
     gallery.add_argument("--dry-run", action="store_true", help="print what is missing, run nothing")
     gallery.add_argument("--markdown", action="store_true", help="print a table of what is there, run nothing")

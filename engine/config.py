@@ -81,7 +81,11 @@ class ProcedureConfig(Settings):
     adversary_steps: int = Field(default=0, ge=0, le=100, description="ascent steps of the inner adversary")
     adversary_size: float = Field(default=0.0, ge=0, description="L2 radius, or length of each step for smoothmix")
     warmup: float = Field(
-        default=0.0, ge=0, le=1, description="share of the epochs until the adversary or the robustness term is whole"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the epochs until the adversary or the robustness term has its full strength; fine-tuning "
+        "has a warm-up of its own",
     )
 
     @model_validator(mode="before")
@@ -154,14 +158,15 @@ class AttackConfig(Settings):
         ge=1, description="steps of the linear solver per upper step; nystrom: the rank; unrolled: lower steps"
     )
     linear_solver: LinearSolver = Field(
-        description="adam: as PACD's code, fresh noise in each step; adam-shared: one draw for all steps, as for the "
-        "others; cg; minres; neumann: its series; nystrom: a low rank; one-step: the upper gradient in place of a "
-        "solution; gauss-newton-cg: cg, but for the curvature of the network itself; unrolled: differentiated descent "
-        "on the lower loss; penalty: the weights lower the upper loss and the lower one's slope"
+        description="adam: as PACD's code, with fresh noise in each step; adam-shared: one noise draw for all steps, "
+        "as for all that follow; cg; minres; neumann: the Neumann series; nystrom: an approximation of low rank; "
+        "one-step: the upper gradient in place of a solution; gauss-newton-cg: cg without the network's own curvature; "
+        "unrolled: differentiates through descent on the lower loss; penalty: weights minimise the upper loss and a "
+        "penalty on the lower loss's gradient"
     )
     damping: float = Field(
         gt=0,
-        description="added to the Hessian's diagonal; penalty: 1 over what its weight grows by in each upper step "
+        description="added to the Hessian's diagonal; the weight of penalty grows by 1/damping in each upper step "
         "(unused by one-step and unrolled)",
     )
     clean_batch: int = Field(ge=1, description="clean images in a lower-level minibatch")
@@ -173,10 +178,20 @@ class AttackConfig(Settings):
         gt=0, description="Adam, linear system or penalty; of the unrolled descent (unused by other solvers)"
     )
     poison_learning_rate: float = Field(gt=0, description="Adam, poison, pixel units of [0, 1]")
+    poison_moments: Literal["image", "position"] = Field(
+        default="image",
+        exclude_if=lambda value: value == "image",  # it came later than the ids of shipped runs
+        description="what Adam's moments of the poison belong to: each image; or, as in PACD's code, each position in "
+        "the minibatch, whichever image is there (unused by universal)",
+    )
     inverse_temperature: float = Field(default=16.0, gt=0, description="multiplies logits in the soft radius")
     squeeze: float = Field(default=1e-3, ge=1e-6, lt=0.5, description="keeps the soft radius finite")
-    fixed_lower_noise: bool = Field(default=False, description="one noise draw for ever per image in the lower level")
-    fixed_upper_noise: bool = Field(default=False, description="one noise draw for ever per image in the upper level")
+    fixed_lower_noise: bool = Field(
+        default=False, description="one noise draw per image that never changes, lower level"
+    )
+    fixed_upper_noise: bool = Field(
+        default=False, description="one noise draw per image that never changes, upper level"
+    )
     file: str = Field(
         default="",
         pattern=r"^([0-9a-f]{64})?$",
@@ -301,7 +316,7 @@ def arms_of(config: Config) -> tuple[str, ...]:
 
 
 def poison_depends_on(config: Config) -> dict[str, Any]:
-    """What of a configuration, beside its data and seed, a poison follows from: what shares this shares the poison."""
+    """The settings that determine a poison, with data and seed: configurations that agree in them share it."""
     procedure, sigma = lower_level(config)
     return {
         "threat": config.threat.model_dump(),

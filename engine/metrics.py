@@ -74,7 +74,7 @@ def abstention_rate(table: pd.DataFrame) -> float:
 
 def certified_accuracy(table: pd.DataFrame, radii: np.ndarray) -> np.ndarray:
     """Share of points that are correct with radius ≥ r, for each r of radii. "Approximate" in Cohen et al.'s sense:
-    each certificate alone holds with probability ≥ 1 − alpha, and nothing is corrected for their number."""
+    each certificate alone holds with probability ≥ 1 − alpha, and nothing corrects for the number of images."""
     correct, radius = is_correct(table).to_numpy(), table["radius"].to_numpy()
     holds = correct[:, None] & (radius[:, None] >= np.asarray(radii)[None, :])
     return np.average(holds, axis=0, weights=table["weight"])

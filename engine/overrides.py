@@ -72,19 +72,19 @@ def with_overrides(config: Config, overrides: list[str]) -> Config:
 
 def differences(base: Config, other: Config) -> list[str]:
     """The overrides "field=value" that make `other` of `base`."""
-    mine, theirs = base.model_dump(mode="json"), other.model_dump(mode="json")
     inner = ("procedure.", "attack.procedure.")
     changed = []
     for name in field_names():
         if name.startswith(inner):
             continue
-        before, after = (_get(values, name) for values in (mine, theirs))
+        before, after = (_get(config, name) for config in (base, other))
         if before != after:
             changed.append(f"{name}={json.dumps(after)}")
     return changed
 
 
-def _get(values: Any, name: str) -> Any:
+def _get(config: Config, name: str) -> Any:
+    value: Any = config
     for part in name.split("."):
-        values = values.get(part)  # a field that is excluded where it is null is null
-    return values
+        value = getattr(value, part)
+    return value.model_dump(mode="json") if isinstance(value, Settings) else value

@@ -49,6 +49,7 @@ _FASTER = (
     "noise in each: three Hessian-vector products in place of 21 (docs/solvers.md compares solvers)",
     "fewer upper steps, lower steps, images and noise draws, and a surrogate that learns twice as fast and has trained "
     "a little before its first upper step",
+    "Adam's moments of the poison belong to images, not to positions in the minibatch (attack.poison_moments)",
     "victims see fewer images, train for fewer epochs with a learning rate that falls to zero, with products in "
     "bfloat16 where the processor has them, and are certified with fewer draws, so their radii are smaller and capped "
     "lower",
@@ -97,7 +98,11 @@ def _of_the_paper(procedure: str, dataset: str) -> Preset:
     return Preset(
         f"paper-{procedure}-{dataset}",
         f"The authors' setting for {_TITLES[procedure]} on {data} at σ = {sigma:g}. Meant for a GPU."
-        + (" At 0.5 their weight of its robustness term is 4." if (procedure, dataset) == ("macer", "cifar10") else ""),
+        + (
+            " At σ = 0.5 their weight of the robustness term is 4."
+            if (procedure, dataset) == ("macer", "cifar10")
+            else ""
+        ),
         paper.paper(procedure, dataset, sigma),
         paper.departs(procedure),
     )
@@ -170,7 +175,9 @@ PRESETS = {
                 sigma=0.5,
                 threat=_THREAT,
                 data=DataConfig(train_size=59_950, validation_size=50),
-                attack=paper.paper("ga", "mnist", 0.5).attack.model_copy(update=dict(name="none")),
+                attack=paper.paper("ga", "mnist", 0.5).attack.model_copy(
+                    update=dict(name="none", poison_moments="image")
+                ),
                 training=TrainingConfig(
                     epochs=90, batch_size=256, learning_rate=0.01, schedule="step", optimiser="sgd", weight_decay=1e-4
                 ),
@@ -232,7 +239,8 @@ def kept_at_another_sigma(preset: str, config: Config) -> str | None:
     changed = [f"procedure.{field}={value}" for field, value in theirs if value != getattr(own, field)]
     if not changed or config.procedure != own:
         return None
-    return f"the authors have {', '.join(changed)} at sigma={config.sigma:g}; this keeps what {preset} has at its own"
+    settings = ", ".join(changed)
+    return f"at sigma={config.sigma:g} the authors have {settings}; this keeps what {preset} has at its own sigma"
 
 
 def family(preset: str, sigma: float) -> dict[str, Config]:

@@ -138,9 +138,9 @@ def formula(state: State) -> None:
         st.markdown(", &emsp; ".join(f"${each}$" for each in matrices) + ", &emsp; $f_x = 0$, damping 0")
         st.markdown(rf"$\dfrac{{df}}{{dx_{{{index}}}}} = -(g_{{xw}}\,p)_{{{index}}} = {_matrix([[v] for v in h])}$")
         st.caption(
-            "f_x is 0, since held-out points are nobody's to move. Damping is 0, since regularisation alone makes "
-            "g_ww invertible here. p is of the last solve: solve again after lower steps, and it is exact again once "
-            "the victim has converged."
+            "f_x is 0, since moving a poison point moves no held-out point. Damping is 0, since regularisation alone "
+            "makes g_ww invertible here. p is of the last solve: solve again after lower steps, and it is exact again "
+            "once the victim has converged."
         )
 
 

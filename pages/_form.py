@@ -48,6 +48,7 @@ LABELS = {
     "attack.weights_learning_rate": "Learning rate, surrogate",
     "attack.linear_learning_rate": "Learning rate, linear system",
     "attack.poison_learning_rate": "Learning rate, poison",
+    "attack.poison_moments": "Adam's moments of the poison",
     "attack.inverse_temperature": "Inverse temperature",
     "attack.squeeze": "Squeeze of the soft radius",
     "attack.fixed_lower_noise": "Lower noise fixed",
@@ -306,7 +307,7 @@ def _number(name: str, annotation: Any, options: dict[str, Any]) -> None:
     """
     whole = annotation is int
     limit = LARGEST_INTEGER if whole else float(LARGEST_INTEGER)
-    options |= dict(value=None, placeholder="as the victims" if name in OPTIONAL else "by default")
+    options |= dict(value=None, placeholder="as the victims" if name in OPTIONAL else "as in the preset")
     st.number_input(
         min_value=-limit,
         max_value=limit,

@@ -21,8 +21,8 @@ TERMS = {
     "clean-label": "An attack that changes images a little and no label, so that nothing looks wrong.",
     "Clopper–Pearson": "An exact interval or bound for a share, seen in so many draws.",
     "confidence": "What a network's output layer says of its own answer, from 0 to 1. Not a guarantee.",
-    "control": "The same images changed within the same budget, each pixel by itself: random noise, or the poison with "
-    "shuffled signs. Tells what changes do that have nothing in common.",
+    "control": "The same images, changed within the same budget but independently in each pixel: random noise, or the "
+    "poison with shuffled signs. Shows the effect of changes without any common structure.",
     "δ (delta)": "What was added to an image: poisoned minus clean.",
     "digits": "1 797 small images (8 × 8) that come with the program and need no download.",
     "ε (epsilon)": "The most by which any pixel of a training image may be changed (L∞).",
@@ -38,7 +38,7 @@ TERMS = {
     "p-value": "How often mere guessing, or mere chance, gets a result at least so good.",
     "PACD": "Poisoning Against Certified Defenses, the attack of this program (Mehra et al., CVPR 2021).",
     "perceptron (MLP)": "A network whose layers are all fully connected.",
-    "Φ⁻¹": "Quantile of the normal distribution: how many standard deviations leave so much on one side.",
+    "Φ⁻¹": "Quantile function of the normal distribution: below how many standard deviations a given share of it lies.",
     "pixel units": "Pixels run from 0 (black) to 1 (white); all sizes are told in this unit.",
     "poison": "Training images with their small changes.",
     "poison fraction": "Share of the images of the class, among those that the attacker holds, that may change.",
@@ -49,8 +49,8 @@ TERMS = {
     "PSNR": "Peak signal-to-noise ratio in decibels: the higher, the less visible a change.",
     "randomized smoothing": "Letting many noisy copies of an image vote, and certifying what they agree on.",
     "relative drop": "What part of the ACR is lost: 1 − poisoned/clean, for victims of the same seed.",
-    "residual": "How far the linear system of the attack is from being solved: 0 is solved, 1 is no better than "
-    "nothing.",
+    "residual": "How far the linear system of the attack is from being solved: 0 means solved, 1 no better than the "
+    "solution 0.",
     "run": "One whole experiment: poison, victims, certificates.",
     "seed": "The number from which all chance of a run follows; the same seed gives the same run.",
     "σ (sigma)": "Noise level: standard deviation of the noise on every pixel.",

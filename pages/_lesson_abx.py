@@ -51,7 +51,7 @@ def can_you_tell(run: Run, revealed: bool) -> None:
         )
     st.caption(
         "True brightness, nothing is stretched; each pixel is only enlarged as a whole. Right or wrong is told at "
-        "the end: who may stop when it goes well proves nothing."
+        "the end: a score proves nothing if one may stop as soon as it looks good."
     )
 
 

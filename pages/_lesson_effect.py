@@ -100,8 +100,8 @@ def training(run: Run, revealed: bool) -> None:
         + ("" if gain > 0 else " Here it bought nothing: how much it buys depends on data, σ and how long one trains.")
     )
     st.caption(
-        f"Runs {run.id} and {other.id}: same data, same σ in certification, same draws and test images. Without noise "
-        "in training, certificates are just as valid."
+        f"Runs {run.id} and {other.id}: same data, same σ in certification, same draws and test images. Certificates "
+        "of victims that trained without noise are just as valid."
     )
 
 
@@ -234,11 +234,7 @@ def defender(run: Run, revealed: bool) -> None:
         "more data is not in it. "
         "**The attacker here does not know the defence**; one who does may find a way around it, so these are upper "
         "bounds of what a defence is worth."
-        + (
-            " At another σ radii have another cap, so only the drops compare, and the chart leaves it out."
-            if other
-            else ""
-        )
+        + (" Runs at another σ have another cap: compare their drops only. The chart leaves them out." if other else "")
     )
     missing = [item for item in TRY if _words_of_override(item) not in others]
     if missing:

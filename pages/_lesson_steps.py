@@ -58,8 +58,7 @@ STEPS = (
         _lesson_questions.bound,
         r"Clopper–Pearson: $p_{\text{lower}} = \mathrm{Beta}^{-1}(\alpha; k, n-k+1)$. Cohen et al. (2019): "
         r"$R = \sigma\,\Phi^{-1}(p_{\text{lower}})$ if $p_{\text{lower}} > 1/2$, else abstain. $\Phi^{-1}$ is the "
-        r"quantile "
-        r"of the normal distribution: how many standard deviations leave so much on one side.",
+        r"quantile function of the normal distribution: below how many standard deviations a given share of it lies.",
     ),
     Step(
         "What training with noise buys",

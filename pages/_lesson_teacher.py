@@ -30,8 +30,8 @@ def links(steps: Sequence[Step], run: Run) -> None:
     without = st.toggle("Answers cannot be revealed", key="lesson_link_answers")
     st.code(link(number, hide=hide, answers_hidden=without, run=run), language=None, wrap_lines=True)
     st.caption(
-        "Append it to this app's address. It carries the open run and the sliders of the step on screen. It hides; "
-        "it does not lock: who edits the address sees everything."
+        "Append it to this app's address. It carries the open run and the sliders of the step on screen. It only "
+        "hides: anyone who edits the address can see everything."
     )
 
 

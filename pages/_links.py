@@ -95,7 +95,7 @@ def refuse_unknown(path: str) -> None:
         shown = plainly(repr(name[:40]))
         near = [known for known in CONFIGURATION if known.endswith(f".{name}")] if path == "poison" else []
         meant = f" Do you mean {' or '.join(near)}?" if near else ""
-        st.error(f"This link asks for {shown}, which this page does not know. It is left out of account.{meant}")
+        st.error(f"This link asks for {shown}, which this page does not know. It is ignored.{meant}")
 
 
 def declare(**fields: Allowed) -> None:
@@ -149,11 +149,11 @@ def popover(path: str, run: Run | None, query: Callable[[], str] | None = None) 
         address = (st.context.url or "").rstrip("/").removesuffix(f"/{path}")
         st.code(f"{address}/{path}{query() if query else query_of(run)}", language=None, wrap_lines=True)
         if run is None:
-            st.caption("It opens the same view; elsewhere that machine's address takes the place of this one's.")
+            st.caption("It opens the same view. On another machine, put that machine's address in front.")
             return
         st.caption(
-            "It opens the same view. On a machine that has not this run it offers to compute it: the settings and the "
-            "seed are in the link, and give nearly the same numbers there. Or, from the command line:"
+            "It opens the same view. On a machine without this run it offers to compute it: all settings and the seed "
+            "are in the link, and give nearly the same numbers there. Or, from the command line:"
         )
         st.code(commands.command(*commands.asked_for(run)), language=None, wrap_lines=True)
 

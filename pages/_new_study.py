@@ -160,7 +160,7 @@ def before_the_start(study: Study, preset: str | None, known: Container[str]) ->
     )
     if study.id in known:
         st.info(
-            "This very study already has a result, or is under way: starting it again would give the same "
+            "Exactly this study is finished, or under way: starting it again would give the same "
             "numbers (on another machine, nearly the same)."
         )
         st.button("Open it", key="open_study", icon=":material/open_in_new:", on_click=open_study, args=(study.id,))

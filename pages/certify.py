@@ -164,9 +164,9 @@ def headline(now: dict[str, Any]) -> None:
     st.caption(
         "Relative drop of the target class's average certified radius (ACR; L2, pixel units) against the clean victim "
         "of the same seed, mean ± standard deviation over "
-        f"{sentences.several(max(len(drops[arm]['seeds']) for arm in shown), 'victim seed')}. The controls tell how "
-        "much of it changes of this budget do that are independent from pixel to pixel: random noise, and the poison "
-        "with its signs shuffled, as far as the run has them."
+        f"{sentences.several(max(len(drops[arm]['seeds']) for arm in shown), 'victim seed')}. The controls "
+        "(random noise, and the poison with its signs shuffled, as far as the run has them) show how much of it comes "
+        "from any change of the same budget that is independent from pixel to pixel."
     )
 
 

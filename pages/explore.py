@@ -177,8 +177,8 @@ def numbers(run: Run, found: pd.DataFrame) -> None:
         " · ".join(sentences.percent(drop.get(arm)).replace(" ± ", "±").removesuffix(" %") for arm in CONTROLS) + " %",
         border=True,
         height="stretch",
-        help="Random noise of the same ε, and the poison with its signs shuffled: what changes of this budget do that "
-        "are independent from pixel to pixel. "
+        help="Random noise of the same ε, and the poison with its signs shuffled: the effect of changes of the same "
+        "budget that are independent from pixel to pixel. "
         + "; ".join(f"{ARM_STYLE[arm].name}: {sentences.percent(drop.get(arm))}" for arm in CONTROLS),
     )
 

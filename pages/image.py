@@ -167,7 +167,7 @@ def test() -> None:
     radii = metrics.correct_radius(rows).groupby(rows["arm"]).mean()
     st.markdown(
         "**Look for this:** nobody changed this image. Only the training set was poisoned, and yet the radius within "
-        "which its answer is guaranteed differs from arm to arm: other numbers of noisy copies are called right."
+        "which its answer is guaranteed differs from arm to arm, since other numbers of noisy copies are called right."
     )
     arms = [arm for arm in ARM_STYLE if arm in radii.index]
     for place, arm in zip(st.columns(len(arms)), arms, strict=True):

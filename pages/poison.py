@@ -150,13 +150,13 @@ def existing(config: Config, shown: Run | None) -> None:
         return
     if state == "done":
         st.info(
-            "This very configuration already has a result: starting it again would give the same "
+            "A run with exactly these settings is finished: starting it again would give the same "
             "numbers (on another machine, nearly the same)."
         )
     elif state in records.ACTIVE:
-        st.info(f"This very configuration is {state} now.")
+        st.info(f"A run with exactly these settings is {state} now.")
     else:
-        st.info(f"This very configuration was started before and is {state}. Starting it again goes on where it was.")
+        st.info(f"A run with exactly these settings is {state}. Starting it again continues where it stopped.")
         return
     opened = st.button(
         "Open it", key="open_existing", on_click=_shared.choose, args=(run.id,), icon=":material/open_in_new:"

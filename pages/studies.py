@@ -106,7 +106,7 @@ def manage(record: StudyRecord) -> None:
         asked = (record.directory / "cancel").exists()
         st.button(
             "Cancel", on_click=jobs.cancel, args=(record,), disabled=asked, icon=":material/stop:",
-            help="Stops the current run and the study. Finished cells stay, and it can be gone on with later.",
+            help="Stops the current run and the study. Finished cells stay, and the study can be continued later.",
         )  # fmt: skip
     elif record.unfinished():
         st.button(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import engine.attacks.levels as levels
 from engine import models
 from engine.attacks.base import AttackRecord
+from engine.attacks.pacd import PerImage
 from engine.attacks.universal import universal
 from engine.config import ProcedureConfig
 from engine.data import load, split
@@ -39,6 +40,31 @@ __all__ = ["tiny_networks"]  # a fixture that works by being here
 
 
 # --- from outside
+
+
+@pytest.mark.parametrize("per", ["image", "position"])
+def test_moments_of_the_poison_belong_to_images_or_to_positions(per: str) -> None:
+    """Two minibatches that have one image in common, at other positions; Adam written out."""
+    config = CONFIG.model_copy(update=dict(poison_moments=per, poison_batch=3, poison_learning_rate=1e-3))
+    unknowns, minibatches = PerImage(posed(), config), [[0, 1, 2], [2, 3, 4]]
+    gradients = torch.randn(2, 3, *TRAINING.images.shape[1:], generator=stream(0, "test moments"))
+    before, expected = unknowns.images(torch.arange(5)), {}
+    moments: dict[int, tuple[Tensor, Tensor, int]] = {}
+    for rows, gradient in zip(minibatches, gradients, strict=True):
+        for position, (row, slope) in enumerate(zip(rows, gradient, strict=True)):
+            key = row if per == "image" else position
+            m, s, t = moments.get(key, (torch.zeros_like(slope), torch.zeros_like(slope), 0))
+            m, s, t = 0.9 * m + 0.1 * slope, 0.999 * s + 0.001 * slope**2, t + 1
+            moments[key] = m, s, t
+            rate = 1e-3 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+            expected[row] = expected.get(row, 0) - rate * m / (s.sqrt() + 1e-8)
+        unknowns.update(gradient, torch.tensor(rows))
+    found = unknowns.images(torch.arange(5)) - before
+    inside = (before > 0.01) & (before < 0.99)  # where nothing is cut
+    for row in range(5):
+        assert torch.allclose(found[row][inside[row]], expected[row][inside[row]], rtol=1e-3, atol=1e-6)
+    unknowns.restart()
+    assert all((moment == 0).all() for name, moment in unknowns.tensors().items() if name != "x_poison")
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ CHOICES = {
     "attack.augmentation": ["crop"],
     "attack.surrogate": ["resnet"],
     "attack.linear_solver": ["sgd"],
+    "attack.poison_moments": ["pixel", None],
     "attack.fixed_lower_noise": ["perhaps", 2],
     "attack.fixed_upper_noise": ["perhaps", 2],
     "training.schedule": ["cosine", True],

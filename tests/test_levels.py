@@ -236,7 +236,7 @@ def test_ten_steps_of_the_linear_system_and_the_updated_poison_agree(trace: Trac
     adam = Adam(start, learning_rate=LINEAR_RATE)
     solved = adam_on_residual(system, start, steps=STEPS, damping=DAMPING, adam=adam)
     indirect = cross_term(trace.lower(trace.lower_noise(STEPS)), trace.weights, trace.x_poison, solved.solution)
-    change = Adam(trace.x_poison, learning_rate=POISON_RATE, per_row=True).step(-indirect)
+    change = Adam(trace.x_poison, learning_rate=POISON_RATE).step(-indirect)
     poison = updated_poison(trace.x_poison, X_CLEAN.to(trace.dtype), change, epsilon=EPSILON)
 
     p, residual, g_uv_p, u = second_steps(trace.second, trace.procedure.settings.draws)

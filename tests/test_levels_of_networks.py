@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine import hypergradient
 from engine.attacks.levels import updated_poison, upper_loss
+from engine.attacks.retrace import Given, upper_step
 from engine.augmentation import crop_and_flip, draw_crops
 from engine.config import ProcedureConfig
 from engine.hypergradient import cross_term, hessian
@@ -175,9 +176,54 @@ def test_ten_steps_of_the_linear_system_and_the_updated_poison_agree(game: Game)
     solved = adam_on_residual(system, start, steps=STEPS, damping=DAMPING, adam=adam)
     last = game.lower_noise(STEPS)
     indirect = cross_term(game.lower(last), game.weights, game.x_poison, solved.solution)
-    change = Adam(game.x_poison, learning_rate=POISON_RATE, per_row=True).step(-indirect)
+    change = Adam(game.x_poison, learning_rate=POISON_RATE).step(-indirect)
     poison = updated_poison(game.x_poison, game.x_clean, change, epsilon=EPSILON)
+    agrees(game, solved.solution, indirect, poison)
 
+
+@pytest.mark.parametrize("procedure", ["gaussian", "macer-pacd"])
+def test_the_upper_step_for_traces_agrees(procedure: str) -> None:
+    game = Game("lenet", procedure)
+    target = int(game.model(game.held_out).argmax(1).mode().values)
+    game.labels[CLEAN:], game.held_out_labels[:] = target, target
+    given = Given(
+        game.model,
+        game.weights,
+        torch.zeros_like(game.weights),
+        game.procedure,
+        game.clean,
+        game.labels[:CLEAN],
+        game.x_poison,
+        game.x_clean,
+        game.held_out,
+        target,
+        torch.stack([game.lower_noise(step) for step in range(STEPS + 1)]),
+        torch.stack([game.upper_noise(step) for step in range(STEPS)]),
+    )
+    found = upper_step(given, epsilon=EPSILON, linear_learning_rate=LINEAR_RATE, poison_learning_rate=POISON_RATE)
+    agrees(game, found.p, -found.hypergradient, found.x_poison)
+    above, below = game.upper_noise(0), game.lower_noise(0)
+    f_v = slope(lambda w: game.second_upper(w, above), game.weights)
+    assert float(found.upper_loss) == pytest.approx(float(game.second_upper(game.weights, above)), rel=1e-10)
+    g = game.second_lower(game.weights, game.x_poison, below)
+    assert float(found.lower_loss) == pytest.approx(float(g), rel=1e-10)
+    assert close(found.upper_gradient, f_v)
+    assert close(found.lower_gradient, slope(lambda w: game.second_lower(w, game.x_poison, below), game.weights))
+    assert close(found.product, game.second_product(below, f_v))
+
+
+def test_a_procedure_with_an_adversary_has_no_such_step() -> None:
+    game = Game("lenet", "gaussian")
+    smoothadv = make(ProcedureConfig(name="smoothadv-pacd"), sigma=SIGMA)
+    nothing = torch.zeros(0)
+    given = Given(game.model, game.weights, game.weights, smoothadv, *[nothing] * 5, 8, nothing, nothing)
+    with pytest.raises(ValueError, match="smoothadv-pacd has an adversary"):
+        upper_step(given, epsilon=EPSILON, linear_learning_rate=LINEAR_RATE)
+
+
+def agrees(game: Game, solution: Tensor, indirect: Tensor, poison: Tensor) -> None:
+    """With the second computation of ten linear steps, the cross term and one step of the poison."""
+    last = game.lower_noise(STEPS)
     p, m, s = torch.zeros(3, len(game.weights), dtype=torch.float64)
     for step in range(STEPS):
         target = slope(lambda w, step=step: game.second_upper(w, game.upper_noise(step)), game.weights)
@@ -191,7 +237,7 @@ def test_ten_steps_of_the_linear_system_and_the_updated_poison_agree(game: Game)
     m, s = 0.1 * -g_uv_p, 0.001 * g_uv_p**2
     u = (game.x_poison - POISON_RATE * math.sqrt(0.001) / 0.1 * m / (s.sqrt() + 1e-8)).clamp(0, 1)
     u = game.x_clean + (u - game.x_clean).clamp(-EPSILON, EPSILON)
-    assert close(solved.solution, p, 1e-7)
+    assert close(solution, p, 1e-7)
     assert close(indirect, g_uv_p, 1e-7)
     assert float((poison - u).abs().max()) < 1e-6
     assert float((poison - game.x_poison).abs().mean()) > POISON_RATE / 4

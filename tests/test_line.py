@@ -159,5 +159,5 @@ def test_what_opens_at_once_does_not_import_torch():
 
 
 def test_the_readme_shows_the_same_line():
-    house = (ROOT / "README.md").read_text().partition("Each engine module may import only modules to its left")[2]
+    house = (ROOT / "README.md").read_text().partition("Each engine module may import only modules before it")[2]
     assert line_in(house.partition("To add")[0]) == LINE

@@ -106,7 +106,7 @@ def test_a_pin_comes_with_the_link_and_stays_in_the_address_until_it_is_taken_of
 def test_a_misspelt_name_is_said() -> None:
     test = opened("app.py", run=EXAMPLE, sygma="0.5")
     assert [error.value for error in test.error] == [
-        "This link asks for 'sygma', which this page does not know. It is left out of account."
+        "This link asks for 'sygma', which this page does not know. It is ignored."
     ]
     assert not opened("app.py", run=EXAMPLE, preset="quick").error
 
@@ -133,7 +133,7 @@ def test_a_name_of_another_page_is_said_and_what_may_be_meant() -> None:
         return [error.value for error in test.run().error]
 
     (told,) = said("poison", epsilon="7")
-    assert told.endswith("which this page does not know. It is left out of account. Do you mean threat.epsilon?")
+    assert told.endswith("which this page does not know. It is ignored. Do you mean threat.epsilon?")
     assert len(said("explore", **{"threat.epsilon": "0.2", "epsilon": "0.2"})) == 1
     assert all([said("studies", compare="1"), said("lesson", epsilon="2"), said("", step="3")])
     assert not said("poison", seed="1", run=EXAMPLE)

@@ -104,18 +104,19 @@ def test_small_refuses_what_it_does_not_know() -> None:
         presets.small("standard", "mnist", 0.5)
 
 
-@pytest.mark.parametrize(("preset", "of_the_paper"), [("quick", False), ("paper-ga-mnist", True)])
-def test_a_run_says_where_it_is_not_the_authors_setting(preset: str, of_the_paper: bool) -> None:
+@pytest.mark.parametrize("preset", ["quick", "paper-ga-mnist"])
+def test_a_run_says_where_it_is_not_the_authors_setting(preset: str) -> None:
+    """The one at the authors' scale is older than attack.poison_moments; tests/test_sentences.py has what is theirs."""
     runs = [run for run in records.all_runs(records.GALLERY) if run.request.get("preset") == preset]
     assert runs
-    assert all(("Not the paper's setting" not in sentences.limits_line(run)) == of_the_paper for run in runs)
+    assert all("Not the paper's setting" in sentences.limits_line(run) for run in runs)
 
 
 def test_what_the_authors_change_with_sigma_is_said_where_it_is_kept() -> None:
     def said(preset: str, *overrides: str) -> str | None:
         return presets.kept_at_another_sigma(preset, with_overrides(PRESETS[preset].config, overrides))
 
-    assert "procedure.weight=4.0 at sigma=0.5" in (said("paper-macer-cifar10", "sigma=0.5") or "")
+    assert "at sigma=0.5 the authors have procedure.weight=4.0" in (said("paper-macer-cifar10", "sigma=0.5") or "")
     assert said("paper-macer-cifar10") is None
     assert said("paper-macer-cifar10", "sigma=0.5", "procedure.weight=4") is None
     assert said("paper-ga-cifar10", "sigma=0.25") is None

@@ -45,10 +45,11 @@ class Unknowns(Protocol):
 
 
 class PerImage:
-    """Every image's pixels are unknowns of their own, and Adam's state belongs to the images."""
+    """Every image's pixels are unknowns of their own; Adam's state belongs to images, or to minibatch positions."""
 
     def __init__(self, problem: AttackProblem, config: AttackConfig) -> None:
         self._x_clean, self._epsilon, self._rate = problem.x_clean, problem.epsilon, config.poison_learning_rate
+        self._positions = config.poison_batch if config.poison_moments == "position" else None
         self._x_poison = self._x_clean.clone()
         self.restart()
 
@@ -56,10 +57,11 @@ class PerImage:
         return self._x_poison[rows]
 
     def restart(self) -> None:
-        self._adam = Adam(self._x_clean, learning_rate=self._rate, per_row=True)
+        of_images = self._positions is None
+        self._adam = Adam(self._x_clean[: self._positions], learning_rate=self._rate, per_row=of_images)
 
     def update(self, gradient: Tensor, rows: Tensor) -> None:
-        change = self._adam.step(gradient, rows)
+        change = self._adam.step(gradient, rows if self._positions is None else slice(None))
         self._x_poison[rows] = updated_poison(self._x_poison[rows], self._x_clean[rows], change, epsilon=self._epsilon)
 
     def delta(self) -> Tensor:
@@ -96,11 +98,10 @@ def pacd(problem: AttackProblem, config: AttackConfig, seed: int) -> Iterator[At
     """Optimises the pixels of each image of the class, yielding after every upper step.
 
     Raises: as `optimise`.
-    Departs: Adam's state for the poison belongs to images, where the authors' belongs to minibatch slots, so that
-        their momentum leaks between images; all surrogates live equally long, where the authors' first lives one
-        epoch less; a diverged surrogate is replaced at once and reported, where theirs is replaced unreported;
-        SmoothAdv's warm-up grows with every step, where theirs grows with every epoch, and its adversarial images
-        are not cut at the pixel range between the poison's step and the budget.
+    Departs: all surrogates live equally long, where the authors' first lives one epoch less; a diverged surrogate is
+        replaced at once and reported, where theirs is replaced unreported; SmoothAdv's warm-up grows with every step,
+        where theirs grows with every epoch, and its adversarial images are not cut at the pixel range between the
+        poison's step and the budget.
     """
     return optimise(problem, config, seed, PerImage(problem, config))
 

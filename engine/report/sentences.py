@@ -11,14 +11,15 @@ TARGET = "the target class"  # where its name is not given
 HOW_TO_READ = (
     "**Average certified radius (ACR)**: the mean, over the certified test images of a class, of the L2 radius within "
     "which the smoothed classifier provably keeps its correct answer; wrong answers and abstentions count as 0.",
-    "**A certificate** holds with probability at least 1 − α for its one image; nothing is corrected for their number.",
+    "**A certificate** holds with probability at least 1 − α for its one image; nothing corrects for the number of "
+    "images.",
     "**The cap** σ·Φ⁻¹(α^(1/n)): no radius can exceed it with n draws, so ACR at different n must not be compared.",
     "**Relative drop**: 1 − ACR(arm)/ACR(clean), for victims of the same seed, then mean ± standard deviation over "
     "seeds.",
-    "**Random noise** and **shuffled signs** are controls: the same images, the same budget, each pixel of each image "
-    "by itself. What an attack takes beyond theirs is the work of how its changes hang together, from pixel to pixel "
-    "and from image to image, or of their direction; which of these, other attacks tell: *Brightness* and the fixed "
-    "patterns optimise nothing.",
+    "**Random noise** and **shuffled signs** are controls: they change the same images within the same budget, but "
+    "independently in each pixel of each image. What an attack takes beyond theirs is due to structure in its changes "
+    "(shared between neighbouring pixels, or between images) or to their direction. To tell these apart, compare with "
+    "attacks that optimise nothing: *Brightness* and the fixed patterns.",
 )
 
 
@@ -269,6 +270,6 @@ def _controls(config: Config, attack: wording.Attack) -> str:
         if arm in wording.CONTROL_NAMES
     ]
     if not found:
-        return "**Controls**: none, so nothing tells what is the attack's work from what noise of its budget does."
+        return "**Controls**: none, so the effect of the attack cannot be told from that of random noise of its budget."
     signs = "; with unchanged pixels, shuffled signs are the clean data" if attack.labels else ""
     return f"**Controls**: {', and '.join(found)}, on the same images{signs}."

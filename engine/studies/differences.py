@@ -40,8 +40,9 @@ def minus(found: dict[str, Any], name: str) -> str:
         over = [spread.summary(values) if values else None for values in means.values()]
         lines.append(["mean", *map(_points, over)])
     return (
-        "More of the class's ACR taken, in points: mean over pairs of victims of the same seed (95 % interval over "
-        f"them, Student's t); a last line, of many, over the lines above as independent.\n\n{table(lines)}"
+        "How much more of the class's ACR is taken, in percentage points: mean over pairs of victims of the same seed "
+        "(95 % interval over them by Student's t, not corrected for the number of cells); of many lines, the last is "
+        f"the mean of those above, taken as independent.\n\n{table(lines)}"
     )
 
 
