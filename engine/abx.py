@@ -1,4 +1,4 @@
-"""An ABX test: is X the clean image A or the poisoned image B? What so many right answers allow one to say.
+"""An ABX test: is X the clean image A or the poisoned image B? And what a number of right answers proves.
 
 All of it is exact binomial arithmetic: a person who cannot tell is right in each trial with probability 1/2.
 """

@@ -161,7 +161,7 @@ def units_per_second(device: str) -> float:
 
 @cache
 def _of_a_cpu() -> float:
-    """A worker's units a second; asks Linux what torch would say, and believes in bfloat16 where nobody tells."""
+    """A worker's units a second; asks Linux what torch would say, and assumes bfloat16 where it says nothing."""
     try:
         words = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:

@@ -142,7 +142,7 @@ def queue_position(run: Run) -> int:
 
 
 def awaited(record: Record) -> Status:
-    """The status, for who waits for the end: a run that looks lost first gets AWAKE seconds to write a heartbeat."""
+    """The status, for a caller that awaits the end: a run that looks lost gets AWAKE seconds to write a heartbeat."""
     status = record.status()
     if status.state == "lost" and process_exists(status):
         time.sleep(AWAKE)

@@ -19,7 +19,7 @@ alone = threading.Lock()  # held by who records a graph, compiles, or makes the 
 
 
 class Replayed:
-    """A function of tensors, whose calls beyond the first few replay one graph; the same function otherwise.
+    """A function of tensors that replays a recorded CUDA graph after its first few calls, and else is called.
 
     Whatever else it reads or changes must stay where it is in memory, as weights and optimisers' moments do, and it
     must not wait for the GPU. What it returns is overwritten by the next call.

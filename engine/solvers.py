@@ -1,7 +1,7 @@
 """Solvers of (H + damping·I) p = b, for a symmetric H [W, W] that is known by its products with vectors alone.
 
-All but Adam on the residual ask for one system, and have one call: (system, start, *, steps, damping). Where one is
-of no use for H, because it is indefinite say, the residual tells, and what was reached comes back all the same.
+All but Adam on the residual draw the system once, and all have one signature: (system, start, *, steps, damping). A
+solver that does not suit H (an indefinite one, say) still returns what it reached; the residual shows how bad that is.
 """
 
 import math

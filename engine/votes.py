@@ -137,7 +137,7 @@ class Answers:
 
 
 class Screen:
-    """Answers in bfloat16, and whether each is sure to be float32's as well.
+    """Answers in bfloat16, and which of them certainly agree with float32.
 
     It is sure where the two largest logits are further apart than SAFETY times the largest error of such a distance
     among CALIBRATED noisy copies. That is measured, not proved; tests/test_votes.py holds the counts to float32's.

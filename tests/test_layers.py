@@ -112,8 +112,9 @@ def test_pooling_is_torchs_for_every_number_of_bfloat16_and_so_is_its_derivative
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("size", [(64, 64), (65, 67)])
-def test_pooling_of_a_sum_is_pooling_of_torchs_sum(size, memory_format):
-    h = every_bfloat16(size, memory_format, nans=False)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_pooling_of_a_sum_is_pooling_of_torchs_sum(dtype, size, memory_format):
+    h = every_bfloat16(size, memory_format, nans=False).to(dtype)
     for shift in (h[3:4].roll(5, dims=2), torch.zeros_like(h[:1]), torch.full_like(h[:1], 0.01)):
         with torch.no_grad():
             ours, theirs = pooled_sum(h, shift), pooled_by_torch(h + shift)

@@ -250,7 +250,7 @@ def test_an_existing_result_is_offered(place: Path) -> None:
     config = with_overrides(PRESETS["smoke"].config, ["seed=7"])
     own_copy(place, config=config)
     test = opened("pages/poison.py", preset="smoke", seed="7")
-    assert any("already has a result" in info.value for info in test.info)
+    assert any("with exactly these settings is finished" in info.value for info in test.info)
     button(test, "Open it")
 
 

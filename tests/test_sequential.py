@@ -241,7 +241,8 @@ def test_sequential_certificates_of_half_spaces_hold_within_the_precision_and_sa
         for index in range(50)
     ]
     radii, draws = (np.array([getattr(one, name) for one in found]) for name in ("radii", "draws"))
-    assert (radii > exact.numpy()).sum() <= 3  # Binomial(300, 0.001) exceeds 3 with probability 2.8e-4
+    wrong = (radii > exact.numpy()).any(axis=1)  # for each call, whose six images share noise and so fail together
+    assert wrong.sum() <= 3  # Binomial(50, 6 · 0.001), the union bound, exceeds 3 with probability 2.4e-4
     assert all((one.answers == np.where(one.radii > 0, 1, ABSTAIN))[1:].all() for one in found)
     assert (radii[:, 0] == 0).mean() > 0.9
     expected = np.round(5000 * norm.cdf(exact.numpy() / 0.5)).astype(int)

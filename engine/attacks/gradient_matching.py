@@ -20,7 +20,7 @@ from engine.hypergradient import ApproxGrad, Hypergradient, Loss, gradient
 def mismatch_slope(surrogate: ApproxGrad, lower: Loss, upper: Loss, x_poison: Tensor) -> Hypergradient:
     """d (1 − cosine of g_w and f_w, both losses' gradients in the weights) / d x_poison.
 
-    PACD with p = f_w in place of the linear system's solution, but that it does not care how long g_w is.
+    PACD with p = f_w in place of the linear system's solution, except that the length of g_w does not matter.
     """
     value, wanted = gradient(upper, surrogate.weights, x_poison)
     weights, x_poison = surrogate.weights.detach().requires_grad_(), x_poison.detach().requires_grad_()

@@ -52,7 +52,7 @@ def available(folder: Path) -> bool:
 
 
 def fetch(folder: Path) -> None:
-    """Your own images are nowhere to be had. Raises: DatasetUnavailable."""
+    """A folder of your own images cannot be downloaded. Raises: DatasetUnavailable."""
     raise DatasetUnavailable(f"{folder} is not there: put a folder of images for each class into it")
 
 

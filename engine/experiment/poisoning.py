@@ -187,7 +187,7 @@ class Poisoning:
     def _optimise(self, path: Path, evolution_path: Path, whole: float, checkpoint: Checkpoint) -> None:
         """Runs the attack to the end, from where an earlier attempt at this run was stopped if there was one.
 
-        Some steps' poison, and what is there when it is stopped, are on disk.
+        The poison of some steps, and the one at which it ends or is stopped, are written to disk.
         """
         config, problem, book = self._at.config, self._at.problem, self._at.book
         poison = Poison(torch.zeros_like(problem.training.images[problem.poison_indices]), problem.poison_indices)

@@ -34,7 +34,7 @@ class Recorder:
 
     @property
     def fraction(self) -> float:
-        """Share of the run's work that is done, in [0, 1]; work that a reused stage saves is no work."""
+        """Share of the run's work that is done, in [0, 1]; work saved by reused stages is not counted."""
         whole = self._whole.total
         return min(1.0, self._done.total / whole) if whole > 0 else 1.0
 

@@ -5,7 +5,8 @@ The loops over channels are what becomes vector instructions: they must stay fre
 """
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 NONE = np.uint8(4)  # of a window in which nothing is above 0; its pixels are 0 to 3, row by row
 
@@ -73,7 +74,7 @@ def gather(images, chosen, pooled):
 
 @njit(nogil=True, cache=True)
 def pool_sums(values, shift, maxima):
-    """`choose` without the choices, for values + shift [H, W, C]: all are bits of bfloat16, as int16.
+    """`choose` without the choices, for values + shift [H, W, C]: float32, or bits of bfloat16 as int16.
 
     The sums are float32's, of which the largest is rounded: the same as the largest of rounded sums.
     """
@@ -89,17 +90,34 @@ def pool_sums(values, shift, maxima):
                     d = _widened(values[n, 2 * i + 1, 2 * j + 1, k]) + _widened(shift[2 * i + 1, 2 * j + 1, k])
                     top, bottom = a if (a >= b) | (a != a) else b, c if (c >= d) | (c != c) else d
                     best = top if (top >= bottom) | (top != top) else bottom
-                    maxima[n, i, j, k] = _rounded(zero if best <= zero else best)
+                    maxima[n, i, j, k] = _narrowed(zero if best <= zero else best, values[n, 2 * i, 2 * j, k])
 
 
-@njit
-def _widened(bits):
-    return np.int32(np.int32(bits) << np.int32(16)).view(np.float32)
+def _widened(value):
+    """As float32."""
+
+
+def _narrowed(value, like):
+    """Float32 in the form of `like`."""
+
+
+@overload(_widened)
+def _widened_in(value):
+    if isinstance(value, types.Float):
+        return lambda value: value
+    return lambda value: np.int32(np.int32(value) << np.int32(16)).view(np.float32)
+
+
+@overload(_narrowed)
+def _narrowed_in(value, like):
+    if isinstance(like, types.Float):
+        return lambda value, like: value
+    return lambda value, like: _rounded(value)
 
 
 @njit
 def _rounded(value):
-    """To the nearest, the even one of two; a NaN stays one."""
+    """To the nearest bfloat16, the even one of two; a NaN stays one."""
     bits = np.float32(value).view(np.int32)
     nearest = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
     return np.int16(nearest if value == value else np.int32(0x7FC0))

@@ -23,7 +23,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def rest_of_sum(self, h: Tensor, shift: Tensor) -> Tensor:
-        """rest(h + shift) for h [N, …] and one shift [1, …]: where the sum need not be written down, it is not."""
+        """rest(h + shift) for h [N, …] and one shift [1, …]; overridden where the sum can be used unstored."""
         return self.rest(h + shift)
 
     def forward(self, x: Tensor) -> Tensor:

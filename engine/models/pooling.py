@@ -26,8 +26,8 @@ def pooled(h: Tensor) -> Tensor:
 
 
 def pooled_sum(h: Tensor, shift: Tensor) -> Tensor:
-    """pooled(h + shift) for one shift [1, C, H, W]; in bfloat16 on a CPU the sum is never written down."""
-    if h.device.type != "cpu" or h.dtype != torch.bfloat16 or torch.is_grad_enabled():
+    """pooled(h + shift) for one shift [1, C, H, W]; on a CPU the sum is never written down."""
+    if h.device.type != "cpu" or h.dtype not in (torch.bfloat16, torch.float32) or torch.is_grad_enabled():
         return pooled(h + shift)
     from engine.models import kernels
 
@@ -38,7 +38,7 @@ def pooled_sum(h: Tensor, shift: Tensor) -> Tensor:
 
 
 class _Pooled(torch.autograd.Function):
-    """On a CPU: images → maxima. Of the derivative's two kinds each is the other's own."""
+    """On a CPU: images → maxima. Its derivative is `_Spread`, whose own is `_Picked`, whose own is `_Spread` again."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:

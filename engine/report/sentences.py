@@ -161,7 +161,7 @@ def settings_line(run: Run) -> str:
 
 
 def _is_the_papers(config: Config) -> bool:
-    """Whether it is the authors' setting for any target class, but for what is this project's own.
+    """Whether it is a setting of the authors, apart from target class and what only this project has.
 
     That is seeds, controls, images of other classes, and the precision of products.
     """

@@ -130,7 +130,7 @@ def victims(cell: dict[str, Any]) -> int:
 
 
 def at_home(found: dict[str, Any]) -> int:
-    """The column whose victims are those of the base, which attacks assume; the first if there is none."""
+    """The index of the column whose victims are the base's, which attacks assume; 0 if there is none."""
     try:
         base = Config.model_validate(found["study"]["base"])
     except ValueError:  # of an older protocol
