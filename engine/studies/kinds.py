@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from engine import paper, presets
-from engine.config import Architecture, AttackName, Config, ConfigError, lower_level
+from engine.config import FOLDER, Architecture, AttackName, Config, ConfigError, lower_level
 from engine.overrides import differences, field_names, with_overrides
 from engine.presets import PRESETS
 from engine.studies.study import Axis, Point, Study, checked
@@ -198,12 +198,13 @@ def reproduction(
     setting = paper.paper if scale == "full" else presets.small
     more = [_ONE_CONTROL if "control" in arms else "controls=[]", *(["attack.name=none"] * ("poisoned" not in arms))]
     more = [*more, *([] if victims is None else [f"victim_seeds={victims}"]), *overrides]
-    wanted = {
-        f"{procedure}, {dataset}, σ = {sigma:g}": with_overrides(setting(procedure, dataset, sigma), more)
-        for dataset in datasets
-        for procedure in procedures
-        for sigma in (paper.SIGMAS.get(dataset, (0.25,)) if sigmas is None else sigmas)
-    }
+    wanted = {}
+    for dataset in datasets:
+        for procedure in procedures:
+            for sigma in paper.SIGMAS.get(dataset, (0.25,)) if sigmas is None else sigmas:
+                config = with_overrides(setting(procedure, dataset, sigma), more)
+                images = config.dataset.removeprefix(FOLDER)  # a folder of one's own may take the place of a data set
+                wanted[f"{procedure}, {images}, σ = {sigma:g}"] = config
     if not wanted:
         raise ConfigError("there is nothing to reproduce: name at least one procedure, data set and sigma")
     base = next(iter(wanted.values()))
