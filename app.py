@@ -14,13 +14,12 @@ STYLE = Path(__file__).parent / "pages" / "_frame.css"  # what Streamlit has no 
 
 
 @st.cache_resource(show_spinner=False)
-def adopt(root: str) -> int:
-    """Once per server: writes down runs that died with nobody looking. Returns how many are alive."""
+def write_down_lost(root: str) -> None:
+    """Once per server and root."""
     try:
-        return len(list(jobs.adopt(_shared.runs_root())))
+        jobs.write_down_lost(_shared.runs_root())
     except OSError as error:
         st.warning(f"The runs under {root} cannot be looked through: {error}.")
-        return 0
 
 
 def choose_listed() -> None:
@@ -94,7 +93,7 @@ page = _shared.navigation()
 st.set_page_config(page_title=f"{page.title} · PACD Lab", page_icon="🧪", layout="wide")
 st.html(STYLE)
 _links.go_to_form()
-adopt(str(_shared.runs_root()))
+write_down_lost(str(_shared.runs_root()))
 with st.sidebar:
     st.title("PACD Lab")
     run_picker()

@@ -270,16 +270,3 @@ class ApproxGrad:
         x = x.detach().requires_grad_()
         total = penalised(self.weights.detach().requires_grad_(), x)
         return Hypergradient(grad(total, x)[0], value, products=self._steps + 1)
-
-
-def exact(lower_loss: Loss, upper_loss: Loss, weights: Tensor, x: Tensor, *, damping: float = 0.0) -> Tensor:
-    """The hypergradient of x's shape with the damped Hessian built and solved densely: for small problems and tests."""
-    dense = torch.autograd.functional.hessian(lambda w: lower_loss(w, x), weights)
-    assert isinstance(dense, Tensor)
-    identity = torch.eye(weights.numel(), dtype=weights.dtype, device=weights.device)
-    p = torch.linalg.solve(dense + damping * identity, gradient(upper_loss, weights, x)[1])
-    x = x.detach().requires_grad_()
-    value = upper_loss(weights.detach(), x)
-    direct = grad(value, x, allow_unused=True)[0] if value.requires_grad else None
-    indirect = cross_term(lower_loss, weights, x, p)
-    return -indirect if direct is None else direct - indirect

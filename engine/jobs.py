@@ -206,13 +206,11 @@ def remove(record: Record) -> None:
         StageCache(root).prune()
 
 
-def adopt(runs_root: Path) -> Iterator[Run]:
-    """Yields the live runs under a root, and writes down those that were lost, so that they say so for good."""
+def write_down_lost(runs_root: Path) -> None:
+    """Ends the runs under a root whose process died with nobody looking, so that they say so for good."""
     for run in all_runs(runs_root):
         status = run.status()
-        if status.active:
-            yield run
-        elif status.state == "lost" and status.ended is None:
+        if status.state == "lost" and status.ended is None:
             with contextlib.suppress(OSError), _changes(runs_root):  # on a read-only disk it stays as it is
                 status = run.status()  # it may have been submitted anew
                 if status.state == "lost":

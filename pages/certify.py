@@ -62,12 +62,6 @@ def draws_to_offer(recorded: int) -> list[int]:
     return [n for n in [5, *steps] if n < recorded] + [recorded]
 
 
-def forget(key: str, options: list[Any]) -> None:
-    """Another run may not offer the value that the session remembers."""
-    if key in st.session_state and st.session_state[key] not in options:
-        del st.session_state[key]
-
-
 def reset_what_if() -> None:
     st.session_state["what_if_n"] = run.config.certification.n
     st.session_state["what_if_alpha"] = run.config.certification.alpha
@@ -77,8 +71,8 @@ def choose_settings(recorded: pd.DataFrame) -> tuple[int, float]:
     """n and alpha to certify with, as recorded unless the reader moves a slider."""
     most, alpha_then = int(recorded["n"].iloc[0]), run.config.certification.alpha
     draws, alphas = draws_to_offer(most), alphas_to_offer()
-    forget("what_if_n", draws)
-    forget("what_if_alpha", alphas)
+    _selection.forget("what_if_n", draws)
+    _selection.forget("what_if_alpha", alphas)
     with st.container(border=True):
         first, second, third = st.columns([3, 3, 2], vertical_alignment="bottom", gap="large")
         with first:
@@ -277,7 +271,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
         image = _selection.test_image(_test_images.in_order(run), words)
         _selection.row(run, "test", image)
         victims = sorted(int(k) for k in recorded["victim"].unique())
-        forget("victim", victims)
+        _selection.forget("victim", victims)
         victim = int(
             st.segmented_control(
                 "Victim seed", victims, default=victims[0], required=True, key="victim", bind="query-params"
@@ -287,7 +281,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
         place = st.container()
     with left:
         if "clean" in means.columns and others:
-            forget("scatter_arm", others)
+            _selection.forget("scatter_arm", others)
             arm = str(
                 st.segmented_control(
                     "Against clean",

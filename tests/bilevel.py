@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from engine.hypergradient import ApproxGrad
+from engine.hypergradient import ApproxGrad, Loss, cross_term, gradient
 from engine.streams import stream
 
 
@@ -63,3 +63,16 @@ def approx_grad(weights: Tensor, **changes) -> ApproxGrad:
         generator=stream(0, "sketch"),
     )
     return ApproxGrad(weights, **settings | changes)
+
+
+def exact(lower_loss: Loss, upper_loss: Loss, weights: Tensor, x: Tensor, *, damping: float = 0.0) -> Tensor:
+    """The hypergradient of x's shape with the damped Hessian built and solved densely."""
+    dense = torch.autograd.functional.hessian(lambda w: lower_loss(w, x), weights)
+    assert isinstance(dense, Tensor)
+    identity = torch.eye(weights.numel(), dtype=weights.dtype, device=weights.device)
+    p = torch.linalg.solve(dense + damping * identity, gradient(upper_loss, weights, x)[1])
+    x = x.detach().requires_grad_()
+    value = upper_loss(weights.detach(), x)
+    direct = torch.autograd.grad(value, x, allow_unused=True)[0] if value.requires_grad else None
+    indirect = cross_term(lower_loss, weights, x, p)
+    return -indirect if direct is None else direct - indirect

@@ -11,9 +11,9 @@ from torch.nn.functional import softplus
 
 from engine import hypergradient
 from engine.config import LinearSolver
-from engine.hypergradient import Part, Sum, cross_term, exact, hessian
+from engine.hypergradient import Part, Sum, cross_term, hessian
 from engine.solvers import Adam, Operator
-from tests.bilevel import INPUT, LABEL, WEIGHTS, Quadratic, approx_grad, network_loss, normal
+from tests.bilevel import INPUT, LABEL, WEIGHTS, Quadratic, approx_grad, exact, network_loss, normal
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from engine import hypergradient
-from engine.hypergradient import cross_term, exact, gauss_newton, hessian, unrolled
-from tests.bilevel import INPUT, WEIGHTS, Quadratic, approx_grad, network_loss, normal
+from engine.hypergradient import cross_term, gauss_newton, hessian, unrolled
+from tests.bilevel import INPUT, WEIGHTS, Quadratic, approx_grad, exact, network_loss, normal
 
 
 @pytest.mark.parametrize("direct", [0.0, 1.0])

@@ -65,7 +65,8 @@ def test_runs_wait_their_turn_and_can_be_cancelled_both_waiting_and_running(tiny
     assert [jobs.queue_position(run) for run in (first, second, third, fourth)] == [0, 1, 2, 3]
     wait_for(lambda: process_of(fourth) and first.status().state == "running")
     assert {run.status().state for run in (second, third, fourth)} == {"queued"}
-    assert set(jobs.adopt(runs_root)) == {first, second, third, fourth}
+    jobs.write_down_lost(runs_root)
+    assert all(run.status().active for run in (first, second, third, fourth))
 
     began = time.monotonic()
     jobs.stop_now(second)
@@ -120,7 +121,8 @@ def test_a_killed_worker_is_lost_and_its_configuration_can_be_run_again(tiny: Ti
     wait_for(lambda: run.status().state == "lost", seconds=5)
     assert time.monotonic() - began < 5
     assert "killed" in str(run.status().error)
-    assert list(jobs.adopt(runs_root)) == [waiting]
+    jobs.write_down_lost(runs_root)
+    assert waiting.status().active
     recorded = run.read_json("status.json")
     assert recorded is not None
     assert recorded["state"] == "lost"  # for good
@@ -215,7 +217,7 @@ def test_a_run_that_was_submitted_anew_is_not_written_off_as_lost(
         return changes(root)
 
     monkeypatch.setattr(jobs, "_changes", submitted_in_between)
-    assert list(jobs.adopt(runs_root)) == []
+    jobs.write_down_lost(runs_root)
     assert run.status() == queued
 
 

@@ -12,7 +12,7 @@ import pytest
 from engine import records
 from engine.config import Config, ConfigError
 from engine.figures.study import heat_map
-from engine.studies import differences, kinds, results, tables
+from engine.studies import kinds, results, tables
 from engine.studies import study as studies
 from engine.studies.study import Axis, Point, Study
 
@@ -122,12 +122,12 @@ def test_the_csv_reads_back_to_the_reports_numbers(half_done: studies.StudyRecor
 
 def test_rows_and_columns_are_compared_pair_by_pair(half_done: studies.StudyRecord) -> None:
     found = results.of(half_done)
-    assert "| 0.1 | -42 (-42 to -42) |" in differences.minus(found, "pacd")
-    assert "| 0.25 | – |" in differences.minus(found, "pacd")
-    assert "| pacd | -7 (-7 to -7) |" in differences.minus(found, "0.1")
-    assert "| mean |" not in differences.minus(found, "pacd")  # of two lines it would say nothing
+    assert "| 0.1 | -42 (-42 to -42) |" in tables.minus(found, "pacd")
+    assert "| 0.25 | – |" in tables.minus(found, "pacd")
+    assert "| pacd | -7 (-7 to -7) |" in tables.minus(found, "0.1")
+    assert "| mean |" not in tables.minus(found, "pacd")  # of two lines it would say nothing
     with pytest.raises(ConfigError, match="--minus must be a row or column"):
-        differences.minus(found, "nobody")
+        tables.minus(found, "nobody")
 
 
 def test_a_reproduction_says_what_was_published_and_at_which_scale(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 from streamlit.testing.v1 import AppTest
 
-from engine import hypergradient, toy
+from engine import toy
 from engine.figures import toy as toy_figures
 from engine.figures.style import alt
 from tests.app import button, words
+from tests.bilevel import exact
 
 SETTINGS = toy.Settings(epsilon=0.4, sigma=0.2, regularisation=0.01, poison_points=20)
 
@@ -76,10 +77,10 @@ def test_the_loss_is_the_expected_logistic_loss_under_noise() -> None:
 
 def test_the_hypergradient_is_the_exact_one() -> None:
     state = on_its_way()
-    exact = hypergradient.exact(toy.lower_loss(state), toy.upper_loss(state), state.weights, state.poison)
+    expected = exact(toy.lower_loss(state), toy.upper_loss(state), state.weights, state.poison)
     found = toy.hypergradient(state)
     assert found.abs().max() > 0.01
-    torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert state.residual < 1e-9
 
 

@@ -12,8 +12,8 @@ from engine.costs import expected_device
 from engine.follow import FAILED, OK, add_data_root, follow, values
 from engine.presets import WIDTH
 from engine.records import RunNotFound, write_atomically
-from engine.studies import differences, results, tables
 from engine.studies import kinds as study_kinds
+from engine.studies import results, tables
 from engine.studies import study as studies
 from engine.studies.study import Study, StudyRecord
 
@@ -143,7 +143,7 @@ def _studies(options: argparse.Namespace) -> int:
     elif options.id:
         shipped = [found for found in studies.exhibited() if found["id"].startswith(options.id)]
         found = shipped[0] if len(shipped) == 1 else results.of(chosen(options.id))
-        print(differences.minus(found, options.minus) if options.minus else _study_text(found, options.form))
+        print(tables.minus(found, options.minus) if options.minus else _study_text(found, options.form))
     else:
         known = sorted(studies.all_studies(options.runs_root), key=lambda record: -record.status().submitted)
         rows = [_study_row(record) for record in known]

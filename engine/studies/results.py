@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from engine import spread
-from engine.config import Config
+from engine.config import Config, lower_level
 from engine.overrides import with_overrides
 from engine.records import Run
 from engine.report import wording
@@ -36,7 +36,7 @@ def of(record: StudyRecord) -> dict[str, Any]:
 def _result(cell: Cell, run: Run) -> dict[str, Any]:
     """One cell: where it is, what it asked for, and what there is of an answer."""
     config, report = cell.config, run.report or {}
-    attacker = config.attack.procedure or config.procedure
+    attacker, attack_sigma = lower_level(config)
     arms, drops, seconds = report.get("arms", {}), report.get("relative_drop", {}), report.get("seconds", {})
 
     def of(arm: str, what: str) -> Summary:
@@ -56,7 +56,7 @@ def _result(cell: Cell, run: Run) -> dict[str, Any]:
         "attack": config.attack.name,
         "attack_procedure": attacker.name,
         "surrogate": config.attack.surrogate,
-        "attack_sigma": config.attack.sigma or config.sigma,
+        "attack_sigma": attack_sigma,
         "epsilon": config.threat.epsilon,
         "target_class": config.threat.target_class,
         "seed": config.seed,
