@@ -85,6 +85,7 @@ def work_of(config: Config) -> Work:
 
 
 def work_of_attack(config: Config) -> float:
+    """Of the whole poison, in units, as all work here; 0 where nothing is optimised."""
     attack, (procedure, _) = config.attack, lower_level(config)
     if attack.name not in (*SECOND_ORDER, *FIRST_ORDER):
         return 0.0

@@ -60,7 +60,7 @@ GRACE = 15.0  # seconds between asking a run to stop and killing it
 
 
 def check(config: Config, *, runs_root: Path, data_root: Path) -> None:
-    """Whether a run can start, before it does: its folder of images fits, its poison file is there and fits.
+    """Refuses a run that could not start: a folder of images and a poison file, if asked for, must be there and fit.
 
     Raises: ConfigError, DatasetUnavailable.
     """

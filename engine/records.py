@@ -101,6 +101,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def write_tensors(path: Path, **tensors: np.ndarray) -> None:
+    """A safetensors file, replaced as a whole."""
     write_atomically(path, save({name: np.asarray(value, order="C") for name, value in tensors.items()}))
 
 
@@ -173,6 +174,7 @@ class Run(Record):
 
     @property
     def config(self) -> Config:
+        """Raises: RunNotFound, where it cannot be read, as in a run of an older protocol."""
         try:
             return Config.model_validate_json((self.directory / "config.json").read_bytes())
         except (OSError, ValidationError) as error:
@@ -188,6 +190,7 @@ class Run(Record):
 
     @property
     def notes(self) -> dict[str, Any]:
+        """What people wrote about it: name, starred, note."""
         return {"name": "", "starred": False, "note": ""} | (self.read_json("notes.json") or {})
 
     @property
@@ -196,6 +199,7 @@ class Run(Record):
         return (self.directory / "published").exists()
 
     def append_metrics(self, record: dict[str, Any]) -> None:
+        """One line more; a reader that comes in between leaves out the last one (`metrics`)."""
         with (self.directory / "metrics.jsonl").open("a") as file:
             file.write(canonical_json(record) + "\n")
 

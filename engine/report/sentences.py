@@ -40,6 +40,7 @@ def percent(share: dict[str, Any] | None, digits: int = 0) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Rounded, in the largest unit of which there are two: "90 s", "3 min", "40 h", "3 days"."""
     for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -195,6 +196,7 @@ def limits_line(run: Run) -> str:
 
 
 def threat_model(config: Config, target: str) -> list[str]:
+    """What the attacker knows, may do and wants, and the controls: a line of Markdown each."""
     attack = wording.attack_of(config)
     if config.attack.name == "none":
         return ["**No attack**: clean victims are trained and certified as they are, a baseline to compare with."]

@@ -200,6 +200,7 @@ class StudyRecord(Record):
 
 
 def is_finished(run: Run) -> bool:
+    """Whether it is done, with a report of every victim."""
     return run.exists() and run.status().state == "done" and bool((run.report or {}).get("complete"))
 
 
