@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceilings, comparisons, growth, runs, sequential, startup
+from benchmarks import ceilings, comparisons, growth, parts, runs, sequential, startup
 from benchmarks.measure import Comparison, Table, compare, machine, ratios
 
 Rates = dict[str, float]
@@ -70,6 +70,7 @@ SHARES: dict[str, Callable[[Rates, int], Iterator[Table]]] = {
 }
 GROUPS: dict[str, Callable[[Rates, int], Iterator[Table]]] = SHARES | {
     "quick": what_if,
+    "parts": lambda _rates, rounds: parts.tables(rounds),
     "ceilings": bounds,
     "growth": growing,
     "draws": lambda _rates, rounds: sequential.tables(rounds),

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from benchmarks import plain
 from engine import datasets
 from engine.attacks.base import AttackRecord
-from engine.attacks.pacd import pacd
+from engine.attacks.levels import Levels
+from engine.attacks.pacd import Surrogate, pacd
 from engine.certification import certified_radius
 from engine.config import AttackConfig, ProcedureConfig
 from engine.costs import workers_for
 from engine.experiment.poisoning import pose_attack
 from engine.experiment.problem import Problem, pose
 from engine.experiment.protocol import pool_of_workers
+from engine.hypergradient import Loss
 from engine.models import build
 from engine.presets import PRESETS
 from engine.streams import stream
@@ -89,6 +91,17 @@ def attack(settings: AttackConfig) -> Iterator[AttackRecord]:
     """PACD's upper steps against Gaussian augmentation."""
     config = PRESETS["quick"].config.model_copy(update=dict(attack=settings))
     return pacd(pose_attack(problem(), config, each=pool_of_workers(torch.device("cpu")).map), settings, 0)
+
+
+def levels(settings: AttackConfig) -> tuple[Loss, Loss, Tensor, Tensor]:
+    """(Lower loss, upper loss, weights [W], poison images) of the first upper step of PACD, its parts on workers."""
+    config = PRESETS["quick"].config.model_copy(update=dict(attack=settings))
+    posed = pose_attack(problem(), config, each=pool_of_workers(torch.device("cpu")).map)
+    surrogate, rows = Surrogate(posed, settings, seed=0, life=0), torch.arange(settings.poison_batch)
+    drawn = Levels(posed, settings, seed=0, generator=stream(0, "benchmark levels"))
+    lower = drawn.minibatch(drawn.draw_lower(rows), poison=len(rows), strength=1.0).loss(surrogate.model)
+    upper = drawn.upper(surrogate.model, drawn.draw_upper())
+    return lower, upper, surrogate.bilevel.weights, posed.x_clean[rows]
 
 
 def on_workers(tasks: Iterable[Callable[[], object]], workers: int | None = None) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import ours, peers, plain, vectorised
 from benchmarks.ours import ALPHA, N0, SIGMA
+from engine import hypergradient
 from engine.config import AttackConfig
 from engine.costs import workers_for
 from engine.presets import PRESETS
@@ -137,6 +138,20 @@ def engine_upper_step(*, preset: str, steps: int, solver: str) -> Work:
     """The same; the linear system is drawn afresh for each step of "adam", and once for any other solver."""
     records = ours.attack(_attack(preset, steps).model_copy(update=dict(linear_solver=solver)))
     return lambda: next(records)
+
+
+def engine_part(*, preset: str, part: str) -> Work:
+    """A part of an upper step of a preset's sizes, on the noise of one draw for each call."""
+    lower, upper, weights, x_poison = ours.levels(PRESETS[preset].config.attack)
+    vector = torch.ones_like(weights)
+    parts: dict[str, Work] = {
+        "lower": partial(hypergradient.gradient, lower, weights, x_poison),
+        "upper": partial(hypergradient.gradient, upper, weights, x_poison),
+        "graph": partial(hypergradient.hessian, lower, weights, x_poison),
+        "product": partial(hypergradient.hessian(lower, weights, x_poison), vector),
+        "cross": partial(hypergradient.cross_term, lower, weights, x_poison, vector),
+    }
+    return parts[part]
 
 
 def _attack(preset: str, steps: int) -> AttackConfig:

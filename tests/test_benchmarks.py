@@ -11,7 +11,7 @@ from conftest import PROJECT
 from torch.nn.functional import cross_entropy
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, earlier, measure, ours, plain, vectorised
+from benchmarks import ceilings, earlier, measure, ours, parts, plain, vectorised
 from benchmarks.measure import Comparison, Side
 from engine.attacks.levels import upper_loss
 from engine.hypergradient import ApproxGrad
@@ -109,6 +109,14 @@ def test_the_plain_upper_step_has_the_engines_hypergradient(model, monkeypatch):
     found = plain.upper_step(theirs, clean, poison, held_out, sigma=0.5, draws=2, lower_steps=2, linear_steps=3)
     assert torch.nn.functional.cosine_similarity(found.flatten(), own.flatten(), dim=0) > 0.999
     assert found.norm() == pytest.approx(own.norm().item(), rel=0.02)
+
+
+def test_parts_of_an_upper_step_are_counted_as_the_engine_counts_products():
+    for preset in ("quick", "paper-ga-mnist"):
+        config = PRESETS[preset].config.attack.model_copy(update=dict(upper_steps=1))
+        small = dict(clean_batch=6, poison_batch=4, upper_batch=3, upper_noise=2, surrogate="lenet-narrow")
+        (record,) = ours.attack(config.model_copy(update=small | dict(warmup_steps=0)))
+        assert parts.counts(config)["product"] == record.products
 
 
 def test_a_lenet_takes_2_293_000_multiply_adds():

@@ -10,10 +10,10 @@ from engine.attacks.patterns import FREQUENCIES
 from engine.attacks.universal import Shared
 from engine.attacks.watermark import OPACITY
 from engine.data import LabelledImages
-from engine.hypergradient import exact
 from engine.solvers import Adam
 from engine.streams import stream
 from engine.threat import Poison
+from tests.bilevel import exact
 from tests.rivals import CONFIG, EPSILON, PROBLEM, TARGET, TRAINING, attacked, tiny_networks
 
 __all__ = ["tiny_networks"]  # a fixture that works by being here
