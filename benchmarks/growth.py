@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from benchmarks.measure import Side, Table, children, median
+from benchmarks.measure import Side, Table, children, in_turn, median
 from engine.costs import workers_for
 
 ALONE = dict(victims=1, images=16, n=1000, workers=1)  # a victim's certification on one worker
@@ -30,8 +30,7 @@ def growth(rounds: int) -> Table:
     for what, task, settings, axis, values in axes():
         sides = [Side(f"{axis} = {value}", task, settings | {axis: value}, "engine") for value in values]
         with children(sides) as started:
-            each = [[child.seconds() for child in started] for _ in range(rounds)]
-        columns = list(map(list, zip(*each, strict=True)))
+            columns = in_turn(started, rounds)
         for value, seconds in zip(values, columns, strict=True):
             times = statistics.median(seconds) / statistics.median(columns[0])
             rows.append((what, str(value), median(seconds), f"{times:.2f}", f"{value / values[0]:g}"))

@@ -159,6 +159,12 @@ def children(sides: list[Side]) -> Iterator[list[Child]]:
             child.close()
 
 
+def in_turn(started: list[Child], rounds: int) -> list[list[float]]:
+    """Seconds of each round, for each child: A B C A B C."""
+    each = [[child.seconds() for child in started] for _ in range(rounds)]
+    return list(map(list, zip(*each, strict=True)))
+
+
 def compare(comparison: Comparison, rounds: int) -> dict[str, Any]:
     """Seconds of every round by side, the engine first, and the FLOPs of the side after it, which are the work's."""
     sides = (comparison.engine, *comparison.others)
@@ -166,8 +172,7 @@ def compare(comparison: Comparison, rounds: int) -> dict[str, Any]:
     with children(present) as started:
         flops = started[1].flops() if comparison.counted else None
         with busy(comparison.busy), others(started, expected=comparison.busy) as elsewhere:
-            each = [[child.seconds() for child in started] for _ in range(rounds)]
-    seconds = dict(zip(present, map(list, zip(*each, strict=True)), strict=True))
+            seconds = dict(zip(present, in_turn(started, rounds), strict=True))
     return {
         "what": comparison.what,
         "sides": [

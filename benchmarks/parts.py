@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator
 
-from benchmarks.measure import Side, Table, children, median
+from benchmarks.measure import Side, Table, children, in_turn, median
 from engine.config import AttackConfig
 from engine.presets import PRESETS
 
@@ -28,8 +28,7 @@ def tables(rounds: int) -> Iterator[Table]:
         often = counts(PRESETS[preset].config.attack)
         sides = [Side(part, "tasks.engine_part", dict(preset=preset, part=part), "engine") for part in NAMES]
         with children(sides) as started:
-            each = [[child.seconds() for child in started] for _ in range(rounds)]
-        seconds = dict(zip(NAMES, map(list, zip(*each, strict=True)), strict=True))
+            seconds = dict(zip(NAMES, in_turn(started, rounds), strict=True))
         total = sum(often[part] * statistics.median(seconds[part]) for part in NAMES)
         rows = [
             (

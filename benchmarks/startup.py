@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from benchmarks.measure import Side, Table, children, spread
+from benchmarks.measure import Side, Table, children, in_turn, spread
 from engine.experiment.environment import PROJECT
 
 COMMANDS = {
@@ -20,11 +20,11 @@ COMMANDS = {
 def startup(rounds: int) -> Table:
     sides = [Side(what, "startup.command", dict(arguments=arguments)) for what, arguments in COMMANDS.items()]
     with children(sides) as started:
-        each = [[child.seconds() for child in started] for _ in range(rounds)]
+        found = in_turn(started, rounds)
     rows, raw = [], []
-    for side, seconds in zip(sides, zip(*each, strict=True), strict=True):
+    for side, seconds in zip(sides, found, strict=True):
         rows.append((side.label, spread(seconds)))
-        raw.append({"what": side.label, "seconds": list(seconds), "median": statistics.median(seconds)})
+        raw.append({"what": side.label, "seconds": seconds, "median": statistics.median(seconds)})
     return Table("Start", ("what", "s, median (range)"), rows, raw)
 
 

@@ -1,5 +1,7 @@
 """Presets: the authors' settings against the tables of their released code, and sizes that fit what is said of them."""
 
+from pathlib import Path
+
 import pytest
 
 from engine import paper, presets, records
@@ -110,6 +112,13 @@ def test_a_run_says_where_it_is_not_the_authors_setting(preset: str) -> None:
     runs = [run for run in records.all_runs(records.GALLERY) if run.request.get("preset") == preset]
     assert runs
     assert all("Not the paper's setting" in sentences.limits_line(run) for run in runs)
+
+
+def test_a_run_of_the_authors_setting_does_not_say_so(tmp_path: Path) -> None:
+    run = records.Run(tmp_path / ("0" * 16))
+    run.directory.mkdir()
+    (run.directory / "config.json").write_text(PRESETS["paper-ga-mnist"].config.canonical())
+    assert "Not the paper's setting" not in sentences.limits_line(run)
 
 
 def test_what_the_authors_change_with_sigma_is_said_where_it_is_kept() -> None:

@@ -16,6 +16,6 @@ def label_flip(problem: AttackProblem, config: AttackConfig, seed: int) -> Itera
         return
     present = problem.training.labels.unique()
     behind = (present - problem.target_class) % problem.num_classes  # 0 for the class itself
-    others = present[behind.argsort()][behind.sort().values > 0]
+    others = present[behind.argsort()][1:]
     drawn = torch.randint(len(others), (count,), generator=generator, device=generator.device)
     yield AttackRecord(1, 1, torch.zeros_like(problem.x_clean), labels=others[drawn])
