@@ -69,11 +69,15 @@ def with_weights(model: nn.Module, weights: Tensor) -> Callable[[Tensor], Tensor
     output depends on then. So what a loss gives depends on its arguments alone, however often it is called, and the
     functions of one model may be called side by side.
     """
-    model = copy.deepcopy(model)  # functional_call swaps the weights of the module at hand while it runs
-    parameters = dict(model.named_parameters())
-    pieces = weights.split([parameter.numel() for parameter in parameters.values()])
-    named = {
-        name: piece.view(parameter.shape) for (name, parameter), piece in zip(parameters.items(), pieces, strict=True)
-    }
-    named |= {name: buffer.clone() for name, buffer in model.named_buffers()}
-    return lambda images: torch.func.functional_call(model, named, (images,))
+    pieces = iter(weights.split([parameter.numel() for parameter in model.parameters()]))
+
+    def bound(module: nn.Module) -> nn.Module:
+        """A module that shares all but weights and buffers with this one: it may run beside others, copies no weight."""
+        twin = copy.copy(module)
+        own = {name: None if p is None else next(pieces).view(p.shape) for name, p in module._parameters.items()}
+        twin.__dict__["_parameters"] = own  # tensors of a graph, as functional_call has it, where torch types leaves
+        twin._buffers = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
+        twin._modules = {name: None if m is None else bound(m) for name, m in module._modules.items()}
+        return twin
+
+    return bound(model)
