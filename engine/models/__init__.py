@@ -72,7 +72,7 @@ def with_weights(model: nn.Module, weights: Tensor) -> Callable[[Tensor], Tensor
     pieces = iter(weights.split([parameter.numel() for parameter in model.parameters()]))
 
     def bound(module: nn.Module) -> nn.Module:
-        """A module that shares all but weights and buffers with this one: it may run beside others, copies no weight."""
+        """Shares all but weights and buffers with the module: it may run beside others, and copies no weight."""
         twin = copy.copy(module)
         own = {name: None if p is None else next(pieces).view(p.shape) for name, p in module._parameters.items()}
         twin.__dict__["_parameters"] = own  # tensors of a graph, as functional_call has it, where torch types leaves
