@@ -36,6 +36,7 @@ AttackName = Literal[
     "error-minimising",
     "error-maximising",
     "gradient-matching",
+    "random-noise",
     "label-flip",
     "from-file",
 ]

@@ -305,11 +305,18 @@ def test_a_reproduction_has_the_arms_that_are_asked_for() -> None:
     arms = {
         tuple(asked): {arms_of(cell.config) for cell in
                        kinds.reproduction(["ga"], ["mnist"], [0.5], scale="small", arms=asked).cells()}
-        for asked in (["clean"], ["clean", "poisoned"], ["clean", "poisoned", "control"])
+        for asked in (["clean"], ["poisoned"], ["control", "poisoned"])
     }  # fmt: skip
     assert list(arms.values()) == [{("clean",)}, {("clean", "poisoned")}, {("clean", "poisoned", "random_noise")}]
-    with pytest.raises(ConfigError, match=r"--arms is one of clean; clean,poisoned; .*, got poisoned"):
-        kinds.reproduction(["ga"], ["mnist"], arms=["poisoned"])
+    for wrong, told in ((["noise"], "noise"), ([], "nothing")):
+        with pytest.raises(ConfigError, match=f"--arms is any of clean, poisoned, control, got {told}"):
+            kinds.reproduction(["ga"], ["mnist"], arms=wrong)
+
+
+def test_the_control_of_a_reproduction_may_be_asked_for_alone() -> None:
+    study = kinds.reproduction(["ga"], ["mnist"], [0.5], scale="small", arms=["clean", "control"])
+    (cell,) = study.cells()
+    assert (cell.config.attack.name, cell.config.controls) == ("random-noise", ())
 
 
 def test_each_cell_of_a_study_that_comes_with_the_project_has_its_run_there() -> None:

@@ -196,6 +196,16 @@ def test_the_rivals_drop_is_that_of_the_victims_that_attacks_assume(tiny: Tiny, 
     assert "| attack | drop, 0.25 | random noise | mean drop, 0.1, 0.5 |" in tables.markdown(found)
 
 
+def test_a_control_alone_is_told_as_the_control(tmp_path: Path) -> None:
+    study = kinds.reproduction(["ga"], ["mnist"], [0.5], scale="small", arms=["control"])
+    report = fake_report(0.4)
+    report["relative_drop"].pop("random_noise")
+    report["arms"].pop("random_noise")
+    found = results.of(with_reports(study, tmp_path, [report]))
+    assert "| gaussian | mnist | 0.5 | 0 | 2 | – | 40 ± 2 % | – | 1.000 ± 0.014 | – | 0.600" in tables.markdown(found)
+    assert (found["cells"][0]["drop"], found["cells"][0]["control_drop"]["mean"]) == (None, pytest.approx(0.4))
+
+
 def test_a_reproduction_of_clean_victims_alone_has_results(tmp_path: Path) -> None:
     study = kinds.reproduction(["ga"], ["mnist"], [0.5], scale="small", arms=["clean"])
     report = fake_report(0.4)

@@ -1,5 +1,6 @@
-"""Attacks, one per file: a line here for each. The two controls are no attacks: they are functions of the images."""
+"""Attacks, one per file: a line here for each. The two controls are functions of the images, and one is both."""
 
+from engine.attacks import random_noise
 from engine.attacks.base import Attack
 from engine.attacks.error_maximising import error_maximising
 from engine.attacks.error_minimising import error_minimising
@@ -21,6 +22,7 @@ ATTACKS: dict[str, Attack] = {
     "error-minimising": error_minimising,
     "error-maximising": error_maximising,
     "gradient-matching": gradient_matching,
+    "random-noise": random_noise.as_attack,
     "label-flip": label_flip,
     "from-file": from_file,
 }

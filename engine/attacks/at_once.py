@@ -13,14 +13,14 @@ from engine.threat import project_linf
 Change = Callable[[AttackProblem, torch.Generator], Tensor]  # of the shape [P, C, H, W], or [1, C, H, W] for all
 
 
-def at_once(change: Change) -> Attack:
+def at_once(change: Change, *, stream_name: str = "attack") -> Attack:
     """The attack that adds a change to its images, cut at epsilon and at the pixel range; it has one step."""
 
     def attack(problem: AttackProblem, config: AttackConfig, seed: int) -> Iterator[AttackRecord]:
         if len(problem.indices) == 0:
             return
         x_clean = problem.x_clean
-        wanted = x_clean + change(problem, stream(seed, "attack", device=x_clean.device))
+        wanted = x_clean + change(problem, stream(seed, stream_name, device=x_clean.device))
         yield AttackRecord(1, 1, project_linf(wanted, x_clean, epsilon=problem.epsilon) - x_clean)
 
     return attack

@@ -1,4 +1,7 @@
-"""Control: a poison's own sizes with random signs, which keeps its strength pixel by pixel and loses its direction."""
+"""Control: a poison's own sizes with random signs, which loses its direction.
+
+It keeps its strength pixel by pixel but for the cut at [0, 1], which on black ground takes about half of it.
+"""
 
 import torch
 from torch import Tensor

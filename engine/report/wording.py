@@ -76,6 +76,7 @@ ATTACKS = {
     "gradient-matching": Attack(
         "Gradient matching", f"{_EACH} turning training steps against the soft radius", surrogate=True
     ),
+    "random-noise": Attack("Random noise", "each image gets independent random signs of ±ε"),
     "label-flip": Attack("Label flips (visible, not clean-label)", "each image gets a wrong label", labels=True),
     "from-file": Attack("Poison from a file", "each image gets the change that a file holds for it"),
     "none": Attack("None: clean victims only", "nothing is changed"),

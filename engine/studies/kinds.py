@@ -117,7 +117,8 @@ def _default_values(field: str, base: Config, preset: str) -> tuple[Any, ...]:
         return _SMALL if base.dataset in ("mnist", "digits") else _LARGE
     if leaf == "sigma":
         return paper.SIGMAS["cifar10" if base.dataset == "cifar10" else "mnist"]
-    return tuple(name for name in get_args(AttackName) if name not in ("none", "from-file"))
+    beside_each = "none", "random-noise"  # the clean arm and the control
+    return tuple(name for name in get_args(AttackName) if name not in (*beside_each, "from-file"))
 
 
 def _parsed(text: str) -> tuple[str, tuple[Any, ...]]:
@@ -183,7 +184,7 @@ def reproduction(
 
     Args:
         sigmas: the paper's grid for each data set if None.
-        arms: of ARMS the first ones: clean victims alone, poisoned ones beside them, or all.
+        arms: any of ARMS; clean victims are trained in any case, since drops are relative to them.
         scale: "full", the authors' setting, or "small", for CPUs (presets.small).
         victims: victims for each arm, the setting's own number if None.
     Raises: ConfigError.
@@ -192,11 +193,12 @@ def reproduction(
         raise ConfigError(f"--scale is full or small, got {scale!r}")
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}")
-    if tuple(arms) not in (known := [ARMS[:k] for k in range(1, len(ARMS) + 1)]):
-        allowed = "; ".join(",".join(each) for each in known)
-        raise ConfigError(f"--arms is one of {allowed} (drops are relative to clean victims), got {','.join(arms)}")
+    if not arms or not set(arms) <= set(ARMS):
+        raise ConfigError(f"--arms is any of {', '.join(ARMS)}, got {','.join(arms) or 'nothing'}")
     setting = paper.paper if scale == "full" else presets.small
-    more = [_ONE_CONTROL if "control" in arms else "controls=[]", *(["attack.name=none"] * ("poisoned" not in arms))]
+    more = [_ONE_CONTROL if {"poisoned", "control"} <= set(arms) else "controls=[]"]
+    if "poisoned" not in arms:
+        more += ["attack.name=random-noise" if "control" in arms else "attack.name=none"]
     more = [*more, *([] if victims is None else [f"victim_seeds={victims}"]), *overrides]
     wanted = {}
     for dataset in datasets:

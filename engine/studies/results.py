@@ -25,18 +25,21 @@ PLAIN: dict[str, Callable[[str], str]] = {  # by the field that an axis sets
 def of(record: StudyRecord) -> dict[str, Any]:
     """Everything that tables, figures and a copy in the gallery show: {"id", "preset", "study", "cells"}; JSON."""
     study = record.study
+    of_the_paper = study.kind.startswith("reproduce")  # which may ask for the control alone: the attack is noise then
     return {
         "id": record.id,
         "preset": record.request.get("preset"),
         "study": study.model_dump(mode="json"),
-        "cells": [_result(cell, record.run(cell)) for cell in study.cells()],
+        "cells": [_result(cell, record.run(cell), noise_is_control=of_the_paper) for cell in study.cells()],
     }
 
 
-def _result(cell: Cell, run: Run) -> dict[str, Any]:
+def _result(cell: Cell, run: Run, *, noise_is_control: bool) -> dict[str, Any]:
     """One cell: where it is, what it asked for, and what there is of an answer."""
     config, report = cell.config, run.report or {}
     attacker, attack_sigma = lower_level(config)
+    noise_alone = noise_is_control and config.attack.name == "random-noise"
+    poisoned, control = ("", "poisoned") if noise_alone else ("poisoned", "random_noise")
     arms, drops, seconds = report.get("arms", {}), report.get("relative_drop", {}), report.get("seconds", {})
 
     def of(arm: str, what: str) -> Summary:
@@ -60,14 +63,14 @@ def _result(cell: Cell, run: Run) -> dict[str, Any]:
         "epsilon": config.threat.epsilon,
         "target_class": config.threat.target_class,
         "seed": config.seed,
-        "drop": drops.get("poisoned"),
-        "control_drop": drops.get("random_noise"),
+        "drop": drops.get(poisoned),
+        "control_drop": drops.get(control),
         "acr_clean": of("clean", "average_certified_radius"),
-        "acr_poisoned": of("poisoned", "average_certified_radius"),
-        "acr_control": of("random_noise", "average_certified_radius"),
+        "acr_poisoned": of(poisoned, "average_certified_radius"),
+        "acr_control": of(control, "average_certified_radius"),
         "accuracy_clean": of("clean", "accuracy"),
-        "accuracy_poisoned": of("poisoned", "accuracy"),
-        "accuracy_control": of("random_noise", "accuracy"),
+        "accuracy_poisoned": of(poisoned, "accuracy"),
+        "accuracy_control": of(control, "accuracy"),
         "radius_cap": report.get("radius_cap"),
         "images": report.get("certified_images", {}).get("target"),
         "n0": config.certification.n0,
@@ -125,8 +128,9 @@ def beyond_control(cell: dict[str, Any]) -> Summary:
 
 
 def victims(cell: dict[str, Any]) -> int:
-    """How many pairs of victims the cell's drop rests on; how many clean ones there are where nothing is poisoned."""
-    return len((cell["acr_clean" if cell["attack"] == "none" else "drop"] or {}).get("seeds", ()))
+    """How many pairs of victims the cell's drops rest on; how many clean ones there are where nothing is changed."""
+    counted = cell["acr_clean"] if cell["attack"] == "none" else cell["drop"] or cell["control_drop"]
+    return len((counted or {}).get("seeds", ()))
 
 
 def at_home(found: dict[str, Any]) -> int:
