@@ -202,7 +202,7 @@ def test_a_control_alone_is_told_as_the_control(tmp_path: Path) -> None:
     report["relative_drop"].pop("random_noise")
     report["arms"].pop("random_noise")
     found = results.of(with_reports(study, tmp_path, [report]))
-    assert "| gaussian | mnist | 0.5 | 0 | 2 | – | 40 ± 2 % | – | 1.000 ± 0.014 | – | 0.600" in tables.markdown(found)
+    assert "| gaussian | mnist | 0.5 | 0 | 3 | – | 40 ± 2 % | – | 1.000 ± 0.014 | – | 0.600" in tables.markdown(found)
     assert (found["cells"][0]["drop"], found["cells"][0]["control_drop"]["mean"]) == (None, pytest.approx(0.4))
 
 
