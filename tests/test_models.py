@@ -1,6 +1,8 @@
 """The base classifiers."""
 
+import gc
 import math
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -239,6 +241,20 @@ def test_a_network_with_anothers_weight_vector_is_the_other_and_stays_what_it_wa
     before = flat_weights(model)
     assert torch.equal(with_weights(model, flat_weights(other))(x), other(x))
     assert torch.equal(flat_weights(model), before)
+
+
+def test_a_classifier_that_is_let_go_frees_its_weights_at_once():
+    """Not only when Python looks for cycles: an attack makes thousands, of weights that may take 300 MB."""
+    model = fresh("resnet8")
+    weights = flat_weights(model)
+    gone = weakref.ref(weights)
+    gc.disable()
+    try:
+        with_weights(model, weights)(images())
+        del weights
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("architecture", ["lenet-narrow", "resnet8"])

@@ -1,7 +1,7 @@
 """Base classifiers f: images [N, C, H, W] in [0, 1] → logits [N, K]. Adding one is a class and a line in BUILDERS."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -69,15 +69,14 @@ def with_weights(model: nn.Module, weights: Tensor) -> Callable[[Tensor], Tensor
     output depends on then. So what a loss gives depends on its arguments alone, however often it is called, and the
     functions of one model may be called side by side.
     """
-    pieces = iter(weights.split([parameter.numel() for parameter in model.parameters()]))
+    return _bound(model, iter(weights.split([parameter.numel() for parameter in model.parameters()])))
 
-    def bound(module: nn.Module) -> nn.Module:
-        """Shares all but weights and buffers with the module: it may run beside others, and copies no weight."""
-        twin = copy.copy(module)
-        own = {name: None if p is None else next(pieces).view(p.shape) for name, p in module._parameters.items()}
-        twin.__dict__["_parameters"] = own  # tensors of a graph, as functional_call has it, where torch types leaves
-        twin._buffers = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
-        twin._modules = {name: None if m is None else bound(m) for name, m in module._modules.items()}
-        return twin
 
-    return bound(model)
+def _bound(module: nn.Module, pieces: Iterator[Tensor]) -> nn.Module:
+    """Shares all but weights and buffers with the module: it may run beside others, and copies no weight."""
+    twin = copy.copy(module)
+    own = {name: None if p is None else next(pieces).view(p.shape) for name, p in module._parameters.items()}
+    twin.__dict__["_parameters"] = own  # tensors of a graph, as functional_call has it, where torch types leaves
+    twin._buffers = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
+    twin._modules = {name: None if m is None else _bound(m, pieces) for name, m in module._modules.items()}
+    return twin
