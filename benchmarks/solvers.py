@@ -81,10 +81,14 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=None, help="also write everything as JSON, and keep what it has")
     options = parser.parse_args()
-    held = json.loads(options.output.read_text())["trials"] if options.output and options.output.exists() else []
-    trials = [Trial(**trial) for trial in held]
     here = environment("cpu")
-    facts = {name: here[name] for name in ("commit", "device_name", "torch")}
+    facts = {name: here[name] for name in ("commit", "device_name", "torch")} | {"victims": options.victims}
+    held = json.loads(options.output.read_text()) if options.output and options.output.exists() else {"trials": []}
+    trials = [Trial(**trial) for trial in held.pop("trials")]
+    if trials and held != facts:
+        parser.error(
+            f"--output {options.output} has trials of {held}, and these would be of {facts}: name another file"
+        )
     torch.set_num_threads(1)
     for digit in options.digits:
         for seed in options.seeds:

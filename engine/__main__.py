@@ -145,7 +145,7 @@ def _run(options: argparse.Namespace) -> int:
     if said := kept_at_another_sigma(options.preset, config):
         print(f"note: {said}", file=sys.stderr)
     if options.dry_run:
-        print(json.dumps(_dry_run(config), indent=1))
+        print(json.dumps(_dry_run(config, shape=datasets.shape(config.dataset, data_root)), indent=1))
         return OK
     datasets.fetch(config.dataset, data_root)
     run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=options.preset)
@@ -161,9 +161,9 @@ def _fetch(options: argparse.Namespace) -> int:
     return OK
 
 
-def _dry_run(config: Config) -> dict:
+def _dry_run(config: Config, *, shape: tuple[int, int, int]) -> dict:
     device = expected_device()
-    expected = estimate(config, device=device)
+    expected = estimate(config, device=device, shape=shape)
     return {
         "run_id": records.run_id(config),
         "config": config.model_dump(mode="json"),
@@ -222,6 +222,8 @@ def _runs(options: argparse.Namespace) -> int:
             return OK
     if options.exhibit:
         run = records.find(options.runs_root, options.exhibit)
+        if run.status().state != "done":
+            raise RunNotFound(f"run {run.id} is {run.status().state}, and only finished ones can be copied")
         print(records.exhibit(run, records.GALLERY, weights=True).directory)
         return OK
     rows = index.rows(options.runs_root)

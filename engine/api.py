@@ -162,7 +162,7 @@ def run(
     Raises: ConfigError, naming the field; datasets.DatasetUnavailable; RunFailed.
     """
     start = find_preset(preset).config
-    typed = [f"{_field(name)}={json.dumps(value)}" for name, value in settings.items()]
+    typed = [f"{_field(name)}={json.dumps(value, default=_plain)}" for name, value in settings.items()]
     config = with_overrides(start, typed)
     runs_root, data_root = runs_root or records.default_root(), data_root or datasets.default_root()
     jobs.check(config, runs_root=runs_root, data_root=data_root)
@@ -233,6 +233,13 @@ def _field(name: str) -> str:
         why = f"is one of {', '.join(found)}: say which" if found else f"is none of {', '.join(known)}"
         raise ConfigError(f"the field {name!r} {why}")
     return found[0]
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as Python's own. Raises: ConfigError, of what no field takes."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise ConfigError(f"a setting is a number, a text, or a list of them, got {value!r}")
 
 
 def _wait(run: Run, *, progress: bool) -> None:

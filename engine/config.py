@@ -310,7 +310,7 @@ def smallest_useful_n(alpha: float) -> int:
 
 
 def arms_of(config: Config) -> tuple[str, ...]:
-    """The arms that an experiment trains victims for, in their order everywhere."""
+    """The arms that an experiment trains victims for: controls last, in the order of the configuration."""
     if config.attack.name == "none":
         return ("clean",)
     return ("clean", "poisoned", *config.controls)

@@ -1,5 +1,6 @@
 """How much work a configuration is, and what that means in seconds and memory before anything has run."""
 
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -46,9 +47,13 @@ KEPT = {
     "resnet20-pacd": 1.24e6,
     "resnet18": 3.66e6,
 }
-# Images of a data set with those for testing, and pixels and bytes of one; a folder's are taken for CIFAR-10's.
+# Weights of the first dense layer for each pixel more than 28×28: a few million for photographs, and nothing before.
+DENSE = {"mlp": 768, "lenet-narrow": 91, "lenet": 1420, "convnet": 1020}
+WEIGHTS_HELD = 20  # vectors as long as the weights: those of Adam and of the linear system, gradients, copies
+# Images of a data set with those for testing, and the shape of one; a folder's is taken for CIFAR-10's if not given.
 SET_SIZE = {"mnist": 70_000, "digits": 1_797, "cifar10": 60_000}
-PIXELS, IMAGE_BYTES = {"mnist": 784, "digits": 784}, {"mnist": 3136, "digits": 3136}
+SHAPES = {"mnist": (1, 28, 28), "digits": (1, 28, 28), "cifar10": (3, 32, 32)}
+Shape = tuple[int, int, int]  # (C, H, W)
 # Bytes, fitted on the CPU to what `python -m benchmarks memory` measures, which prints both.
 BASE_MEMORY = 0.95e9  # a process that has imported all and done nothing
 COPIES = 3.1  # of the data set, and again of the training images
@@ -143,8 +148,8 @@ def workers_for(device: str) -> int:
     return min(cpus, MOST_WORKERS)
 
 
-def estimate(config: Config, *, device: str) -> Estimate:
-    """Wall seconds and peak memory of the whole run, nothing reused."""
+def estimate(config: Config, *, device: str, shape: Shape | None = None) -> Estimate:
+    """Wall seconds and peak memory of the whole run, nothing reused; shape: of an image, which a folder may have."""
     work, workers = work_of(config), workers_for(device)
     seconds = work.total / units_per_second(device)
     if device == "cpu":  # a victim is one worker's task; so is the attack, and half of the victims have to wait for it
@@ -152,7 +157,13 @@ def estimate(config: Config, *, device: str) -> Estimate:
         alone = -(-count // workers) / count * victims / _of_a_cpu()
         after = victims / 2 / units_per_second(device)
         seconds = max(seconds, alone, work.poison / _of_a_cpu() + after)
-    return Estimate(STARTUP_SECONDS + seconds, memory_of(config, workers=workers))
+    seconds *= larger(config, shape)
+    return Estimate(STARTUP_SECONDS + seconds, memory_of(config, workers=workers, shape=shape))
+
+
+def larger(config: Config, shape: Shape | None) -> float:
+    """How many times an image of a folder has the pixels that work is counted for; 1 of other data sets."""
+    return 1.0 if shape is None or config.dataset in SHAPES else shape[1] * shape[2] / 784
 
 
 def units_per_second(device: str) -> float:
@@ -170,19 +181,20 @@ def _of_a_cpu() -> float:
     return UNITS_PER_SECOND if words & {"avx512_bf16", "amx_bf16", "bf16"} else UNITS_PER_SECOND_IN_FLOAT32
 
 
-def memory_of(config: Config, *, workers: int) -> float:
+def memory_of(config: Config, *, workers: int, shape: Shape | None = None) -> float:
     """Peak bytes: data, noise that is fixed for ever, and what is differentiated at once."""
-    image = IMAGE_BYTES.get(config.dataset, 12_288)
+    shape = SHAPES.get(config.dataset) or shape or SHAPES["cifar10"]
+    image = 4 * math.prod(shape)
     images, training = config.data.train_size + config.data.validation_size, config.data.train_size
     data = COPIES * image * (SET_SIZE.get(config.dataset, images) + training)
     batch = config.training.batch_size * config.procedure.loss_passes
-    victim = FIRST_GRAPH * batch * _kept(config, config.architecture)
+    victim = FIRST_GRAPH * batch * _kept(config.architecture, shape) + _weights(config.architecture, shape)
     if config.procedure.name == "smoothadv-pacd":
         victim += image * training
-    return BASE_MEMORY + data + max(workers * victim, _memory_of_attack(config) + (workers - 1) * victim)
+    return BASE_MEMORY + data + max(workers * victim, _memory_of_attack(config, shape) + (workers - 1) * victim)
 
 
-def _memory_of_attack(config: Config) -> float:
+def _memory_of_attack(config: Config, shape: Shape) -> float:
     attack, (procedure, _) = config.attack, lower_level(config)
     if attack.name not in (*SECOND_ORDER, *FIRST_ORDER):
         return 0.0
@@ -191,11 +203,16 @@ def _memory_of_attack(config: Config) -> float:
     if attack.name in FIRST_ORDER:
         graphs = FIRST_GRAPH * lower
     fixed = config.data.train_size * procedure.draws if attack.fixed_lower_noise else 0
-    return graphs * _kept(config, attack.surrogate) + IMAGE_BYTES.get(config.dataset, 12_288) * fixed
+    kept = graphs * _kept(attack.surrogate, shape) + 4 * math.prod(shape) * fixed
+    return kept + _weights(attack.surrogate, shape)
 
 
-def _kept(config: Config, architecture: str) -> float:
-    return KEPT[architecture] * PIXELS.get(config.dataset, 1024) / 784
+def _kept(architecture: str, shape: Shape) -> float:
+    return KEPT[architecture] * shape[1] * shape[2] / 784
+
+
+def _weights(architecture: str, shape: Shape) -> float:
+    return 4 * WEIGHTS_HELD * DENSE.get(architecture, 0) * max(0, shape[1] * shape[2] - 784)
 
 
 def _unit(config: Config, architecture: str) -> float:

@@ -64,7 +64,8 @@ def follow(run: Record, queue_position: Callable[[], int] = lambda: 0) -> None:
             eta = "" if status.eta_seconds is None else f", about {duration(status.eta_seconds)} left"
             line, phase = f"{status.fraction:4.0%} {status.phase}{eta}   {status.detail}", status.phase
         if live:
-            print(f"\r{line[: shutil.get_terminal_size().columns - 1]:<100}", end="", file=sys.stderr, flush=True)
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{line[:width]:<{width}}", end="", file=sys.stderr, flush=True)
         elif phase != shown or time.monotonic() - at >= PROGRESS_EVERY:
             shown, at = phase, time.monotonic()
             print(line, file=sys.stderr, flush=True)

@@ -275,7 +275,8 @@ def perform(run: Run, status: Status) -> int:
             device = choose_device(tf32=run.config.training.precision == "fast")
             run.write_json("env.json", environment(device.type))
             experiment = Experiment(run, runs_root=run.directory.parent, data_root=data_root, device=device)
-            expected = estimate(run.config, device=device.type).seconds
+            shape = datasets.shape(run.config.dataset, data_root)
+            expected = estimate(run.config, device=device.type, shape=shape).seconds
             book, began = experiment.book, time.time()
             cancelled = (run.directory / "cancel").exists
             experiment.work(cancelled=lambda: cancelled() or not run.exists())

@@ -16,6 +16,7 @@ from engine.config import (
     ThreatConfig,
     TrainingConfig,
 )
+from engine.overrides import parse
 
 PROCEDURES = ("ga", "smoothadv", "macer")
 DATASETS = ("mnist", "cifar10")
@@ -84,27 +85,29 @@ def paper(procedure: str, dataset: str, sigma: float) -> Config:
         raise ConfigError(f"a data set of the paper is one of {', '.join(DATASETS)}, got {dataset!r}")
     mnist = dataset == "mnist"
     architecture: Architecture = "lenet" if mnist else "resnet20-pacd"
-    return Config(
-        dataset=dataset,
-        architecture=architecture,
-        procedure=_victims(procedure, mnist, sigma),
-        sigma=sigma,
-        threat=ThreatConfig(target_class=8, epsilon=0.1 if mnist else 0.03),
-        data=DataConfig(train_size=55_000 if mnist else 45_000, validation_size=5000),
-        attack=AttackConfig(
-            procedure=_attackers(procedure, mnist),
-            surrogate=architecture,
-            **_levels(procedure, dataset),
-        ),
-        training=TrainingConfig(
-            epochs=201 if (procedure, dataset) == ("ga", "cifar10") else 101,
-            batch_size=200 if procedure == "ga" or (procedure == "macer" and mnist) else 100,
-            learning_rate=1e-3,
-            schedule="constant",
-            augmentation="none" if mnist or procedure == "smoothadv" else "crop-flip-batch",
-        ),
-        certification=CertificationConfig(target_images=500, other_images=20, n0=10_000, n=100_000, alpha=0.001),
-        victim_seeds=5,
+    return parse(
+        dict(
+            dataset=dataset,
+            architecture=architecture,
+            procedure=_victims(procedure, mnist, sigma),
+            sigma=sigma,
+            threat=ThreatConfig(target_class=8, epsilon=0.1 if mnist else 0.03),
+            data=DataConfig(train_size=55_000 if mnist else 45_000, validation_size=5000),
+            attack=AttackConfig(
+                procedure=_attackers(procedure, mnist),
+                surrogate=architecture,
+                **_levels(procedure, dataset),
+            ),
+            training=TrainingConfig(
+                epochs=201 if (procedure, dataset) == ("ga", "cifar10") else 101,
+                batch_size=200 if procedure == "ga" or (procedure == "macer" and mnist) else 100,
+                learning_rate=1e-3,
+                schedule="constant",
+                augmentation="none" if mnist or procedure == "smoothadv" else "crop-flip-batch",
+            ),
+            certification=CertificationConfig(target_images=500, other_images=20, n0=10_000, n=100_000, alpha=0.001),
+            victim_seeds=5,
+        )
     )
 
 

@@ -28,7 +28,7 @@ from engine.records import Run, write_atomically
 LARGEST_FILE = 20 * 2**20  # bytes; .streamlit/config.toml lets no more through
 LARGEST_HEADER = 2**16  # bytes
 MOST_VALUES = 20_000_000  # of delta: the 5 000 images of a class of CIFAR-10 have 15 million
-LARGEST_SIDE = 96  # pixels
+LARGEST_SIDE = 224  # pixels
 TOLERANCE = 1e-6  # of pixels and budgets, for float32's rounding
 DTYPES = {"F32": "<f4", "I8": "|i1", "I64": "<i8"}  # safetensors' name → NumPy's
 

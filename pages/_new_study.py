@@ -143,7 +143,7 @@ def open_study(identifier: str) -> None:
 
 def before_the_start(study: Study, preset: str | None, known: Container[str]) -> None:
     device, cells = expected_device(), len(study.cells())
-    seconds = sum(studies.seconds_of(study, device=device).values())
+    seconds = sum(studies.seconds_of(study, device=device, data_root=_shared.data_root()).values())
     finished = sum(studies.is_finished(Run(_shared.runs_root() / cell.run_id)) for cell in study.cells())
     columns = st.columns(2)
     columns[0].metric("Cells, a run each", cells)

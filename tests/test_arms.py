@@ -66,6 +66,9 @@ def test_fine_tuning_starts_from_the_clean_victim(tiny: Tiny, work_here: WorkHer
     assert tuned.status().state == "done", tuned.status().error
     assert tuned.report is not None
     assert {"poison", "victim before-0"} <= set(tuned.report["reused"])
+    fresh = work_here(tiny("controls=[]", "training.fine_tune_epochs=1"), runs_root.with_name("nothing to reuse"))
+    assert fresh.report is not None
+    assert fresh.report["reused"] == []  # though the second arm takes what the first has trained
     before, clean = (
         run.directory / "victims" / name
         for run, name in ((tuned, "before-0.safetensors"), (scratch, "clean-0.safetensors"))

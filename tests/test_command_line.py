@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from engine import __main__, follow, jobs, records
 from engine.config import ARMS, CONTROLS
 from engine.presets import PRESETS
 from engine.records import Run
+from engine.studies import study as studies
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -262,6 +265,22 @@ def test_a_run_without_a_report_yet_says_in_which_state_it_is(
     code, _, error = main(capsys, "report", run.id, "--runs-root", runs_root)
     assert code == 2
     assert "has no report yet: it is queued" in error
+    code, text, error = main(capsys, "runs", "--exhibit", run.id, "--runs-root", runs_root)
+    assert (code, text) == (2, "")
+    assert f"run {run.id} is queued, and only finished ones can be copied" in error
+
+
+def test_live_progress_takes_one_line_of_the_terminal(
+    smoke: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = smoke.run.status()
+    states = iter([replace(running, state="running", detail="x" * 200), running])
+    monkeypatch.setattr(follow.jobs, "awaited", lambda _run: next(states))
+    monkeypatch.setattr(follow.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(follow.shutil, "get_terminal_size", lambda: os.terminal_size((40, 24)))
+    follow.follow(smoke.run)
+    _, *lines = capsys.readouterr().err.rstrip("\n").split("\r")
+    assert [len(line) for line in lines] == [39]
 
 
 def test_runs_are_cancelled_and_deleted_by_id(
@@ -310,7 +329,11 @@ def small_study(tiny_arguments: list[str], runs_root: Path) -> list[str]:
 
 
 def test_a_study_prints_its_table_resumes_at_once_and_is_listed_and_deleted(
-    small_study: list[str], runs_root: Path, in_this_process: list[str], capsys: pytest.CaptureFixture[str]
+    small_study: list[str],
+    runs_root: Path,
+    in_this_process: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     code, text, error = main(capsys, *small_study, "--csv")
     assert code == 0, error
@@ -336,6 +359,9 @@ def test_a_study_prints_its_table_resumes_at_once_and_is_listed_and_deleted(
     assert text.split() == [found["id"], "done", "transfer-sigma", "smoke", "4/4"]
     code, text, _ = main(capsys, "studies", found["id"][:5], "--runs-root", runs_root)
     assert f"study `{found['id']}`" in text
+    monkeypatch.setattr(studies, "exhibited", lambda: [found | {"preset": "another machine's"}])
+    code, text, _ = main(capsys, "studies", found["id"], "--runs-root", runs_root)
+    assert "another machine" not in text  # one's own comes first
     assert main(capsys, "studies", "--delete", found["id"], "--runs-root", runs_root)[0] == 0
     assert main(capsys, "studies", "--json", "--runs-root", runs_root)[1].strip() == "[]"
     assert len(list(records.all_runs(runs_root))) == 4

@@ -69,6 +69,18 @@ def test_more_of_what_is_kept_takes_more(change):
     assert memory_of(with_overrides(config, [change]), workers=2) > memory_of(config, workers=2)
 
 
+def test_larger_photographs_take_more_of_both_and_other_data_sets_keep_their_own():
+    def of(dataset: str, side: int) -> costs.Estimate:
+        config = with_overrides(PRESETS["smoke"].config, [f"dataset={dataset}", "architecture=lenet"])
+        return estimate(config, device="cpu", shape=(3, side, side))
+
+    small, large = of("folder:own", 28), of("folder:own", 56)
+    assert large.seconds - costs.STARTUP_SECONDS == pytest.approx(4 * (small.seconds - costs.STARTUP_SECONDS))
+    weights = 4 * costs.WEIGHTS_HELD * costs.DENSE["lenet"] * 3 * 28**2
+    assert large.memory_bytes - costs.BASE_MEMORY > 4 * (small.memory_bytes - costs.BASE_MEMORY) + 0.9 * weights
+    assert of("digits", 56) == of("digits", 28)
+
+
 def test_an_attack_without_derivatives_takes_no_more_than_victims_do():
     config = PRESETS["baseline-ga-mnist"].config
     assert memory_of(with_overrides(config, ["attack.clean_batch=59000"]), workers=2) == memory_of(config, workers=2)

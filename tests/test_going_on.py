@@ -76,6 +76,11 @@ def test_from_the_step_that_an_attack_had_reached_with_the_events_so_far(
     assert run.report["events"] == whole.report["events"]
     assert run.status().events == whole.status().events
     assert "no held-out image right" in whole.status().events[0]
+    other_victims = config.model_copy(update={"victim_seeds": 2})
+    again = work_here(other_victims, tmp_path)
+    assert again.report is not None
+    assert "poison" in again.report["reused"]
+    assert again.report["events"] == whole.report["events"]
     assert_same(run, whole, ("attack",), "poison", "evolution", "victims/poisoned-0", "votes/poisoned-0")
     assert not (run.directory / "checkpoints").exists()
 

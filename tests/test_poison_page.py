@@ -47,6 +47,12 @@ def test_every_preset_is_filled_into_the_form_and_read_out_of_it_unchanged(name:
         assert with_overrides(other.config, _form.changes(values, other.config)) == PRESETS[name].config
 
 
+def test_the_order_of_controls_is_part_of_what_was_asked_for() -> None:
+    turned = with_overrides(PRESETS["smoke"].config, ['controls=["shuffled_signs","random_noise"]'])
+    changed = commands.changes(commands.values_of(turned), PRESETS["smoke"].config)
+    assert with_overrides(PRESETS["smoke"].config, changed) == turned
+
+
 def test_a_preset_fills_the_whole_form() -> None:
     test = opened("pages/poison.py")
     for name in ("quick", "smoke", "paper-macer-mnist"):

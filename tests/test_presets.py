@@ -22,6 +22,11 @@ AUTHORS = {
 }
 
 
+def test_an_impossible_noise_level_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"^sigma: input should be greater than 0, got -1$"):
+        paper.paper("ga", "mnist", -1)
+
+
 @pytest.mark.parametrize(("procedure", "dataset"), AUTHORS)
 def test_the_papers_presets_have_the_authors_numbers(procedure: str, dataset: str) -> None:
     config = PRESETS[f"paper-{procedure}-{dataset}"].config

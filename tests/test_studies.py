@@ -94,7 +94,7 @@ def test_cells_that_share_their_poison_are_computed_one_after_the_other(tiny: Ti
 def test_what_is_reused_is_not_expected_again(target: int, tiny: Tiny) -> None:
     base = tiny('controls=["random_noise"]', "victim_seeds=3", "training.epochs=5", f"threat.target_class={target}")
     study = Study(kind="t", base=base, rows=axis("attack.sigma", 0.1, 0.2), columns=axis("sigma", 0.1, 0.2))
-    first, second, third, fourth = studies.seconds_of(study, device="cpu").values()
+    first, second, third, fourth = studies.seconds_of(study, device="cpu", data_root=Path()).values()
     poison = studies.work_of_attack(base) / studies.units_per_second("cpu")
     victims = (first - studies.STARTUP_SECONDS - poison) / 3  # of each of three arms
     assert second == pytest.approx(studies.STARTUP_SECONDS + 3 * victims)  # the poison is there

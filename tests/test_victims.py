@@ -60,3 +60,7 @@ def test_weights_of_a_copy_for_the_gallery_are_small_and_vote_alike(smoke: Simpl
             torch.testing.assert_close(*(m(torch.tensor(given)) for m in (ours, theirs)), atol=0.02, rtol=0.02)
     with pytest.raises(VictimUnavailable, match="victim 1 of arm clean"):
         victims.load(copy, "clean", 1, shape=given.shape[1:])
+    (copy.directory / "report.json").unlink()  # as of a run that was stopped early
+    copy.write_json("config.json", (copy.read_json("config.json") or {}) | {"dataset": "folder:own"})
+    with pytest.raises(VictimUnavailable, match="no report yet, which says how many classes folder:own has"):
+        victims.load(copy, "clean", 0, shape=given.shape[1:])

@@ -59,6 +59,7 @@ def class_in_words(dataset: str | None, label: int | None, names: Sequence[str] 
     """A class as a reader calls it: "digit 8", "ship", or "class 3" where its name is not known."""
     if dataset in ("mnist", "digits"):
         return f"digit {label}"
+    names = names or (BUILT_IN[dataset].CLASSES if dataset in BUILT_IN else ())
     return names[label] if label is not None and label < len(names) else f"class {label}"
 
 
@@ -134,11 +135,17 @@ def folder_of(dataset: str, root: Path) -> Path | None:
 
 def folders(root: Path) -> list[str]:
     """Names under root that may be folders of images: those with two or more folders in them."""
+    return sorted(
+        path.name for path in _folders_in(root) if FOLDER_NAME.fullmatch(path.name) and len(_folders_in(path)) >= 2
+    )
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """None, of one that may not be read (such as a disk's lost+found)."""
     try:
-        inside = {path.name: sum(each.is_dir() for each in path.iterdir()) for path in root.iterdir() if path.is_dir()}
+        return [path for path in folder.iterdir() if path.is_dir()]
     except OSError:
         return []
-    return sorted(name for name, count in inside.items() if count >= 2 and FOLDER_NAME.fullmatch(name))
 
 
 @lru_cache(maxsize=4)

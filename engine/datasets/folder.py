@@ -2,7 +2,7 @@
 
 Layout: <folder>/CLASS/*.png and so on, or <folder>/train/CLASS/* and <folder>/test/CLASS/*. Without train and test,
 every fifth image of a class, by name, is for testing; where neighbours are alike (frames of a film), choose them
-yourself. Labels follow the classes' sorted names. All images have one size, of 8 to 96 pixels a side. If all are grey,
+yourself. Labels follow the classes' sorted names. All images have one size, of 8 to 224 pixels a side. If all are grey,
 they have one channel; else all have three.
 
 Departs: ImageFolder itself would import torch, for which pages would wait. Names that begin with a dot are passed over
@@ -27,7 +27,7 @@ from engine.datasets.base import DatasetUnavailable
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # of the files' contents; no others' decoders are run
 GREY, COLOUR = ("1", "L"), ("P", "RGB")  # what Pillow calls the kinds of pixels that fit
-SMALLEST, LARGEST = 8, 96  # pixels a side
+SMALLEST, LARGEST = 8, 224  # pixels a side
 MOST_BYTES = 4 * 2**30  # of all images as float32
 TEST_EVERY = 5
 

@@ -1,7 +1,7 @@
 """Poison and controls of one experiment: made here, or taken from an earlier run that asked for the same."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -123,7 +123,8 @@ class Evolution:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As evolution.safetensors has it (engine/records.py)."""
-        return {
+        said = {"events": np.frombuffer("\n".join(self.events).encode(), np.uint8)} if self.events else {}
+        return said | {
             "steps": np.array([step for step, _ in self.shown], dtype=np.int64),
             "delta": np.array([part for _, part in self.shown], dtype=np.float32),
             "indices": self._indices,
@@ -131,14 +132,13 @@ class Evolution:
         }
 
     def tensors(self) -> State:
-        """The same with the events, for a checkpoint; `take_up` reads it."""
-        said = torch.tensor(list("\n".join(self.events).encode()), dtype=torch.uint8)
-        return {name: torch.from_numpy(array) for name, array in self.arrays().items()} | {"events": said}
+        """The same, for a checkpoint; `take_up` reads it."""
+        return {name: torch.tensor(array) for name, array in self.arrays().items()}
 
     def take_up(self, kept: State) -> None:
         self.shown = list(zip(kept["steps"].tolist(), kept["delta"].numpy(), strict=True))
         self._curves = {name: kept[name].tolist() for name in CURVES}
-        self.events = bytes(kept["events"].tolist()).decode().splitlines()
+        self.events = _events(kept)
 
 
 class Poisoning:
@@ -199,8 +199,6 @@ class Poisoning:
             behind, steps = evolution.steps, config.attack.upper_steps
             _record_again(book, evolution.arrays(), steps=steps)
             book.add_reused(f"poison until step {behind}", "poison", whole * behind / steps)
-            for event in evolution.events:
-                book.add_event(event)
 
         def save() -> None:
             _write_poison(path, problem, poison)
@@ -250,12 +248,19 @@ def _standing(state: Callable[[], State], evolution: Evolution, poison: Poison) 
 
 
 def _record_again(book: Recorder, evolution: dict[str, np.ndarray], *, steps: int) -> None:
-    """Writes the step records that are there of an attack of so many steps, as if it had run here."""
+    """Writes the step records and events that are there of an attack of so many steps, as if it had run here."""
     curves = {name: evolution[name] for name in CURVES}
     for step in range(len(curves["upper_loss"])):
         point = {name: float(values[step]) for name, values in curves.items()}
         book.add_metrics("attack", step=step + 1, steps=steps, **point)
     book.products = int(curves["products"].sum())
+    for event in _events(evolution):
+        book.add_event(event)
+
+
+def _events(evolution: Mapping[str, np.ndarray | Tensor]) -> list[str]:
+    """What went wrong on the way, in words; kept only where something did."""
+    return bytes(evolution["events"].tolist()).decode().splitlines() if "events" in evolution else []
 
 
 def _write_poison(path: Path, problem: Problem, poison: Poison) -> None:

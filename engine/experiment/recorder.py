@@ -49,10 +49,10 @@ class Recorder:
         with self._lock:
             self._seconds[kind] += time.monotonic() - started
 
-    def add_reused(self, stage: str, kind: str, saved: float) -> None:
-        """Notes a stage that came from an earlier run, and the work that this saves."""
+    def add_reused(self, stage: str | None, kind: str, saved: float) -> None:
+        """Notes a stage that came from an earlier run (None: from this one), and the work that this saves."""
         with self._lock:
-            self._reused.append(stage)
+            self._reused += [stage] if stage is not None and stage not in self._reused else []
             setattr(self._whole, kind, getattr(self._whole, kind) - saved)
 
     def add_event(self, event: str) -> None:

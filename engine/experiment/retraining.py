@@ -34,6 +34,7 @@ class Retraining:
     def __init__(self, context: Context) -> None:
         self._at = context
         self._bfloat16 = context.config.training.precision == "fast" and has_bfloat16(context.device)
+        self._made: set[str] = set()  # victims that this run trained itself
         self._clean_victims = [threading.Lock() for _ in range(context.config.victim_seeds)]
 
     def victim(self, arm: str, k: int, poison: Poison | None) -> tuple[str, int, pd.DataFrame]:
@@ -99,8 +100,9 @@ class Retraining:
         weights = self._at.run.directory / "victims" / f"{name}.safetensors"
         key, whole = self._at.cache.key("victim", depends_on), work_of_training(self._at.config, epochs=epochs)
         if self._at.cache.fetch(key, weights):
-            self._at.book.add_reused(f"victim {name}", "train", whole)
+            self._at.book.add_reused(None if name in self._made else f"victim {name}", "train", whole)
         else:
+            self._made.add(name)
             checkpoint = Checkpoint(self._at.run.directory, key)
             self._train(model, training, name, epochs, whole, generator, checkpoint)
             write_tensors(weights, **{n: p.detach().cpu().numpy() for n, p in model.state_dict().items()})

@@ -2,10 +2,10 @@
 
 import json
 import shlex
-from typing import Any, get_args
+from typing import Any
 from urllib.parse import urlencode
 
-from engine.config import PROCEDURES, Config, Control, ProcedureConfig
+from engine.config import PROCEDURES, Config, ProcedureConfig
 from engine.overrides import field_names
 from engine.presets import PRESETS
 from engine.records import Run
@@ -41,7 +41,7 @@ def changes(values: dict[str, Any], preset: Config) -> list[str]:
             if procedure != value_of(preset, head):
                 before = PROCEDURES[procedure][setting]
         if name == "controls":
-            value, before = [each for each in get_args(Control) if each in value], list(before)
+            value, before = list(value), list(before)
         if value != before and (value is not None or name in OPTIONAL):
             changed.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
     return changed

@@ -92,7 +92,7 @@ def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) 
     studies.check(study, runs_root=options.runs_root, data_root=data_root)
     if options.dry_run:
         device = expected_device()
-        seconds = studies.seconds_of(study, device=device)
+        seconds = studies.seconds_of(study, device=device, data_root=data_root)
         planned = [{"cell": study.name_of(cell), "run_id": cell.run_id} for cell in cells]
         estimate = {"seconds": round(sum(seconds.values())), "device": device}
         plan = {"study_id": study.id, "kind": study.kind, "cells": planned, "estimate": estimate}
@@ -142,7 +142,12 @@ def _studies(options: argparse.Namespace) -> int:
         print(studies.exhibit(record, results.of(record)))
     elif options.id:
         shipped = [found for found in studies.exhibited() if found["id"].startswith(options.id)]
-        found = shipped[0] if len(shipped) == 1 else results.of(chosen(options.id))
+        try:
+            found = results.of(chosen(options.id))
+        except RunNotFound:
+            if len(shipped) != 1:
+                raise
+            found = shipped[0]
         print(tables.minus(found, options.minus) if options.minus else _study_text(found, options.form))
     else:
         known = sorted(studies.all_studies(options.runs_root), key=lambda record: -record.status().submitted)

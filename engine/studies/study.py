@@ -14,11 +14,12 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from engine import jobs, records
+from engine import datasets, jobs, records
 from engine.config import Config, ConfigError, Settings, arms_of, poison_depends_on
 from engine.costs import (
     STARTUP_SECONDS,
     expected_device,
+    larger,
     units_per_second,
     work_of_attack,
     work_of_training,
@@ -151,7 +152,7 @@ def _victims_of(config: Config, arm: str) -> str:
     return canonical_json([about, config.victim_seeds, arm, _poison_of(config) if images is None else images])
 
 
-def seconds_of(study: Study, *, device: str) -> dict[str, float]:
+def seconds_of(study: Study, *, device: str, data_root: Path) -> dict[str, float]:
     """Expected wall seconds of each run, by its id, in the order of computing and with what earlier cells leave.
 
     Rough: within a factor of two on a machine of the kind that costs was measured on.
@@ -169,6 +170,7 @@ def seconds_of(study: Study, *, device: str) -> dict[str, float]:
         victim = work_of_training(config) + work_of_votes(config)
         units = work_of_attack(config) if "poisoned" in arms and new(_poison_of(config)) else 0.0
         units += victim * config.victim_seeds * sum([new(_victims_of(config, arm)) for arm in arms])
+        units *= larger(config, datasets.shape(config.dataset, data_root))
         seconds.setdefault(cell.run_id, STARTUP_SECONDS + units / units_per_second(device))
     return seconds
 
@@ -278,7 +280,8 @@ def work(directory: Path) -> int:
 def _steps(record: StudyRecord, status: Status) -> Iterator[Status]:
     """Does the cells, yielding how far the study is a few times a second; ends early once it is to be cancelled."""
     study, request = record.study, record.request
-    expected, speed = seconds_of(study, device=expected_device()), Speed()
+    data_root = Path(request["data_root"])
+    expected, speed = seconds_of(study, device=expected_device(), data_root=data_root), Speed()
     order = study.in_order()
     ahead = {cell.run_id: expected[cell.run_id] for cell in record.unfinished()}
     for number, cell in enumerate(order, start=1):
@@ -287,7 +290,7 @@ def _steps(record: StudyRecord, status: Status) -> Iterator[Status]:
         run = jobs.submit(
             cell.config,
             runs_root=record.runs_root,
-            data_root=Path(request["data_root"]),
+            data_root=data_root,
             preset=request.get("preset"),
         )
         whole, began = ahead.pop(cell.run_id), time.monotonic()
