@@ -64,4 +64,4 @@ def test_a_headline_says_how_sure_it_is(
     ],
 )
 def test_another_threat_model_is_not_the_papers_setting(override: str, is_it: bool) -> None:
-    assert sentences._is_the_papers(with_overrides(PRESETS["paper-ga-mnist"].config, [override])) == is_it
+    assert sentences.is_the_papers(with_overrides(PRESETS["paper-ga-mnist"].config, [override])) == is_it

@@ -161,7 +161,7 @@ def settings_line(run: Run) -> str:
     )
 
 
-def _is_the_papers(config: Config) -> bool:
+def is_the_papers(config: Config) -> bool:
     """Whether it is a setting of the authors, apart from target class and what only this project has.
 
     That is seeds, controls, images of other classes, and the precision of products.
@@ -183,7 +183,7 @@ def limits_line(run: Run) -> str:
     """What a reader must know before trusting a number of this run: sizes, draws, seeds, data set, whole or partial."""
     config, settings = run.config, run.config.certification
     partial = "" if run.status().state == "done" else f"PARTIAL RESULT ({run.status().state}). "
-    other = "" if _is_the_papers(config) else " Not the paper's setting."
+    other = "" if is_the_papers(config) else " Not the paper's setting."
     certified = (run.report or {}).get("certified_images", {})
     found = certified.get("target", settings.target_images)  # a class may have fewer than were asked for
     return (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from engine.config import CONTROLS, Config
 from engine.records import Run
 from engine.report.commands import asked_for, values_of
-from engine.report.sentences import percent, victims_line, with_spread
+from engine.report.sentences import is_the_papers, percent, victims_line, with_spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,12 +38,14 @@ def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
     lines += ["", *filter(None, [victims_line(report)])]
     if found is not None and (shown := found.dropna(subset=["drop"])).shape[0]:
         told = (f"{arm} {row.drop_low:z.0%} to {row.drop_high:z.0%}" for arm, row in shown.iterrows())
-        lines.append(f"Over test images, for these very victims, approximately: {', '.join(told)}.")
+        lines.append(f"Over test images, for these very victims, as if each had noise of its own: {', '.join(told)}.")
     lines += [
         f"± is the standard deviation over victims. Radii are capped at {report['radius_cap']:.3f} by n and alpha.",
         f"{images['target']} test images of the target class, {images['all']} of all"
         + (", so few of each other one that ACR all is rough." if settings["other_images"] < FEW else "."),
     ]
+    if not is_the_papers(Config.model_validate(config)):
+        lines.append("Not the paper's setting.")
     return "\n".join(lines)
 
 
