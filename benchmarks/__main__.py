@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceilings, comparisons, growth, parts, runs, sequential, startup
+from benchmarks import accuracy, ceilings, comparisons, growth, parts, runs, sequential, startup
 from benchmarks.measure import Comparison, Table, compare, machine, ratios
 
 Rates = dict[str, float]
@@ -16,7 +16,12 @@ Rates = dict[str, float]
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=5, help="in which each side has its turn (default: 5)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="in which each side has its turn; of accuracy, victims of each (default: 5)",
+    )
     parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="also write everything as JSON")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.groups if name not in GROUPS]:
@@ -70,6 +75,7 @@ SHARES: dict[str, Callable[[Rates, int], Iterator[Table]]] = {
 }
 GROUPS: dict[str, Callable[[Rates, int], Iterator[Table]]] = SHARES | {
     "quick": what_if,
+    "accuracy": lambda _rates, rounds: accuracy.tables(rounds),
     "parts": lambda _rates, rounds: parts.tables(rounds),
     "ceilings": bounds,
     "growth": growing,
