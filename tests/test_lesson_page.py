@@ -1,12 +1,14 @@
 """The lesson in Streamlit's own harness, without MNIST: every step, questions, the ABX test, links, sheets."""
 
 import re
+from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from engine import abx, records
 from engine.html_report import marked
+from engine.overrides import with_overrides
 from engine.records import GALLERY, Run
 from pages import _glossary, _lesson_sheet
 from pages._lesson_questions import Choice
@@ -90,6 +92,21 @@ def test_a_run_without_weights_falls_back_on_recorded_votes(place: pytest.TempPa
         assert not test.exception
         if Run(GALLERY / run.id).exists():  # the example of the same id is not taken in its place
             assert any("no weights" in info.value for info in test.info)
+
+
+def test_the_lesson_lives_with_any_finished_run_of_the_readers(place: Path) -> None:
+    """One of an older protocol, and a defence under which clean victims certify nothing, so that nothing can drop."""
+    old = own_copy(place, config=with_overrides(RUN.config, ["seed=9"]))
+    (old.directory / "config.json").write_text('{"protocol_version":1,"procedure":"gaussian","attack":{"damping":1}}')
+    useless, useful = (own_copy(place, config=with_overrides(RUN.config, [f"sigma={sigma}"])) for sigma in (4, 0.125))
+    report = useless.report or {}
+    report["relative_drop"]["poisoned"] = {"mean": None, "sd": None, "seeds": []}
+    report["arms"]["clean"]["average_certified_radius"]["target"]["mean"] = 0.0
+    useless.write_json("report.json", report)
+    for title in ("What training with noise buys", "What a defender can do"):
+        assert not opened(PAGE, step=str(step_of(title)), run=EXAMPLE).exception
+    (table,) = opened(PAGE, step=str(step_of("What a defender can do")), run=EXAMPLE).dataframe
+    assert list(table.value["defence"]) == ["as it was", f"noise σ = {useful.config.sigma}"]
 
 
 def test_the_radius_step_shows_the_numbers_of_its_image() -> None:
