@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine.config import Config
+from engine.config import Config, TrainingConfig
 from engine.figures.comparison import RUN_STYLE, several_runs
 from engine.records import Run
 from engine.report import commands, sentences, wording
@@ -14,31 +14,39 @@ from engine.report.numbers import of_scope
 from pages import _links, _shared
 from pages._show import chart
 
+ASPECTS = {  # field → its words, of all that runs must agree in to be set side by side
+    "dataset": "data set",
+    "threat.target_class": "target class (target_class)",
+    "sigma": "noise level σ (sigma)",
+    "certification.n": "estimation draws n, which cap the radius",
+    "certification.n0": "selection draws n0",
+    "certification.alpha": "failure probability α (alpha)",
+    "certification.target_images": "number of test images (target_images)",
+    "certification.other_images": "number of test images (other_images)",
+    "procedure": "victims' procedure",
+    "architecture": "victims' architecture",
+    **{f"training.{name}": f"victims' training ({name})" for name in TrainingConfig.model_fields},
+    "data.train_size": "victims' training (train_size)",
+    "seed": "seed, hence other test images, training images and weights",
+    "victim_seeds": "number of victim seeds",
+}
 
-def incomparable(configs: Sequence[Config]) -> list[str]:
-    """Why numbers of these runs must not be set side by side, a reason each; empty where they may be."""
-    aspects: dict[str, Callable[[Config], dict[str, Any]]] = {
-        "data set": lambda c: {"": c.dataset},
-        "target class (target_class)": lambda c: {"": c.threat.target_class},
-        "noise level σ (sigma)": lambda c: {"": c.sigma},
-        "estimation draws n, which cap the radius": lambda c: {"": c.certification.n},
-        "selection draws n0": lambda c: {"": c.certification.n0},
-        "failure probability α (alpha)": lambda c: {"": c.certification.alpha},
-        "number of test images": lambda c: c.certification.model_dump(include={"target_images", "other_images"}),
-        "victims' procedure": lambda c: {"": wording.procedure_line(c.procedure)},
-        "victims' architecture": lambda c: {"": wording.ARCHITECTURE_NAMES[c.architecture]},
-        "victims' training": lambda c: c.training.model_dump() | {"train_size": c.data.train_size},
-        "seed, hence other test images, training images and weights": lambda c: {"": c.seed},
-        "number of victim seeds": lambda c: {"": c.victim_seeds},
-    }
-    reasons = []
-    for aspect, values in aspects.items():
-        found = [values(config) for config in configs]
-        for field in found[0]:
-            different = list(dict.fromkeys(str(each[field]) for each in found))
-            if len(different) > 1:
-                reasons.append(f"different {aspect}{f' ({field})' if field else ''}: {', '.join(different)}")
+
+def incomparable(configs: Sequence[Config]) -> dict[str, str]:
+    """Why numbers of these runs must not be set side by side, by ASPECTS that differ; empty where they may be."""
+    reasons = {}
+    for aspect, words in ASPECTS.items():
+        different = list(dict.fromkeys(str(_value(config, aspect)) for config in configs))
+        if len(different) > 1:
+            reasons[aspect] = f"different {words}: {', '.join(different)}"
     return reasons
+
+
+def _value(config: Config, aspect: str) -> Any:
+    if aspect == "procedure":
+        return wording.procedure_line(config.procedure)
+    value = commands.value_of(config, aspect)
+    return wording.ARCHITECTURE_NAMES[value] if aspect == "architecture" else value
 
 
 def begin_comparison(known: list[str]) -> None:
@@ -79,7 +87,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
     if reasons:
         st.warning(
             "**Not comparable.** The curves below are drawn all the same, but a difference between them need not come "
-            "from the attack:\n" + "\n".join(f"- {reason}" for reason in reasons),
+            "from the attack:\n" + "\n".join(f"- {reason}" for reason in reasons.values()),
             icon=":material/warning:",
         )
     else:

@@ -56,8 +56,7 @@ def without_noise(run: Run) -> Run | None:
         config = other.config
         if config.procedure.name != "standard" or config.dataset != run.config.dataset:
             continue
-        reasons = incomparable([run.config, config])
-        if all(reason.startswith(("different victims' procedure", "different number of victim")) for reason in reasons):
+        if incomparable([run.config, config]).keys() <= {"procedure", "victim_seeds"}:
             return other
     return None
 

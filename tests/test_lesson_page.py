@@ -10,7 +10,7 @@ from engine import abx, records
 from engine.html_report import marked
 from engine.overrides import with_overrides
 from engine.records import GALLERY, Run
-from pages import _glossary, _lesson_sheet
+from pages import _comparison, _glossary, _lesson_sheet
 from pages._lesson_questions import Choice
 from pages._lesson_steps import STEPS
 from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
@@ -92,6 +92,19 @@ def test_a_run_without_weights_falls_back_on_recorded_votes(place: pytest.TempPa
         assert not test.exception
         if Run(GALLERY / run.id).exists():  # the example of the same id is not taken in its place
             assert any("no weights" in info.value for info in test.info)
+
+
+def test_training_with_noise_is_set_beside_training_without(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs that differ in nothing else; however the pages word what differs."""
+    monkeypatch.setattr(_comparison, "ASPECTS", dict.fromkeys(_comparison.ASPECTS, "in other words"))
+    without = ["procedure=standard", "attack.name=none", "victim_seeds=1"]
+    own_copy(place, config=with_overrides(RUN.config, [*without, "certification.n=99"]))
+    test = opened(PAGE, step=str(step_of("What training with noise buys")), run=EXAMPLE)
+    assert any("--set procedure=standard --set attack.name=none" in code.value for code in test.code)
+    other = own_copy(place, config=with_overrides(RUN.config, without))
+    test = predict(opened(PAGE, step=str(step_of("What training with noise buys")), run=EXAMPLE), 1)
+    assert not test.exception
+    assert f"Runs {EXAMPLE} and {other.id}" in words(test)
 
 
 def test_the_lesson_lives_with_any_finished_run_of_the_readers(place: Path) -> None:
