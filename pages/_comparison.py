@@ -1,6 +1,6 @@
 """Two or more runs on the same axes, with what differs between them and whether they may be compared at all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import pandas as pd
@@ -49,22 +49,27 @@ def _value(config: Config, aspect: str) -> Any:
     return wording.ARCHITECTURE_NAMES[value] if aspect == "architecture" else value
 
 
-def begin_comparison(known: list[str]) -> None:
-    """Once per session: the runs that the link asks for (?compare=id,id)."""
-    if "compare" in st.session_state:
-        st.session_state["compare"] = [identifier for identifier in st.session_state["compare"] if identifier in known]
-        return
-    asked = [part for part in st.query_params.get("compare", "").split(",") if part]
-    missing = [part[:40] for part in asked if part not in known]
-    if missing:
+def asked() -> list[str]:
+    """The ids of the runs to compare: the session's, at its beginning those that the link asks for (?compare=id,id)."""
+    linked = st.query_params.get("compare", "").split(",")
+    return st.session_state.get("compare", [identifier for identifier in linked if identifier])
+
+
+def begin_comparison(known: Container[str]) -> None:
+    """Chooses those of the runs asked for that are here; what a link asks for in vain is said."""
+    missing = [identifier[:40] for identifier in asked() if identifier not in known]
+    if missing and "compare" not in st.session_state:
         st.warning(f"The link compares runs that are not here: {_links.plainly(', '.join(missing))}.")
-    st.session_state["compare"] = list(dict.fromkeys(part for part in asked if part in known))
+    st.session_state["compare"] = list(dict.fromkeys(identifier for identifier in asked() if identifier in known))
 
 
 def comparison(rows: list[dict[str, Any]]) -> None:
-    with_result = [row for row in rows if (_shared.run_of(row).directory / "certificates.parquet").is_file()]
+    listed = {row["id"] for row in rows}
+    of_grid = [_shared.grid_run(identifier) for identifier in asked() if identifier not in listed]
+    everything = [*rows, *(row for row in of_grid if row)]
+    with_result = [row for row in everything if (_shared.run_of(row).directory / "certificates.parquet").is_file()]
     by_id = {row["id"]: row for row in with_result}
-    begin_comparison(list(by_id))
+    begin_comparison(by_id)
     chosen = st.multiselect(
         "Runs to compare (two or more)",
         list(by_id),
