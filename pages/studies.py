@@ -83,6 +83,8 @@ def choose_study(known: dict[str, StudyRecord | dict[str, Any]]) -> StudyRecord 
 
 def progress(record: StudyRecord) -> None:
     """State, ETA, failures. Runs every two seconds while the study is active."""
+    if not is_readable(record):  # deleted meanwhile, in another browser
+        st.rerun()
     status, cells = record.status(), len(record.study.cells())
     done = cells - len(record.unfinished())
     if st.session_state.get("seen study") not in (None, (record.id, done, status.active)):

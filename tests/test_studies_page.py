@@ -139,6 +139,25 @@ def test_a_link_to_an_unknown_study_is_said() -> None:
     assert "a study that is not here" in words(opened(study="0123"))
 
 
+def test_a_study_that_another_browser_deletes_goes_from_the_page(place: Path) -> None:
+    def page(file: str, root: str) -> None:
+        import runpy
+        from pathlib import Path
+
+        from engine.studies import study as studies
+
+        known = list(studies.all_studies(Path(root)))
+        drawn = runpy.run_path(file)
+        for record in known:
+            studies.delete(record)
+            drawn["progress"](record)  # as every two seconds
+
+    finished(place)
+    test = AppTest.from_function(page, default_timeout=60, args=(PAGE, str(place / "runs"))).run()
+    assert not test.exception
+    assert "There is no study yet" in words(test)
+
+
 def test_a_deleted_study_leaves_its_runs(place: Path) -> None:
     record = finished(place)
     run = record.run(record.study.cells()[0])
