@@ -9,7 +9,7 @@ import streamlit as st
 from engine import jobs, records, spread
 from engine.config import Config
 from engine.figures.study import heat_map
-from engine.overrides import differences
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 from engine.report import commands, sentences, wording
@@ -231,15 +231,13 @@ def run_links(run: Run) -> None:
 
 
 def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
-    """The run of a cell as a command, from the preset that differs least."""
-    study, moved = found["study"], overrides_of(found, cell)
+    """The run of a cell as a command, from the study's preset, or quick where it has none."""
     preset = found["preset"] if found["preset"] in PRESETS else "quick"
     try:
-        base = Config.model_validate(study["base"])
+        config = with_overrides(Config.model_validate(found["study"]["base"]), overrides_of(found, cell))
     except ValueError:
         return "# of an older protocol"
-    changed = [*differences(PRESETS[preset].config, base), *moved]
-    return commands.command(preset, changed)
+    return commands.command(preset, commands.changes(commands.values_of(config), PRESETS[preset].config))
 
 
 def rivals(found: dict[str, Any]) -> None:

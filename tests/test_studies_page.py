@@ -1,5 +1,6 @@
 """The Studies page in Streamlit's own test harness: results, partial ones, links to runs, a study of one's own."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from engine import jobs
+from engine.overrides import with_overrides
+from engine.presets import PRESETS
 from engine.records import Status
 from engine.studies import kinds, results
 from engine.studies import study as studies
@@ -95,6 +98,24 @@ def test_a_published_study_opens_without_its_runs(place: Path, monkeypatch: pyte
     assert not test.exception
     assert "is not on this machine" in words(test)
     assert "python -m engine run --preset smoke" in words(test)
+
+
+@pytest.mark.parametrize(("kind", "preset"), [("transfer-procedure", "quick"), ("rivals", "quick"), ("sweep", "smoke")])
+def test_a_cells_command_says_what_differs_from_the_preset_as_a_reader_would_type_it(
+    place: Path, kind: str, preset: str
+) -> None:
+    record = with_reports(kinds.make(kind, preset=preset, overrides=["seed=5"]), place, [])
+    record.write_json("request.json", {"preset": preset})
+    record.write_status(Status("cancelled"))
+    test = opened()
+    cells = next(box for box in test.selectbox if box.label == "Cell")
+    for cell, title in list(zip(record.study.cells(), cells.options, strict=True))[::4]:
+        cells.select(title).run()
+        (command,) = [code.value for code in test.code if code.value.startswith("python -m engine run")]
+        typed = shlex.split(command.partition(f" --preset {preset} ")[2])[1::2]
+        assert with_overrides(PRESETS[preset].config, typed) == cell.config
+        assert len({item.partition("=")[0] for item in typed}) == len(typed)
+        assert not any("{" in item or '="' in item for item in typed)
 
 
 def test_a_study_is_started_and_shown(place: Path) -> None:
