@@ -242,34 +242,14 @@ def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
 
 def rivals(found: dict[str, Any]) -> None:
     st.header("Does bilevel optimisation earn its price?")
-    columns, rows = results.titles(found, "columns"), results.by_row(found)
-    home = columns.pop(results.at_home(found))
-    others = ", ".join(columns)
-    visible = [tables.visibility(row["cell"]) for row in rows]
-    table = pd.DataFrame(
-        {
-            "attack": results.titles(found, "rows"),
-            f"drop, {home}": [sentences.percent(row["drop"]) for row in rows],
-            "random noise": [sentences.percent(row["control_drop"]) for row in rows],
-            f"mean drop, {others}": [_or_dash(row["transfer"], 100, " %") for row in rows],
-            "attack, seconds": [_or_dash(row["attack_seconds"]) for row in rows],
-            "L2": [texts[0] for texts in visible],
-            "PSNR (dB)": [texts[1] for texts in visible],
-            "SSIM": [texts[2] for texts in visible],
-        }
-    )
-    if not others:
-        table = table.drop(columns="mean drop, ")
-    st.dataframe(table, hide_index=True, alt="The attacks side by side: drop, transfer, seconds, visibility.")
+    head, *lines = tables.rivals(found, results.titles)
+    table = pd.DataFrame(lines, columns=head)
+    st.dataframe(table, hide_index=True, alt="The attacks side by side: drop, transfer, visibility, seconds.")
     st.caption(
         "All at the same ε (L∞). Drop: mean ± standard deviation over pairs of victims. L2 (pixel units of [0, 1]), "
-        "PSNR and SSIM: means over poisoned images; more L2 and less PSNR or SSIM is easier to see. Seconds: of "
-        "computing; – where the poison was taken from an earlier run."
+        "PSNR (decibels) and SSIM: means over poisoned images; more L2 and less PSNR or SSIM is easier to see. "
+        "Attack s: seconds of computing it; – where the poison was taken from an earlier run."
     )
-
-
-def _or_dash(value: float | None, factor: float = 1, unit: str = "") -> str:
-    return "–" if value is None else f"{factor * value:z.0f}{unit}"
 
 
 def table_and_downloads(found: dict[str, Any]) -> None:
