@@ -77,6 +77,24 @@ def test_next_and_back_walk_through_all_steps_and_predictions_are_kept() -> None
     assert not test.exception
 
 
+def test_predictions_outlive_a_refresh() -> None:
+    test = predict(opened(PAGE), 0)
+    number = step_of("Now real images")
+    test.number_input(key="step").set_value(number).run()
+    next(slider for slider in test.slider if slider.label.startswith("Your")).set_value(37).run()
+    test = button(test, "Reveal").click().run()
+    address = test.query_params["predicted"]
+    assert address == f"1.0,{number}.37"
+    again = opened(PAGE, predicted=address)
+    assert not again.error
+    assert not again.radio
+    assert "(your prediction" in words(again)
+    assert "of 2 predictions right" in str(again.get("progress")[0].proto)
+    again.number_input(key="step").set_value(number).run()
+    assert any("You said 37 %" in shown.value for shown in (*again.success, *again.warning))
+    assert "predicted" not in opened(PAGE).query_params
+
+
 def test_the_transfer_table_waits_for_the_prediction() -> None:
     test = opened(PAGE, step=str(step_of("Does it carry over?")))
     assert not test.get("plotly_chart")
@@ -158,6 +176,10 @@ def test_the_abx_test_scores_what_was_answered_and_only_at_the_end(honest: bool)
         *(("step", value) for value in ("0", str(len(STEPS) + 1), "-1", "1.5", "nan", "two", "")),
         *(("hide", value) for value in ("everything", "nav,questions,wall", "nav;questions")),
         ("answers", "shown"),
+        *(
+            ("predicted", value)
+            for value in ("1", "1.3", "1.-1", "0.1", f"{len(STEPS) + 1}.0", "first", "1.0.0", "7.101")
+        ),
         *(("lesson_image", value) for value in ("0", "1000", "first")),
         *(("lesson_sigma", value) for value in ("-0.1", "9", "inf")),
         *(("lesson_n", "7"), ("lesson_alpha", "0.5"), ("lesson_draws", "11")),
