@@ -127,6 +127,23 @@ def test_a_study_is_started_and_shown(place: Path) -> None:
     assert record.study == kinds.make("transfer-procedure", preset="smoke")
     assert record.request["preset"] == "smoke"
     assert test.session_state["study"] == record.id
+    (news,) = test.toast
+    beside_the_button = "Exactly this study is under way. It is shown [at the top of this page](#studies)."
+    assert "[at the top of this page](#studies)" in news.value
+    assert beside_the_button in words(test)
+    assert test.title[0].value == "Studies"  # where that leads
+
+
+def test_a_study_that_is_there_is_opened_and_said_to_be_above(place: Path) -> None:
+    other = finished(place, "transfer-procedure")
+    test = opened(study=finished(place).id)
+    shown = "(on another machine, nearly the same). It is shown [at the top of this page](#studies)."
+    assert shown not in words(test)
+    button(test, "Open it").click().run()
+    assert not test.exception
+    assert test.session_state["study"] == other.id
+    assert shown in words(test)
+    assert "Open it" not in [found.label for found in test.button]
 
 
 def test_any_part_of_the_papers_table_is_asked_for_by_the_same_command(place: Path) -> None:
@@ -154,7 +171,8 @@ def test_what_cannot_be_run_is_said_before_the_start_and_after_it() -> None:
     test = opened()
     next(box for box in test.selectbox if "preset" in box.label).select("quick").run()
     button(test, "Start the study").click().run()
-    assert "not on this machine" in words(test)
+    (problem,) = [error.value for column in test.columns for error in column.error]  # beside the button
+    assert "not on this machine" in problem
 
 
 def test_a_link_to_an_unknown_study_is_said() -> None:
