@@ -297,6 +297,7 @@ try:
         chosen = None
     if isinstance(chosen, StudyRecord):
         manage(chosen)
+        st.session_state["seen study"] = None  # all is drawn anew: running again at once would only take a toast away
         st.fragment(progress, run_every="2s" if chosen.status().active else None)(chosen)
     if chosen is not None:
         shown = results_of(chosen)

@@ -132,7 +132,7 @@ def test_a_run_without_recorded_steps_says_no_more_than_that(place: Path) -> Non
     (run.directory / "evolution.safetensors").unlink()
     test = opened("pages/inspect.py", run=run.id, view="Over the attack's steps")
     assert not test.exception
-    assert [info.value for info in test.info] == ["This run has no record of how its poison came about."]
+    assert [info.value for info in test.info] == ["This run kept no poison images of earlier steps."]
 
 
 def test_how_many_images_have_recorded_steps_is_the_runs_own_number(place: Path) -> None:

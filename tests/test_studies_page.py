@@ -134,6 +134,16 @@ def test_a_study_is_started_and_shown(place: Path) -> None:
     assert test.title[0].value == "Studies"  # where that leads
 
 
+def test_the_page_is_drawn_once_after_a_start(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a browser, drawing it again at once would take the toast away."""
+    shown, again = finished(place), []
+    test = opened(study=shown.id)
+    monkeypatch.setattr(st, "rerun", lambda: again.append(1))
+    button(test, "Start the study").click().run()
+    assert test.session_state["study"] != shown.id
+    assert not again
+
+
 def test_a_study_that_is_there_is_opened_and_said_to_be_above(place: Path) -> None:
     other = finished(place, "transfer-procedure")
     test = opened(study=finished(place).id)
