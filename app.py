@@ -17,7 +17,7 @@ STYLE = Path(__file__).parent / "pages" / "_frame.css"  # what Streamlit has no 
 def write_down_lost(root: str) -> None:
     """Once per server and root."""
     try:
-        jobs.write_down_lost(_shared.runs_root())
+        jobs.write_down_lost(Path(root))
     except OSError as error:
         st.warning(f"The runs under {root} cannot be looked through: {error}.")
 

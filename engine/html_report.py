@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from engine import datasets
 from engine.figures import attack, pictures, radii, style
 from engine.records import Run
-from engine.report import citations, commands, sentences
+from engine.report import citations, commands, sentences, wording
 from engine.report.sentences import percent, with_spread
 
 SHOWN_IMAGES = 8
@@ -28,7 +28,6 @@ SIZES = {  # of engine/perception.py
     "ssim_mean": "SSIM, mean",
     "changed_share": "pixels changed at all",
 }
-SCOPES = {"target": "target class", "all": "all classes"}
 CAPTIONS = {
     "acr_by_arm": "How far, on average, a test image can be moved (L2) before a certificate ends. Open: single "
     "victims; filled: mean ± standard deviation.",
@@ -168,13 +167,13 @@ def numbers(report: dict[str, Any]) -> str:
         rows.append(
             (
                 style.ARM_STYLE[arm].name,
-                *(with_spread(acr[scope]) for scope in SCOPES),
-                *(percent(accuracy[scope], 1) for scope in SCOPES),
+                *(with_spread(acr[scope]) for scope in wording.SCOPE_NAMES),
+                *(percent(accuracy[scope], 1) for scope in wording.SCOPE_NAMES),
                 percent(abstains["target"], 1),
                 percent(drop),
             )
         )
-    heads = [f"{name}, {words}" for name in ("ACR (L2)", "accuracy") for words in SCOPES.values()]
+    heads = [f"{name}, {words}" for name in ("ACR (L2)", "accuracy") for words in wording.SCOPE_NAMES.values()]
     text = _table(("arm", *heads, "abstains, target class", "drop of ACR, target class"), rows)
     text += (
         "<p class='small'>Mean ± standard deviation over victims; the drop is against the clean victim of the same "

@@ -10,12 +10,9 @@ from scipy.special import ndtri
 from engine import datasets
 from engine.certification import ABSTAIN
 from engine.config import Config
-from engine.figures import pictures
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
 from pages import _images
-
-NOISY = 6  # pictures shown, the image itself included
 
 
 def from_votes_to_radius(rows: pd.DataFrame, settings: Config, class_names: Sequence[str]) -> None:
@@ -62,17 +59,8 @@ def noisy_pictures(run: Run, image: int, class_names: Sequence[str]) -> None:
     images, labels = _images.images_of(run, train=False)
     words = datasets.class_in_words(run.config.dataset, int(labels[image]), class_names)
     rng = np.random.default_rng([run.config.seed % 2**32, image])
-    noisy = images[image] + run.config.sigma * rng.standard_normal((NOISY - 1, *images[image].shape))
-    tiles = pictures.shown(np.concatenate([images[image : image + 1], noisy]))
-    scale = pictures.enlargement(tiles.shape[1], pixels=_images.TILE)
-    st.image(
-        pictures.png(pictures.mosaic(tiles, columns=3), scale=scale),
-        caption=f"Test image {image}, {words}, and {NOISY - 1} noisy copies, σ = {run.config.sigma:g}",
-        output_format="PNG",
-        width="stretch",
-        alt=f"Test image {image} and noisy copies of it",
-    )
+    _images.noisy_row(images[image], f"Test image {image}, {words}", sigma=run.config.sigma, rng=rng, columns=3)
     st.caption(
         "Nobody changed this image. The base classifier votes on noisy copies such as these (drawn for this picture, "
-        "not the recorded ones, and cut to [0, 1] to be shown; classifiers see them uncut)."
+        "not the recorded ones)."
     )

@@ -1,12 +1,12 @@
 """Two or more runs on the same axes, with what differs between them and whether they may be compared at all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from engine.config import Config
+from engine.config import Config, TrainingConfig
 from engine.figures.comparison import RUN_STYLE, several_runs
 from engine.records import Run
 from engine.report import commands, sentences, wording
@@ -14,49 +14,62 @@ from engine.report.numbers import of_scope
 from pages import _links, _shared
 from pages._show import chart
 
+ASPECTS = {  # field → its words, of all that runs must agree in to be set side by side
+    "dataset": "data set",
+    "threat.target_class": "target class (target_class)",
+    "sigma": "noise level σ (sigma)",
+    "certification.n": "estimation draws n, which cap the radius",
+    "certification.n0": "selection draws n0",
+    "certification.alpha": "failure probability α (alpha)",
+    "certification.target_images": "number of test images (target_images)",
+    "certification.other_images": "number of test images (other_images)",
+    "procedure": "victims' procedure",
+    "architecture": "victims' architecture",
+    **{f"training.{name}": f"victims' training ({name})" for name in TrainingConfig.model_fields},
+    "data.train_size": "victims' training (train_size)",
+    "seed": "seed, hence other test images, training images and weights",
+    "victim_seeds": "number of victim seeds",
+}
 
-def incomparable(configs: Sequence[Config]) -> list[str]:
-    """Why numbers of these runs must not be set side by side, a reason each; empty where they may be."""
-    aspects: dict[str, Callable[[Config], dict[str, Any]]] = {
-        "data set": lambda c: {"": c.dataset},
-        "target class (target_class)": lambda c: {"": c.threat.target_class},
-        "noise level σ (sigma)": lambda c: {"": c.sigma},
-        "estimation draws n, which cap the radius": lambda c: {"": c.certification.n},
-        "selection draws n0": lambda c: {"": c.certification.n0},
-        "failure probability α (alpha)": lambda c: {"": c.certification.alpha},
-        "number of test images": lambda c: c.certification.model_dump(include={"target_images", "other_images"}),
-        "victims' procedure": lambda c: {"": wording.procedure_line(c.procedure)},
-        "victims' architecture": lambda c: {"": wording.ARCHITECTURE_NAMES[c.architecture]},
-        "victims' training": lambda c: c.training.model_dump() | {"train_size": c.data.train_size},
-        "seed, hence other test images, training images and weights": lambda c: {"": c.seed},
-        "number of victim seeds": lambda c: {"": c.victim_seeds},
-    }
-    reasons = []
-    for aspect, values in aspects.items():
-        found = [values(config) for config in configs]
-        for field in found[0]:
-            different = list(dict.fromkeys(str(each[field]) for each in found))
-            if len(different) > 1:
-                reasons.append(f"different {aspect}{f' ({field})' if field else ''}: {', '.join(different)}")
+
+def incomparable(configs: Sequence[Config]) -> dict[str, str]:
+    """Why numbers of these runs must not be set side by side, by ASPECTS that differ; empty where they may be."""
+    reasons = {}
+    for aspect, words in ASPECTS.items():
+        different = list(dict.fromkeys(str(_value(config, aspect)) for config in configs))
+        if len(different) > 1:
+            reasons[aspect] = f"different {words}: {', '.join(different)}"
     return reasons
 
 
-def begin_comparison(known: list[str]) -> None:
-    """Once per session: the runs that the link asks for (?compare=id,id)."""
-    if "compare" in st.session_state:
-        st.session_state["compare"] = [identifier for identifier in st.session_state["compare"] if identifier in known]
-        return
-    asked = [part for part in st.query_params.get("compare", "").split(",") if part]
-    missing = [part[:40] for part in asked if part not in known]
-    if missing:
+def _value(config: Config, aspect: str) -> Any:
+    if aspect == "procedure":
+        return wording.procedure_line(config.procedure)
+    value = commands.value_of(config, aspect)
+    return wording.ARCHITECTURE_NAMES[value] if aspect == "architecture" else value
+
+
+def asked() -> list[str]:
+    """The ids of the runs to compare: the session's, at its beginning those that the link asks for (?compare=id,id)."""
+    linked = st.query_params.get("compare", "").split(",")
+    return st.session_state.get("compare", [identifier for identifier in linked if identifier])
+
+
+def begin_comparison(known: Container[str]) -> None:
+    """Chooses those of the runs asked for that are here; what a link asks for in vain is said."""
+    missing = [identifier[:40] for identifier in asked() if identifier not in known]
+    if missing and "compare" not in st.session_state:
         st.warning(f"The link compares runs that are not here: {_links.plainly(', '.join(missing))}.")
-    st.session_state["compare"] = list(dict.fromkeys(part for part in asked if part in known))
+    st.session_state["compare"] = list(dict.fromkeys(identifier for identifier in asked() if identifier in known))
 
 
 def comparison(rows: list[dict[str, Any]]) -> None:
-    with_result = [row for row in rows if (_shared.run_of(row).directory / "certificates.parquet").is_file()]
+    listed = {row["id"] for row in rows}
+    of_grid = [_shared.grid_run(identifier) for identifier in asked() if identifier not in listed]
+    everything = [*rows, *(row for row in of_grid if row)]
+    with_result = [row for row in everything if (_shared.run_of(row).directory / "certificates.parquet").is_file()]
     by_id = {row["id"]: row for row in with_result}
-    begin_comparison(list(by_id))
+    begin_comparison(by_id)
     chosen = st.multiselect(
         "Runs to compare (two or more)",
         list(by_id),
@@ -79,7 +92,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
     if reasons:
         st.warning(
             "**Not comparable.** The curves below are drawn all the same, but a difference between them need not come "
-            "from the attack:\n" + "\n".join(f"- {reason}" for reason in reasons),
+            "from the attack:\n" + "\n".join(f"- {reason}" for reason in reasons.values()),
             icon=":material/warning:",
         )
     else:

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import index, jobs, records
+from engine import jobs, records
 from engine.records import Run, RunNotFound
 from engine.report import commands
 from pages import _form, _links, _shared
@@ -78,7 +78,7 @@ def what_changed() -> None:
         return
     rows = [(name, _text(value), _text(_form.given(name))) for name, value in before.items() if differs(name, value)]
     with st.container(border=True):
-        st.markdown(f"**Fork of run `{identifier}`**: {_links.plainly(_shared.row_label(_row(parent)))}")
+        st.markdown(f"**Fork of run `{identifier}`**: {_links.plainly(_shared.row_label(_shared.row_of(parent)))}")
         if rows:
             table = pd.DataFrame(rows, columns=["field", "there", "here"])
             st.dataframe(table, hide_index=True, alt="Settings that differ from the run that this is a fork of")
@@ -116,10 +116,6 @@ def family(run: Run) -> None:
 def compare(*identifiers: str) -> None:
     """Callback: these runs under Compare, below on the same page."""
     st.session_state["compare"] = list(identifiers)
-
-
-def _row(run: Run) -> dict[str, Any]:
-    return index.row_of(run) | {"example": _shared.is_example(run)}
 
 
 def _text(value: Any) -> str:

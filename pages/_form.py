@@ -12,11 +12,12 @@ from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS, find_preset
 from engine.records import Run, RunNotFound
 from engine.report import wording
-from engine.report.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of
+from engine.report.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of, values_of
 from pages import _shared
 
-LARGEST_INTEGER = 2**53 - 1  # that a browser's number field can hold
+LARGEST_NUMBER = 2**53 - 1  # that a browser's number field can hold
 PARENT = "forked from"  # of the session: the run whose settings the form started from
+PROBLEM = "form problem"  # of the session: what the form could not take of a link or a run
 LABELS = {
     "dataset": "Data set",
     "threat.target_class": "Target class",
@@ -103,9 +104,19 @@ def given(name: str) -> Any:
 
 
 def fill(config: Config) -> None:
-    for name in NAMES:
-        value = value_of(config, name)
+    """Shows these settings. A number that no field can hold leaves its own empty: the preset's counts, and is said."""
+    too_large = []
+    for name, value in values_of(config).items():
+        if isinstance(value, int | float) and value > LARGEST_NUMBER:
+            too_large.append(f"{name} = {value}")
+            value = None
         st.session_state[key_of(name)] = list(value) if isinstance(value, tuple) else value
+    st.session_state[PROBLEM] = None
+    if too_large:
+        st.session_state[PROBLEM] = (
+            f"This form takes numbers up to {LARGEST_NUMBER}, so the preset's value stands in for "
+            f"{', '.join(too_large)}. The command line takes larger ones."
+        )
 
 
 def fill_from_preset() -> None:
@@ -133,22 +144,26 @@ def begin() -> None:
     st.session_state["asked"] = dict(asked)
     st.session_state.pop(PARENT, None)
     preset = asked.pop("preset", default_preset())
-    st.session_state.pop("link problem", None)
     if not st.session_state["asked"] and (own := own_run()) is not None:  # after a refresh, most of all
         fill_from_run(own)
         return
+    problem: ConfigError | None = None
     try:
         config = find_preset(preset).config
     except ConfigError as error:
-        st.session_state["link problem"] = str(error)
+        problem = error
         preset = default_preset()
         config = PRESETS[preset].config
     try:
         config = with_overrides(config, [f"{name}={text}" for name, text in asked.items()])
     except ConfigError as error:
-        st.session_state["link problem"] = str(error)
+        problem = error
     st.session_state["preset"] = preset
     fill(config)
+    if problem:
+        st.session_state[PROBLEM] = (
+            f"The link asks for something that cannot be run, so the preset's values are shown: {problem}."
+        )
 
 
 def own_run() -> Run | None:
@@ -306,7 +321,7 @@ def _number(name: str, annotation: Any, options: dict[str, Any]) -> None:
     a value for a default Streamlit would fill that in.
     """
     whole = annotation is int
-    limit = LARGEST_INTEGER if whole else float(LARGEST_INTEGER)
+    limit = LARGEST_NUMBER if whole else float(LARGEST_NUMBER)
     options |= dict(value=None, placeholder="as the victims" if name in OPTIONAL else "as in the preset")
     st.number_input(
         min_value=-limit,

@@ -8,8 +8,10 @@ from engine.figures import pictures
 from engine.records import Run
 from engine.report import sentences
 from pages import _shared
+from pages._show import picture
 
 TILE = 112  # pixels on the screen that an image is brought near to, in whole enlargements
+NOISY = 5  # copies beside an image
 GREY_CHANGE = "orange brighter, violet darker, white unchanged"
 COLOUR_CHANGE = "each colour channel by itself: mid-grey unchanged, more red, green or blue where that channel rose"
 
@@ -68,14 +70,28 @@ def triple_mosaic(x_clean: np.ndarray, delta: np.ndarray, *, epsilon: float, col
     columns = min(columns, max(1, len(delta)))
     scale = pictures.enlargement(delta.shape[2], pixels=TILE)
     for title, tiles, scale_text in rows:
-        picture = pictures.mosaic(tiles, columns=columns)
-        st.image(
-            pictures.png(picture, scale=scale),
+        together = pictures.mosaic(tiles, columns=columns)
+        picture(
+            together,
+            scale=scale,
             caption=f"{title} ({scale_text})",
-            output_format="PNG",
-            width="stretch" if columns > 4 else picture.shape[1] * scale,
-            alt=f"{title}: {len(tiles)} training images, {scale_text}",
+            text=f"{title}: {len(tiles)} training images, {scale_text}",
+            width="stretch" if columns > 4 else together.shape[1] * scale,
         )
+
+
+def noisy_row(
+    image: np.ndarray, name: str, *, sigma: float, rng: np.random.Generator, columns: int = NOISY + 1
+) -> None:
+    """An image [C, H, W] and noisy copies of it, σ: standard deviation in pixel units of [0, 1]."""
+    noisy = image + sigma * rng.standard_normal((NOISY, *image.shape))
+    picture(
+        pictures.mosaic(pictures.shown(np.concatenate([image[None], noisy])), columns=columns),
+        scale=pictures.enlargement(image.shape[1], pixels=TILE),
+        caption=f"{name}, and {NOISY} noisy copies, σ = {sigma:g} (cut to [0, 1] to be shown; victims see them uncut)",
+        text=f"{name} and {NOISY} noisy copies of it",
+        width="stretch",
+    )
 
 
 def only_labels(run: Run) -> bool:

@@ -10,6 +10,7 @@ import streamlit as st
 
 from engine import records
 from engine.certification import radius_cap
+from engine.config import PROTOCOL_VERSION
 from engine.figures import lesson, radii, study
 from engine.overrides import differences
 from engine.records import GALLERY, GRID, Run
@@ -31,10 +32,12 @@ TRY = (  # what a reader may compute
 
 
 def finished_runs() -> Iterator[Run]:
-    """All that can be shown: one's own, and those that come with the project."""
+    """All of this protocol that can be shown: one's own, and those that come with the project."""
     for folder in (GALLERY, GRID, _shared.runs_root()):
         for run in records.all_runs(folder):
-            if (run.directory / "certificates.parquet").is_file() and run.status().state == "done" and run.report:
+            certified = (run.directory / "certificates.parquet").is_file()
+            finished = certified and run.status().state == "done" and run.report
+            if finished and _shared.protocol_of(run) == PROTOCOL_VERSION:
                 yield run
 
 
@@ -53,8 +56,7 @@ def without_noise(run: Run) -> Run | None:
         config = other.config
         if config.procedure.name != "standard" or config.dataset != run.config.dataset:
             continue
-        reasons = incomparable([run.config, config])
-        if all(reason.startswith(("different victims' procedure", "different number of victim")) for reason in reasons):
+        if incomparable([run.config, config]).keys() <= {"procedure", "victim_seeds"}:
             return other
     return None
 
@@ -167,9 +169,10 @@ def defence_rows(run: Run) -> list[dict[str, Any]]:
         changed = differences(run.config, other.config)
         field, _, value = changed[0].partition("=") if len(changed) == 1 else ("", "", "")
         if field in DEFENCE_FIELDS:
-            name = _words_of(field, json.loads(value))
-            if name not in {row["name"] for row in rows}:
-                rows.append(_row(other, name))
+            row = _row(other, _words_of(field, json.loads(value)))
+            known = row["name"] in {each["name"] for each in rows}
+            if not known and row["drop"]["mean"] is not None:  # clean victims of ACR 0 have nothing to lose
+                rows.append(row)
     return rows[:1] + sorted(rows[1:], key=lambda row: row["drop"]["mean"])
 
 

@@ -19,6 +19,11 @@ class Choice:
     right: int
     because: str
 
+    @property
+    def allowed(self) -> range:
+        """What one may predict."""
+        return range(len(self.options))
+
 
 @dataclass(frozen=True)
 class Guess:
@@ -28,6 +33,11 @@ class Guess:
     right: float
     because: str
     near: float = 10.0  # percentage points within which a guess was good
+
+    @property
+    def allowed(self) -> range:
+        """What one may predict."""
+        return range(101)
 
 
 Question = Choice | Guess

@@ -26,9 +26,10 @@ CONFIGURATION = ("preset", *field_names())
 PAGES_WITHOUT_RUN = ("explore", "studies")  # their addresses say all by themselves
 _TRAINING = ("attack_step", "magnify", "pinned", "poison_image")
 _TEST = ("pinned", "test_image")
+_VIEWS = ("lesson_alpha", "lesson_draws", "lesson_image", "lesson_n", "lesson_sigma")  # of the lesson
 PAGES = {  # by its path: all other names that a page takes
     "": (),
-    "lesson": ("answers", "hide", "lesson_alpha", "lesson_draws", "lesson_image", "lesson_n", "lesson_sigma", "step"),
+    "lesson": (*_VIEWS, "answers", "hide", "predicted", "step"),
     "explore": ("digit", "epsilon", "procedure", "sigma"),
     "poison": (),
     "inspect": (*_TRAINING, *_TEST, "compare_by", "show", "sort", "test_filter", "test_sort", "view", "wipe"),

@@ -1,8 +1,8 @@
 """A study of one's own: its question and axes, what it will cost, its start."""
 
 import shlex
-from collections.abc import Container
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import streamlit as st
 
@@ -15,14 +15,16 @@ from engine.records import Run
 from engine.report import sentences, wording
 from engine.studies import kinds
 from engine.studies import study as studies
-from engine.studies.study import Study
+from engine.studies.study import Study, StudyRecord
 from pages import _links, _shared
 
+Known = Mapping[str, StudyRecord | dict[str, Any]]  # studies that are there already, by their ids
+AT_THE_TOP = "[at the top of this page](#studies)"
 SCALES = {"small": "Small, for a CPU", "full": "The authors' setting, for a GPU"}
 
 
-def start(study: Study, preset: str | None) -> None:
-    """Callback: submits, and shows it."""
+def start(study: Study, preset: str | None, problem: str = "studies problem") -> None:
+    """Callback: submits, and shows it; or says why not, under this key of the session."""
     try:
         wanted = dict.fromkeys(cell.config.dataset for cell in study.cells())
         missing = [name for name in wanted if not datasets.available(name, _shared.data_root())]
@@ -32,10 +34,9 @@ def start(study: Study, preset: str | None) -> None:
         studies.check(study, runs_root=_shared.runs_root(), data_root=_shared.data_root())
         record = studies.submit(study, runs_root=_shared.runs_root(), data_root=_shared.data_root(), preset=preset)
     except (ConfigError, OSError, ValueError) as error:
-        st.session_state["studies problem"] = f"Nothing was started: {error}."
+        st.session_state[problem] = f"Nothing was started: {error}."
     else:
-        st.session_state["study"] = record.id
-        st.toast("Started. Its progress is at the top of this page.", icon=":material/play_arrow:")
+        open_study(record.id, "Started. Its progress is")
 
 
 class Asked(NamedTuple):
@@ -46,8 +47,8 @@ class Asked(NamedTuple):
     command: str
 
 
-def new_study(known: Container[str]) -> None:
-    """The form of a study, what it will cost, and its start; known: ids of those that are there already."""
+def new_study(known: Known) -> None:
+    """The form of a study, what it will cost, and its start."""
     st.header("A new study")
     left, right = st.columns(2, gap="large")
     try:
@@ -136,12 +137,13 @@ def command(*words: str, settings: list[str]) -> str:
     return " ".join(["python -m engine", *words, *(f"--set {shlex.quote(item)}" for item in settings)])
 
 
-def open_study(identifier: str) -> None:
-    """Callback."""
+def open_study(identifier: str, what: str) -> None:
+    """Callback: shows it, far above the form, and says so."""
     st.session_state["study"] = identifier
+    st.toast(f"{what} {AT_THE_TOP}.", icon=":material/arrow_upward:", duration="long")
 
 
-def before_the_start(study: Study, preset: str | None, known: Container[str]) -> None:
+def before_the_start(study: Study, preset: str | None, known: Known) -> None:
     device, cells = expected_device(), len(study.cells())
     seconds = sum(studies.seconds_of(study, device=device, data_root=_shared.data_root()).values())
     finished = sum(studies.is_finished(Run(_shared.runs_root() / cell.run_id)) for cell in study.cells())
@@ -159,9 +161,32 @@ def before_the_start(study: Study, preset: str | None, known: Container[str]) ->
         "cells are among your runs already and answer at once."
     )
     if study.id in known:
-        st.info(
-            "Exactly this study is finished, or under way: starting it again would give the same "
-            "numbers (on another machine, nearly the same)."
+        there(study.id, known)
+    st.button(
+        "Start the study", icon=":material/play_arrow:", on_click=start, args=(study, preset, "new study problem")
+    )
+    if problem := st.session_state.pop("new study problem", None):
+        st.error(problem, icon=":material/error:")
+
+
+def there(identifier: str, known: Known) -> None:
+    """Says that this study is there already, and where."""
+    record = known[identifier]
+    if isinstance(record, StudyRecord) and record.status().active:
+        said = "Exactly this study is under way."
+    else:
+        said = (
+            "Exactly this study is there already: starting it again would give the same numbers (on another machine, "
+            "nearly the same)."
         )
-        st.button("Open it", key="open_study", icon=":material/open_in_new:", on_click=open_study, args=(study.id,))
-    st.button("Start the study", icon=":material/play_arrow:", on_click=start, args=(study, preset))
+    if st.session_state.get("study") == identifier:
+        st.info(f"{said} It is shown {AT_THE_TOP}.")
+        return
+    st.info(said)
+    st.button(
+        "Open it",
+        key="open_study",
+        icon=":material/open_in_new:",
+        on_click=open_study,
+        args=(identifier, "It is shown"),
+    )

@@ -16,7 +16,7 @@ UPLOAD, RUN, SAID = "poison file", "poison of run", "poison file said"
 def widgets() -> None:
     """Uploader, run field, and what came of them."""
     st.file_uploader(
-        "Poison file (safetensors or npz, at most 20 MB)",
+        f"Poison file (safetensors or npz, at most {poison_file.LARGEST_FILE >> 20} MB)",
         type=["safetensors", "npz"],
         key=UPLOAD,
         on_change=take_upload,

@@ -151,8 +151,8 @@ def after_step(run: Run) -> Poison:
             key="attack_step",
             bind="query-params",
             persist_state="session",
-            help="Moves every picture of poison on this page. Before the last step, only the images whose steps were "
-            "recorded are known: the first 12 at most.",
+            help="Moves every picture of poison on this page. Before the last step, only the first "
+            f"{recorded(run)} images are known, whose steps were recorded.",
         )
     )
     return finished if step == steps[-1] else Poison(run, step)

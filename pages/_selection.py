@@ -51,6 +51,16 @@ def test_image(options: Sequence[int], label: str) -> int:
     )
 
 
+def victim(numbers: Sequence[int]) -> int:
+    """The chosen victim's number, by its widget; the first where none was chosen."""
+    key = "victim"
+    _links.check(**{key: numbers})
+    forget(key, numbers)
+    return int(
+        st.segmented_control("Victim seed", numbers, default=numbers[0], required=True, key=key, bind="query-params")
+    )
+
+
 def take(chart_key: str, kind: str) -> None:
     """Chooses the image whose tile or point was just clicked; for charts' callbacks."""
     number = images.selected_number(st.session_state[chart_key].selection.points)

@@ -112,7 +112,7 @@ def choose(identifier: str) -> None:
 
 def example_run() -> Run | None:
     """The finished run that comes with the project: of MNIST where MNIST is on this machine, else of the digits."""
-    runs = [Run(GALLERY / row["id"]) for row in _gallery_rows()]
+    runs = [run_of(row) for row in _gallery_rows()]
     fitting = [run for run in runs if run.config.dataset == default_dataset()]
     return next(iter(fitting or runs), None)
 
@@ -121,12 +121,17 @@ def is_example(run: Run) -> bool:
     return run.directory.parent in (GALLERY, GRID)
 
 
+def row_of(run: Run) -> dict[str, Any]:
+    """As `run_rows` has them: the index's row, with whether it is an example, and where it is."""
+    return index.row_of(run) | {"example": is_example(run), "directory": run.directory}
+
+
 def run_of(row: dict[str, Any]) -> Run:
-    return Run((GALLERY if row["example"] else runs_root()) / row["id"])
+    return Run(row["directory"])
 
 
 def run_rows() -> list[dict[str, Any]]:
-    """One row per run that can be opened, newest first, the project's examples last (example: True)."""
+    """One row per run that can be opened, newest first, the project's examples last; without Explore's grid."""
     root = runs_root()
     try:
         own = index.rows(root)
@@ -135,7 +140,7 @@ def run_rows() -> list[dict[str, Any]]:
         own = []
     mine = {row["id"] for row in own}
     examples = [row for row in _gallery_rows() if row["id"] not in mine]
-    return [row | {"example": False} for row in own] + [row | {"example": True} for row in examples]
+    return [row | {"example": False, "directory": root / row["id"]} for row in own] + examples
 
 
 def grid_run(identifier: str) -> dict[str, Any] | None:
@@ -144,7 +149,7 @@ def grid_run(identifier: str) -> dict[str, Any] | None:
         run = records.find(runs_root(), identifier)
     except records.RunNotFound:
         return None
-    return index.row_of(run) | {"example": True} if run.directory.parent == GRID else None
+    return row_of(run) if run.directory.parent == GRID else None
 
 
 def protocol_of(run: Run) -> int | None:
@@ -155,7 +160,7 @@ def protocol_of(run: Run) -> int | None:
 @st.cache_data(show_spinner=False)
 def _gallery_rows() -> list[dict[str, Any]]:
     """`quick` first, which anybody can repeat in a minute, and those of most victims before others."""
-    rows = [index.row_of(run) for run in records.all_runs(GALLERY) if protocol_of(run) == PROTOCOL_VERSION]
+    rows = [row_of(run) for run in records.all_runs(GALLERY) if protocol_of(run) == PROTOCOL_VERSION]
     return sorted(rows, key=lambda row: (row["preset"] != "quick", -row["victim_seeds"], row["id"]))
 
 

@@ -13,12 +13,11 @@ from engine.config import ARMS, Config, arms_of, smallest_useful_n
 from engine.figures import images, radii
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
-from engine.report import numbers, sentences
+from engine.report import numbers, sentences, wording
 from pages import _certificate, _links, _pinned, _selection, _shared, _test_images
 from pages._export import chart_and_data
 
 VOTES = ["selection_votes", "estimation_votes"]
-SCOPES = {"target": "target class", "all": "all classes"}
 ALPHAS = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)
 
 
@@ -47,8 +46,7 @@ def check_link(recorded: pd.DataFrame) -> None:
     _links.check(
         what_if_n=draws_to_offer(int(recorded["n"].iloc[0])),
         what_if_alpha={value: f"{value:g}" for value in alphas_to_offer()},
-        scope=SCOPES,
-        victim=sorted({int(k) for k in recorded["victim"]}),
+        scope=wording.SCOPE_NAMES,
         scatter_arm={arm: ARM_STYLE[arm].name for arm in ARMS[1:] if arm in present},
     )
 
@@ -179,7 +177,7 @@ def missing_arms(table: pd.DataFrame) -> None:
 def estimates(table: pd.DataFrame) -> pd.DataFrame:
     """ACR and accuracies with their intervals in words, a row for each arm on the target's images and on all."""
     lines = []
-    for scope, name in SCOPES.items():
+    for scope, name in wording.SCOPE_NAMES.items():
         found = numbers.estimates(table, scope, run.config)
         lines += [
             {
@@ -213,10 +211,10 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
         scope = str(
             st.segmented_control(
                 "Test images",
-                list(SCOPES),
+                list(wording.SCOPE_NAMES),
                 default="target",
                 required=True,
-                format_func=lambda key: SCOPES[key],
+                format_func=wording.SCOPE_NAMES.__getitem__,
                 key="scope",
                 bind="query-params",
             )
@@ -271,13 +269,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
         image = _selection.test_image(_test_images.in_order(run), words)
         _selection.row(run, "test", image)
         victims = sorted(int(k) for k in recorded["victim"].unique())
-        _selection.forget("victim", victims)
-        victim = int(
-            st.segmented_control(
-                "Victim seed", victims, default=victims[0], required=True, key="victim", bind="query-params"
-            )
-            or 0
-        )
+        victim = _selection.victim(victims)
         place = st.container()
     with left:
         if "clean" in means.columns and others:

@@ -4,7 +4,7 @@ import numpy as np
 import streamlit as st
 
 from engine import datasets, metrics
-from engine.figures import images, pictures
+from engine.figures import images
 from engine.figures.style import ARM_STYLE
 from engine.report import sentences
 from pages import (
@@ -19,11 +19,10 @@ from pages import (
     _test_images,
     _victims,
 )
-from pages._show import chart, picture
+from pages._show import chart
 
 KINDS = ("training", "test")
 PAIR = ("clean image", "poisoned image")
-NOISY = 5
 
 
 def take_link(numbers: dict[str, list[int]]) -> None:
@@ -64,19 +63,6 @@ def steps_beside(kind: str, order: list[int], number: int) -> None:
                 disabled=not inside,
                 icon=f":material/{icon}:",
             )
-
-
-def noisy_row(image: np.ndarray, name: str, number: int) -> None:
-    """An image [C, H, W] and noisy copies of it; the same noise for all that have the same number."""
-    noise = np.random.default_rng([config.seed % 2**32, number]).standard_normal((NOISY, *image.shape))
-    tiles = pictures.shown(np.concatenate([image[None], image + config.sigma * noise]))
-    picture(
-        pictures.mosaic(tiles, columns=NOISY + 1),
-        scale=pictures.enlargement(image.shape[1], pixels=_images.TILE),
-        caption=f"{name}, and {NOISY} noisy copies, σ = {config.sigma:g}",
-        text=f"{name} and {NOISY} noisy copies of it",
-        width="stretch",
-    )
 
 
 def training() -> None:
@@ -124,7 +110,8 @@ def votes_for_both(asked: list[_victims.Victim], pair: np.ndarray, k: int) -> No
     left, right = st.columns(2, gap="medium")
     for place, image, name in zip((left, right), pair, PAIR, strict=True):
         with place:
-            noisy_row(image, name.capitalize(), k)
+            rng = np.random.default_rng([config.seed % 2**32, k])  # the same noise on both
+            _images.noisy_row(image, name.capitalize(), sigma=config.sigma, rng=rng)
     settings = config.certification
     n, n0 = min(settings.n, _victims.UNASKED), min(settings.n0, _victims.UNASKED)
     tables = {
@@ -178,14 +165,7 @@ def test() -> None:
         f"L2, pixel units of [0, 1], as recorded, mean over {len(victims)} victims; wrong or abstaining counts as 0. "
         "Below each: its difference to clean."
     )
-    _links.check(victim=victims)
-    _selection.forget("victim", victims)
-    victim = int(
-        st.segmented_control(
-            "Victim seed", victims, default=victims[0], required=True, key="victim", bind="query-params"
-        )
-        or 0
-    )
+    victim = _selection.victim(victims)
     one = rows[rows["victim"] == victim]
     votes, chain = st.columns(2, gap="medium")
     with votes:

@@ -124,7 +124,7 @@ def evolution() -> None:
     steps = _poisoned.steps_of(run)
     if not steps:
         if _poisoned.stamp_of(run, "evolution") is None:
-            st.info("This run recorded no evolution: its poison was reused from an earlier run.")
+            st.info("This run kept no poison images of earlier steps.")
     else:
         mosaics(poison, steps, {record["step"]: record for record in records}, limit, words)
     triple(poison, k, limit, words)

@@ -14,6 +14,7 @@ HIDING = {
     "sidebar": '[data-testid="stSidebar"], [data-testid="stSidebarCollapsedControl"], [data-testid="stToolbar"]',
 }
 NUMBERS = range(1, len(STEPS) + 1)
+PREDICTED = "predicted"  # of the address
 
 
 def run_to_show() -> Run | None:
@@ -36,9 +37,26 @@ def suits(run: Run) -> bool:
     return poison is not None and "labels" not in poison and len(poison["delta"]) > 0
 
 
-def answered() -> dict[int, Any]:
-    """What the reader predicted in each step whose answer is revealed: kept as long as the session."""
-    return st.session_state.setdefault("lesson answers", {})
+def answered() -> dict[int, int]:
+    """What the reader predicted in each step whose answer is revealed: kept in the session, and in the address."""
+    return st.session_state["lesson answers"]
+
+
+def keep_predictions(run: Run) -> None:
+    """Takes those of the address (?predicted=STEP.PREDICTION,…) once per session, as after a refresh; writes all."""
+    if "lesson answers" not in st.session_state:
+        st.session_state["lesson answers"] = found = {}
+        for part in filter(None, st.query_params.get(PREDICTED, "").split(",")):
+            step, _, prediction = part.partition(".")
+            allowed = STEPS[int(step) - 1].question(run).allowed if _links.fits(step, NUMBERS) else ()
+            if _links.fits(prediction, allowed):
+                found[int(step)] = int(prediction)
+            else:
+                _links.refuse(PREDICTED, part, "STEP.PREDICTION of questions of this lesson, with commas between them")
+    if answered():
+        st.query_params[PREDICTED] = ",".join(f"{step}.{prediction}" for step, prediction in answered().items())
+    elif PREDICTED in st.query_params:
+        del st.query_params[PREDICTED]
 
 
 def is_right(question: Question, given: Any) -> bool:
@@ -171,6 +189,7 @@ if shown is None:
     )
     st.stop()
 _lesson_votes.check_link(shown)
+keep_predictions(shown)
 number = current_step()
 header(number, shown)
 show(number, shown)

@@ -243,9 +243,8 @@ if (own := _form.own_run()) is not None:
 settings_column, summary_column = st.columns(2, gap="large")
 with settings_column:
     st.header("Settings")
-    if problem := st.session_state.get("link problem"):
-        why = _links.plainly(problem)
-        st.warning(f"The link asks for something that cannot be run, so the preset's values are shown: {why}.")
+    if problem := st.session_state.get(_form.PROBLEM):
+        st.warning(_links.plainly(problem))
     _fork.what_changed()
     form()
 with summary_column:

@@ -114,7 +114,7 @@ def colours() -> None:
             "random_noise": "control: victims trained on images with random noise of the same ε (L∞).",
             "shuffled_signs": "control: the poison's own sizes, each pixel's sign drawn at random.",
         }
-        lines = [f"- **{style.name}** ({LOOKS[arm]}): {names[arm]}" for arm, style in ARM_STYLE.items() if arm in names]
+        lines = [f"- **{ARM_STYLE[arm].name}** ({ARM_STYLE[arm].in_words}): {what}" for arm, what in names.items()]
         st.markdown(
             "\n".join(lines)
             + "\n- In pictures of changes of grey images, **orange** is brighter and **violet** is darker than the "
@@ -145,13 +145,6 @@ def next_steps() -> None:
             _shared.page_link(page, f"**{label}**", icon)
             st.caption(text)
 
-
-LOOKS = {
-    "clean": "blue, solid line, circle",
-    "poisoned": "vermillion, dashed line, diamond, stripes",
-    "random_noise": "green, dotted line, square, crosses",
-    "shuffled_signs": "pink, dash-dotted line, triangle, dots",
-}
 
 _shared.need_frame()
 st.title("Small changes, smaller certificates")

@@ -9,7 +9,7 @@ import streamlit as st
 from engine import jobs, records, spread
 from engine.config import Config
 from engine.figures.study import heat_map
-from engine.overrides import differences
+from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 from engine.report import commands, sentences, wording
@@ -83,6 +83,8 @@ def choose_study(known: dict[str, StudyRecord | dict[str, Any]]) -> StudyRecord 
 
 def progress(record: StudyRecord) -> None:
     """State, ETA, failures. Runs every two seconds while the study is active."""
+    if not is_readable(record):  # deleted meanwhile, in another browser
+        st.rerun()
     status, cells = record.status(), len(record.study.cells())
     done = cells - len(record.unfinished())
     if st.session_state.get("seen study") not in (None, (record.id, done, status.active)):
@@ -229,47 +231,25 @@ def run_links(run: Run) -> None:
 
 
 def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
-    """The run of a cell as a command, from the preset that differs least."""
-    study, moved = found["study"], overrides_of(found, cell)
+    """The run of a cell as a command, from the study's preset, or quick where it has none."""
     preset = found["preset"] if found["preset"] in PRESETS else "quick"
     try:
-        base = Config.model_validate(study["base"])
+        config = with_overrides(Config.model_validate(found["study"]["base"]), overrides_of(found, cell))
     except ValueError:
         return "# of an older protocol"
-    changed = [*differences(PRESETS[preset].config, base), *moved]
-    return commands.command(preset, changed)
+    return commands.command(preset, commands.changes(commands.values_of(config), PRESETS[preset].config))
 
 
 def rivals(found: dict[str, Any]) -> None:
     st.header("Does bilevel optimisation earn its price?")
-    columns, rows = results.titles(found, "columns"), results.by_row(found)
-    home = columns.pop(results.at_home(found))
-    others = ", ".join(columns)
-    visible = [tables.visibility(row["cell"]) for row in rows]
-    table = pd.DataFrame(
-        {
-            "attack": results.titles(found, "rows"),
-            f"drop, {home}": [sentences.percent(row["drop"]) for row in rows],
-            "random noise": [sentences.percent(row["control_drop"]) for row in rows],
-            f"mean drop, {others}": [_or_dash(row["transfer"], 100, " %") for row in rows],
-            "attack, seconds": [_or_dash(row["attack_seconds"]) for row in rows],
-            "L2": [texts[0] for texts in visible],
-            "PSNR (dB)": [texts[1] for texts in visible],
-            "SSIM": [texts[2] for texts in visible],
-        }
-    )
-    if not others:
-        table = table.drop(columns="mean drop, ")
-    st.dataframe(table, hide_index=True, alt="The attacks side by side: drop, transfer, seconds, visibility.")
+    head, *lines = tables.rivals(found, results.titles)
+    table = pd.DataFrame(lines, columns=head)
+    st.dataframe(table, hide_index=True, alt="The attacks side by side: drop, transfer, visibility, seconds.")
     st.caption(
         "All at the same ε (L∞). Drop: mean ± standard deviation over pairs of victims. L2 (pixel units of [0, 1]), "
-        "PSNR and SSIM: means over poisoned images; more L2 and less PSNR or SSIM is easier to see. Seconds: of "
-        "computing; – where the poison was taken from an earlier run."
+        "PSNR (decibels) and SSIM: means over poisoned images; more L2 and less PSNR or SSIM is easier to see. "
+        "Attack s: seconds of computing it; – where the poison was taken from an earlier run."
     )
-
-
-def _or_dash(value: float | None, factor: float = 1, unit: str = "") -> str:
-    return "–" if value is None else f"{factor * value:z.0f}{unit}"
 
 
 def table_and_downloads(found: dict[str, Any]) -> None:
@@ -317,6 +297,7 @@ try:
         chosen = None
     if isinstance(chosen, StudyRecord):
         manage(chosen)
+        st.session_state["seen study"] = None  # all is drawn anew: running again at once would only take a toast away
         st.fragment(progress, run_every="2s" if chosen.status().active else None)(chosen)
     if chosen is not None:
         shown = results_of(chosen)

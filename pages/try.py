@@ -18,7 +18,6 @@ from pages._show import chart, picture
 DRAW, UPLOAD, PICK = "Draw", "Upload a picture", "A test image"
 DRAWS = (10, 20, 50, 100, 200, 400, 1000, 2000)
 ALPHAS = (0.1, 0.05, 0.01, 0.001, 0.0001)
-NOISY = 5
 SHOWN = 108  # pixels on the screen of a step's picture
 
 
@@ -166,18 +165,6 @@ def compared(rows: pd.DataFrame) -> None:
         st.markdown("Of this image, the two victims do **not** say the same.")
 
 
-def noisy_copies(image: np.ndarray, seed: int) -> None:
-    noise = np.random.default_rng([seed, 1]).standard_normal((NOISY, *image.shape))
-    tiles = pictures.shown(np.concatenate([image[None], image + config.sigma * noise]))
-    picture(
-        pictures.mosaic(tiles, columns=NOISY + 1),
-        scale=pictures.enlargement(image.shape[1], pixels=_images.TILE),
-        caption=f"What is voted on: the image, and {NOISY} noisy copies of it, σ = {config.sigma:g} (cut to [0, 1] "
-        "to be shown; victims see them uncut)",
-        text=f"The image and {NOISY} noisy copies",
-    )
-
-
 def certified(image: np.ndarray, asked: list[_victims.Victim], *, n0: int, n: int, alpha: float, seed: int) -> None:
     st.header("What the victims say")
     rows = _victims.certificates(asked, image, sigma=config.sigma, n0=n0, n=n, alpha=alpha, seed=seed)
@@ -195,7 +182,8 @@ def certified(image: np.ndarray, asked: list[_victims.Victim], *, n0: int, n: in
             selected={("this image", row.arm): row.selected_class for row in rows.itertuples()},
         )
         chart(figure, "try_votes")
-        noisy_copies(image, seed)
+        rng = np.random.default_rng([seed, 1])
+        _images.noisy_row(image, "What is voted on: the image", sigma=config.sigma, rng=rng)
     with right:
         certification = config.certification.model_copy(update={"n0": n0, "n": n, "alpha": alpha})
         _certificate.from_votes_to_radius(rows, config.model_copy(update={"certification": certification}), names)

@@ -9,7 +9,7 @@ import pytest
 from engine import html_report, index, jobs, records
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
-from engine.records import Run
+from engine.records import GRID, Run
 from tests.app import EXAMPLE, button, opened, own_copy, words
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -88,6 +88,22 @@ def test_parent_and_child_are_compared_in_one_click_and_the_report_names_the_par
     assert any(found.value.startswith("Comparable") for found in test.success)
     assert not test.exception
     assert f"Forked from run {parent.id}" in html_report.write(child, data_root=place)
+
+
+def test_a_run_of_explores_grid_is_compared_with_its_fork(place: Path) -> None:
+    """The list of runs leaves it out."""
+    parent = next(records.all_runs(GRID))
+    child = own_copy(place)
+    child.write_json("request.json", child.request | {"forked_from": parent.id})
+    clicked = button(opened("pages/runs.py", run=child.id), "Compare the two").click().run()
+    for test in (clicked, clicked.run(), opened("pages/runs.py", compare=f"{parent.id},{child.id}")):
+        assert not test.exception
+        assert not any("not here" in warning.value for warning in test.warning)
+        assert test.session_state["compare"] == [parent.id, child.id]
+        assert len(test.get("plotly_chart")) == 1
+    listed = opened("pages/runs.py").multiselect(key="compare").options
+    assert listed
+    assert not any(parent.id[:4] in label for label in listed)
 
 
 def test_a_parent_that_is_gone_is_said_to_be(place: Path) -> None:

@@ -1,14 +1,16 @@
 """The lesson in Streamlit's own harness, without MNIST: every step, questions, the ABX test, links, sheets."""
 
 import re
+from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from engine import abx, records
 from engine.html_report import marked
+from engine.overrides import with_overrides
 from engine.records import GALLERY, Run
-from pages import _glossary, _lesson_sheet
+from pages import _comparison, _glossary, _lesson_sheet
 from pages._lesson_questions import Choice
 from pages._lesson_steps import STEPS
 from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
@@ -75,6 +77,24 @@ def test_next_and_back_walk_through_all_steps_and_predictions_are_kept() -> None
     assert not test.exception
 
 
+def test_predictions_outlive_a_refresh() -> None:
+    test = predict(opened(PAGE), 0)
+    number = step_of("Now real images")
+    test.number_input(key="step").set_value(number).run()
+    next(slider for slider in test.slider if slider.label.startswith("Your")).set_value(37).run()
+    test = button(test, "Reveal").click().run()
+    address = test.query_params["predicted"]
+    assert address == f"1.0,{number}.37"
+    again = opened(PAGE, predicted=address)
+    assert not again.error
+    assert not again.radio
+    assert "(your prediction" in words(again)
+    assert "of 2 predictions right" in str(again.get("progress")[0].proto)
+    again.number_input(key="step").set_value(number).run()
+    assert any("You said 37 %" in shown.value for shown in (*again.success, *again.warning))
+    assert "predicted" not in opened(PAGE).query_params
+
+
 def test_the_transfer_table_waits_for_the_prediction() -> None:
     test = opened(PAGE, step=str(step_of("Does it carry over?")))
     assert not test.get("plotly_chart")
@@ -90,6 +110,34 @@ def test_a_run_without_weights_falls_back_on_recorded_votes(place: pytest.TempPa
         assert not test.exception
         if Run(GALLERY / run.id).exists():  # the example of the same id is not taken in its place
             assert any("no weights" in info.value for info in test.info)
+
+
+def test_training_with_noise_is_set_beside_training_without(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs that differ in nothing else; however the pages word what differs."""
+    monkeypatch.setattr(_comparison, "ASPECTS", dict.fromkeys(_comparison.ASPECTS, "in other words"))
+    without = ["procedure=standard", "attack.name=none", "victim_seeds=1"]
+    own_copy(place, config=with_overrides(RUN.config, [*without, "certification.n=99"]))
+    test = opened(PAGE, step=str(step_of("What training with noise buys")), run=EXAMPLE)
+    assert any("--set procedure=standard --set attack.name=none" in code.value for code in test.code)
+    other = own_copy(place, config=with_overrides(RUN.config, without))
+    test = predict(opened(PAGE, step=str(step_of("What training with noise buys")), run=EXAMPLE), 1)
+    assert not test.exception
+    assert f"Runs {EXAMPLE} and {other.id}" in words(test)
+
+
+def test_the_lesson_lives_with_any_finished_run_of_the_readers(place: Path) -> None:
+    """One of an older protocol, and a defence under which clean victims certify nothing, so that nothing can drop."""
+    old = own_copy(place, config=with_overrides(RUN.config, ["seed=9"]))
+    (old.directory / "config.json").write_text('{"protocol_version":1,"procedure":"gaussian","attack":{"damping":1}}')
+    useless, useful = (own_copy(place, config=with_overrides(RUN.config, [f"sigma={sigma}"])) for sigma in (4, 0.125))
+    report = useless.report or {}
+    report["relative_drop"]["poisoned"] = {"mean": None, "sd": None, "seeds": []}
+    report["arms"]["clean"]["average_certified_radius"]["target"]["mean"] = 0.0
+    useless.write_json("report.json", report)
+    for title in ("What training with noise buys", "What a defender can do"):
+        assert not opened(PAGE, step=str(step_of(title)), run=EXAMPLE).exception
+    (table,) = opened(PAGE, step=str(step_of("What a defender can do")), run=EXAMPLE).dataframe
+    assert list(table.value["defence"]) == ["as it was", f"noise σ = {useful.config.sigma}"]
 
 
 def test_the_radius_step_shows_the_numbers_of_its_image() -> None:
@@ -128,6 +176,10 @@ def test_the_abx_test_scores_what_was_answered_and_only_at_the_end(honest: bool)
         *(("step", value) for value in ("0", str(len(STEPS) + 1), "-1", "1.5", "nan", "two", "")),
         *(("hide", value) for value in ("everything", "nav,questions,wall", "nav;questions")),
         ("answers", "shown"),
+        *(
+            ("predicted", value)
+            for value in ("1", "1.3", "1.-1", "0.1", f"{len(STEPS) + 1}.0", "first", "1.0.0", "7.101")
+        ),
         *(("lesson_image", value) for value in ("0", "1000", "first")),
         *(("lesson_sigma", value) for value in ("-0.1", "9", "inf")),
         *(("lesson_n", "7"), ("lesson_alpha", "0.5"), ("lesson_draws", "11")),

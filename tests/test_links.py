@@ -72,8 +72,8 @@ def test_a_page_refuses_nothing_of_a_link_that_asks_for_nothing(page: str) -> No
     ("page", "name"),
     [
         ("certify", "scope"), ("explore", "sigma"), ("image", "number"), ("inspect", "pinned"), ("inspect", "run"),
-        ("lesson", "answers"), ("lesson", "hide"), ("poison", "dataset"), ("poison", "preset"), ("runs", "compare"),
-        ("studies", "study"),
+        ("lesson", "answers"), ("lesson", "hide"), ("lesson", "predicted"), ("poison", "dataset"), ("poison", "preset"),
+        ("runs", "compare"), ("studies", "study"),
     ],
 )  # fmt: skip
 def test_no_text_of_an_address_makes_the_browser_call_elsewhere(page: str, name: str) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from engine import records
 from engine.certification import ABSTAIN
 from engine.experiment.more_draws import certify_again
 from engine.figures import images, radii, style
@@ -124,6 +125,24 @@ def test_images_without_recorded_steps_say_so_and_the_wall_shows_the_others() ->
 
 
 # --- sort and filter ---
+
+
+def test_a_run_without_recorded_steps_says_no_more_than_that(place: Path) -> None:
+    run = own_copy(place)
+    (run.directory / "evolution.safetensors").unlink()
+    test = opened("pages/inspect.py", run=run.id, view="Over the attack's steps")
+    assert not test.exception
+    assert [info.value for info in test.info] == ["This run kept no poison images of earlier steps."]
+
+
+def test_how_many_images_have_recorded_steps_is_the_runs_own_number(place: Path) -> None:
+    run = own_copy(place)
+    evolution = run.tensors("evolution")
+    assert evolution is not None
+    few = {"delta": evolution["delta"][:, :5], "indices": evolution["indices"][:5]}
+    records.write_tensors(run.directory / "evolution.safetensors", **evolution | few)
+    slider = opened(INSPECT, run=run.id).select_slider(key="attack_step")
+    assert "only the first 5 images are known" in slider.help
 
 
 def test_the_wall_can_be_filtered_by_what_it_is_sorted_by() -> None:

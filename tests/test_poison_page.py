@@ -82,6 +82,23 @@ def test_a_link_with_values_out_of_range_gives_the_preset_and_a_sentence(query: 
     assert test.session_state["field threat.epsilon"] == PRESETS["smoke"].config.threat.epsilon
 
 
+def test_a_number_that_no_field_can_hold_is_said_whatever_brings_it(place: Path) -> None:
+    """A seed may be larger than a browser's number field: never another seed without a word."""
+    allowed, largest = 2**53 - 1, 2**63 - 1
+    said = f"numbers up to {allowed}, so the preset's value stands in for seed = {largest}."
+    assert opened("pages/poison.py", preset="smoke", seed=str(allowed)).session_state["field seed"] == allowed
+    linked = opened("pages/poison.py", preset="smoke", seed=str(largest))
+    run = own_copy(place, config=with_overrides(PRESETS["smoke"].config, [f"seed={largest}"]))
+    copied = opened("pages/poison.py", run=run.id, preset="smoke")
+    assert said not in words(copied)
+    for test in (linked, button(copied, "Copy its settings into the form").click().run()):
+        assert not test.exception
+        assert said in words(test)
+        assert "python -m engine run --preset smoke\n" in words(test) + "\n"
+        test.selectbox(key="preset").set_value("quick").run()
+        assert said not in words(test)
+
+
 def test_a_link_restores_every_field() -> None:
     test = opened("pages/poison.py", **{"preset": "smoke", "threat.target_class": "3", "attack.linear_solver": "adam"})
     assert not test.warning

@@ -1,5 +1,6 @@
 """The Studies page in Streamlit's own test harness: results, partial ones, links to runs, a study of one's own."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from engine import jobs
+from engine.overrides import with_overrides
+from engine.presets import PRESETS
 from engine.records import Status
 from engine.studies import kinds, results
 from engine.studies import study as studies
@@ -84,7 +87,8 @@ def test_rivals_are_laid_side_by_side(place: Path) -> None:
     assert "Does bilevel optimisation earn its price?" in words(test)
     table = test.dataframe[0].value
     assert table["attack"][0] == "PACD"
-    assert table["attack, seconds"][0] == "32"
+    assert list(table.columns[:2]) == ["attack", "drop, Perceptron (MLP)"]
+    assert table["attack s"][0] == "32"
 
 
 def test_a_published_study_opens_without_its_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +101,24 @@ def test_a_published_study_opens_without_its_runs(place: Path, monkeypatch: pyte
     assert "python -m engine run --preset smoke" in words(test)
 
 
+@pytest.mark.parametrize(("kind", "preset"), [("transfer-procedure", "quick"), ("rivals", "quick"), ("sweep", "smoke")])
+def test_a_cells_command_says_what_differs_from_the_preset_as_a_reader_would_type_it(
+    place: Path, kind: str, preset: str
+) -> None:
+    record = with_reports(kinds.make(kind, preset=preset, overrides=["seed=5"]), place, [])
+    record.write_json("request.json", {"preset": preset})
+    record.write_status(Status("cancelled"))
+    test = opened()
+    cells = next(box for box in test.selectbox if box.label == "Cell")
+    for cell, title in list(zip(record.study.cells(), cells.options, strict=True))[::4]:
+        cells.select(title).run()
+        (command,) = [code.value for code in test.code if code.value.startswith("python -m engine run")]
+        typed = shlex.split(command.partition(f" --preset {preset} ")[2])[1::2]
+        assert with_overrides(PRESETS[preset].config, typed) == cell.config
+        assert len({item.partition("=")[0] for item in typed}) == len(typed)
+        assert not any("{" in item or '="' in item for item in typed)
+
+
 def test_a_study_is_started_and_shown(place: Path) -> None:
     test = opened()
     button(test, "Start the study").click().run()
@@ -105,6 +127,33 @@ def test_a_study_is_started_and_shown(place: Path) -> None:
     assert record.study == kinds.make("transfer-procedure", preset="smoke")
     assert record.request["preset"] == "smoke"
     assert test.session_state["study"] == record.id
+    (news,) = test.toast
+    beside_the_button = "Exactly this study is under way. It is shown [at the top of this page](#studies)."
+    assert "[at the top of this page](#studies)" in news.value
+    assert beside_the_button in words(test)
+    assert test.title[0].value == "Studies"  # where that leads
+
+
+def test_the_page_is_drawn_once_after_a_start(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a browser, drawing it again at once would take the toast away."""
+    shown, again = finished(place), []
+    test = opened(study=shown.id)
+    monkeypatch.setattr(st, "rerun", lambda: again.append(1))
+    button(test, "Start the study").click().run()
+    assert test.session_state["study"] != shown.id
+    assert not again
+
+
+def test_a_study_that_is_there_is_opened_and_said_to_be_above(place: Path) -> None:
+    other = finished(place, "transfer-procedure")
+    test = opened(study=finished(place).id)
+    shown = "(on another machine, nearly the same). It is shown [at the top of this page](#studies)."
+    assert shown not in words(test)
+    button(test, "Open it").click().run()
+    assert not test.exception
+    assert test.session_state["study"] == other.id
+    assert shown in words(test)
+    assert "Open it" not in [found.label for found in test.button]
 
 
 def test_any_part_of_the_papers_table_is_asked_for_by_the_same_command(place: Path) -> None:
@@ -132,11 +181,31 @@ def test_what_cannot_be_run_is_said_before_the_start_and_after_it() -> None:
     test = opened()
     next(box for box in test.selectbox if "preset" in box.label).select("quick").run()
     button(test, "Start the study").click().run()
-    assert "not on this machine" in words(test)
+    (problem,) = [error.value for column in test.columns for error in column.error]  # beside the button
+    assert "not on this machine" in problem
 
 
 def test_a_link_to_an_unknown_study_is_said() -> None:
     assert "a study that is not here" in words(opened(study="0123"))
+
+
+def test_a_study_that_another_browser_deletes_goes_from_the_page(place: Path) -> None:
+    def page(file: str, root: str) -> None:
+        import runpy
+        from pathlib import Path
+
+        from engine.studies import study as studies
+
+        known = list(studies.all_studies(Path(root)))
+        drawn = runpy.run_path(file)
+        for record in known:
+            studies.delete(record)
+            drawn["progress"](record)  # as every two seconds
+
+    finished(place)
+    test = AppTest.from_function(page, default_timeout=60, args=(PAGE, str(place / "runs"))).run()
+    assert not test.exception
+    assert "There is no study yet" in words(test)
 
 
 def test_a_deleted_study_leaves_its_runs(place: Path) -> None:

@@ -30,13 +30,16 @@ class Style:
     dash: str
     symbol: str
     pattern: str
+    in_words: str  # all of that, for a reader
 
 
 ARM_STYLE = {  # colours: Okabe and Ito 2008
-    "clean": Style("clean", "#0072B2", "solid", "circle", ""),
-    "poisoned": Style("poisoned", "#D55E00", "dash", "diamond", "/"),
-    "random_noise": Style("random noise", "#009E73", "dot", "square", "x"),
-    "shuffled_signs": Style("shuffled signs", "#CC79A7", "dashdot", "triangle-up", "."),
+    "clean": Style("clean", "#0072B2", "solid", "circle", "", "blue, solid line, circle"),
+    "poisoned": Style("poisoned", "#D55E00", "dash", "diamond", "/", "vermillion, dashed line, diamond, stripes"),
+    "random_noise": Style("random noise", "#009E73", "dot", "square", "x", "green, dotted line, square, crosses"),
+    "shuffled_signs": Style(
+        "shuffled signs", "#CC79A7", "dashdot", "triangle-up", ".", "pink, dash-dotted line, triangle, dots"
+    ),
 }
 
 

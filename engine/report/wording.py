@@ -81,6 +81,7 @@ ATTACKS = {
     "from-file": Attack("Poison from a file", "each image gets the change that a file holds for it"),
     "none": Attack("None: clean victims only", "nothing is changed"),
 }
+SCOPE_NAMES = {"target": "target class", "all": "all classes"}  # of test images
 CONTROL_NAMES = {"random_noise": "Random noise", "shuffled_signs": "Shuffled signs"}
 KIND_NAMES = {  # of studies
     "transfer-procedure": "Transfer: training procedures",

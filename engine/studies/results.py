@@ -143,27 +143,19 @@ def at_home(found: dict[str, Any]) -> int:
     return next((k for k, point in enumerate(points) if with_overrides(base, point["overrides"]) == base), 0)
 
 
-def home_and_others(found: dict[str, Any]) -> tuple[str, str]:
-    """The names of the columns that `by_row` takes the drop from, and the transfer."""
-    columns = names(found, "columns")
-    home = columns.pop(at_home(found))
-    return home, ", ".join(columns)
-
-
 def by_row(found: dict[str, Any]) -> list[dict[str, Any]]:
     """For each row: the drop at home, mean drop in the other columns (transfer), seconds, visibility.
 
     The attack's seconds are those of the cell that computed it: the others reused its poison.
     """
     summaries, home = [], at_home(found)
-    for r, name in enumerate(names(found, "rows")):
+    for r, _ in enumerate(names(found, "rows")):
         cells = [cell for cell in found["cells"] if cell["row"] == r]
         others = [*cells[:home], *cells[home + 1 :]]
         moved = [cell["drop"]["mean"] for cell in others if cell["drop"] and cell["drop"]["mean"] is not None]
         seconds = [cell["attack_seconds"] for cell in cells if cell["attack_seconds"] is not None]
         summaries.append(
             {
-                "name": name,
                 "drop": cells[home]["drop"],
                 "control_drop": cells[home]["control_drop"],
                 "transfer": fmean(moved) if moved else None,

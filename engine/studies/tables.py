@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import fmean, stdev
 from typing import Any
 
@@ -11,12 +11,12 @@ from engine.config import ConfigError
 from engine.report.sentences import percent, with_spread
 from engine.studies.results import (
     Summary,
+    at_home,
     beyond_control,
     by_row,
     cell_at,
     cell_name,
     finished,
-    home_and_others,
     names,
     victims,
 )
@@ -73,7 +73,7 @@ def markdown(found: dict[str, Any]) -> str:
     if kind.startswith("reproduce"):
         parts = [_paper_table(found)]
     else:
-        parts = [_grid(found), *([_table_of_rivals(found)] if kind == "rivals" else []), _cells(found)]
+        parts = [_grid(found), *([table(rivals(found))] if kind == "rivals" else []), _cells(found)]
     return "\n\n".join([title, *parts, grounds(found)])
 
 
@@ -125,15 +125,21 @@ def visibility(cell: dict[str, Any]) -> tuple[str, str, str]:
     return texts[0], texts[1], texts[2]
 
 
-def _table_of_rivals(found: dict[str, Any]) -> str:
-    home, others = home_and_others(found)
+def rivals(found: dict[str, Any], told: Callable[[dict[str, Any], str], list[str]] = names) -> list[list[str]]:
+    """The head, and a line per attack: its drop at home, the control's, its transfer, size and seconds.
+
+    Args:
+        told: what rows and columns are called: `results.names`, or in plain words `results.titles`.
+    """
+    columns = told(found, "columns")
+    home, others = columns.pop(at_home(found)), ", ".join(columns)
     transfer = [f"mean drop, {others}"] if others else []
     lines = [["attack", f"drop, {home}".rstrip(", "), "random noise", *transfer, "L2", "PSNR", "SSIM", "attack s"]]
-    for row in by_row(found):
+    for name, row in zip(told(found, "rows"), by_row(found), strict=True):
         moved = ["–" if row["transfer"] is None else f"{100 * row['transfer']:z.0f} %"] if transfer else []
         lines.append(
             [
-                row["name"],
+                name,
                 percent(row["drop"]),
                 percent(row["control_drop"]),
                 *moved,
@@ -141,7 +147,7 @@ def _table_of_rivals(found: dict[str, Any]) -> str:
                 _seconds(row["attack_seconds"]),
             ]
         )
-    return table(lines)
+    return lines
 
 
 def _paper_table(found: dict[str, Any]) -> str:
