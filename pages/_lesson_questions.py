@@ -7,7 +7,7 @@ from engine import spread
 from engine.certification import radius_cap
 from engine.records import Run
 from engine.report import sentences
-from engine.studies import results, study
+from engine.studies import exhibits, results
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def limits(run: Run) -> Question:
 
 def transfer_study() -> dict[str, Any] | None:
     """The project's study of transfer between training procedures, if it is whole."""
-    for found in study.exhibited():
+    for found in exhibits.exhibited():
         done, cells = results.finished(found)
         if found["study"]["kind"] == "transfer-procedure" and done == cells:
             return found

@@ -13,9 +13,9 @@ from engine.datasets import DATASETS
 from engine.presets import PRESETS
 from engine.records import Run
 from engine.report import sentences, wording
-from engine.studies import kinds
-from engine.studies import study as studies
-from engine.studies.study import Study, StudyRecord
+from engine.studies import kinds, process
+from engine.studies.process import StudyRecord
+from engine.studies.study import Study, seconds_of
 from pages import _links, _shared
 
 Known = Mapping[str, StudyRecord | dict[str, Any]]  # studies that are there already, by their ids
@@ -31,8 +31,8 @@ def start(study: Study, preset: str | None, problem: str = "studies problem") ->
         if missing:
             words = ", ".join(DATASETS.get(name, name) for name in missing)
             raise ConfigError(f"not on this machine: {words}. Get it with `python -m engine fetch {missing[0]}`")
-        studies.check(study, runs_root=_shared.runs_root(), data_root=_shared.data_root())
-        record = studies.submit(study, runs_root=_shared.runs_root(), data_root=_shared.data_root(), preset=preset)
+        process.check(study, runs_root=_shared.runs_root(), data_root=_shared.data_root())
+        record = process.submit(study, runs_root=_shared.runs_root(), data_root=_shared.data_root(), preset=preset)
     except (ConfigError, OSError, ValueError) as error:
         st.session_state[problem] = f"Nothing was started: {error}."
     else:
@@ -145,8 +145,8 @@ def open_study(identifier: str, what: str) -> None:
 
 def before_the_start(study: Study, preset: str | None, known: Known) -> None:
     device, cells = expected_device(), len(study.cells())
-    seconds = sum(studies.seconds_of(study, device=device, data_root=_shared.data_root()).values())
-    finished = sum(studies.is_finished(Run(_shared.runs_root() / cell.run_id)) for cell in study.cells())
+    seconds = sum(seconds_of(study, device=device, data_root=_shared.data_root()).values())
+    finished = sum(process.is_finished(Run(_shared.runs_root() / cell.run_id)) for cell in study.cells())
     columns = st.columns(2)
     columns[0].metric("Cells, a run each", cells)
     columns[1].metric(

@@ -13,9 +13,8 @@ from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 from engine.report import commands, sentences, wording
-from engine.studies import kinds, results, tables
-from engine.studies import study as studies
-from engine.studies.study import StudyRecord
+from engine.studies import exhibits, kinds, process, results, tables
+from engine.studies.process import StudyRecord
 from pages import _links, _new_study, _shared
 from pages._show import chart
 
@@ -24,7 +23,7 @@ from pages._show import chart
 
 def known_studies() -> dict[str, StudyRecord | dict[str, Any]]:
     """One's own studies, newest first, then those that come with the project (their results as they are)."""
-    own = sorted(studies.all_studies(_shared.runs_root()), key=lambda record: -record.status().submitted)
+    own = sorted(process.all_studies(_shared.runs_root()), key=lambda record: -record.status().submitted)
     mine: dict[str, StudyRecord | dict[str, Any]] = {record.id: record for record in own}
     return mine | {found["id"]: found for found in exhibited() if found["id"] not in mine}
 
@@ -33,7 +32,7 @@ def known_studies() -> dict[str, StudyRecord | dict[str, Any]]:
 def exhibited() -> list[dict[str, Any]]:
     """In the order of their questions, so that the page opens with transfer."""
     order = list(wording.KIND_NAMES)
-    return sorted(studies.exhibited(), key=lambda found: order.index(found["study"]["kind"]))
+    return sorted(exhibits.exhibited(), key=lambda found: order.index(found["study"]["kind"]))
 
 
 def label_of(known: StudyRecord | dict[str, Any]) -> str:
@@ -126,7 +125,7 @@ def deletion(record: StudyRecord) -> None:
 
 def delete(record: StudyRecord) -> None:
     try:
-        studies.delete(record)
+        process.delete(record)
     except OSError as error:
         st.session_state["studies problem"] = f"The study could not be deleted: {error}."
 

@@ -21,7 +21,7 @@ from engine.config import Config
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
-from engine.studies import study
+from engine.studies import process
 from tests import browser
 
 settings.register_profile("shared machine", deadline=None)  # other work may slow any example down
@@ -122,12 +122,12 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     def work_at_once(arguments: list[str], **_: Any) -> None:
         commands.append(arguments[3])
-        (study if arguments[3] == "study-work" else jobs).work(Path(arguments[4]))
+        (process if arguments[3] == "study-work" else jobs).work(Path(arguments[4]))
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=work_at_once, DEVNULL=None, STDOUT=None))
     monkeypatch.setattr(jobs, "environment", lambda device: {"device": device, "device_name": "a", "torch": "t"})
-    monkeypatch.setattr(study, "POLL", 0)
+    monkeypatch.setattr(process, "POLL", 0)
     yield commands
     signal.signal(signal.SIGTERM, before)
 

@@ -18,7 +18,7 @@ from engine import __main__, follow, jobs, records
 from engine.config import ARMS, CONTROLS
 from engine.presets import PRESETS
 from engine.records import Run
-from engine.studies import study as studies
+from engine.studies import exhibits
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -359,7 +359,7 @@ def test_a_study_prints_its_table_resumes_at_once_and_is_listed_and_deleted(
     assert text.split() == [found["id"], "done", "transfer-sigma", "smoke", "4/4"]
     code, text, _ = main(capsys, "studies", found["id"][:5], "--runs-root", runs_root)
     assert f"study `{found['id']}`" in text
-    monkeypatch.setattr(studies, "exhibited", lambda: [found | {"preset": "another machine's"}])
+    monkeypatch.setattr(exhibits, "exhibited", lambda: [found | {"preset": "another machine's"}])
     code, text, _ = main(capsys, "studies", found["id"], "--runs-root", runs_root)
     assert "another machine" not in text  # one's own comes first
     assert main(capsys, "studies", "--delete", found["id"], "--runs-root", runs_root)[0] == 0

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from engine import jobs, paper, records
+from engine import costs, jobs, paper, records
 from engine.config import PROCEDURES, Config, ConfigError, arms_of, canonical_json, poison_depends_on
 from engine.overrides import differences, with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, GRID, Run, RunNotFound
-from engine.studies import kinds, results, tables
-from engine.studies import study as studies
-from engine.studies.study import Axis, Point, Study
+from engine.studies import exhibits, kinds, process, results, tables
+from engine.studies.study import Axis, Point, Study, checked, seconds_of
 
 Tiny = Callable[..., Config]
 LONG = ("attack.upper_steps=20000", "attack.restart_every=20000")
@@ -77,7 +76,7 @@ def test_a_grid_that_cannot_be_run_is_refused_when_it_is_made(
     tiny: Tiny, rows: Axis, columns: Axis, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        studies.checked(kind="sweep", base=tiny(), rows=rows, columns=columns)
+        checked(kind="sweep", base=tiny(), rows=rows, columns=columns)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -94,12 +93,12 @@ def test_cells_that_share_their_poison_are_computed_one_after_the_other(tiny: Ti
 def test_what_is_reused_is_not_expected_again(target: int, tiny: Tiny) -> None:
     base = tiny('controls=["random_noise"]', "victim_seeds=3", "training.epochs=5", f"threat.target_class={target}")
     study = Study(kind="t", base=base, rows=axis("attack.sigma", 0.1, 0.2), columns=axis("sigma", 0.1, 0.2))
-    first, second, third, fourth = studies.seconds_of(study, device="cpu", data_root=Path()).values()
-    poison = studies.work_of_attack(base) / studies.units_per_second("cpu")
-    victims = (first - studies.STARTUP_SECONDS - poison) / 3  # of each of three arms
-    assert second == pytest.approx(studies.STARTUP_SECONDS + 3 * victims)  # the poison is there
-    assert third == pytest.approx(studies.STARTUP_SECONDS + poison + victims)  # clean and control are there
-    assert fourth == pytest.approx(studies.STARTUP_SECONDS + victims)
+    first, second, third, fourth = seconds_of(study, device="cpu", data_root=Path()).values()
+    poison = costs.work_of_attack(base) / costs.units_per_second("cpu")
+    victims = (first - costs.STARTUP_SECONDS - poison) / 3  # of each of three arms
+    assert second == pytest.approx(costs.STARTUP_SECONDS + 3 * victims)  # the poison is there
+    assert third == pytest.approx(costs.STARTUP_SECONDS + poison + victims)  # clean and control are there
+    assert fourth == pytest.approx(costs.STARTUP_SECONDS + victims)
 
 
 # --- kinds ---
@@ -198,7 +197,7 @@ def test_differences_are_the_overrides_that_lead_from_one_configuration_to_anoth
 def test_a_study_reuses_stages_from_cell_to_cell_and_answers_at_once_when_done(
     study: Study, runs_root: Path, in_this_process: list[str]
 ) -> None:
-    record = studies.submit(study, runs_root=runs_root, data_root=runs_root, preset="smoke")
+    record = process.submit(study, runs_root=runs_root, data_root=runs_root, preset="smoke")
     assert in_this_process == ["study-work", *["work"] * 4]
     status = record.status()
     assert (status.state, status.fraction, status.events) == ("done", 1.0, ())
@@ -206,12 +205,12 @@ def test_a_study_reuses_stages_from_cell_to_cell_and_answers_at_once_when_done(
     assert reused[0] == []
     assert {"victim clean-0", "votes clean-1"} <= set(reused[2])  # same σ, another ε
     assert record.unfinished() == []
-    studies.submit(study, runs_root=runs_root, data_root=runs_root)
+    process.submit(study, runs_root=runs_root, data_root=runs_root)
     assert len(in_this_process) == 5
     assert {run.id for run in records.all_runs(runs_root)} == {cell.run_id for cell in study.cells()}
-    assert studies.find(runs_root, study.id[:5]) == record
+    assert process.find(runs_root, study.id[:5]) == record
     with pytest.raises(RunNotFound, match="no study under"):
-        studies.find(runs_root, "0" * 16)
+        process.find(runs_root, "0" * 16)
 
 
 def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
@@ -220,7 +219,7 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
     study = Study(
         kind="sweep", base=tiny('controls=["random_noise"]'), rows=axis("training.learning_rate", 1e30, 0.003)
     )
-    record = studies.submit(study, runs_root=runs_root, data_root=runs_root)
+    record = process.submit(study, runs_root=runs_root, data_root=runs_root)
     status = record.status()
     assert status.state == "failed"
     assert status.error == "1 cell(s) have no result"
@@ -231,8 +230,8 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
     assert [cell["state"] for cell in found["cells"]] == ["failed", "done"]
     assert "PARTIAL RESULT: 1 of 2 cells" in tables.markdown(found)
     with pytest.raises(ConfigError, match="not finished"):
-        studies.exhibit(record, found, runs_root)
-    studies.submit(study, runs_root=runs_root, data_root=runs_root)
+        exhibits.exhibit(record, found, runs_root)
+    process.submit(study, runs_root=runs_root, data_root=runs_root)
     assert in_this_process == ["study-work", "work", "work", "study-work", "work"]  # only the failed one again
 
 
@@ -250,7 +249,7 @@ def test_a_study_that_was_killed_goes_on_where_it_was_and_can_be_cancelled_and_d
     steps = Axis(label="steps", points=(Point(name="few"), Point(name="many", overrides=LONG)))
     study = Study(kind="sweep", base=base, rows=steps)
     quick, slow = (Run(runs_root / cell.run_id) for cell in study.in_order())
-    record = studies.submit(study, runs_root=runs_root, data_root=runs_root)
+    record = process.submit(study, runs_root=runs_root, data_root=runs_root)
     try:
         wait_for(lambda: slow.exists() and slow.status().state == "running")
         finished, pid = quick.status(), record.status().pid
@@ -259,18 +258,18 @@ def test_a_study_that_was_killed_goes_on_where_it_was_and_can_be_cancelled_and_d
         os.killpg(pid, signal.SIGKILL)
         wait_for(lambda: record.status().state == "lost")
         assert slow.status().active  # a run is a process of its own
-        assert studies.submit(study, runs_root=runs_root, data_root=runs_root) == record
+        assert process.submit(study, runs_root=runs_root, data_root=runs_root) == record
         wait_for(lambda: record.status().detail == slow.id and record.status().state == "running")
         assert 0.0 < record.status().fraction < 1.0
         assert record.status().eta_seconds is not None
         assert quick.status() == finished
     finally:
-        studies.stop_now(record)
+        process.stop_now(record)
         jobs.stop_now(slow)
     assert record.status().state == "cancelled"
     assert slow.status().state == "cancelled"
-    studies.delete(record)
-    assert list(studies.all_studies(runs_root)) == []
+    process.delete(record)
+    assert list(process.all_studies(runs_root)) == []
     assert quick.status() == finished  # its runs stay
 
 
@@ -321,7 +320,7 @@ def test_the_control_of_a_reproduction_may_be_asked_for_alone() -> None:
 
 def test_each_cell_of_a_study_that_comes_with_the_project_has_its_run_there() -> None:
     shipped = {run.id: run for folder in (GALLERY, GRID) for run in records.all_runs(folder)}
-    for found in studies.exhibited():
+    for found in exhibits.exhibited():
         for cell in found["cells"]:
             run = shipped[cell["run"]]
             assert run.need_report()["relative_drop"]["poisoned"] == cell["drop"]

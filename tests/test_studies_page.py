@@ -11,8 +11,7 @@ from engine import jobs
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Status
-from engine.studies import kinds, results
-from engine.studies import study as studies
+from engine.studies import exhibits, kinds, process, results
 from tests.app import button, words
 from tests.test_study_tables import fake_report, with_reports
 
@@ -24,7 +23,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty runs root, no MNIST, no study of the project's, and no process is started."""
     monkeypatch.setenv("PACD_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PACD_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(studies, "exhibited", lambda: [])
+    monkeypatch.setattr(exhibits, "exhibited", lambda: [])
     monkeypatch.setattr(jobs.subprocess, "Popen", lambda *_, **__: None)
     st.cache_data.clear()
     return tmp_path
@@ -37,7 +36,7 @@ def opened(**query: str) -> AppTest:
     return test.run()
 
 
-def finished(place: Path, kind: str = "transfer-sigma", reports: int = 9, state: str = "done") -> studies.StudyRecord:
+def finished(place: Path, kind: str = "transfer-sigma", reports: int = 9, state: str = "done") -> process.StudyRecord:
     study = kinds.make(kind, preset="smoke")
     record = with_reports(study, place, [fake_report(0.05 * k + 0.1) for k in range(reports)])
     record.write_status(Status(state))
@@ -93,7 +92,7 @@ def test_rivals_are_laid_side_by_side(place: Path) -> None:
 
 def test_a_published_study_opens_without_its_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = results.of(finished(place))
-    monkeypatch.setattr(studies, "exhibited", lambda: [found])
+    monkeypatch.setattr(exhibits, "exhibited", lambda: [found])
     monkeypatch.setenv("PACD_RUNS", str(place / "elsewhere"))
     test = opened()
     assert not test.exception
@@ -123,7 +122,7 @@ def test_a_study_is_started_and_shown(place: Path) -> None:
     test = opened()
     button(test, "Start the study").click().run()
     assert not test.exception
-    (record,) = studies.all_studies(place / "runs")
+    (record,) = process.all_studies(place / "runs")
     assert record.study == kinds.make("transfer-procedure", preset="smoke")
     assert record.request["preset"] == "smoke"
     assert test.session_state["study"] == record.id
@@ -194,12 +193,12 @@ def test_a_study_that_another_browser_deletes_goes_from_the_page(place: Path) ->
         import runpy
         from pathlib import Path
 
-        from engine.studies import study as studies
+        from engine.studies import process
 
-        known = list(studies.all_studies(Path(root)))
+        known = list(process.all_studies(Path(root)))
         drawn = runpy.run_path(file)
         for record in known:
-            studies.delete(record)
+            process.delete(record)
             drawn["progress"](record)  # as every two seconds
 
     finished(place)

@@ -12,8 +12,7 @@ import pytest
 from engine import records
 from engine.config import Config, ConfigError
 from engine.figures.study import heat_map
-from engine.studies import kinds, results, tables
-from engine.studies import study as studies
+from engine.studies import exhibits, kinds, process, results, tables
 from engine.studies.study import Axis, Point, Study
 
 Tiny = Callable[..., Config]
@@ -56,7 +55,7 @@ def fake_report(drop: float, *, poison_reused: bool = False) -> dict[str, Any]:
 
 
 @pytest.fixture
-def half_done(tiny: Tiny, tmp_path: Path) -> studies.StudyRecord:
+def half_done(tiny: Tiny, tmp_path: Path) -> process.StudyRecord:
     """Three of four cells with reports made by hand, the fourth not begun."""
     base = tiny('controls=["random_noise"]', "victim_seeds=3")
     return with_reports(
@@ -68,8 +67,8 @@ def half_done(tiny: Tiny, tmp_path: Path) -> studies.StudyRecord:
     )
 
 
-def with_reports(study: Study, tmp_path: Path, reports: list[dict[str, Any]]) -> studies.StudyRecord:
-    record = studies.StudyRecord(tmp_path / "runs" / "studies" / study.id)
+def with_reports(study: Study, tmp_path: Path, reports: list[dict[str, Any]]) -> process.StudyRecord:
+    record = process.StudyRecord(tmp_path / "runs" / "studies" / study.id)
     record.directory.mkdir(parents=True)
     (record.directory / "study.json").write_text(study.canonical())
     record.write_json("request.json", {"preset": "smoke"})
@@ -83,7 +82,7 @@ def with_reports(study: Study, tmp_path: Path, reports: list[dict[str, Any]]) ->
     return record
 
 
-def test_the_table_has_exactly_the_reports_numbers(half_done: studies.StudyRecord) -> None:
+def test_the_table_has_exactly_the_reports_numbers(half_done: process.StudyRecord) -> None:
     found = results.of(half_done)
     assert results.finished(found) == (3, 4)
     text = tables.markdown(found)
@@ -103,7 +102,7 @@ def test_the_table_has_exactly_the_reports_numbers(half_done: studies.StudyRecor
     assert all(len(width) == 1 for width in widths)
 
 
-def test_the_csv_reads_back_to_the_reports_numbers(half_done: studies.StudyRecord) -> None:
+def test_the_csv_reads_back_to_the_reports_numbers(half_done: process.StudyRecord) -> None:
     found = results.of(half_done)
     rows = list(csv.DictReader(io.StringIO(tables.csv_text(found))))
     assert list(rows[0]) == list(tables.COLUMNS)
@@ -120,7 +119,7 @@ def test_the_csv_reads_back_to_the_reports_numbers(half_done: studies.StudyRecor
     assert (last["state"], last["drop_mean"], last["seconds"]) == ("not started", "", "")
 
 
-def test_rows_and_columns_are_compared_pair_by_pair(half_done: studies.StudyRecord) -> None:
+def test_rows_and_columns_are_compared_pair_by_pair(half_done: process.StudyRecord) -> None:
     found = results.of(half_done)
     assert "| 0.1 | -42 (-42 to -42) |" in tables.minus(found, "pacd")
     assert "| 0.25 | – |" in tables.minus(found, "pacd")
@@ -145,7 +144,7 @@ def test_a_reproduction_says_what_was_published_and_at_which_scale(tmp_path: Pat
     assert "Small scale" not in tables.markdown(results.of(with_reports(full, tmp_path, [])))
 
 
-def test_a_published_study_is_small_and_holds_no_path(half_done: studies.StudyRecord, tmp_path: Path) -> None:
+def test_a_published_study_is_small_and_holds_no_path(half_done: process.StudyRecord, tmp_path: Path) -> None:
     missing = half_done.study.cells()[3]
     run = half_done.run(missing)
     run.directory.mkdir()
@@ -153,26 +152,26 @@ def test_a_published_study_is_small_and_holds_no_path(half_done: studies.StudyRe
     run.write_json("report.json", fake_report(0.1))
     run.write_status(records.Status("done"))
     found = results.of(half_done)
-    path = studies.exhibit(half_done, found, tmp_path / "gallery")
-    assert studies.exhibited(tmp_path / "gallery") == [json.loads(json.dumps(found))]
+    path = exhibits.exhibit(half_done, found, tmp_path / "gallery")
+    assert exhibits.exhibited(tmp_path / "gallery") == [json.loads(json.dumps(found))]
     assert path.stat().st_size < 20_000
     assert str(tmp_path) not in path.read_text()
     copies = {run.id for run in records.all_runs(tmp_path / "gallery" / "grid")}
     assert copies == {cell.run_id for cell in half_done.study.cells()}  # so that a click on a cell finds its run
 
 
-def test_a_published_study_says_what_its_runs_say(half_done: studies.StudyRecord, tmp_path: Path) -> None:
+def test_a_published_study_says_what_its_runs_say(half_done: process.StudyRecord, tmp_path: Path) -> None:
     """A run that another study brought, computed elsewhere, would tell another number behind a click."""
     study = half_done.study.model_copy(update={"columns": Axis(label="σ", points=half_done.study.columns.points[:1])})
     record = with_reports(study, tmp_path, [fake_report(0.3), fake_report(0.4)])
-    studies.exhibit(record, results.of(record), tmp_path / "gallery")
-    studies.exhibit(record, results.of(record), tmp_path / "gallery")  # the same again is fine
+    exhibits.exhibit(record, results.of(record), tmp_path / "gallery")
+    exhibits.exhibit(record, results.of(record), tmp_path / "gallery")  # the same again is fine
     record.run(study.cells()[0]).write_json("report.json", fake_report(0.2))
     with pytest.raises(ConfigError, match="is in gallery/ already, with other numbers"):
-        studies.exhibit(record, results.of(record), tmp_path / "gallery")
+        exhibits.exhibit(record, results.of(record), tmp_path / "gallery")
 
 
-def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(half_done: studies.StudyRecord) -> None:
+def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(half_done: process.StudyRecord) -> None:
     figure = heat_map(results.of(half_done))
     heat, marks = figure.data
     assert heat.z[0][0] == pytest.approx(47)

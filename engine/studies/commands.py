@@ -12,10 +12,10 @@ from engine.costs import expected_device
 from engine.follow import FAILED, OK, add_data_root, follow, values
 from engine.presets import WIDTH
 from engine.records import RunNotFound, write_atomically
+from engine.studies import exhibits, process, results, tables
 from engine.studies import kinds as study_kinds
-from engine.studies import results, tables
-from engine.studies import study as studies
-from engine.studies.study import Study, StudyRecord
+from engine.studies.process import StudyRecord
+from engine.studies.study import Study, seconds_of
 
 
 def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -63,7 +63,7 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     form.add_argument("--minus", metavar="NAME", help="by how much each other row or column takes more than this one")
     work = commands.add_parser("study-work", help="Do the work of a study directory: what `study` and the app start.")
     work.add_argument("directory", type=Path)
-    work.set_defaults(command=lambda options: studies.work(options.directory))
+    work.set_defaults(command=lambda options: process.work(options.directory))
 
 
 def _study(options: argparse.Namespace) -> int:
@@ -89,10 +89,10 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) -> int:
     data_root, cells = options.data_root, study.in_order()
-    studies.check(study, runs_root=options.runs_root, data_root=data_root)
+    process.check(study, runs_root=options.runs_root, data_root=data_root)
     if options.dry_run:
         device = expected_device()
-        seconds = studies.seconds_of(study, device=device, data_root=data_root)
+        seconds = seconds_of(study, device=device, data_root=data_root)
         planned = [{"cell": study.name_of(cell), "run_id": cell.run_id} for cell in cells]
         estimate = {"seconds": round(sum(seconds.values())), "device": device}
         plan = {"study_id": study.id, "kind": study.kind, "cells": planned, "estimate": estimate}
@@ -100,12 +100,12 @@ def _do_study(study: Study, options: argparse.Namespace, *, preset: str | None) 
         return OK
     for dataset in dict.fromkeys(cell.config.dataset for cell in cells):
         datasets.fetch(dataset, data_root)
-    record = studies.submit(study, runs_root=options.runs_root, data_root=data_root, preset=preset)
+    record = process.submit(study, runs_root=options.runs_root, data_root=data_root, preset=preset)
     try:
         follow(record)
     except KeyboardInterrupt:
         print("\ncancelling; finished cells stay, and the same command goes on with the others", file=sys.stderr)
-        studies.stop_now(record)
+        process.stop_now(record)
     status = record.status()
     print(
         *(f"no result: {event}" for event in status.events), sep="\n", end="\n" * bool(status.events), file=sys.stderr
@@ -131,17 +131,17 @@ def _study_text(found: dict[str, Any], form: str | None) -> str:
 
 def _studies(options: argparse.Namespace) -> int:
     def chosen(identifier: str) -> StudyRecord:
-        return studies.find(options.runs_root, identifier)
+        return process.find(options.runs_root, identifier)
 
     if options.cancel:
-        studies.stop_now(chosen(options.cancel))
+        process.stop_now(chosen(options.cancel))
     elif options.delete:
-        studies.delete(chosen(options.delete))
+        process.delete(chosen(options.delete))
     elif options.exhibit:
         record = chosen(options.exhibit)
-        print(studies.exhibit(record, results.of(record)))
+        print(exhibits.exhibit(record, results.of(record)))
     elif options.id:
-        shipped = [found for found in studies.exhibited() if found["id"].startswith(options.id)]
+        shipped = [found for found in exhibits.exhibited() if found["id"].startswith(options.id)]
         try:
             found = results.of(chosen(options.id))
         except RunNotFound:
@@ -150,7 +150,7 @@ def _studies(options: argparse.Namespace) -> int:
             found = shipped[0]
         print(tables.minus(found, options.minus) if options.minus else _study_text(found, options.form))
     else:
-        known = sorted(studies.all_studies(options.runs_root), key=lambda record: -record.status().submitted)
+        known = sorted(process.all_studies(options.runs_root), key=lambda record: -record.status().submitted)
         rows = [_study_row(record) for record in known]
         if options.form == "json":
             print(json.dumps(rows, indent=1))
@@ -161,7 +161,7 @@ def _studies(options: argparse.Namespace) -> int:
             )
             print(*lines, sep="\n", end="\n" * bool(rows))
             if not rows:
-                names = ", ".join(found["id"] for found in studies.exhibited())
+                names = ", ".join(found["id"] for found in exhibits.exhibited())
                 print(f"no studies under {options.runs_root} yet; with the project come {names}", file=sys.stderr)
     return OK
 

@@ -9,7 +9,8 @@ from engine.config import Config, lower_level
 from engine.overrides import with_overrides
 from engine.records import Run
 from engine.report import wording
-from engine.studies.study import Cell, StudyRecord, place_name
+from engine.studies.process import StudyRecord
+from engine.studies.study import Cell, place_name
 
 Summary = spread.Summary | None
 PLAIN: dict[str, Callable[[str], str]] = {  # by the field that an axis sets

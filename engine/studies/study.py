@@ -1,24 +1,19 @@
-"""Several runs as one experiment: a grid of configurations, computed cell by cell by one process that can be resumed.
+"""A study: several runs as one experiment, a grid of configurations around a base, with one or two axes.
 
-A study is a base configuration and one or two axes; each cell is an ordinary run of the ordinary queue, so that runs
-share their stages and a finished cell answers at once. The directory says nothing that the runs do not say themselves:
-runs/studies/<id>/study.json (canonical: its hash is the id), request.json, status.json, log.txt, cancel.
+Each cell is an ordinary run of the ordinary queue, so that runs share their stages and a finished cell answers at once.
 """
 
-import json
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from engine import datasets, jobs, records
-from engine.config import Config, ConfigError, Settings, arms_of, poison_depends_on
+from engine import datasets
+from engine.config import Config, ConfigError, Settings, arms_of, canonical_json, poison_depends_on
 from engine.costs import (
     STARTUP_SECONDS,
-    expected_device,
     larger,
     units_per_second,
     work_of_attack,
@@ -26,23 +21,9 @@ from engine.costs import (
     work_of_votes,
 )
 from engine.overrides import with_overrides
-from engine.records import (
-    GALLERY,
-    GRID,
-    Record,
-    Run,
-    RunNotFound,
-    Status,
-    canonical_json,
-    run_id,
-    short_hash,
-    the_one,
-    write_atomically,
-)
-from engine.report.sentences import several
+from engine.records import run_id, short_hash
 
 MOST_CELLS = 400
-POLL = 0.3  # seconds
 
 
 class Point(Settings):
@@ -135,9 +116,6 @@ def checked(**values: Any) -> Study:
         raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
-# --- what a cell shares with others, and what it costs ---
-
-
 def _poison_of(config: Config) -> str:
     """Equal for cells that share their poison."""
     return canonical_json([config.model_dump(include={"dataset", "data", "seed"}), poison_depends_on(config)])
@@ -173,193 +151,3 @@ def seconds_of(study: Study, *, device: str, data_root: Path) -> dict[str, float
         units *= larger(config, datasets.shape(config.dataset, data_root))
         seconds.setdefault(cell.run_id, STARTUP_SECONDS + units / units_per_second(device))
     return seconds
-
-
-# --- a study's directory, and the process that works on it ---
-
-
-@dataclass(frozen=True)
-class StudyRecord(Record):
-    definition = "study.json"
-
-    @property
-    def study(self) -> Study:
-        try:
-            return Study.model_validate_json((self.directory / self.definition).read_bytes())
-        except (OSError, ValidationError) as error:
-            raise RunNotFound(f"study {self.id} cannot be read: {error}") from error
-
-    @property
-    def runs_root(self) -> Path:
-        return self.directory.parents[1]
-
-    def run(self, cell: Cell) -> Run:
-        return Run(self.runs_root / cell.run_id)
-
-    def unfinished(self) -> list[Cell]:
-        """Cells without a whole result, in the order of computing."""
-        return [cell for cell in self.study.in_order() if not is_finished(self.run(cell))]
-
-
-def is_finished(run: Run) -> bool:
-    """Whether it is done, with a report of every victim."""
-    return run.exists() and run.status().state == "done" and bool((run.report or {}).get("complete"))
-
-
-def all_studies(runs_root: Path) -> Iterator[StudyRecord]:
-    """Every study under a root, in no particular order."""
-    folder = runs_root / "studies"
-    for directory in folder.iterdir() if folder.is_dir() else ():
-        if len(directory.name) == 16 and (record := StudyRecord(directory)).exists():
-            yield record
-
-
-def find(runs_root: Path, identifier: str) -> StudyRecord:
-    """The study of this id, or of the one id that begins so. Raises: RunNotFound."""
-    return the_one(all_studies(runs_root), identifier, f"study under {runs_root}")
-
-
-def check(study: Study, *, runs_root: Path, data_root: Path) -> None:
-    """As jobs.check, of all cells."""
-    for cell in study.cells():
-        jobs.check(cell.config, runs_root=runs_root, data_root=data_root)
-
-
-def submit(study: Study, *, runs_root: Path, data_root: Path, preset: str | None = None) -> StudyRecord:
-    """The record of this study: the finished or live one if there is one, else a new process that goes on with it."""
-    record = StudyRecord(runs_root / "studies" / study.id)
-    jobs.launch(
-        record,
-        "study-work",
-        study.canonical(),
-        request={"preset": preset, "data_root": str(data_root.resolve())},
-        finished=lambda: not record.unfinished(),
-    )
-    return record
-
-
-def stop_now(record: StudyRecord) -> None:
-    """Stops a study and its current run, waiting for both."""
-    status = record.status()
-    if not jobs.can_end(status):
-        return
-    jobs.stop_now(record, grace=jobs.GRACE + 10)  # its process gives the run its own time to stop
-    current = Run(record.runs_root / (status.detail or "none"))
-    if current.exists():
-        jobs.stop_now(current)
-
-
-def delete(record: StudyRecord) -> None:
-    """Removes a study, stopping it first. Its runs stay: they are runs like any other."""
-    stop_now(record)
-    jobs.remove(record)
-
-
-def work(directory: Path) -> int:
-    """The study's own process: submits one cell after the other and waits for each. Returns an exit code."""
-    record = StudyRecord(directory.resolve())
-    if not record.exists():
-        raise RunNotFound(f"{directory} is not a study directory")
-    status = replace(jobs.begin(record), state="running", started=time.time())
-    try:
-        for status in _steps(record, status):  # noqa: B020 - the latest is the one that ends
-            record.write_status(status)
-            time.sleep(POLL)
-        failed = len(record.unfinished())
-        if (record.directory / "cancel").exists():
-            status = replace(status, state="cancelled", eta_seconds=None)
-        elif failed:
-            status = replace(status, state="failed", eta_seconds=None, error=f"{failed} cell(s) have no result")
-        else:
-            status = replace(status, state="done", phase="done", detail="", fraction=1.0, eta_seconds=0.0)
-    except Exception as error:  # whatever it was, the record must say so
-        status = replace(status, state="failed", error=jobs.in_words(error), eta_seconds=None)
-    return jobs.end(record, status)
-
-
-def _steps(record: StudyRecord, status: Status) -> Iterator[Status]:
-    """Does the cells, yielding how far the study is a few times a second; ends early once it is to be cancelled."""
-    study, request = record.study, record.request
-    data_root = Path(request["data_root"])
-    expected, speed = seconds_of(study, device=expected_device(), data_root=data_root), Speed()
-    order = study.in_order()
-    ahead = {cell.run_id: expected[cell.run_id] for cell in record.unfinished()}
-    for number, cell in enumerate(order, start=1):
-        if cell.run_id not in ahead:
-            continue
-        run = jobs.submit(
-            cell.config,
-            runs_root=record.runs_root,
-            data_root=data_root,
-            preset=request.get("preset"),
-        )
-        whole, began = ahead.pop(cell.run_id), time.monotonic()
-        phase = f"cell {number} of {len(order)}: {study.name_of(cell)}"
-        while (current := jobs.awaited(run)).active:
-            if not record.exists() or (record.directory / "cancel").exists():
-                jobs.stop_now(run)
-                return
-            rest = speed.seconds(sum(ahead.values())) + (current.eta_seconds or speed.seconds(whole))
-            done = sum(expected.values()) - sum(ahead.values()) - whole * (1 - current.fraction)
-            fraction = min(1.0, max(0.0, done / sum(expected.values())))
-            before = jobs.queue_position(run) if current.state == "queued" else 0
-            waits = f", queued behind {several(before, 'run')}" if before else ""
-            status = replace(
-                status, phase=phase + waits, detail=run.id, fraction=fraction, eta_seconds=rest, heartbeat=time.time()
-            )
-            yield status
-        if current.state == "done":
-            speed.add(time.monotonic() - began, whole)
-        else:
-            event = f"{study.name_of(cell)}: run {run.id} {current.state}" + (
-                f", {current.error}" if current.error else ""
-            )
-            status = replace(status, events=(*status.events, event))
-            yield status
-
-
-@dataclass
-class Speed:
-    """How long things take here against what was expected of them."""
-
-    took: float = 0.0
-    expected: float = 0.0
-
-    def add(self, took: float, expected: float) -> None:
-        self.took, self.expected = self.took + took, self.expected + expected
-
-    def seconds(self, expected: float) -> float:
-        return expected * (self.took / self.expected if self.expected else 1.0)
-
-
-# --- studies that come with the project ---
-
-
-def exhibit(record: StudyRecord, results: dict[str, Any], gallery: Path = GALLERY) -> Path:
-    """Writes a finished study's results (tables.results) where all can see them, and small copies of its runs.
-
-    Raises: ConfigError, if cells are missing, or a run is there already with numbers of another machine.
-    """
-    if record.unfinished():
-        raise ConfigError(f"study {record.id} is not finished: {len(record.unfinished())} cell(s) have no result")
-    new = []
-    for run in map(record.run, record.study.cells()):
-        shown = next((kept for place in (gallery, gallery / GRID.name) if (kept := Run(place / run.id)).exists()), None)
-        if shown is None:
-            new.append(run)
-        elif shown.need_report()["arms"] != run.need_report()["arms"]:
-            raise ConfigError(
-                f"run {run.id} is in {gallery.name}/ already, with other numbers: put that one in the place of "
-                f"{run.directory}, so that the study and its run say the same"
-            )
-    for run in new:
-        records.exhibit(run, gallery / GRID.name, weights=False)
-    path = gallery / "studies" / f"{record.id}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(results, indent=1, allow_nan=False))
-    return path
-
-
-def exhibited(gallery: Path = GALLERY) -> list[dict[str, Any]]:
-    """The results that come with the project."""
-    return [json.loads(path.read_bytes()) for path in sorted((gallery / "studies").glob("*.json"))]

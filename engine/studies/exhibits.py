@@ -1,0 +1,40 @@
+"""Studies that come with the project: their results in gallery/studies/, their runs in gallery/grid/."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine import records
+from engine.config import ConfigError
+from engine.records import GALLERY, GRID, Run, write_atomically
+from engine.studies.process import StudyRecord
+
+
+def exhibit(record: StudyRecord, results: dict[str, Any], gallery: Path = GALLERY) -> Path:
+    """Writes a finished study's results (tables.results) where all can see them, and small copies of its runs.
+
+    Raises: ConfigError, if cells are missing, or a run is there already with numbers of another machine.
+    """
+    if record.unfinished():
+        raise ConfigError(f"study {record.id} is not finished: {len(record.unfinished())} cell(s) have no result")
+    new = []
+    for run in map(record.run, record.study.cells()):
+        shown = next((kept for place in (gallery, gallery / GRID.name) if (kept := Run(place / run.id)).exists()), None)
+        if shown is None:
+            new.append(run)
+        elif shown.need_report()["arms"] != run.need_report()["arms"]:
+            raise ConfigError(
+                f"run {run.id} is in {gallery.name}/ already, with other numbers: put that one in the place of "
+                f"{run.directory}, so that the study and its run say the same"
+            )
+    for run in new:
+        records.exhibit(run, gallery / GRID.name, weights=False)
+    path = gallery / "studies" / f"{record.id}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(results, indent=1, allow_nan=False))
+    return path
+
+
+def exhibited(gallery: Path = GALLERY) -> list[dict[str, Any]]:
+    """The results that come with the project."""
+    return [json.loads(path.read_bytes()) for path in sorted((gallery / "studies").glob("*.json"))]
