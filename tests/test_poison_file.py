@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from engine import datasets, poison_file, records
 from engine.config import Config, ConfigError
-from engine.poison_file import PoisonFileRefused
+from engine.poison_format import PoisonFileRefused
 from engine.records import GALLERY, Run
 from tests.app import EXAMPLE, opened, words
 
