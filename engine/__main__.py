@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     gallery = command("gallery", _gallery, "Compute the runs of Explore and of the lesson; resumes where it stopped.")
     for name, every in (
         ("procedures", grid.BASES),
-        ("classes", grid.CLASSES),
+        ("classes", grid.DIGITS),
         ("sigmas", grid.SIGMAS),
         ("epsilons", grid.EPSILONS),
     ):

@@ -62,7 +62,7 @@ PROCEDURES: dict[str, dict[str, float]] = {
 
 FOLDER = "folder:"  # a data set of this prefix is the folder of that name under the data root
 TRAINING_IMAGES = {"mnist": 60_000, "digits": 1_437, "cifar10": 50_000}  # how many there are to be split
-CLASSES = {"mnist": 10, "digits": 10, "cifar10": 10}
+CLASS_COUNTS = {"mnist": 10, "digits": 10, "cifar10": 10}
 
 
 class ConfigError(ValueError):
@@ -270,7 +270,7 @@ class Config(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
         images, wanted = TRAINING_IMAGES.get(self.dataset), self.data.train_size + self.data.validation_size
-        classes = CLASSES.get(self.dataset)
+        classes = CLASS_COUNTS.get(self.dataset)
         if classes is not None and self.threat.target_class >= classes:
             raise ValueError(
                 f"threat.target_class must be less than {classes} for {self.dataset}, got {self.threat.target_class}"

@@ -26,7 +26,7 @@ WHAT_IFS = (  # at quick's own point: what a defender or a weaker attacker would
     "training.fine_tune_epochs=2",
     "attack.sigma=0.25",
 )
-CLASSES, SIGMAS, EPSILONS = (8, 3, 7, 0, 1, 2, 4, 5, 6, 9), (0.5, 0.25), (0.1, 0.2, 0.05)  # most wanted first
+DIGITS, SIGMAS, EPSILONS = (8, 3, 7, 0, 1, 2, 4, 5, 6, 9), (0.5, 0.25), (0.1, 0.2, 0.05)  # most wanted first
 
 
 class Point(NamedTuple):
@@ -56,7 +56,7 @@ def config_of(point: Point) -> Config:
 
 def plan(
     procedures: Sequence[str] = tuple(BASES),
-    classes: Sequence[int] = CLASSES,
+    classes: Sequence[int] = DIGITS,
     sigmas: Sequence[float] = SIGMAS,
     epsilons: Sequence[float] = EPSILONS,
 ) -> list[Point]:

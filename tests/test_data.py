@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import datasets
-from engine.config import CLASSES, TRAINING_IMAGES
+from engine.config import CLASS_COUNTS, TRAINING_IMAGES
 from engine.data import LabelledImages, load, split
 from engine.datasets import DatasetUnavailable, cifar10
 
@@ -180,8 +180,8 @@ def test_cifar10_is_read_from_its_binary_files(tmp_path, monkeypatch):
 def test_cifar10_files_of_the_real_size_hold_50_000_and_10_000_images():
     assert cifar10.RECORDS * cifar10.RECORD_BYTES == 30_730_000
     assert TRAINING_IMAGES["cifar10"] == 5 * cifar10.RECORDS
-    assert set(CLASSES) == set(TRAINING_IMAGES) == set(datasets.DATASETS)
-    assert all(CLASSES[name] == len(datasets.class_names(name, Path("/nowhere"))) for name in CLASSES)
+    assert set(CLASS_COUNTS) == set(TRAINING_IMAGES) == set(datasets.DATASETS)
+    assert all(CLASS_COUNTS[name] == len(datasets.class_names(name, Path("/nowhere"))) for name in CLASS_COUNTS)
 
 
 @pytest.mark.parametrize(

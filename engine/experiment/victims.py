@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.config import CLASSES
+from engine.config import CLASS_COUNTS
 from engine.models import build
 from engine.records import Run
 from engine.streams import stream
@@ -27,7 +27,7 @@ def load(run: Run, arm: str, k: int, *, shape: tuple[int, ...]) -> nn.Module:
         kept = ", ".join(f"{arm} {k}" for arm, k in run.victims()) or "none"
         raise VictimUnavailable(f"run {run.id} keeps no weights of victim {k} of arm {arm}; it keeps: {kept}")
     config = run.config
-    classes = len((run.report or {}).get("class_names") or ()) or CLASSES.get(config.dataset)
+    classes = len((run.report or {}).get("class_names") or ()) or CLASS_COUNTS.get(config.dataset)
     if classes is None:
         raise VictimUnavailable(f"run {run.id} has no report yet, which says how many classes {config.dataset} has")
     model = build(config.architecture, shape=shape, num_classes=classes, generator=torch.Generator())

@@ -33,7 +33,7 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     reproduce.add_argument("--procedures", default=",".join(paper.PROCEDURES), metavar="P1,P2", help="default: all")
     reproduce.add_argument("--datasets", default=",".join(paper.DATASETS), metavar="D1,D2", help="default: both")
     reproduce.add_argument("--sigmas", metavar="S1,S2", help="default: the paper's grid for each data set")
-    reproduce.add_argument("--arms", default=",".join(study_kinds.ARMS), metavar="A1,A2", help="default: all")
+    reproduce.add_argument("--arms", default=",".join(study_kinds.REPRODUCED), metavar="A1,A2", help="default: all")
     reproduce.add_argument("--seeds", type=int, default=1, help="seeds of the whole protocol (default: 1)")
     reproduce.add_argument("--victims", type=int, help="victims for each arm (default: the setting's own number)")
     reproduce.add_argument("--scale", default="full", help="full: the authors' setting, for a GPU; small: for a CPU")

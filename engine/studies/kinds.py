@@ -54,7 +54,7 @@ KINDS = {
     ),
 }
 REPRODUCE = "reproduce"
-ARMS = ("clean", "poisoned", "control")  # of a reproduction; the control is random noise
+REPRODUCED = ("clean", "poisoned", "control")  # of a reproduction; the control is random noise
 LABELS = {
     "attack.procedure": "poison made against procedure",
     "procedure": "victims trained with",
@@ -174,7 +174,7 @@ def reproduction(
     datasets: list[str],
     sigmas: list[float] | None = None,
     *,
-    arms: Sequence[str] = ARMS,
+    arms: Sequence[str] = REPRODUCED,
     scale: str = "full",
     seeds: int = 1,
     victims: int | None = None,
@@ -184,7 +184,7 @@ def reproduction(
 
     Args:
         sigmas: the paper's grid for each data set if None.
-        arms: any of ARMS; clean victims are trained in any case, since drops are relative to them.
+        arms: any of REPRODUCED; clean victims are trained in any case, since drops are relative to them.
         scale: "full", the authors' setting, or "small", for CPUs (presets.small).
         victims: victims for each arm, the setting's own number if None.
     Raises: ConfigError.
@@ -193,8 +193,8 @@ def reproduction(
         raise ConfigError(f"--scale is full or small, got {scale!r}")
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}")
-    if not arms or not set(arms) <= set(ARMS):
-        raise ConfigError(f"--arms is any of {', '.join(ARMS)}, got {','.join(arms) or 'nothing'}")
+    if not arms or not set(arms) <= set(REPRODUCED):
+        raise ConfigError(f"--arms is any of {', '.join(REPRODUCED)}, got {','.join(arms) or 'nothing'}")
     setting = paper.paper if scale == "full" else presets.small
     more = [_ONE_CONTROL if {"poisoned", "control"} <= set(arms) else "controls=[]"]
     if "poisoned" not in arms:
