@@ -11,9 +11,11 @@ from conftest import PROJECT
 from torch.nn.functional import cross_entropy
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, earlier, measure, ours, parts, plain, vectorised
+from benchmarks import ceilings, earlier, measure, ours, parts, plain, stages, vectorised
 from benchmarks.measure import Comparison, Side
+from engine import records
 from engine.attacks.levels import upper_loss
+from engine.config import ConfigError
 from engine.hypergradient import ApproxGrad
 from engine.models import build, flat_weights, with_weights
 from engine.overrides import with_overrides
@@ -218,3 +220,14 @@ def test_two_commits_are_laid_side_by_side():
     }
     table = earlier.compared({"abc": [(10.0, report), (12.0, report)], "here": [(5.0, report), (6.0, report)]}, "quick")
     assert table.rows[1] == ("here", "5.50 (5.00–6.00)", "0.50", "0.750", "40%")
+
+
+def test_stages_are_counted_for_the_run_that_the_docs_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages.tasks, "plain_upper_step", lambda **_: None)
+    monkeypatch.setattr(stages, "flops", lambda _: 1.0)
+    run = records.find(records.default_root(), "c581e")
+    names = [row[0] for row in stages.stages(run, {}).rows]
+    assert names[0] == "attack: 2695 upper steps"
+    assert names[1] == "training: 15 victims"
+    with pytest.raises(ConfigError, match="stages are counted for the attack"):
+        stages.stages(records.find(records.default_root(), "73b3"), {})
