@@ -58,11 +58,12 @@ def new_study(known: Known) -> None:
                 key="new kind", persist_state="session",
             )  # fmt: skip
             asked = of_the_paper() if kind == kinds.REPRODUCE else of_a_kind(kind)
-    except ConfigError as error:
+        with right:
+            before_the_start(asked.study, asked.preset, known)
+    except (ConfigError, datasets.DatasetUnavailable) as error:
         right.error(f"This study cannot be run: {_links.plainly(str(error))}.", icon=":material/error:")
         return
     with right:
-        before_the_start(asked.study, asked.preset, known)
         st.markdown("**The same from the command line**")
         st.code(asked.command, language=None, wrap_lines=True)
 

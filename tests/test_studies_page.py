@@ -79,6 +79,15 @@ def test_a_study_with_cells_missing_says_so_and_can_go_on(place: Path) -> None:
     assert (record.directory / "cancel").exists()
 
 
+def test_a_study_of_a_folder_that_is_not_there_is_told_so_before_its_start(place: Path) -> None:
+    test = opened()
+    test.text_area(key="new settings").set_value("dataset=folder:nothing").run()
+    assert not test.exception
+    (error,) = test.error
+    assert error.value.startswith(f"This study cannot be run: {place / 'data' / 'nothing'} is not there")
+    assert "Start the study" not in [each.label for each in test.button]
+
+
 def test_rivals_are_laid_side_by_side(place: Path) -> None:
     finished(place, "rivals", reports=30)
     test = opened()

@@ -134,7 +134,9 @@ def seconds_of(study: Study, *, device: str, data_root: Path) -> dict[str, float
     """Expected wall seconds of each run, by its id, in the order of computing and with what earlier cells leave.
 
     Rough: within a factor of two on a machine of the kind that costs was measured on.
+    Raises: DatasetUnavailable, of a folder that is not there or does not fit.
     """
+    shapes = {name: datasets.shape(name, data_root) for name in {cell.config.dataset for cell in study.cells()}}
     seen: set[str] = set()
     seconds: dict[str, float] = {}
 
@@ -148,6 +150,6 @@ def seconds_of(study: Study, *, device: str, data_root: Path) -> dict[str, float
         victim = work_of_training(config) + work_of_votes(config)
         units = work_of_attack(config) if "poisoned" in arms and new(_poison_of(config)) else 0.0
         units += victim * config.victim_seeds * sum([new(_victims_of(config, arm)) for arm in arms])
-        units *= larger(config, datasets.shape(config.dataset, data_root))
+        units *= larger(config, shapes[config.dataset])
         seconds.setdefault(cell.run_id, STARTUP_SECONDS + units / units_per_second(device))
     return seconds
