@@ -47,6 +47,15 @@ def test_label_flips_change_labels_and_no_pixel(tiny: Tiny, work_here: WorkHere,
     assert clean != poisoned
 
 
+def test_random_noise_as_the_attack_is_the_control(tiny: Tiny, work_here: WorkHere, runs_root: Path) -> None:
+    beside = work_here(tiny('controls=["random_noise"]'), runs_root)
+    alone = work_here(tiny("attack.name=random-noise", "controls=[]"), runs_root)
+    assert alone.report is not None
+    assert beside.report is not None
+    assert alone.report["arms"]["poisoned"] == beside.report["arms"]["random_noise"]
+    assert {"victim poisoned-0", "votes poisoned-0"} <= set(alone.report["reused"])
+
+
 def test_an_attacker_of_a_part_of_the_data_changes_images_of_that_part_only(
     baseline: Run, tiny: Tiny, work_here: WorkHere, runs_root: Path
 ) -> None:
