@@ -23,7 +23,7 @@ from engine.votes import has_bfloat16
 
 IMAGES, EPOCHS, BATCH = 1000, 10, 50
 CERTIFIED, DRAWS = 300, 400  # of the test set, with ours.N0 draws more to select
-Quality = tuple[float, float]  # (accuracy, average certified radius) of a smoothed victim
+Quality = tuple[float, float]  # (share of right selected classes, abstentions included; average certified radius)
 
 
 def tables(victims: int) -> Iterator[Table]:

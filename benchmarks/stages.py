@@ -33,9 +33,8 @@ def stages(run: records.Run, rates: dict[str, float]) -> Table:
     """A row for each stage, and one for the whole. Raises: RunNotFound without a report; ConfigError, of others."""
     config, report = run.config, run.need_report()
     counted = PRESETS["paper-ga-mnist"].config
-    same = config.attack.model_copy(
-        update={"poison_moments": counted.attack.poison_moments}
-    )  # costs as much either way
+    moments = {"poison_moments": counted.attack.poison_moments}  # as much work either way
+    same = config.attack.model_copy(update=moments)
     if (config.procedure, config.architecture, same) != (counted.procedure, counted.architecture, counted.attack):
         raise ConfigError(
             f"stages are counted for the attack and the victims of paper-ga-mnist, and {run.id} has others"
