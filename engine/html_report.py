@@ -142,9 +142,10 @@ def _images(run: Run, data_root: Path) -> Iterable[str]:
         return
     delta, indices = poison["delta"][:SHOWN_IMAGES], poison["indices"][:SHOWN_IMAGES]
     try:
+        run.check_images(data_root)
         clean = datasets.read_training_images(run.config.dataset, data_root, indices)
     except datasets.DatasetUnavailable:
-        yield "<p>The training images are not on the machine that wrote this report, so only the changes are shown.</p>"
+        yield "<p>The training images are not on the machine that wrote this report: only changes are shown.</p>"
         rows = []
     else:
         rows = [("Clean", pictures.shown(clean)), ("Poisoned", pictures.shown(clean + delta))]

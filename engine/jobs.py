@@ -62,9 +62,13 @@ GRACE = 15.0  # seconds between asking a run to stop and killing it
 def check(config: Config, *, runs_root: Path, data_root: Path) -> None:
     """Refuses a run that could not start: a folder of images and a poison file, if asked for, must be there and fit.
 
+    Nor may a finished run of this configuration be of other images, since its numbers would not be what was asked for.
     Raises: ConfigError, DatasetUnavailable.
     """
     datasets.check(config, data_root)
+    run = Run(runs_root / run_id(config))
+    if run.exists() and run.status().state == "done":
+        run.check_images(data_root)
     poison_file.check(config, runs_root=runs_root, data_root=data_root)
 
 
@@ -273,7 +277,8 @@ def perform(run: Run, status: Status) -> int:
                 from engine.experiment.protocol import Experiment, choose_device  # a waiting run costs next to nothing
 
             device = choose_device(tf32=run.config.training.precision == "fast")
-            run.write_json("env.json", environment(device.type))
+            images = datasets.fingerprint(run.config.dataset, data_root)
+            run.write_json("env.json", environment(device.type) | ({"images": images} if images else {}))
             experiment = Experiment(run, runs_root=run.directory.parent, data_root=data_root, device=device)
             shape = datasets.shape(run.config.dataset, data_root)
             expected = estimate(run.config, device=device.type, shape=shape).seconds

@@ -39,6 +39,7 @@ import psutil
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save
 
+from engine import datasets
 from engine.config import ARMS, Config, canonical_json
 
 if TYPE_CHECKING:
@@ -183,6 +184,15 @@ class Run(Record):
     @property
     def environment(self) -> dict[str, Any]:
         return self.read_json("env.json") or {}
+
+    def check_images(self, data_root: Path) -> None:
+        """Raises: DatasetUnavailable, where its folder of images is gone, or has changed since the run read it."""
+        seen = self.environment.get("images", "")  # nothing, of a data set that never changes or an older run
+        if seen and datasets.fingerprint(self.config.dataset, data_root) != seen:
+            raise datasets.DatasetUnavailable(
+                f"the images of {self.config.dataset} have changed since run {self.id} was computed: put them back, "
+                "or delete the run, or give the new images a folder of another name"
+            )
 
     @property
     def report(self) -> dict[str, Any] | None:

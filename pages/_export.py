@@ -48,6 +48,7 @@ def mosaic(run: Run, *, enlarged: bool) -> bytes:
     if poison is None or "labels" in poison or not len(poison["indices"]):
         raise ValueError(f"run {run.id} changed no image")
     delta, indices = poison["delta"][:MOST_IMAGES], poison["indices"][:MOST_IMAGES]
+    run.check_images(_shared.data_root())
     clean = datasets.read_training_images(run.config.dataset, _shared.data_root(), indices)
     limit = run.config.threat.epsilon or 1.0
     blocks = [

@@ -24,6 +24,7 @@ def images_of(run: Run, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
     dataset = run.config.dataset
     try:
         with st.spinner("Reading images …"):
+            run.check_images(_shared.data_root())
             return datasets.read(dataset, _shared.data_root(), train=train)
     except datasets.DatasetUnavailable as error:
         missing(dataset, error)
@@ -34,6 +35,7 @@ def training_images(run: Run, indices: np.ndarray) -> np.ndarray | None:
     """The original training images [N, C, H, W] at these positions; None, with a warning, where they aren't here."""
     dataset = run.config.dataset
     try:
+        run.check_images(_shared.data_root())
         return datasets.read_training_images(dataset, _shared.data_root(), indices)
     except datasets.DatasetUnavailable as error:
         missing(dataset, error)

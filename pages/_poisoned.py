@@ -26,8 +26,11 @@ def _tensors(directory: str, name: str, stamp: Stamp) -> dict[str, np.ndarray]:
 @st.cache_resource(max_entries=4, show_spinner="Reading images …")
 def _originals(directory: str, stamp: Stamp, root: str) -> np.ndarray:
     """The poison images as they were [P, C, H, W]. Raises: DatasetUnavailable."""
-    dataset = Run(Path(directory)).config.dataset
-    return datasets.read_training_images(dataset, Path(root), _tensors(directory, "poison", stamp)["indices"])
+    run = Run(Path(directory))
+    run.check_images(Path(root))
+    return datasets.read_training_images(
+        run.config.dataset, Path(root), _tensors(directory, "poison", stamp)["indices"]
+    )
 
 
 @st.cache_data(max_entries=16, show_spinner="Measuring the poison …")

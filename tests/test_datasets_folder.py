@@ -372,3 +372,35 @@ def test_the_whole_protocol_runs_on_a_folder_of_photographs(photographs, runs_ro
     changed = images[poison["indices"]] + poison["delta"]
     assert changed.min() >= -1e-6
     assert changed.max() <= 1 + 1e-6
+
+
+def test_numbers_of_a_run_are_not_taken_for_those_of_images_that_came_later(
+    tmp_path, runs_root, command_line, tiny_arguments
+):
+    fill(tmp_path / "own", count=100, shape=(16, 16))
+    fields = {
+        "dataset": "folder:own",
+        "threat.target_class": 1,
+        "data.train_size": 100,
+        "data.validation_size": 50,
+        "certification.target_images": 2,
+        "controls": "[]",
+        "attack.name": "none",
+    }
+    roots = ("--runs-root", runs_root, "--data-root", tmp_path)
+    ask = ("run", *tiny_arguments, *(part for item in fields.items() for part in ("--set", "{}={}".format(*item))))
+    first = command_line(*ask, "--json", *roots)
+    assert first.returncode == 0, first.stderr
+    run = Run(runs_root / json.loads(first.stdout)["run_id"])
+
+    save(tmp_path / "own" / "cat" / "0.png", pixels(16, 16, seed=1000))
+    for again in (ask, ("certify", run.id, "--n", "100")):
+        done = command_line(*again, *roots)
+        assert done.returncode == 2
+        assert f"the images of folder:own have changed since run {run.id} was computed" in done.stderr
+        assert "Traceback" not in done.stderr
+    page = command_line("report", run.id, "--html", str(tmp_path / "report.html"), *roots)
+    assert page.returncode == 0, page.stderr
+
+    save(tmp_path / "own" / "cat" / "0.png", pixels(16, 16, seed=0))
+    assert command_line(*ask, *roots).returncode == 0

@@ -62,6 +62,7 @@ def certify_again(
         known = known[known["image"].isin(images)]
     elif not all_classes:
         known = known[known["label"] == config.threat.target_class]
+    run.check_images(data_root)
     pixels = datasets.read(config.dataset, data_root, train=False)[0]
     model = victims.load(run, arm, k, shape=pixels.shape[1:])
     with torch.no_grad():
