@@ -47,12 +47,21 @@ def choose_attacker_indices(labels: Tensor, *, attacker_share: float, seed: int)
 
 
 def choose_poison_indices(labels: Tensor, *, target_class: int, poison_fraction: float, seed: int) -> Tensor:
-    """Positions of a random poison_fraction of the target class's training images, ascending."""
+    """Positions of a random poison_fraction of the target class's training images, ascending.
+
+    Raises: ValueError, where there are none of the class, or a fraction above 0 of them rounds to none.
+    """
     candidates = (labels == target_class).nonzero().squeeze(1)
     if len(candidates) == 0:
         raise ValueError(f"the attacker's {len(labels)} training images have none of target_class {target_class}")
+    count = round(poison_fraction * len(candidates))
+    if poison_fraction > 0 and count == 0:
+        raise ValueError(
+            f"threat.poison_fraction {poison_fraction:g} of the {len(candidates)} training images of target_class "
+            f"{target_class} that the attacker holds is none; it must be 0, or more than {0.5 / len(candidates):.2g}"
+        )
     order = torch.randperm(len(candidates), generator=stream(seed, "poison indices"))
-    return candidates[order[: round(poison_fraction * len(candidates))]].sort().values
+    return candidates[order[:count]].sort().values
 
 
 def project_linf(x_poison: Tensor, x_clean: Tensor, *, epsilon: float) -> Tensor:

@@ -189,7 +189,7 @@ LABELS = torch.arange(100) % 4
 
 
 @quickly
-@given(st.floats(0, 1), seeds)
+@given(st.just(0.0) | st.floats(0.0201, 1), seeds)
 def test_the_images_to_poison_are_a_share_of_the_class_each_once_in_order(fraction, seed):
     found = choose_poison_indices(LABELS, target_class=3, poison_fraction=fraction, seed=seed)
     assert len(found) == round(25 * fraction)
@@ -213,6 +213,11 @@ def test_a_larger_fraction_keeps_the_images_of_a_smaller_one():
 def test_a_class_that_does_not_occur_cannot_be_poisoned():
     with pytest.raises(ValueError, match="have none of target_class 9"):
         choose_poison_indices(LABELS, target_class=9, poison_fraction=1.0, seed=0)
+
+
+def test_a_fraction_above_zero_that_would_poison_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"0.02 of the 25 training images .* must be 0, or more than 0.02"):
+        choose_poison_indices(LABELS, target_class=3, poison_fraction=0.02, seed=0)
 
 
 @quickly
