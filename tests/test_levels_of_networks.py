@@ -20,6 +20,7 @@ from engine.models import build, flat_weights, with_weights
 from engine.solvers import Adam, adam_on_residual
 from engine.streams import stream
 from engine.training import make
+from engine.training.base import Batch
 from tests import textbook
 
 SIGMA, EPSILON = 0.25, 0.1
@@ -87,7 +88,7 @@ class Game:
         def loss(weights: Tensor, x_poison: Tensor) -> Tensor:
             images = torch.cat([self.clean, x_poison])
             images = images if self.crops is None else crop_and_flip(images, *self.crops)
-            return self.procedure.loss(with_weights(self.model, weights), images, self.labels, draws)
+            return self.procedure.loss(with_weights(self.model, weights), Batch(images, self.labels, draws))
 
         return loss
 

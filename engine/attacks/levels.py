@@ -6,8 +6,9 @@ To retrace an upper step by hand, say with another implementation's weights, min
 
     f = with_weights(model, weights)                                     # weights [W] in flat_weights' order
     upper_loss(f, held_out, labels, noise, sigma=…)                      # noise [N, M, C, H, W]; a scalar
-    procedure.loss(f, cat([clean, x_poison]), labels, noise, constants)  # of make(settings, sigma=…); a scalar
-    procedure.prepare(f, images, labels, noise, strength=…, generator=…) # those constants, if procedure.prepares
+    batch = Batch(cat([clean, x_poison]), labels, noise)                 # of engine.training.base
+    batch = batch._replace(constants=procedure.prepare(f, batch, generator=…))  # if procedure.prepares
+    procedure.loss(f, batch)                                             # of make(settings, sigma=…); a scalar
     hypergradient.gradient(loss, weights, x_poison)                      # of any loss(weights, x_poison)
     hypergradient.hessian(loss, weights, x_poison)(vector)
     solvers.adam_on_residual(system, p, steps=…, damping=…, adam=Adam(p, learning_rate=…))
@@ -35,6 +36,7 @@ from engine.models import with_weights
 from engine.smoothing import Classifier, gaussian_noise, noisy_copies, noisy_logits, soft_radius
 from engine.streams import stream
 from engine.threat import project_linf
+from engine.training.base import Batch
 
 Crops = tuple[Tensor, ...]  # as draw_crops gives them, or nothing
 Tap = Callable[[Tensor], Tensor]  # sees logits
@@ -194,8 +196,8 @@ class Minibatch:
         if not self.problem.procedure.prepares:
             return ()
         f, prepare = with_weights(model.eval(), weights), self.problem.procedure.prepare
-        constants = prepare(f, images, self.labels, noise, strength=self.strength, generator=self.generator)
-        return noise, *crops, *constants
+        batch = Batch(images, self.labels, noise, strength=self.strength)
+        return noise, *crops, *prepare(f, batch, generator=self.generator)
 
     def loss(self, model: nn.Module, held: tuple[Tensor, ...] = ()) -> Sum:
         """g, in parts of clean or poison images; in one where batch normalisation ties them together, or on a GPU."""
@@ -219,16 +221,10 @@ class Minibatch:
         self, model: nn.Module, images: slice, crops: Crops, noise: Tensor, constants: tuple[Tensor, ...]
     ) -> Part:
         def loss(weights: Tensor, x_poison: Tensor, tap: Tap = lambda logits: logits) -> Tensor:
-            x = self._images(x_poison, images, crops)
+            x, some = self._images(x_poison, images, crops), tuple(each[images] for each in constants)
+            batch = Batch(x, self.labels[images], noise[images], some, self.strength)
             f = with_weights(model, weights)
-            mean = self.problem.procedure.loss(
-                lambda noisy: tap(f(noisy)),
-                x,
-                self.labels[images],
-                noise[images],
-                tuple(each[images] for each in constants),
-                strength=self.strength,
-            )
+            mean = self.problem.procedure.loss(lambda noisy: tap(f(noisy)), batch)
             return mean * (len(x) / len(self.labels))
 
         return Part(loss, has_x=images.stop > self.clean)

@@ -15,6 +15,7 @@ from engine.hypergradient import Loss, cross_term, gradient, hessian
 from engine.models import with_weights
 from engine.solvers import Adam, Operator, adam_on_residual
 from engine.training import Procedure
+from engine.training.base import Batch
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def upper_step(
 
     def lower(noise: Tensor) -> Loss:
         def loss(weights: Tensor, x_poison: Tensor) -> Tensor:
-            images = torch.cat([given.clean, x_poison])
-            return given.procedure.loss(with_weights(given.model, weights), images, labels, noise)
+            batch = Batch(torch.cat([given.clean, x_poison]), labels, noise)
+            return given.procedure.loss(with_weights(given.model, weights), batch)
 
         return loss
 
