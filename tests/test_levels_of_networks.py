@@ -201,7 +201,7 @@ def test_the_upper_step_for_traces_agrees(procedure: str) -> None:
         torch.stack([game.lower_noise(step) for step in range(STEPS + 1)]),
         torch.stack([game.upper_noise(step) for step in range(STEPS)]),
     )
-    found = upper_step(given, epsilon=EPSILON, linear_learning_rate=LINEAR_RATE, poison_learning_rate=POISON_RATE)
+    found = upper_step(given, epsilon=EPSILON, **adams(game))
     agrees(game, found.p, -found.hypergradient, found.x_poison)
     above, below = game.upper_noise(0), game.lower_noise(0)
     f_v = slope(lambda w: game.second_upper(w, above), game.weights)
@@ -219,7 +219,15 @@ def test_a_procedure_with_an_adversary_has_no_such_step() -> None:
     nothing = torch.zeros(0)
     given = Given(game.model, game.weights, game.weights, smoothadv, *[nothing] * 5, 8, nothing, nothing)
     with pytest.raises(ValueError, match="smoothadv-pacd has an adversary"):
-        upper_step(given, epsilon=EPSILON, linear_learning_rate=LINEAR_RATE)
+        upper_step(given, epsilon=EPSILON, **adams(game))
+
+
+def adams(game: Game) -> dict[str, Adam]:
+    """Adam's states after a re-initialisation."""
+    return {
+        "adam_of_p": Adam(game.weights, learning_rate=LINEAR_RATE),
+        "adam_of_poison": Adam(game.x_poison, learning_rate=POISON_RATE),
+    }
 
 
 def agrees(game: Game, solution: Tensor, indirect: Tensor, poison: Tensor) -> None:
