@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -40,6 +40,31 @@ AttackName = Literal[
     "label-flip",
     "from-file",
 ]
+
+
+class AttackTraits(NamedTuple):
+    """What the program must know of an attack besides its function."""
+
+    derivatives: int = 0  # of the training loss that it takes at surrogates of its own; 0: it has none
+    bilevel: bool = False  # whether it solves the linear system
+    changes_pixels: bool = True
+    changes_labels: bool = False  # and so is not clean-label
+
+    @property
+    def surrogates(self) -> bool:
+        """Whether it optimises through networks that it trains; else it is made at once."""
+        return self.derivatives > 0
+
+
+ATTACK_TRAITS: dict[str, AttackTraits] = dict.fromkeys(get_args(AttackName), AttackTraits()) | {
+    "none": AttackTraits(changes_pixels=False),
+    "pacd": AttackTraits(derivatives=2, bilevel=True),
+    "universal": AttackTraits(derivatives=2, bilevel=True),
+    "gradient-matching": AttackTraits(derivatives=2),
+    "error-minimising": AttackTraits(derivatives=1),
+    "error-maximising": AttackTraits(derivatives=1),
+    "label-flip": AttackTraits(changes_pixels=False, changes_labels=True),
+}
 Augmentation = Literal["none", "crop-flip", "crop-flip-batch"]
 Control = Literal["random_noise", "shuffled_signs"]
 CONTROLS = get_args(Control)
@@ -198,6 +223,10 @@ class AttackConfig(Settings):
         pattern=r"^([0-9a-f]{64})?$",
         description="SHA-256 of a poison file that was brought here (attack from-file; empty for all others)",
     )
+
+    @property
+    def traits(self) -> AttackTraits:
+        return ATTACK_TRAITS[self.name]
 
     @model_validator(mode="after")
     def _file_and_name(self) -> "AttackConfig":

@@ -58,8 +58,6 @@ Shape = tuple[int, int, int]  # (C, H, W)
 BASE_MEMORY = 0.95e9  # a process that has imported all and done nothing
 COPIES = 3.1  # of the data set, and again of the training images
 FIRST_GRAPH, SECOND_GRAPH = 1.5, 4.0  # times what a backward pass keeps, for first and second derivatives
-SECOND_ORDER = ("pacd", "universal", "gradient-matching")  # attacks that differentiate a training gradient
-FIRST_ORDER = ("error-minimising", "error-maximising")  # attacks that differentiate a training loss; others are free
 
 
 @dataclass
@@ -92,13 +90,13 @@ def work_of(config: Config) -> Work:
 def work_of_attack(config: Config) -> float:
     """Of the whole poison, in units, as all work here; 0 where nothing is optimised."""
     attack, (procedure, _) = config.attack, lower_level(config)
-    if attack.name not in (*SECOND_ORDER, *FIRST_ORDER):
+    if not attack.traits.surrogates:
         return 0.0
     images = (attack.clean_batch + attack.poison_batch) * procedure.loss_passes
     first = 1 + BACKWARD
     lives = -(-attack.upper_steps // attack.restart_every)
     adversary = (attack.clean_batch + attack.poison_batch) * first * procedure.draws * procedure.adversary_steps
-    direction = images * first if attack.name in FIRST_ORDER else _direction(attack, images)
+    direction = _direction(attack, images) if attack.traits.derivatives == 2 else images * first
     step = adversary + images * first * attack.lower_steps + direction
     warmup = lives * attack.warmup_steps * (adversary + images * first)
     return _unit(config, attack.surrogate) * (attack.upper_steps * step + warmup)
@@ -110,7 +108,7 @@ def _direction(attack: AttackConfig, images: int) -> float:
     upper = attack.upper_batch * attack.upper_noise * first
     poison = images * attack.poison_batch / (attack.clean_batch + attack.poison_batch)
     cross_term = poison * (first + HESSIAN_VECTOR)
-    solver = "one-step" if attack.name == "gradient-matching" else attack.linear_solver
+    solver = attack.linear_solver if attack.traits.bilevel else "one-step"
     if solver == "one-step":
         return upper + cross_term
     if solver == "unrolled":
@@ -196,12 +194,12 @@ def memory_of(config: Config, *, workers: int, shape: Shape | None = None) -> fl
 
 def _memory_of_attack(config: Config, shape: Shape) -> float:
     attack, (procedure, _) = config.attack, lower_level(config)
-    if attack.name not in (*SECOND_ORDER, *FIRST_ORDER):
+    if not attack.traits.surrogates:
         return 0.0
     lower = (attack.clean_batch + attack.poison_batch) * procedure.loss_passes
-    graphs = SECOND_GRAPH * lower + FIRST_GRAPH * attack.upper_batch * attack.upper_noise
-    if attack.name in FIRST_ORDER:
-        graphs = FIRST_GRAPH * lower
+    graphs = FIRST_GRAPH * lower
+    if attack.traits.derivatives == 2:
+        graphs = SECOND_GRAPH * lower + FIRST_GRAPH * attack.upper_batch * attack.upper_noise
     fixed = config.data.train_size * procedure.draws if attack.fixed_lower_noise else 0
     kept = graphs * _kept(attack.surrogate, shape) + 4 * math.prod(shape) * fixed
     return kept + _weights(attack.surrogate, shape)

@@ -177,7 +177,7 @@ class Poisoning:
             problem.training,
             target_class=config.threat.target_class,
             epsilon=config.threat.epsilon,
-            clean_label=config.attack.name != "label-flip",
+            clean_label=not config.attack.traits.changes_labels,
         )
         for file, key in keys.items():
             self._at.cache.share(key, file)
