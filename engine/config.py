@@ -86,8 +86,28 @@ PROCEDURES: dict[str, dict[str, float]] = {
 }
 
 FOLDER = "folder:"  # a data set of this prefix is the folder of that name under the data root
-TRAINING_IMAGES = {"mnist": 60_000, "digits": 1_437, "cifar10": 50_000}  # how many there are to be split
-CLASS_COUNTS = {"mnist": 10, "digits": 10, "cifar10": 10}
+FOLDER_NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
+
+
+class DataSet(NamedTuple):
+    """What is known of a data set before it is read."""
+
+    description: str  # its name and a few words, for the middle of a sentence
+    shape: tuple[int, int, int]  # (C, H, W) of its images
+    training_images: int
+    test_images: int
+    class_names: tuple[str, ...]  # in the order of their labels
+
+
+_TEN = tuple("0123456789")
+_THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_DIGITS = "embedded digits (scikit-learn's 1 797 handwritten digits, 8×8 brought to 28×28), not MNIST"
+_CIFAR10 = "CIFAR-10 (60 000 photographs of ten kinds of things, 32×32 in colour)"
+DATASETS = {
+    "mnist": DataSet("MNIST (70 000 handwritten digits, 28×28)", (1, 28, 28), 60_000, 10_000, _TEN),
+    "digits": DataSet(_DIGITS, (1, 28, 28), 1_437, 360, _TEN),
+    "cifar10": DataSet(_CIFAR10, (3, 32, 32), 50_000, 10_000, _THINGS),
+}
 
 
 class ConfigError(ValueError):
@@ -279,7 +299,7 @@ class Config(Settings):
 
     protocol_version: Literal[3] = PROTOCOL_VERSION
     dataset: str = Field(
-        pattern=r"^(mnist|digits|cifar10|folder:[A-Za-z0-9_-][A-Za-z0-9_.-]*)$",
+        pattern=f"^({'|'.join(DATASETS)}|{FOLDER}{FOLDER_NAME})$",
         description="mnist, cifar10, digits (embedded), or folder:NAME for your own images",
     )
     architecture: Architecture = Field(default="lenet", description="architecture of the victims")
@@ -298,17 +318,15 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        images, wanted = TRAINING_IMAGES.get(self.dataset), self.data.train_size + self.data.validation_size
-        classes = CLASS_COUNTS.get(self.dataset)
-        if classes is not None and self.threat.target_class >= classes:
-            raise ValueError(
-                f"threat.target_class must be less than {classes} for {self.dataset}, got {self.threat.target_class}"
-            )
+        known, target = DATASETS.get(self.dataset), self.threat.target_class
+        if known and target >= (classes := len(known.class_names)):
+            raise ValueError(f"threat.target_class must be less than {classes} for {self.dataset}, got {target}")
         if len(set(self.controls)) < len(self.controls):
             raise ValueError(f"controls must differ, got {', '.join(self.controls)}")
-        if images is not None and wanted > images:
+        if known and (wanted := self.data.train_size + self.data.validation_size) > known.training_images:
             raise ValueError(
-                f"data.train_size + data.validation_size must be at most {images} for {self.dataset}, got {wanted}"
+                f"data.train_size + data.validation_size must be at most {known.training_images} for {self.dataset}, "
+                f"got {wanted}"
             )
         if self.training.batch_size > self.data.train_size:
             raise ValueError(

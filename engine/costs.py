@@ -8,7 +8,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from engine.config import AttackConfig, Config, arms_of, lower_level
+from engine.config import DATASETS, AttackConfig, Config, arms_of, lower_level
 
 # One unit is the forward pass of one 28×28 image through the 20-50-500 LeNet. Measured on one CPU thread in batches of
 # 100. Of networks with batch normalisation, between what certification (a sixth less) and training (a third more) take.
@@ -50,9 +50,6 @@ KEPT = {
 # Weights of the first dense layer for each pixel more than 28×28: a few million for photographs, and nothing before.
 DENSE = {"mlp": 768, "lenet-narrow": 91, "lenet": 1420, "convnet": 1020}
 WEIGHTS_HELD = 20  # vectors as long as the weights: those of Adam and of the linear system, gradients, copies
-# Images of a data set with those for testing, and the shape of one; a folder's is taken for CIFAR-10's if not given.
-SET_SIZE = {"mnist": 70_000, "digits": 1_797, "cifar10": 60_000}
-SHAPES = {"mnist": (1, 28, 28), "digits": (1, 28, 28), "cifar10": (3, 32, 32)}
 Shape = tuple[int, int, int]  # (C, H, W)
 # Bytes, fitted on the CPU to what `python -m benchmarks memory` measures, which prints both.
 BASE_MEMORY = 0.95e9  # a process that has imported all and done nothing
@@ -161,7 +158,7 @@ def estimate(config: Config, *, device: str, shape: Shape | None = None) -> Esti
 
 def larger(config: Config, shape: Shape | None) -> float:
     """How many times an image of a folder has the pixels that work is counted for; 1 of other data sets."""
-    return 1.0 if shape is None or config.dataset in SHAPES else shape[1] * shape[2] / 784
+    return 1.0 if shape is None or config.dataset in DATASETS else shape[1] * shape[2] / 784
 
 
 def units_per_second(device: str) -> float:
@@ -181,10 +178,11 @@ def _of_a_cpu() -> float:
 
 def memory_of(config: Config, *, workers: int, shape: Shape | None = None) -> float:
     """Peak bytes: data, noise that is fixed for ever, and what is differentiated at once."""
-    shape = SHAPES.get(config.dataset) or shape or SHAPES["cifar10"]
+    known, training = DATASETS.get(config.dataset), config.data.train_size
+    shape = known.shape if known else shape or DATASETS["cifar10"].shape  # what a folder's is taken for if not given
+    images = known.training_images + known.test_images if known else training + config.data.validation_size
     image = 4 * math.prod(shape)
-    images, training = config.data.train_size + config.data.validation_size, config.data.train_size
-    data = COPIES * image * (SET_SIZE.get(config.dataset, images) + training)
+    data = COPIES * image * (images + training)
     batch = config.training.batch_size * config.procedure.loss_passes
     victim = FIRST_GRAPH * batch * _kept(config.architecture, shape) + _weights(config.architecture, shape)
     if config.procedure.name == "smoothadv-pacd":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from engine.config import PROCEDURES, Config, ProcedureConfig
+from engine.config import DATASETS, FOLDER, PROCEDURES, Config, ProcedureConfig
 
 
 class Names(dict[str, str]):
@@ -39,7 +39,6 @@ ARCHITECTURE_NAMES = Names(
         "resnet18": "ResNet-18 (torchvision)",
     }
 )
-DATASET_NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "digits": "embedded digits"}
 SETTING_NAMES = {  # of procedures
     "draws": "Noise draws per image",
     "weight": "Robustness term's weight",
@@ -91,8 +90,9 @@ KIND_NAMES = {  # of studies
 
 
 def dataset_name(dataset: str) -> str:
-    """As in a list: a folder of one's own by its name."""
-    return DATASET_NAMES.get(dataset, dataset.replace("folder:", "Folder "))
+    """As in a list: without what is in brackets; a folder of one's own by its name."""
+    known = DATASETS.get(dataset)
+    return known.description.partition(" (")[0] if known else dataset.replace(FOLDER, "Folder ")
 
 
 def procedure_line(procedure: ProcedureConfig) -> str:
