@@ -276,8 +276,8 @@ def levels(procedure: str, augmentation: str = "none", **changes) -> Levels:
 
 def lower_of(drawn: Levels, model: nn.Module, strength: float = 1.0):
     which = drawn.draw_lower(ROWS)
-    held = drawn.held(model, flat_weights(model), PROBLEM.x_clean[ROWS], which, strength=strength)
-    return drawn.minibatch(which, poison=len(ROWS), strength=strength).loss(model, held)
+    shared = drawn.shared_draws(model, flat_weights(model), PROBLEM.x_clean[ROWS], which, strength=strength)
+    return drawn.minibatch(which, poison=len(ROWS), strength=strength).loss(model, shared)
 
 
 @pytest.fixture

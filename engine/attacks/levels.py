@@ -120,7 +120,7 @@ class Levels:
             strength=strength,
         )
 
-    def held(
+    def shared_draws(
         self, model: nn.Module, weights: Tensor, x_poison: Tensor, which: Tensor, *, strength: float
     ) -> tuple[Tensor, ...]:
         """What all losses of that minibatch have in common; moves running statistics if there are any."""
@@ -130,7 +130,7 @@ class Levels:
         if self._problem.procedure.prepares:
             own = stream(self._seed, f"minibatch {int(self._drawn)}", device=which.device)
             minibatch = replace(minibatch, generator=own)
-        return minibatch.held(model, weights, x_poison)
+        return minibatch.shared_draws(model, weights, x_poison)
 
     def upper(self, model: nn.Module, rows: Tensor) -> Loss:
         """f on the held-out images that `draw_upper` found."""
@@ -184,7 +184,7 @@ class Minibatch:
             return crops, self.fixed_noise
         return crops, self.problem.procedure.draw_noise(self.originals, generator=self.generator)
 
-    def held(self, model: nn.Module, weights: Tensor, x_poison: Tensor) -> tuple[Tensor, ...]:
+    def shared_draws(self, model: nn.Module, weights: Tensor, x_poison: Tensor) -> tuple[Tensor, ...]:
         """(Noise, crops, what the procedure prepares at these weights and poison images), for all losses to share.
 
         Nothing where the procedure prepares nothing. Moves running statistics if there are any. An adversary, if the
@@ -199,11 +199,11 @@ class Minibatch:
         batch = Batch(images, self.labels, noise, strength=self.strength)
         return noise, *crops, *prepare(f, batch, generator=self.generator)
 
-    def loss(self, model: nn.Module, held: tuple[Tensor, ...] = ()) -> Sum:
+    def loss(self, model: nn.Module, shared: tuple[Tensor, ...] = ()) -> Sum:
         """g, in parts of clean or poison images; in one where batch normalisation ties them together, or on a GPU."""
 
         def parts() -> list[Part]:
-            crops, noise, constants = self._taken_apart(held) if held else (*self.drawn(), ())
+            crops, noise, constants = self._taken_apart(shared) if shared else (*self.drawn(), ())
             model.train()
             ranges = [slice(0, len(self.labels))]
             if not is_normalised(model) and noise.device.type == "cpu":
@@ -213,9 +213,9 @@ class Minibatch:
 
         return Sum(parts, self.problem.each)
 
-    def _taken_apart(self, held: tuple[Tensor, ...]) -> tuple[Crops, Tensor, tuple[Tensor, ...]]:
+    def _taken_apart(self, shared: tuple[Tensor, ...]) -> tuple[Crops, Tensor, tuple[Tensor, ...]]:
         end = 1 if self.problem.augmentation == "none" else 3  # behind the noise offsets and flips, if there are crops
-        return held[1:end], held[0], held[end:]
+        return shared[1:end], shared[0], shared[end:]
 
     def _part(
         self, model: nn.Module, images: slice, crops: Crops, noise: Tensor, constants: tuple[Tensor, ...]
