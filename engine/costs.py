@@ -10,8 +10,8 @@ from pathlib import Path
 
 from engine.config import DATASETS, AttackConfig, Config, arms_of, lower_level
 
-# One unit is the forward pass of one 28×28 image through the 20-50-500 LeNet. Measured on one CPU thread in batches of
-# 100. Of networks with batch normalisation, between what certification (a sixth less) and training (a third more) take.
+# The forward pass of one 28×28 image, in units of the 20-50-500 LeNet's: measured on one CPU thread, in batches of 100.
+# Networks with batch normalisation take a sixth less than this in certification, and a third more in training.
 RELATIVE_COST = {
     "mlp": 0.08,
     "lenet-narrow": 0.4,
@@ -152,11 +152,11 @@ def estimate(config: Config, *, device: str, shape: Shape | None = None) -> Esti
         alone = -(-count // workers) / count * victims / _of_a_cpu()
         after = victims / 2 / units_per_second(device)
         seconds = max(seconds, alone, work.poison / _of_a_cpu() + after)
-    seconds *= larger(config, shape)
+    seconds *= pixel_ratio(config, shape)
     return Estimate(STARTUP_SECONDS + seconds, memory_of(config, workers=workers, shape=shape))
 
 
-def larger(config: Config, shape: Shape | None) -> float:
+def pixel_ratio(config: Config, shape: Shape | None) -> float:
     """How many times an image of a folder has the pixels that work is counted for; 1 of other data sets."""
     return 1.0 if shape is None or config.dataset in DATASETS else shape[1] * shape[2] / 784
 

@@ -28,7 +28,7 @@ from engine.solvers import (
 )
 
 Loss = Callable[..., Tensor]  # (weights [W], x) → scalar; for Gauss–Newton (weights, x, tap), which sees the outputs
-Each = Callable[[Callable, Iterable], Iterable]  # as `map`; an executor's computes side by side
+ParallelMap = Callable[[Callable, Iterable], Iterable]  # as `map`; an executor's computes side by side
 
 
 class Part(NamedTuple):
@@ -46,7 +46,7 @@ class Sum:
     """
 
     parts: Callable[[], Sequence[Part]]
-    each: Each = map
+    each: ParallelMap = map
 
     def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
         return _total([part.loss(weights, x) for part in self.parts()])
@@ -134,7 +134,7 @@ def cross_term(loss: Loss, weights: Tensor, x: Tensor, vector: Tensor) -> Tensor
     return _total(list(each(of, [part for part in parts if part.has_x])))
 
 
-def _in_parts(loss: Loss) -> tuple[Sequence[Part], Each]:
+def _in_parts(loss: Loss) -> tuple[Sequence[Part], ParallelMap]:
     return (loss.parts(), loss.each) if isinstance(loss, Sum) else ([Part(loss, True)], map)
 
 
