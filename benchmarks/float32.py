@@ -16,6 +16,7 @@ from engine.config import ProcedureConfig
 from engine.data import LabelledImages
 from engine.models import flat_weights
 from engine.smoothing import gaussian_noise
+from engine.solvers import Adam
 from engine.streams import stream
 from engine.training import make
 
@@ -54,11 +55,12 @@ def step(case: Case, training: LabelledImages, dtype: torch.dtype) -> UpperStep:
     others = training.select(training.labels != TARGET)
     clean, of_class = others.select(torch.arange(CLEAN)), training.of_class(TARGET).images.to(dtype)
     x_clean, held_out = of_class[:POISON], of_class[POISON : POISON + HELD_OUT]
+    p = torch.zeros_like(weights)
     return upper_step(
         Given(
             model,
             weights,
-            torch.zeros_like(weights),
+            p,
             procedure,
             clean.images.to(dtype),
             clean.labels,
@@ -70,7 +72,8 @@ def step(case: Case, training: LabelledImages, dtype: torch.dtype) -> UpperStep:
             noise((STEPS, HELD_OUT, UPPER_DRAWS), "upper", dtype),
         ),
         epsilon=EPSILON,
-        linear_learning_rate=case.linear_learning_rate,
+        adam_of_p=Adam(p, learning_rate=case.linear_learning_rate),
+        adam_of_poison=Adam(x_clean, learning_rate=0.1),
     )
 
 

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="check, print configuration and estimate, run nothing")
 
     fetch = commands.add_parser("fetch", help="Put a data set on this machine, from the network if need be.")
-    fetch.add_argument("dataset", choices=list(datasets.DATASETS))
+    fetch.add_argument("dataset", choices=list(datasets.BUILT_IN))
     add_data_root(fetch)
     fetch.set_defaults(command=_fetch)
 
@@ -157,7 +157,7 @@ def _run(options: argparse.Namespace) -> int:
 def _fetch(options: argparse.Namespace) -> int:
     root = options.data_root
     datasets.fetch(options.dataset, root)
-    print(f"{datasets.DATASETS[options.dataset]}: on this machine ({root})")
+    print(f"{datasets.describe(options.dataset)}: on this machine ({root})")
     return OK
 
 

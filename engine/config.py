@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -40,6 +40,31 @@ AttackName = Literal[
     "label-flip",
     "from-file",
 ]
+
+
+class AttackTraits(NamedTuple):
+    """What the program must know of an attack besides its function."""
+
+    derivatives: int = 0  # of the training loss that it takes at surrogates of its own; 0: it has none
+    bilevel: bool = False  # whether it solves the linear system
+    changes_pixels: bool = True
+    changes_labels: bool = False  # and so is not clean-label
+
+    @property
+    def surrogates(self) -> bool:
+        """Whether it optimises through networks that it trains; else it is made at once."""
+        return self.derivatives > 0
+
+
+ATTACK_TRAITS: dict[str, AttackTraits] = dict.fromkeys(get_args(AttackName), AttackTraits()) | {
+    "none": AttackTraits(changes_pixels=False),
+    "pacd": AttackTraits(derivatives=2, bilevel=True),
+    "universal": AttackTraits(derivatives=2, bilevel=True),
+    "gradient-matching": AttackTraits(derivatives=2),
+    "error-minimising": AttackTraits(derivatives=1),
+    "error-maximising": AttackTraits(derivatives=1),
+    "label-flip": AttackTraits(changes_pixels=False, changes_labels=True),
+}
 Augmentation = Literal["none", "crop-flip", "crop-flip-batch"]
 Control = Literal["random_noise", "shuffled_signs"]
 CONTROLS = get_args(Control)
@@ -61,8 +86,28 @@ PROCEDURES: dict[str, dict[str, float]] = {
 }
 
 FOLDER = "folder:"  # a data set of this prefix is the folder of that name under the data root
-TRAINING_IMAGES = {"mnist": 60_000, "digits": 1_437, "cifar10": 50_000}  # how many there are to be split
-CLASS_COUNTS = {"mnist": 10, "digits": 10, "cifar10": 10}
+FOLDER_NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
+
+
+class DataSet(NamedTuple):
+    """What is known of a data set before it is read."""
+
+    description: str  # its name and a few words, for the middle of a sentence
+    shape: tuple[int, int, int]  # (C, H, W) of its images
+    training_images: int
+    test_images: int
+    class_names: tuple[str, ...]  # in the order of their labels
+
+
+_TEN = tuple("0123456789")
+_THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_DIGITS = "embedded digits (scikit-learn's 1 797 handwritten digits, 8×8 brought to 28×28), not MNIST"
+_CIFAR10 = "CIFAR-10 (60 000 photographs of ten kinds of things, 32×32 in colour)"
+DATASETS = {
+    "mnist": DataSet("MNIST (70 000 handwritten digits, 28×28)", (1, 28, 28), 60_000, 10_000, _TEN),
+    "digits": DataSet(_DIGITS, (1, 28, 28), 1_437, 360, _TEN),
+    "cifar10": DataSet(_CIFAR10, (3, 32, 32), 50_000, 10_000, _THINGS),
+}
 
 
 class ConfigError(ValueError):
@@ -199,6 +244,10 @@ class AttackConfig(Settings):
         description="SHA-256 of a poison file that was brought here (attack from-file; empty for all others)",
     )
 
+    @property
+    def traits(self) -> AttackTraits:
+        return ATTACK_TRAITS[self.name]
+
     @model_validator(mode="after")
     def _file_and_name(self) -> "AttackConfig":
         if (self.name == "from-file") != bool(self.file):
@@ -250,7 +299,7 @@ class Config(Settings):
 
     protocol_version: Literal[3] = PROTOCOL_VERSION
     dataset: str = Field(
-        pattern=r"^(mnist|digits|cifar10|folder:[A-Za-z0-9_-][A-Za-z0-9_.-]*)$",
+        pattern=f"^({'|'.join(DATASETS)}|{FOLDER}{FOLDER_NAME})$",
         description="mnist, cifar10, digits (embedded), or folder:NAME for your own images",
     )
     architecture: Architecture = Field(default="lenet", description="architecture of the victims")
@@ -269,17 +318,15 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        images, wanted = TRAINING_IMAGES.get(self.dataset), self.data.train_size + self.data.validation_size
-        classes = CLASS_COUNTS.get(self.dataset)
-        if classes is not None and self.threat.target_class >= classes:
-            raise ValueError(
-                f"threat.target_class must be less than {classes} for {self.dataset}, got {self.threat.target_class}"
-            )
+        known, target = DATASETS.get(self.dataset), self.threat.target_class
+        if known and target >= (classes := len(known.class_names)):
+            raise ValueError(f"threat.target_class must be less than {classes} for {self.dataset}, got {target}")
         if len(set(self.controls)) < len(self.controls):
             raise ValueError(f"controls must differ, got {', '.join(self.controls)}")
-        if images is not None and wanted > images:
+        if known and (wanted := self.data.train_size + self.data.validation_size) > known.training_images:
             raise ValueError(
-                f"data.train_size + data.validation_size must be at most {images} for {self.dataset}, got {wanted}"
+                f"data.train_size + data.validation_size must be at most {known.training_images} for {self.dataset}, "
+                f"got {wanted}"
             )
         if self.training.batch_size > self.data.train_size:
             raise ValueError(

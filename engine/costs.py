@@ -8,10 +8,10 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from engine.config import AttackConfig, Config, arms_of, lower_level
+from engine.config import DATASETS, AttackConfig, Config, arms_of, lower_level
 
-# One unit is the forward pass of one 28×28 image through the 20-50-500 LeNet. Measured on one CPU thread in batches of
-# 100. Of networks with batch normalisation, between what certification (a sixth less) and training (a third more) take.
+# The forward pass of one 28×28 image, in units of the 20-50-500 LeNet's: measured on one CPU thread, in batches of 100.
+# Networks with batch normalisation take a sixth less than this in certification, and a third more in training.
 RELATIVE_COST = {
     "mlp": 0.08,
     "lenet-narrow": 0.4,
@@ -50,16 +50,11 @@ KEPT = {
 # Weights of the first dense layer for each pixel more than 28×28: a few million for photographs, and nothing before.
 DENSE = {"mlp": 768, "lenet-narrow": 91, "lenet": 1420, "convnet": 1020}
 WEIGHTS_HELD = 20  # vectors as long as the weights: those of Adam and of the linear system, gradients, copies
-# Images of a data set with those for testing, and the shape of one; a folder's is taken for CIFAR-10's if not given.
-SET_SIZE = {"mnist": 70_000, "digits": 1_797, "cifar10": 60_000}
-SHAPES = {"mnist": (1, 28, 28), "digits": (1, 28, 28), "cifar10": (3, 32, 32)}
 Shape = tuple[int, int, int]  # (C, H, W)
 # Bytes, fitted on the CPU to what `python -m benchmarks memory` measures, which prints both.
 BASE_MEMORY = 0.95e9  # a process that has imported all and done nothing
 COPIES = 3.1  # of the data set, and again of the training images
 FIRST_GRAPH, SECOND_GRAPH = 1.5, 4.0  # times what a backward pass keeps, for first and second derivatives
-SECOND_ORDER = ("pacd", "universal", "gradient-matching")  # attacks that differentiate a training gradient
-FIRST_ORDER = ("error-minimising", "error-maximising")  # attacks that differentiate a training loss; others are free
 
 
 @dataclass
@@ -92,13 +87,13 @@ def work_of(config: Config) -> Work:
 def work_of_attack(config: Config) -> float:
     """Of the whole poison, in units, as all work here; 0 where nothing is optimised."""
     attack, (procedure, _) = config.attack, lower_level(config)
-    if attack.name not in (*SECOND_ORDER, *FIRST_ORDER):
+    if not attack.traits.surrogates:
         return 0.0
     images = (attack.clean_batch + attack.poison_batch) * procedure.loss_passes
     first = 1 + BACKWARD
     lives = -(-attack.upper_steps // attack.restart_every)
     adversary = (attack.clean_batch + attack.poison_batch) * first * procedure.draws * procedure.adversary_steps
-    direction = images * first if attack.name in FIRST_ORDER else _direction(attack, images)
+    direction = _direction(attack, images) if attack.traits.derivatives == 2 else images * first
     step = adversary + images * first * attack.lower_steps + direction
     warmup = lives * attack.warmup_steps * (adversary + images * first)
     return _unit(config, attack.surrogate) * (attack.upper_steps * step + warmup)
@@ -110,7 +105,7 @@ def _direction(attack: AttackConfig, images: int) -> float:
     upper = attack.upper_batch * attack.upper_noise * first
     poison = images * attack.poison_batch / (attack.clean_batch + attack.poison_batch)
     cross_term = poison * (first + HESSIAN_VECTOR)
-    solver = "one-step" if attack.name == "gradient-matching" else attack.linear_solver
+    solver = attack.linear_solver if attack.traits.bilevel else "one-step"
     if solver == "one-step":
         return upper + cross_term
     if solver == "unrolled":
@@ -157,13 +152,13 @@ def estimate(config: Config, *, device: str, shape: Shape | None = None) -> Esti
         alone = -(-count // workers) / count * victims / _of_a_cpu()
         after = victims / 2 / units_per_second(device)
         seconds = max(seconds, alone, work.poison / _of_a_cpu() + after)
-    seconds *= larger(config, shape)
+    seconds *= pixel_ratio(config, shape)
     return Estimate(STARTUP_SECONDS + seconds, memory_of(config, workers=workers, shape=shape))
 
 
-def larger(config: Config, shape: Shape | None) -> float:
+def pixel_ratio(config: Config, shape: Shape | None) -> float:
     """How many times an image of a folder has the pixels that work is counted for; 1 of other data sets."""
-    return 1.0 if shape is None or config.dataset in SHAPES else shape[1] * shape[2] / 784
+    return 1.0 if shape is None or config.dataset in DATASETS else shape[1] * shape[2] / 784
 
 
 def units_per_second(device: str) -> float:
@@ -183,10 +178,11 @@ def _of_a_cpu() -> float:
 
 def memory_of(config: Config, *, workers: int, shape: Shape | None = None) -> float:
     """Peak bytes: data, noise that is fixed for ever, and what is differentiated at once."""
-    shape = SHAPES.get(config.dataset) or shape or SHAPES["cifar10"]
+    known, training = DATASETS.get(config.dataset), config.data.train_size
+    shape = known.shape if known else shape or DATASETS["cifar10"].shape  # what a folder's is taken for if not given
+    images = known.training_images + known.test_images if known else training + config.data.validation_size
     image = 4 * math.prod(shape)
-    images, training = config.data.train_size + config.data.validation_size, config.data.train_size
-    data = COPIES * image * (SET_SIZE.get(config.dataset, images) + training)
+    data = COPIES * image * (images + training)
     batch = config.training.batch_size * config.procedure.loss_passes
     victim = FIRST_GRAPH * batch * _kept(config.architecture, shape) + _weights(config.architecture, shape)
     if config.procedure.name == "smoothadv-pacd":
@@ -196,12 +192,12 @@ def memory_of(config: Config, *, workers: int, shape: Shape | None = None) -> fl
 
 def _memory_of_attack(config: Config, shape: Shape) -> float:
     attack, (procedure, _) = config.attack, lower_level(config)
-    if attack.name not in (*SECOND_ORDER, *FIRST_ORDER):
+    if not attack.traits.surrogates:
         return 0.0
     lower = (attack.clean_batch + attack.poison_batch) * procedure.loss_passes
-    graphs = SECOND_GRAPH * lower + FIRST_GRAPH * attack.upper_batch * attack.upper_noise
-    if attack.name in FIRST_ORDER:
-        graphs = FIRST_GRAPH * lower
+    graphs = FIRST_GRAPH * lower
+    if attack.traits.derivatives == 2:
+        graphs = SECOND_GRAPH * lower + FIRST_GRAPH * attack.upper_batch * attack.upper_noise
     fixed = config.data.train_size * procedure.draws if attack.fixed_lower_noise else 0
     kept = graphs * _kept(attack.surrogate, shape) + 4 * math.prod(shape) * fixed
     return kept + _weights(attack.surrogate, shape)

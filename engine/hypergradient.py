@@ -28,7 +28,7 @@ from engine.solvers import (
 )
 
 Loss = Callable[..., Tensor]  # (weights [W], x) → scalar; for Gauss–Newton (weights, x, tap), which sees the outputs
-Each = Callable[[Callable, Iterable], Iterable]  # as `map`; an executor's computes side by side
+ParallelMap = Callable[[Callable, Iterable], Iterable]  # as `map`; an executor's computes side by side
 
 
 class Part(NamedTuple):
@@ -46,7 +46,7 @@ class Sum:
     """
 
     parts: Callable[[], Sequence[Part]]
-    each: Each = map
+    each: ParallelMap = map
 
     def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
         return _total([part.loss(weights, x) for part in self.parts()])
@@ -134,7 +134,7 @@ def cross_term(loss: Loss, weights: Tensor, x: Tensor, vector: Tensor) -> Tensor
     return _total(list(each(of, [part for part in parts if part.has_x])))
 
 
-def _in_parts(loss: Loss) -> tuple[Sequence[Part], Each]:
+def _in_parts(loss: Loss) -> tuple[Sequence[Part], ParallelMap]:
     return (loss.parts(), loss.each) if isinstance(loss, Sum) else ([Part(loss, True)], map)
 
 
@@ -194,12 +194,12 @@ class ApproxGrad:
         self.weights = weights.clone()
         self.p = torch.zeros_like(weights)
         self._adam_weights = Adam(weights, learning_rate=weights_learning_rate)
-        self._adam_linear = Adam(weights, learning_rate=linear_learning_rate)
+        self.adam_of_p = Adam(weights, learning_rate=linear_learning_rate)
         self._penalty = torch.zeros((), dtype=torch.float64)
         self._name, self._steps, self._damping = linear_solver, linear_steps, damping
         self._solvers: dict[str, Callable[..., LinearSolution]] = {
-            "adam": partial(adam_on_residual, adam=self._adam_linear),
-            "adam-shared": lambda system, *a, **k: adam_on_residual(cache(system), *a, adam=self._adam_linear, **k),
+            "adam": lambda system, *a, **k: adam_on_residual(system, *a, adam=self.adam_of_p, **k),
+            "adam-shared": lambda system, *a, **k: adam_on_residual(cache(system), *a, adam=self.adam_of_p, **k),
             "cg": conjugate_gradient,
             "gauss-newton-cg": conjugate_gradient,
             "minres": minres,
@@ -210,7 +210,7 @@ class ApproxGrad:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a step changes, in place, but for the state of the generator."""
-        moments = {"weights": self._adam_weights, "linear": self._adam_linear}
+        moments = {"weights": self._adam_weights, "linear": self.adam_of_p}
         return {
             "w": self.weights,
             "p": self.p,
@@ -229,7 +229,7 @@ class ApproxGrad:
     def hypergradient(self, lower_loss: Loss, upper_loss: Loss, x: Tensor) -> Hypergradient:
         """Improves p on the linear system at the current weights and returns −g_xw · p (PACD's f_x is zero)."""
         if self._name == "unrolled":
-            rate = self._adam_linear.learning_rate
+            rate = self.adam_of_p.learning_rate
             return unrolled(lower_loss, upper_loss, self.weights, x, steps=self._steps, learning_rate=rate)
         if self._name == "penalty":
             return self._penalised(lower_loss, upper_loss, x)
@@ -266,7 +266,7 @@ class ApproxGrad:
             return upper + float(self._penalty) / 2 * first.square().sum()
 
         for _ in range(self._steps):
-            self.weights += self._adam_linear.step(gradient(penalised, self.weights, x)[1])
+            self.weights += self.adam_of_p.step(gradient(penalised, self.weights, x)[1])
         x = x.detach().requires_grad_()
         total = penalised(self.weights.detach().requires_grad_(), x)
         return Hypergradient(grad(total, x)[0], value, products=self._steps + 1)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 ORDINARY = 1  # calls before one is recorded: libraries choose their algorithms and optimisers make their state in them
 KEPT = 2  # graphs
-AHEAD = 2  # replays that the GPU is told of at a time: launching waits where there are many, and all threads with it
+AHEAD = 2  # replays in the GPU's queue: where it is full, the next launch blocks, and with it every thread
 SPARE = 0.2  # of a GPU's memory, that should be free for a graph to be recorded
-alone = threading.Lock()  # held by who records a graph, compiles, or makes the whole GPU wait: one at a time
+gpu_lock = threading.Lock()  # held by who records a graph, compiles, or makes the whole GPU wait: one at a time
 
 
 class Replayed:
@@ -52,7 +52,7 @@ class Replayed:
             del self._graphs[next(iter(self._graphs))]
         if isinstance(graph, int) and graph < ORDINARY:
             self._graphs[key] = graph + 1
-            with alone:  # it may compile
+            with gpu_lock:  # it may compile
                 return self._function(*given)
         if isinstance(graph, int):
             beside = next((each for each in self._graphs.values() if isinstance(each, _Graph)), None)
@@ -83,7 +83,7 @@ class _Graph:
         self._graph = torch.cuda.CUDAGraph()
         for generator in generators:
             self._graph.register_generator_state(generator)
-        with alone:
+        with gpu_lock:
             free, total = torch.cuda.mem_get_info()
             if free < SPARE * total:  # what is kept for later is not given back while a graph is recorded
                 torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ from torch import Tensor
 BITS = {"one-bit": 1, "three-bit": 3}
 
 
-def squeeze(images: Tensor, squeezing: str) -> Tensor:
+def squeeze_features(images: Tensor, squeezing: str) -> Tensor:
     """Images [N, C, H, W] in [0, 1], squeezed: "none", "median" (3×3, edges repeated), "one-bit" or "three-bit"."""
     if squeezing == "none":
         return images

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.compiling import can_compile, compiled
 from engine.models.network import Network
-from engine.replay import alone
+from engine.replay import gpu_lock
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 
@@ -128,7 +128,7 @@ class Answers:
         answers, sure = (torch.stack(parts) for parts in zip(*screened, strict=True))
         rows, draws = (~sure).nonzero(as_tuple=True)
         for some, of in zip(rows.split(len(noise)), draws.split(len(noise)), strict=True):
-            answers[some, of] = self._screen.exactly(shared[of] + self._at_images[some])
+            answers[some, of] = self._screen.in_full_precision(shared[of] + self._at_images[some])
         return answers
 
     def keep(self, which: Tensor) -> None:
@@ -167,10 +167,10 @@ class Screen:
 
     def _first_margins(self, network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         self._margins = compiled(_margins)
-        with alone:  # it may compile
+        with gpu_lock:  # it may compile
             return self._margins(network, shared, at)
 
-    def exactly(self, h: Tensor) -> Tensor:
+    def in_full_precision(self, h: Tensor) -> Tensor:
         """Answers int64 [M] where the stem is h [M, …], in float32; on a GPU in float64."""
         return self._exact.rest(h.to(next(self._exact.parameters()).dtype)).argmax(dim=1)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 import streamlit as st
 
 from engine import datasets, jobs
-from engine.config import FOLDER, PROCEDURES, TRAINING_IMAGES, Config, ConfigError, ProcedureConfig, Settings
+from engine.config import DATASETS, FOLDER, PROCEDURES, Config, ConfigError, ProcedureConfig, Settings
 from engine.datasets import BUILT_IN, DatasetUnavailable, class_in_words
 from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS, find_preset
@@ -302,7 +302,7 @@ def class_names(dataset: str) -> tuple[str, ...]:
 
 def training_images(dataset: str) -> int | None:
     if (own := datasets.folder_of(dataset, _shared.data_root())) is None:
-        return TRAINING_IMAGES[dataset]
+        return DATASETS[dataset].training_images
     try:
         return datasets.folder.contents(own).count(train=True)
     except DatasetUnavailable:

@@ -9,7 +9,6 @@ import streamlit as st
 from engine import datasets, paper
 from engine.config import ConfigError
 from engine.costs import expected_device
-from engine.datasets import DATASETS
 from engine.presets import PRESETS
 from engine.records import Run
 from engine.report import sentences, wording
@@ -29,7 +28,7 @@ def start(study: Study, preset: str | None, problem: str = "studies problem") ->
         wanted = dict.fromkeys(cell.config.dataset for cell in study.cells())
         missing = [name for name in wanted if not datasets.available(name, _shared.data_root())]
         if missing:
-            words = ", ".join(DATASETS.get(name, name) for name in missing)
+            words = ", ".join(datasets.describe(name) for name in missing)
             raise ConfigError(f"not on this machine: {words}. Get it with `python -m engine fetch {missing[0]}`")
         process.check(study, runs_root=_shared.runs_root(), data_root=_shared.data_root())
         record = process.submit(study, runs_root=_shared.runs_root(), data_root=_shared.data_root(), preset=preset)

@@ -11,7 +11,6 @@ from streamlit.errors import StreamlitAPIException, StreamlitPageNotFoundError
 
 from engine import datasets, index, records
 from engine.config import PROTOCOL_VERSION
-from engine.datasets import DATASETS
 from engine.records import GALLERY, GRID, Run
 from engine.report import wording
 from pages import _links
@@ -202,8 +201,9 @@ def mnist_notice() -> None:
     if default_dataset() == "mnist":
         return
     st.info(
-        f"MNIST is not on this machine (not in {data_root() / 'MNIST' / 'raw'}): you see the {DATASETS['digits']}. "
-        "`python -m engine fetch mnist` gets it (12 MB from the network); then reload this page.",
+        f"MNIST is not on this machine (not in {data_root() / 'MNIST' / 'raw'}): you see the "
+        f"{datasets.describe('digits')}. `python -m engine fetch mnist` gets it (12 MB from the network); then reload "
+        "this page.",
         icon=":material/info:",
     )
 

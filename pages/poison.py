@@ -8,7 +8,7 @@ import streamlit as st
 
 from engine import datasets, jobs, records
 from engine.certification import radius_cap
-from engine.config import Config, ConfigError, arms_of, smallest_useful_n
+from engine.config import ATTACK_TRAITS, Config, ConfigError, arms_of, smallest_useful_n
 from engine.costs import estimate, expected_device
 from engine.datasets import DatasetUnavailable
 from engine.presets import PRESETS, kept_at_another_sigma
@@ -37,13 +37,14 @@ def form() -> None:
         _form.widgets(FIRST, columns=2)
         if _form.chosen("attack.name") == "from-file":
             _poison_file.widgets()
-    attack = wording.ATTACKS[_form.chosen("attack.name")]
+    name = _form.chosen("attack.name")
+    attack, at_once = wording.ATTACKS[name].name, not ATTACK_TRAITS[name].surrogates
     with st.expander("What the attacker may do"):
         _form.widgets(MAY_DO, columns=2)
         _form.widget("controls")
     with st.expander("What the attacker assumes"):
-        if not attack.surrogate:
-            st.caption(f"{attack.name}: uses no surrogate, so it assumes nothing, and these settings do not matter.")
+        if at_once:
+            st.caption(f"{attack}: uses no surrogate, so it assumes nothing, and these settings do not matter.")
         _form.widgets(["attack.procedure", "attack.sigma", "attack.surrogate", "attack.augmentation"], columns=2)
         if names := _form.settings_of("attack.procedure"):
             st.markdown(f"**Settings of {wording.PROCEDURE_NAMES[_form.chosen('attack.procedure')]}**, as assumed")
@@ -56,8 +57,8 @@ def form() -> None:
         _form.widgets(VICTIMS, columns=2)
         _form.widgets(below("training"), columns=3)
     with st.expander("How the attack computes"):
-        if not attack.surrogate:
-            st.caption(f"{attack.name}: made at once, so these settings do not matter.")
+        if at_once:
+            st.caption(f"{attack}: made at once, so these settings do not matter.")
         _form.widgets(below("attack"), columns=2)
     with st.expander("Data, certification, seeds"):
         _form.widgets(below("data", "certification", ""), columns=3)

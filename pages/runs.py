@@ -227,7 +227,7 @@ def exports(run: Run) -> None:
 
 def has_images(run: Run) -> bool:
     """Whether the run changed pixels of images that are on this machine."""
-    changed = run.config.attack.name not in ("none", "label-flip") and (run.directory / "poison.safetensors").is_file()
+    changed = run.config.attack.traits.changes_pixels and (run.directory / "poison.safetensors").is_file()
     return changed and datasets.available(run.config.dataset, _shared.data_root())
 
 

@@ -9,7 +9,7 @@ from engine import spread
 from engine.figures import radii
 from engine.figures.style import ARM_STYLE, SAVE, alt
 from engine.records import Run
-from engine.report import sentences, wording
+from engine.report import sentences
 from pages import _export, _images, _shared
 
 SHOWN_IMAGES = 8
@@ -29,10 +29,10 @@ def story_of() -> Run | None:
 
 
 def what_happened(run: Run) -> None:
-    report, attack = run.report or {}, wording.attack_of(run.config)
-    if run.config.attack.name == "none":
+    report, attack = run.report or {}, run.config.attack
+    if attack.name == "none":
         st.markdown(f"Nobody changed anything in this run. {sentences.headline(report)}")
-    elif attack.labels:
+    elif attack.traits.changes_labels:
         st.markdown(f"Somebody gave {images_changed(run)} **wrong labels**, as anyone can see. {worth_less(report)}")
     else:
         st.markdown(

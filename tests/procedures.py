@@ -7,6 +7,7 @@ from engine.config import ProcedureConfig
 from engine.models import with_weights
 from engine.streams import stream
 from engine.training import Procedure, make
+from engine.training.base import Batch
 
 SIGMA, K = 0.3, 3
 ADVERSARIAL = ["smoothadv", "smoothadv-pacd", "smoothmix"]
@@ -20,8 +21,9 @@ def procedure(name: str, **settings) -> Procedure:
     return make(ProcedureConfig.model_validate({"name": name} | settings), sigma=SIGMA)
 
 
-def prepared(of: Procedure, classifier, images: Tensor, labels: Tensor, noise: Tensor, strength: float = 1.0):
-    return of.prepare(classifier, images, labels, noise, strength=strength, generator=stream(0, "prepare"))
+def prepared(of: Procedure, classifier, batch: Batch) -> Batch:
+    """With its constants."""
+    return batch._replace(constants=of.prepare(classifier, batch, generator=stream(0, "prepare")))
 
 
 def network() -> nn.Module:
@@ -38,11 +40,11 @@ LABELS = with_weights(MODEL, WEIGHTS)(IMAGES).argmax(dim=1)
 LABELS[-1] = (LABELS[-1] + 1) % K  # one wrong image among them
 
 
-def given(name: str, draws: int = 3) -> tuple[Procedure, Tensor, tuple[Tensor, ...]]:
-    """The procedure, noise for IMAGES, and its constants at WEIGHTS."""
+def given(name: str, draws: int = 3) -> tuple[Procedure, Batch]:
+    """The procedure, and a batch of IMAGES with its constants at WEIGHTS."""
     of = procedure(name, **({} if name == "standard" else {"draws": draws}))
     noise = SIGMA * normal(len(IMAGES), of.settings.draws, 1, 4, 4, name="noise")
-    return of, noise, prepared(of, with_weights(MODEL, WEIGHTS), IMAGES, LABELS, noise)
+    return of, prepared(of, with_weights(MODEL, WEIGHTS), Batch(IMAGES, LABELS, noise))
 
 
 # where all is linear: logits (−w.x, w.x) / 2, whose steepest ascent for label 1 is −w / |w|

@@ -11,8 +11,7 @@ from engine import models
 from engine.attacks import ATTACKS
 from engine.attacks.base import AttackProblem, AttackRecord
 from engine.attacks.random_noise import random_noise
-from engine.config import ProcedureConfig
-from engine.costs import FIRST_ORDER, SECOND_ORDER
+from engine.config import ATTACK_TRAITS, ProcedureConfig
 from engine.data import LabelledImages
 from engine.hypergradient import ApproxGrad
 from engine.overrides import with_overrides
@@ -29,7 +28,7 @@ QUICK = PRESETS["quick"].config
 CONFIG = with_overrides(QUICK, [*SMALL]).attack.model_copy(update=dict(surrogate="tiny"))
 TARGET, EPSILON, SIGMA = 2, 0.1, 0.25
 GAUSSIAN = make(ProcedureConfig(name="gaussian"), sigma=SIGMA)
-OPTIMISED = (*SECOND_ORDER, *FIRST_ORDER)
+OPTIMISED = tuple(name for name, traits in ATTACK_TRAITS.items() if traits.surrogates)
 
 
 class Tiny(nn.Sequential):

@@ -11,6 +11,7 @@ from engine.models import with_weights
 from engine.streams import stream
 from engine.training import PROCEDURES
 from engine.training.adversary import ascend, l2, normalised
+from engine.training.base import Batch
 from tests.procedures import (
     ADVERSARIAL,
     GREY,
@@ -38,7 +39,7 @@ def test_smoothadv_goes_straight_to_its_radius_where_all_is_linear(draws, steps,
     """Steps of 2 ε/T along one direction reach the radius after half of them, and then stay there."""
     of = procedure("smoothadv", draws=draws, adversary_steps=steps, adversary_size=0.3)
     noise = SIGMA * normal(2, draws, 1, 4, 4, name="noise")
-    (change,) = prepared(of, linear, GREY, ONE, noise, strength)
+    (change,) = prepared(of, linear, Batch(GREY, ONE, noise, strength=strength)).constants
     expected = 0.3 * strength * torch.stack([-W, W]) / 5
     assert torch.allclose(change, expected, rtol=1e-9)
 
@@ -48,12 +49,13 @@ def test_smoothadv_stops_at_the_pixel_range_and_goes_on_along_it():
     images = GREY[:1].clone()
     images[0, 0, 0, 0] = 0.0
     of = procedure("smoothadv", draws=4, adversary_steps=10, adversary_size=0.3)
-    (change,) = prepared(of, linear, images, ONE[:1], ZERO[:1])
+    batch = Batch(images, ONE[:1], ZERO[:1])
+    (change,) = prepared(of, linear, batch).constants
     expected = torch.zeros_like(images)
     expected[0, 0, 0, 3] = 0.3
     assert torch.allclose(change, expected, rtol=1e-9)
     # with room for 0.5 alone, a radius beyond it is not reached
-    (change,) = prepared(procedure("smoothadv", adversary_size=2.0), linear, images, ONE[:1], ZERO[:1])
+    (change,) = prepared(procedure("smoothadv", adversary_size=2.0), linear, batch).constants
     assert torch.allclose(change, expected / 0.3 * 0.5, rtol=1e-9)
 
 
@@ -62,18 +64,18 @@ def test_one_step_of_smoothadv_is_as_long_as_its_share():
     lengths = []
     for steps in range(1, 5):
         step = lambda gradient: 0.2 * normalised(gradient)  # noqa: E731
-        change = ascend(linear, GREY, ONE, ZERO, step=step, steps=steps, radius=0.5)
+        change = ascend(linear, Batch(GREY, ONE, ZERO), step=step, steps=steps, radius=0.5)
         lengths.append(float(l2(change)[0]))
     assert lengths == pytest.approx([0.2, 0.4, 0.5, 0.5])
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_adversaries_raise_the_smoothed_loss_within_range_and_radius(name):
-    of, noise, constants = given(name)
-    f, change = with_weights(MODEL, WEIGHTS), constants[0]
+    of, batch = given(name)
+    f, change = with_weights(MODEL, WEIGHTS), batch.constants[0]
 
     def smoothed(images: Tensor) -> Tensor:
-        logits = f((images[:, None] + noise).flatten(0, 1)).view(len(images), -1, K)
+        logits = f((images[:, None] + batch.noise).flatten(0, 1)).view(len(images), -1, K)
         return -logits.softmax(dim=2).mean(dim=1).log()[torch.arange(len(images)), LABELS]
 
     assert (smoothed(IMAGES + change) > smoothed(IMAGES)).all()
@@ -85,12 +87,11 @@ def test_adversaries_raise_the_smoothed_loss_within_range_and_radius(name):
 
 @pytest.mark.parametrize("name", ["smoothadv", "smoothadv-pacd"])
 def test_without_a_change_adversarial_training_is_gaussian_augmentation(name):
-    of, noise, _ = given(name)
+    of, batch = given(name)
     f = with_weights(MODEL, WEIGHTS)
-    (change,) = prepared(of, f, IMAGES, LABELS, noise, strength=0.0)
-    assert (change == 0).all()
-    expected = procedure("gaussian").loss(f, IMAGES, LABELS, noise)
-    assert torch.equal(of.loss(f, IMAGES, LABELS, noise, (change,)), expected)
+    batch = prepared(of, f, batch._replace(strength=0.0))
+    assert (batch.constants[0] == 0).all()
+    assert torch.equal(of.loss(f, batch), procedure("gaussian").loss(f, batch))
 
 
 def test_without_a_gradient_the_adversary_stays():
@@ -102,8 +103,7 @@ def test_without_a_gradient_the_adversary_stays():
     for name in ADVERSARIAL:
         of = procedure(name)
         noise = of.draw_noise(images, generator=stream(0, "noise"))
-        change = prepared(of, certain, images, labels, noise)[0]
-        assert (change == 0).all()
+        assert (prepared(of, certain, Batch(images, labels, noise)).constants[0] == 0).all()
 
 
 def test_the_authors_adversary_is_adam_cut_at_the_range_and_scaled_to_the_radius():
@@ -121,7 +121,7 @@ def test_the_authors_adversary_is_adam_cut_at_the_range_and_scaled_to_the_radius
         for i, part in enumerate(change):
             size = math.sqrt(sum(pixel**2 for pixel in part.flatten().tolist()))
             change[i] = part * min(1, 0.8 / size)
-    found = prepared(of, f, IMAGES, LABELS, noise)[0]
+    found = prepared(of, f, Batch(IMAGES, LABELS, noise)).constants[0]
     assert torch.allclose(found, change, rtol=1e-9, atol=1e-12)
     assert type(of).fixed_noise
     assert not any(PROCEDURES[name].fixed_noise for name in PROCEDURES if name != "smoothadv-pacd")
@@ -130,15 +130,14 @@ def test_the_authors_adversary_is_adam_cut_at_the_range_and_scaled_to_the_radius
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_smoothmixs_steps_have_their_length_and_no_limit_but_the_range(strength):
     of = procedure("smoothmix", adversary_steps=3, adversary_size=0.1)
-    change, _ = prepared(of, linear, GREY, ONE, ZERO, strength)
+    change, _ = prepared(of, linear, Batch(GREY, ONE, ZERO, strength=strength)).constants
     assert torch.allclose(change, 0.3 * torch.stack([-W, W]) / 5, rtol=1e-9)
 
 
 def test_how_far_smoothmix_goes_is_uniform_up_to_one_half():
-    images = torch.zeros(4000, 1, 1, 1)
-    noise = torch.zeros(4000, 1, 1, 1, 1)
+    batch = Batch(torch.zeros(4000, 1, 1, 1), torch.zeros(4000, dtype=torch.int64), torch.zeros(4000, 1, 1, 1, 1))
     of = procedure("smoothmix", adversary_steps=0)
-    _, far = prepared(of, lambda batch: batch.flatten(1), images, torch.zeros(4000, dtype=torch.int64), noise)
+    _, far = prepared(of, lambda images: images.flatten(1), batch).constants
     # 5 standard errors each: false alarm 5.7e-7
     assert abs(float(far.mean()) - 0.25) < 5 * 0.5 / math.sqrt(12 * 4000)
     assert abs(float((far < 0.125).double().mean()) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 4000)

@@ -4,7 +4,7 @@ from typing import get_args
 
 from engine import costs, models
 from engine.attacks import ATTACKS
-from engine.config import Architecture, AttackName
+from engine.config import ATTACK_TRAITS, Architecture, AttackName
 from engine.report import wording
 
 
@@ -18,5 +18,4 @@ def test_attacks() -> None:
     known = set(get_args(AttackName))
     assert set(wording.ATTACKS) == known
     assert set(ATTACKS) == known - {"none"}
-    optimising = {name for name, attack in wording.ATTACKS.items() if attack.surrogate}
-    assert {*costs.SECOND_ORDER, *costs.FIRST_ORDER} == optimising
+    assert set(ATTACK_TRAITS) == known

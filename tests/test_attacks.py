@@ -20,7 +20,7 @@ from engine.data import load, split
 from engine.streams import stream
 from engine.threat import Poison, check
 from engine.training import PROCEDURES, Procedure
-from engine.training.base import State
+from engine.training.base import Batch, State
 from tests.attacking import (
     CONFIG,
     EPSILON,
@@ -150,9 +150,8 @@ def with_loss(name: str, change) -> Procedure:
     """A procedure whose loss is change(its own loss, images, labels)."""
 
     class Changed(PROCEDURES[name]):
-        def loss(self, base_classifier, images, labels, noise, constants=(), *, strength=1.0) -> Tensor:
-            value = super().loss(base_classifier, images, labels, noise, constants, strength=strength)
-            return change(value, images, labels)
+        def loss(self, base_classifier, batch: Batch) -> Tensor:
+            return change(super().loss(base_classifier, batch), batch.images, batch.labels)
 
     return Changed(ProcedureConfig(name=name), SIGMA)
 
@@ -269,9 +268,9 @@ def test_an_adversary_answers_once_in_every_minibatch(name):
     answered = []
 
     class Counting(PROCEDURES[name]):
-        def prepare(self, *arguments, **settings) -> tuple[Tensor, ...]:
-            answered.append(settings["strength"])
-            return super().prepare(*arguments, **settings)
+        def prepare(self, base_classifier, batch: Batch, **settings) -> tuple[Tensor, ...]:
+            answered.append(batch.strength)
+            return super().prepare(base_classifier, batch, **settings)
 
     settings = ProcedureConfig(name=name, warmup=0.5)
     attacked(CONFIG.model_copy(update=dict(upper_steps=4, restart_every=4)), procedure=Counting(settings, SIGMA))

@@ -23,6 +23,7 @@ from engine.presets import PRESETS
 from engine.smoothing import gaussian_noise
 from engine.streams import stream
 from engine.training import make
+from engine.training.base import Batch
 from tests.attacking import CONFIG, attacked, tiny_networks
 
 __all__ = ["tiny_networks"]  # a fixture that works by being here
@@ -54,8 +55,8 @@ def test_plain_losses_and_their_gradients_are_the_engines_on_the_same_noise(mode
     noise = gaussian_noise((6, draws, 1, 28, 28), sigma=0.5, generator=stream(2, "test"))
     y = model(x).argmax(dim=1) if procedure == "macer" else y  # so that its hinge counts
     found = loss(theirs, x, y, noise)
-    constants = how.prepare(model, x, y, noise, strength=1.0, generator=stream(3, "test"))
-    own = how.loss(model, x, y, noise, constants)
+    batch = Batch(x, y, noise)
+    own = how.loss(model, batch._replace(constants=how.prepare(model, batch, generator=stream(3, "test"))))
     assert found.item() == pytest.approx(own.item(), rel=1e-4)
     (bias,) = torch.autograd.grad(own, model.fc2.bias)
     torch.testing.assert_close(torch.autograd.grad(found, theirs[-1].bias)[0], bias, rtol=1e-3, atol=1e-5)

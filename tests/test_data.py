@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import datasets
-from engine.config import CLASS_COUNTS, TRAINING_IMAGES
+from engine.config import DATASETS
 from engine.data import LabelledImages, load, split
 from engine.datasets import DatasetUnavailable, cifar10
 
@@ -179,9 +179,9 @@ def test_cifar10_is_read_from_its_binary_files(tmp_path, monkeypatch):
 
 def test_cifar10_files_of_the_real_size_hold_50_000_and_10_000_images():
     assert cifar10.RECORDS * cifar10.RECORD_BYTES == 30_730_000
-    assert TRAINING_IMAGES["cifar10"] == 5 * cifar10.RECORDS
-    assert set(CLASS_COUNTS) == set(TRAINING_IMAGES) == set(datasets.DATASETS)
-    assert all(CLASS_COUNTS[name] == len(datasets.class_names(name, Path("/nowhere"))) for name in CLASS_COUNTS)
+    assert DATASETS["cifar10"].training_images == 5 * cifar10.RECORDS
+    assert DATASETS["cifar10"].test_images == cifar10.RECORDS
+    assert set(DATASETS) == set(datasets.BUILT_IN)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,8 @@ def test_embedded_digits_are_split_into_disjoint_halves_that_are_complete(digits
     assert digits[True].labels.tolist() == np.delete(labels, np.arange(0, len(labels), 5)).tolist()
     seen = {train: {image.numpy().tobytes() for image in data.images} for train, data in digits.items()}
     assert not seen[True] & seen[False]
-    assert TRAINING_IMAGES["digits"] == 1437
+    known = DATASETS["digits"]
+    assert (known.training_images, known.test_images) == (1437, 360)
 
 
 def test_what_one_caller_does_to_the_images_no_other_sees(digits):

@@ -22,6 +22,7 @@ from engine.presets import PRESETS
 from engine.solvers import Adam, adam_on_residual
 from engine.streams import stream
 from engine.training import Procedure, make
+from engine.training.base import Batch
 
 SIGMA, EPSILON, CLASSES = 0.3, 0.1, 4
 CLEAN, POISON, HELD_OUT, UPPER_DRAWS = 12, 5, 8, 3
@@ -120,7 +121,7 @@ class Trace:
 
         def loss(weights: Tensor, x_poison: Tensor) -> Tensor:
             f = with_weights(model, weights)
-            return self.procedure.loss(f, torch.cat([images, x_poison]), LABELS[: CLEAN + POISON], noise)
+            return self.procedure.loss(f, Batch(torch.cat([images, x_poison]), LABELS[: CLEAN + POISON], noise))
 
         return loss
 
@@ -275,8 +276,8 @@ def levels(procedure: str, augmentation: str = "none", **changes) -> Levels:
 
 def lower_of(drawn: Levels, model: nn.Module, strength: float = 1.0):
     which = drawn.draw_lower(ROWS)
-    held = drawn.held(model, flat_weights(model), PROBLEM.x_clean[ROWS], which, strength=strength)
-    return drawn.minibatch(which, poison=len(ROWS), strength=strength).loss(model, held)
+    shared = drawn.shared_draws(model, flat_weights(model), PROBLEM.x_clean[ROWS], which, strength=strength)
+    return drawn.minibatch(which, poison=len(ROWS), strength=strength).loss(model, shared)
 
 
 @pytest.fixture
@@ -327,10 +328,10 @@ def test_noise_of_held_out_images_is_fresh_at_every_call_unless_it_is_fixed_for_
 def test_fixed_noise_belongs_to_images_whatever_minibatch_they_are_in(monkeypatch, model):
     seen: dict[bytes, set[bytes]] = {}
 
-    def spy(self, f, images, labels, noise, constants=(), *, strength=1.0):
-        for image, draws in zip(images, noise, strict=True):
+    def spy(self, f, batch: Batch):
+        for image, draws in zip(batch.images, batch.noise, strict=True):
             seen.setdefault(image.detach().numpy().tobytes(), set()).add(draws.numpy().tobytes())
-        return f(images).sum()
+        return f(batch.images).sum()
 
     monkeypatch.setattr(type(GAUSSIAN), "loss", spy)
     drawn = levels("gaussian", fixed_lower_noise=True)
@@ -348,15 +349,13 @@ def test_the_adversary_answers_once_and_its_change_is_constant_for_both_argument
     loss = lower_of(drawn, model)
     again = levels("smoothadv", fixed_lower_noise=True)
     which = again.draw_lower(ROWS)
-    images, labels, noise = TRAINING.images[which], TRAINING.labels[which], again._lower_noise[which]
+    batch = Batch(TRAINING.images[which], TRAINING.labels[which], again._lower_noise[which])
     procedure = make(ProcedureConfig(name="smoothadv"), sigma=SIGMA)
-    (change,) = procedure.prepare(
-        with_weights(model, weights), images, labels, noise, strength=1.0, generator=stream(0, "unused")
-    )
+    (change,) = procedure.prepare(with_weights(model, weights), batch, generator=stream(0, "unused"))
     assert float(change.flatten(1).norm(dim=1).min()) > 0.5
     moved = weights + 0.1
-    at = (images + change).requires_grad_()
-    expected = GAUSSIAN.loss(with_weights(model, moved), at, labels, noise)
+    at = (batch.images + change).requires_grad_()
+    expected = GAUSSIAN.loss(with_weights(model, moved), batch._replace(images=at))
     x = x_poison.clone().requires_grad_()
     found = loss(moved, x)
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)

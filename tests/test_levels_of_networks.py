@@ -20,6 +20,7 @@ from engine.models import build, flat_weights, with_weights
 from engine.solvers import Adam, adam_on_residual
 from engine.streams import stream
 from engine.training import make
+from engine.training.base import Batch
 from tests import textbook
 
 SIGMA, EPSILON = 0.25, 0.1
@@ -87,7 +88,7 @@ class Game:
         def loss(weights: Tensor, x_poison: Tensor) -> Tensor:
             images = torch.cat([self.clean, x_poison])
             images = images if self.crops is None else crop_and_flip(images, *self.crops)
-            return self.procedure.loss(with_weights(self.model, weights), images, self.labels, draws)
+            return self.procedure.loss(with_weights(self.model, weights), Batch(images, self.labels, draws))
 
         return loss
 
@@ -200,7 +201,7 @@ def test_the_upper_step_for_traces_agrees(procedure: str) -> None:
         torch.stack([game.lower_noise(step) for step in range(STEPS + 1)]),
         torch.stack([game.upper_noise(step) for step in range(STEPS)]),
     )
-    found = upper_step(given, epsilon=EPSILON, linear_learning_rate=LINEAR_RATE, poison_learning_rate=POISON_RATE)
+    found = upper_step(given, epsilon=EPSILON, **adams(game))
     agrees(game, found.p, -found.hypergradient, found.x_poison)
     above, below = game.upper_noise(0), game.lower_noise(0)
     f_v = slope(lambda w: game.second_upper(w, above), game.weights)
@@ -218,7 +219,15 @@ def test_a_procedure_with_an_adversary_has_no_such_step() -> None:
     nothing = torch.zeros(0)
     given = Given(game.model, game.weights, game.weights, smoothadv, *[nothing] * 5, 8, nothing, nothing)
     with pytest.raises(ValueError, match="smoothadv-pacd has an adversary"):
-        upper_step(given, epsilon=EPSILON, linear_learning_rate=LINEAR_RATE)
+        upper_step(given, epsilon=EPSILON, **adams(game))
+
+
+def adams(game: Game) -> dict[str, Adam]:
+    """Adam's states after a re-initialisation."""
+    return {
+        "adam_of_p": Adam(game.weights, learning_rate=LINEAR_RATE),
+        "adam_of_poison": Adam(game.x_poison, learning_rate=POISON_RATE),
+    }
 
 
 def agrees(game: Game, solution: Tensor, indirect: Tensor, poison: Tensor) -> None:

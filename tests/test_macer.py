@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.models import with_weights
 from engine.smoothing import log_mean_softmax, soft_margin
+from engine.training.base import Batch
 from tests.procedures import IMAGES, LABELS, MODEL, SIGMA, WEIGHTS, K, given, procedure
 
 
@@ -41,15 +42,15 @@ def test_macer_is_the_formula_with_the_quantiles_of_scipy(name):
         second, first = sorted(row)[1:]
         hinge += (q(second) - q(first) + 8) if row.index(first) == label else 0
     of = procedure(name, draws=5, weight=3.0)
-    found = of.loss(f, images, labels, torch.zeros(4, 5, 1, 1, 1, dtype=torch.float64))
+    found = of.loss(f, Batch(images, labels, torch.zeros(4, 5, 1, 1, 1, dtype=torch.float64)))
     assert float(found) == pytest.approx((entropy + 3.0 * SIGMA / 2 * hinge) / 4, rel=1e-12)
 
 
 def test_macers_term_is_deferred_until_the_warm_up_is_over():
-    of, noise, _ = given("macer")
+    of, batch = given("macer")
     f = with_weights(MODEL, WEIGHTS)
-    early, late = (float(of.loss(f, IMAGES, LABELS, noise, strength=s)) for s in (0.99, 1.0))
-    logits = f((IMAGES[:, None] + noise).flatten(0, 1)).view(len(IMAGES), -1, K)
+    early, late = (float(of.loss(f, batch._replace(strength=s))) for s in (0.99, 1.0))
+    logits = f((IMAGES[:, None] + batch.noise).flatten(0, 1)).view(len(IMAGES), -1, K)
     entropy = -(logits.softmax(dim=2).mean(dim=1)[torch.arange(len(IMAGES)), LABELS] + 1e-10).log().mean()
     assert early == pytest.approx(float(entropy), rel=1e-12)
     assert late > early
@@ -71,8 +72,8 @@ def test_a_margin_beyond_the_hinge_is_not_rewarded():
 
     def term(p: float) -> float:
         f, images = lookup([1 - p, p])
-        zeros, labels = torch.zeros(1, 2, 1, 1, 1, dtype=torch.float64), torch.tensor([0])
-        whole, none = (procedure("macer", draws=2, weight=w).loss(f, images, labels, zeros) for w in (1.0, 0.0))
+        batch = Batch(images, torch.tensor([0]), torch.zeros(1, 2, 1, 1, 1, dtype=torch.float64))
+        whole, none = (procedure("macer", draws=2, weight=w).loss(f, batch) for w in (1.0, 0.0))
         return float(whole - none)
 
     assert term(norm.cdf(-3.99)) == pytest.approx(SIGMA / 2 * 0.02, rel=1e-6)
@@ -82,11 +83,8 @@ def test_a_margin_beyond_the_hinge_is_not_rewarded():
 def test_squeezed_margins_never_reach_the_hinge():
     f, images = lookup([1 - 1e-12, 1e-12])
     of = procedure("macer-pacd", draws=2, weight=1.0)
-    zeros = torch.zeros(1, 2, 1, 1, 1, dtype=torch.float64)
-    term = float(
-        of.loss(f, images, torch.tensor([0]), zeros)
-        - procedure("macer-pacd", weight=0.0).loss(f, images, torch.tensor([0]), zeros)
-    )
+    batch = Batch(images, torch.tensor([0]), torch.zeros(1, 2, 1, 1, 1, dtype=torch.float64))
+    term = float(of.loss(f, batch) - procedure("macer-pacd", weight=0.0).loss(f, batch))
     assert term == pytest.approx(SIGMA / 2 * (8 - 2 * norm.ppf(0.999)), rel=1e-9)
 
 

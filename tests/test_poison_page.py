@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine import costs, records
+from engine import records
 from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, Status
@@ -203,7 +203,7 @@ def test_the_threat_card_fits_the_attack(attack: str) -> None:
     assert ("**Clean-label**" in card) == (attack not in ("label-flip", "none"))
     assert ("one and the same" in card) == (attack in ("universal", "white-pattern", "low-frequency-pattern"))
     assert ("ε = 0.1" in card) == (attack not in ("label-flip", "none"))
-    assert ("surrogates" in card) == wording.ATTACKS[attack].surrogate
+    assert ("surrogates" in card) == config.attack.traits.surrogates
     assert ("ship" in card) == (attack != "none")
 
 
@@ -228,8 +228,6 @@ def test_every_choice_of_the_configuration_has_a_plain_name() -> None:
     assert set(wording.PROCEDURE_NAMES) <= set(config.PROCEDURES)
     assert wording.PROCEDURE_NAMES["brought along"] == "brought along"  # a new one needs no line here
     assert set(wording.CONTROL_NAMES) == set(get_args(config.Control))
-    for name, attack in wording.ATTACKS.items():
-        assert attack.surrogate == (name in (*costs.SECOND_ORDER, *costs.FIRST_ORDER))
 
 
 def test_a_folder_of_images_is_offered_with_its_class_names_and_checked(folder: Path) -> None:

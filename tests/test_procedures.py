@@ -10,16 +10,16 @@ from engine.data import LabelledImages
 from engine.models import flat_weights, with_weights
 from engine.streams import stream
 from engine.training import PROCEDURES
-from engine.training.base import fit
+from engine.training.base import Batch, fit
 from tests.procedures import IMAGES, LABELS, MODEL, WEIGHTS, K, given, network, prepared, procedure
 
 
 @pytest.mark.parametrize("name", list(PROCEDURES))
 def test_losses_are_differentiable_twice_in_weights_and_images(name):
-    of, noise, constants = given(name)
+    of, batch = given(name)
 
     def loss(weights: Tensor, images: Tensor) -> Tensor:
-        return of.loss(with_weights(MODEL, weights), images, LABELS, noise, constants)
+        return of.loss(with_weights(MODEL, weights), batch._replace(images=images))
 
     arguments = (WEIGHTS.clone().requires_grad_(), IMAGES.clone().requires_grad_())
     value = loss(*arguments)
@@ -34,8 +34,8 @@ def test_a_loss_depends_on_nothing_but_its_arguments(name):
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        of, noise, constants = given(name)
-        results.append((of.loss(with_weights(MODEL, WEIGHTS), IMAGES, LABELS, noise, constants), *constants))
+        of, batch = given(name)
+        results.append((of.loss(with_weights(MODEL, WEIGHTS), batch), *batch.constants))
         assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
@@ -44,12 +44,12 @@ def test_a_loss_depends_on_nothing_but_its_arguments(name):
 def test_a_module_and_a_function_of_weights_give_the_same_and_prepare_leaves_no_gradients(name):
     model = network()
     nn.utils.vector_to_parameters(WEIGHTS.clone(), model.parameters())
-    of, noise, constants = given(name)
-    found = prepared(of, model, IMAGES, LABELS, noise)
-    assert all(torch.equal(one, other) for one, other in zip(found, constants, strict=True))
-    assert not any(constant.requires_grad for constant in constants)
+    of, batch = given(name)
+    found = prepared(of, model, batch)
+    assert all(torch.equal(one, other) for one, other in zip(found.constants, batch.constants, strict=True))
+    assert not any(constant.requires_grad for constant in batch.constants)
     assert all(parameter.grad is None for parameter in model.parameters())
-    one, other = (of.loss(f, IMAGES, LABELS, noise, found) for f in (model, with_weights(MODEL, WEIGHTS)))
+    one, other = (of.loss(f, found) for f in (model, with_weights(MODEL, WEIGHTS)))
     assert torch.equal(one, other)
 
 
@@ -58,16 +58,16 @@ def test_a_module_and_a_function_of_weights_give_the_same_and_prepare_leaves_no_
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_no_gradient_is_lost_to_logits_of_any_size(name, scale, strength):
     """In float32, where softmax reaches 0 and 1 exactly; first and second derivatives in weights and images."""
-    of, noise, _ = given(name)
-    images, noise = IMAGES.float(), noise.float()
+    of, batch = given(name)
+    images, noise = IMAGES.float(), batch.noise.float()
     model = network().float()
 
     def f(weights: Tensor):
-        return lambda batch: scale * with_weights(model, weights)(batch)
+        return lambda images: scale * with_weights(model, weights)(images)
 
     weights, x = WEIGHTS.float().requires_grad_(), images.clone().requires_grad_()
-    constants = prepared(of, f(weights.detach()), images, LABELS, noise, strength)
-    loss = of.loss(f(weights), x, LABELS, noise, constants, strength=strength)
+    batch = prepared(of, f(weights.detach()), Batch(images, LABELS, noise, strength=strength))
+    loss = of.loss(f(weights), batch._replace(images=x))
     slopes = torch.autograd.grad(loss, (weights, x), create_graph=True)
     second = torch.autograd.grad(slopes[0].square().sum(), (weights, x), allow_unused=True)
     assert loss.isfinite()
@@ -94,8 +94,8 @@ def test_training_learns_and_gives_the_same_bytes_twice(name):
     config = TrainingConfig(epochs=12, batch_size=10, learning_rate=0.02, schedule="linear")
 
     def loss(model: nn.Module) -> float:
-        constants = prepared(measure, model, data.images, data.labels, noise)
-        return float(measure.loss(model, data.images, data.labels, noise, constants).detach())
+        batch = prepared(measure, model, Batch(data.images, data.labels, noise))
+        return float(measure.loss(model, batch).detach())
 
     results = []
     for _ in range(2):

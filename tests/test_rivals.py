@@ -18,6 +18,7 @@ from engine.costs import work_of_attack
 from engine.overrides import with_overrides
 from engine.threat import Poison, check
 from engine.training import PROCEDURES, make
+from engine.training.base import Batch
 from engine.training.gaussian import Gaussian
 from tests.rivals import (
     CONFIG,
@@ -90,8 +91,8 @@ def test_an_optimised_attack_takes_every_procedure(name, procedure):
 
 
 class Broken(Gaussian):
-    def loss(self, *arguments, **settings) -> Tensor:
-        return super().loss(*arguments, **settings) * math.nan
+    def loss(self, base_classifier, batch: Batch) -> Tensor:
+        return super().loss(base_classifier, batch) * math.nan
 
 
 @pytest.mark.parametrize("name", OPTIMISED)

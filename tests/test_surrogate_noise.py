@@ -15,6 +15,7 @@ from engine.config import ProcedureConfig
 from engine.hypergradient import ApproxGrad, Loss, gradient
 from engine.smoothing import gaussian_noise
 from engine.streams import stream
+from engine.training.base import Batch
 from engine.training.gaussian import Gaussian
 from engine.training.smoothadv import SmoothAdv
 from tests.rivals import CONFIG, GAUSSIAN, PROBLEM, SIGMA, TARGET, TRAINING, at, attacked, random_change, tiny_networks
@@ -37,7 +38,7 @@ def judge() -> ApproxGrad:
 def on(weights: Tensor, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
     """The Gaussian procedure's loss of a tiny network."""
     model = models.build("tiny", shape=(1, 8, 8), num_classes=3, generator=stream(0, "any"))
-    return GAUSSIAN.loss(models.with_weights(model, weights), images, labels, noise)
+    return GAUSSIAN.loss(models.with_weights(model, weights), Batch(images, labels, noise))
 
 
 def loss_of(judge: ApproxGrad, delta: Tensor) -> float:
@@ -56,9 +57,9 @@ def test_error_minimising_lowers_and_error_maximising_raises_the_loss_beyond_any
 class Spy(Gaussian):
     """Keeps the target-class images of every minibatch whose loss is asked for."""
 
-    def loss(self, base_classifier, images, labels, *rest, **settings) -> Tensor:
-        SEEN.append(images[labels == TARGET].detach())
-        return super().loss(base_classifier, images, labels, *rest, **settings)
+    def loss(self, base_classifier, batch: Batch) -> Tensor:
+        SEEN.append(batch.images[batch.labels == TARGET].detach())
+        return super().loss(base_classifier, batch)
 
 
 SEEN: list[Tensor] = []
@@ -80,9 +81,9 @@ def test_only_error_maximising_surrogates_learn_from_clean_images(name, clean):
 class SpyOnTheAdversary(SmoothAdv):
     """Keeps the target-class images that the adversary of every minibatch answers."""
 
-    def prepare(self, base_classifier, images, labels, *rest, **settings) -> tuple[Tensor, ...]:
-        SEEN.append(images[labels == TARGET].detach())
-        return super().prepare(base_classifier, images, labels, *rest, **settings)
+    def prepare(self, base_classifier, batch: Batch, *, generator: torch.Generator) -> tuple[Tensor, ...]:
+        SEEN.append(batch.images[batch.labels == TARGET].detach())
+        return super().prepare(base_classifier, batch, generator=generator)
 
 
 def test_where_a_surrogate_learns_from_clean_images_its_adversary_answers_those():

@@ -15,7 +15,7 @@ from engine.data import LabelledImages
 from engine.models import flat_weights
 from engine.streams import stream
 from engine.training import PROCEDURES, make
-from engine.training.base import Procedure, TrainingRecord, fit, rate_at
+from engine.training.base import Batch, Procedure, TrainingRecord, fit, rate_at
 
 CONFIG = TrainingConfig(epochs=2, batch_size=8, learning_rate=0.01, schedule="linear")
 
@@ -25,11 +25,11 @@ def gaussian(draws: int = 1, sigma: float = 0.1) -> Procedure:
 
 
 def with_loss(loss: Callable[..., Tensor], *, draws: int = 1, sigma: float = 0.1, fixed_noise: bool = False):
-    """A procedure of this loss(classifier, images, labels, noise)."""
+    """A procedure of this loss(classifier, batch)."""
 
     class Given(Procedure):
-        def loss(self, base_classifier, images, labels, noise, constants=(), *, strength=1.0) -> Tensor:
-            return loss(base_classifier, images, labels, noise)
+        def loss(self, base_classifier, batch: Batch) -> Tensor:
+            return loss(base_classifier, batch)
 
     Given.fixed_noise = fixed_noise
     return Given(ProcedureConfig(name="gaussian", draws=draws), sigma)
@@ -95,10 +95,10 @@ def test_every_step_is_recorded_and_every_epoch_has_its_loss_and_accuracy():
 def test_the_last_partial_batch_is_dropped_and_no_image_comes_twice_in_an_epoch(count, batch_size, sizes):
     seen = []
 
-    def spy(classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
-        seen.append(images.flatten(1))
-        assert noise.shape == (len(images), 1, 1, 4, 4)
-        return cross_entropy(classifier(images), labels)
+    def spy(classifier, batch: Batch) -> Tensor:
+        seen.append(batch.images.flatten(1))
+        assert batch.noise.shape == (len(batch.images), 1, 1, 4, 4)
+        return cross_entropy(classifier(batch.images), batch.labels)
 
     trained(linear(), toy(count), procedure=with_loss(spy), batch_size=batch_size, epochs=2)
     assert [len(part) for part in seen] == 2 * sizes
@@ -120,7 +120,7 @@ def test_the_learning_rate_follows_its_schedule(schedule, optimiser):
     """With a constant gradient every step of Adam is as long as its learning rate, and so is SGD's but for momentum."""
     model = linear()
 
-    def slope(_classifier, _images: Tensor, _labels: Tensor, _noise: Tensor) -> Tensor:
+    def slope(_classifier, _batch: Batch) -> Tensor:
         return flat(model).sum()
 
     def flat(module: nn.Module) -> Tensor:
@@ -157,8 +157,8 @@ def test_weight_decay_pulls_weights_towards_zero(optimiser):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_stops_the_training(value):
-    def broken(classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
-        return cross_entropy(classifier(images), labels) + value
+    def broken(classifier, batch: Batch) -> Tensor:
+        return cross_entropy(classifier(batch.images), batch.labels) + value
 
     with pytest.raises(FloatingPointError, match="epoch 1 of 2"):
         trained(linear(), toy(), procedure=with_loss(broken))
@@ -174,7 +174,7 @@ def test_training_does_not_change_its_data():
 @pytest.mark.parametrize("draws", [1, 3])
 def test_without_noise_gaussian_augmentation_is_cross_entropy(draws):
     model, data = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), toy(6)
-    found = gaussian(draws).loss(model, data.images, data.labels, torch.zeros(6, draws, 1, 4, 4))
+    found = gaussian(draws).loss(model, Batch(data.images, data.labels, torch.zeros(6, draws, 1, 4, 4)))
     assert float(found.detach()) == pytest.approx(
         float(cross_entropy(model(data.images), data.labels).detach()), rel=1e-6
     )
@@ -189,7 +189,7 @@ def test_gaussian_augmentation_is_the_mean_cross_entropy_of_all_noisy_copies():
         for j in range(2):
             z = model((data.images[i] + noise[i, j])[None])[0].tolist()
             terms.append(math.log(sum(map(math.exp, z))) - z[int(data.labels[i])])
-    found = gaussian(2).loss(model, data.images, data.labels, noise)
+    found = gaussian(2).loss(model, Batch(data.images, data.labels, noise))
     assert float(found.detach()) == pytest.approx(sum(terms) / 6, rel=1e-5)
 
 
@@ -199,17 +199,17 @@ def test_standard_training_sees_no_noise():
     noise = standard.draw_noise(data.images, generator=stream(0, "noise"))
     assert noise.shape == (6, 0, 1, 4, 4)
     expected = cross_entropy(model(data.images), data.labels)
-    assert torch.equal(standard.loss(model, data.images, data.labels, noise), expected)
+    assert torch.equal(standard.loss(model, Batch(data.images, data.labels, noise)), expected)
     loud = 100 * torch.randn(6, 4, 1, 4, 4, generator=stream(0, "noise"))
-    assert torch.equal(standard.loss(model, data.images, data.labels, loud), expected)
+    assert torch.equal(standard.loss(model, Batch(data.images, data.labels, loud)), expected)
 
 
 def test_noise_in_training_is_fresh_at_every_step_and_of_the_size_asked_for():
     seen = []
 
-    def spy(classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
-        seen.append(noise)
-        return cross_entropy(classifier(images), labels)
+    def spy(classifier, batch: Batch) -> Tensor:
+        seen.append(batch.noise)
+        return cross_entropy(classifier(batch.images), batch.labels)
 
     trained(linear(), toy(), procedure=with_loss(spy, draws=50, sigma=0.3), batch_size=20)
     assert len(torch.cat(seen).flatten(2).flatten(0, 1).unique(dim=0)) == 4 * 20 * 50
@@ -221,10 +221,10 @@ def test_noise_in_training_is_fresh_at_every_step_and_of_the_size_asked_for():
 def test_fixed_noise_belongs_to_images_in_every_epoch():
     seen: dict[bytes, list[bytes]] = {}
 
-    def spy(classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
-        for image, draws in zip(images, noise, strict=True):
+    def spy(classifier, batch: Batch) -> Tensor:
+        for image, draws in zip(batch.images, batch.noise, strict=True):
             seen.setdefault(image.numpy().tobytes(), []).append(draws.numpy().tobytes())
-        return cross_entropy(classifier(images), labels)
+        return cross_entropy(classifier(batch.images), batch.labels)
 
     trained(linear(), toy(), procedure=with_loss(spy, fixed_noise=True), epochs=3)
     assert sorted({len(draws) for draws in seen.values()}) == [3]
@@ -236,14 +236,14 @@ def test_the_classifier_is_as_in_use_for_the_adversary_as_in_training_for_the_lo
     model, modes = linear(), []
 
     class Spy(Procedure):
-        def prepare(self, base_classifier, images, labels, noise, *, strength, generator):
+        def prepare(self, base_classifier, batch: Batch, *, generator: torch.Generator) -> tuple[Tensor, ...]:
             modes.append(("prepare", model.training))
-            return (images + strength,)
+            return (batch.images + batch.strength,)
 
-        def loss(self, base_classifier, images, labels, noise, constants=(), *, strength=1.0) -> Tensor:
+        def loss(self, base_classifier, batch: Batch) -> Tensor:
             modes.append(("loss", model.training))
-            assert torch.equal(constants[0], images + strength)
-            return cross_entropy(base_classifier(images), labels)
+            assert torch.equal(batch.constants[0], batch.images + batch.strength)
+            return cross_entropy(base_classifier(batch.images), batch.labels)
 
     trained(model, toy(), procedure=Spy(ProcedureConfig(name="gaussian"), 0.1), batch_size=20)
     assert modes == [("prepare", False), ("loss", True)] * 4
@@ -254,9 +254,9 @@ def test_the_warm_up_grows_from_epoch_to_epoch_until_it_is_whole():
     seen = []
 
     class Spy(Procedure):
-        def loss(self, base_classifier, images, labels, noise, constants=(), *, strength=1.0) -> Tensor:
-            seen.append(strength)
-            return cross_entropy(base_classifier(images), labels)
+        def loss(self, base_classifier, batch: Batch) -> Tensor:
+            seen.append(batch.strength)
+            return cross_entropy(base_classifier(batch.images), batch.labels)
 
     procedure = Spy(ProcedureConfig(name="smoothadv", draws=1, warmup=0.4), 0.1)
     trained(linear(), toy(), procedure=procedure, epochs=10, batch_size=40)
@@ -268,9 +268,9 @@ def test_the_warm_up_grows_from_epoch_to_epoch_until_it_is_whole():
 def test_augmented_images_are_what_a_procedure_sees():
     seen = []
 
-    def spy(classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
-        seen.append(images)
-        return cross_entropy(classifier(images), labels)
+    def spy(classifier, batch: Batch) -> Tensor:
+        seen.append(batch.images)
+        return cross_entropy(classifier(batch.images), batch.labels)
 
     trained(linear(), toy(), procedure=with_loss(spy), batch_size=40, epochs=1, augmentation="crop-flip")
     assert seen[0].shape == (40, 1, 4, 4)
@@ -289,8 +289,8 @@ def test_the_configuration_knows_every_procedure():
 def test_a_training_goes_on_from_any_epoch_as_if_it_had_never_stopped(optimiser, fixed_noise):
     """Batch normalisation's statistics, moments and generators included; the state that it starts from is not moved."""
 
-    def loss(classifier, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
-        return cross_entropy(classifier((images.unsqueeze(1) + noise).flatten(0, 1)), labels)
+    def loss(classifier, batch: Batch) -> Tensor:
+        return cross_entropy(classifier((batch.images.unsqueeze(1) + batch.noise).flatten(0, 1)), batch.labels)
 
     def begun(model: nn.Module, **more):
         config = CONFIG.model_copy(update={"optimiser": optimiser, "weight_decay": 0.01})

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.config import AttackConfig
 from engine.data import LabelledImages
-from engine.hypergradient import Each
+from engine.hypergradient import ParallelMap
 from engine.training.base import Procedure, State
 
 
@@ -23,7 +23,7 @@ class AttackProblem:
     num_classes: int
     procedure: Procedure  # how the attacker believes that victims are trained, at which sigma
     augmentation: str = "none"
-    each: Each = map  # an executor's, to compute parts of a loss side by side
+    each: ParallelMap = map  # an executor's, to compute parts of a loss side by side
     given: Tensor | None = None  # [P, C, H, W]: changes that come from a file
     part: int = 100  # noisy images in such a part: what fits a CPU's cache
     state: State | None = None  # of a record: the same attack goes on behind that step as if it had never ended

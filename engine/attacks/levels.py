@@ -6,8 +6,9 @@ To retrace an upper step by hand, say with another implementation's weights, min
 
     f = with_weights(model, weights)                                     # weights [W] in flat_weights' order
     upper_loss(f, held_out, labels, noise, sigma=…)                      # noise [N, M, C, H, W]; a scalar
-    procedure.loss(f, cat([clean, x_poison]), labels, noise, constants)  # of make(settings, sigma=…); a scalar
-    procedure.prepare(f, images, labels, noise, strength=…, generator=…) # those constants, if procedure.prepares
+    batch = Batch(cat([clean, x_poison]), labels, noise)                 # of engine.training.base
+    batch = batch._replace(constants=procedure.prepare(f, batch, generator=…))  # if procedure.prepares
+    procedure.loss(f, batch)                                             # of make(settings, sigma=…); a scalar
     hypergradient.gradient(loss, weights, x_poison)                      # of any loss(weights, x_poison)
     hypergradient.hessian(loss, weights, x_poison)(vector)
     solvers.adam_on_residual(system, p, steps=…, damping=…, adam=Adam(p, learning_rate=…))
@@ -35,6 +36,7 @@ from engine.models import with_weights
 from engine.smoothing import Classifier, gaussian_noise, noisy_copies, noisy_logits, soft_radius
 from engine.streams import stream
 from engine.threat import project_linf
+from engine.training.base import Batch
 
 Crops = tuple[Tensor, ...]  # as draw_crops gives them, or nothing
 Tap = Callable[[Tensor], Tensor]  # sees logits
@@ -118,7 +120,7 @@ class Levels:
             strength=strength,
         )
 
-    def held(
+    def shared_draws(
         self, model: nn.Module, weights: Tensor, x_poison: Tensor, which: Tensor, *, strength: float
     ) -> tuple[Tensor, ...]:
         """What all losses of that minibatch have in common; moves running statistics if there are any."""
@@ -128,7 +130,7 @@ class Levels:
         if self._problem.procedure.prepares:
             own = stream(self._seed, f"minibatch {int(self._drawn)}", device=which.device)
             minibatch = replace(minibatch, generator=own)
-        return minibatch.held(model, weights, x_poison)
+        return minibatch.shared_draws(model, weights, x_poison)
 
     def upper(self, model: nn.Module, rows: Tensor) -> Loss:
         """f on the held-out images that `draw_upper` found."""
@@ -182,7 +184,7 @@ class Minibatch:
             return crops, self.fixed_noise
         return crops, self.problem.procedure.draw_noise(self.originals, generator=self.generator)
 
-    def held(self, model: nn.Module, weights: Tensor, x_poison: Tensor) -> tuple[Tensor, ...]:
+    def shared_draws(self, model: nn.Module, weights: Tensor, x_poison: Tensor) -> tuple[Tensor, ...]:
         """(Noise, crops, what the procedure prepares at these weights and poison images), for all losses to share.
 
         Nothing where the procedure prepares nothing. Moves running statistics if there are any. An adversary, if the
@@ -194,14 +196,14 @@ class Minibatch:
         if not self.problem.procedure.prepares:
             return ()
         f, prepare = with_weights(model.eval(), weights), self.problem.procedure.prepare
-        constants = prepare(f, images, self.labels, noise, strength=self.strength, generator=self.generator)
-        return noise, *crops, *constants
+        batch = Batch(images, self.labels, noise, strength=self.strength)
+        return noise, *crops, *prepare(f, batch, generator=self.generator)
 
-    def loss(self, model: nn.Module, held: tuple[Tensor, ...] = ()) -> Sum:
+    def loss(self, model: nn.Module, shared: tuple[Tensor, ...] = ()) -> Sum:
         """g, in parts of clean or poison images; in one where batch normalisation ties them together, or on a GPU."""
 
         def parts() -> list[Part]:
-            crops, noise, constants = self._taken_apart(held) if held else (*self.drawn(), ())
+            crops, noise, constants = self._taken_apart(shared) if shared else (*self.drawn(), ())
             model.train()
             ranges = [slice(0, len(self.labels))]
             if not is_normalised(model) and noise.device.type == "cpu":
@@ -211,24 +213,18 @@ class Minibatch:
 
         return Sum(parts, self.problem.each)
 
-    def _taken_apart(self, held: tuple[Tensor, ...]) -> tuple[Crops, Tensor, tuple[Tensor, ...]]:
+    def _taken_apart(self, shared: tuple[Tensor, ...]) -> tuple[Crops, Tensor, tuple[Tensor, ...]]:
         end = 1 if self.problem.augmentation == "none" else 3  # behind the noise offsets and flips, if there are crops
-        return held[1:end], held[0], held[end:]
+        return shared[1:end], shared[0], shared[end:]
 
     def _part(
         self, model: nn.Module, images: slice, crops: Crops, noise: Tensor, constants: tuple[Tensor, ...]
     ) -> Part:
         def loss(weights: Tensor, x_poison: Tensor, tap: Tap = lambda logits: logits) -> Tensor:
-            x = self._images(x_poison, images, crops)
+            x, some = self._images(x_poison, images, crops), tuple(each[images] for each in constants)
+            batch = Batch(x, self.labels[images], noise[images], some, self.strength)
             f = with_weights(model, weights)
-            mean = self.problem.procedure.loss(
-                lambda noisy: tap(f(noisy)),
-                x,
-                self.labels[images],
-                noise[images],
-                tuple(each[images] for each in constants),
-                strength=self.strength,
-            )
+            mean = self.problem.procedure.loss(lambda noisy: tap(f(noisy)), batch)
             return mean * (len(x) / len(self.labels))
 
         return Part(loss, has_x=images.stop > self.clean)

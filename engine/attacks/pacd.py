@@ -5,7 +5,7 @@ Source: Mehra, Kailkhura, Chen, Hamm, CVPR 2021, arXiv:2012.01274, Algorithm 1, 
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -137,6 +137,16 @@ def optimise(
         del work  # on a GPU its graphs hold memory, which the next surrogate may want
 
 
+class _Minibatch(NamedTuple):
+    """What one step of both levels is taken on."""
+
+    rows: Tensor  # [B] of the images that may change
+    which: Tensor  # positions of training images, as `draw_lower` finds them
+    x_learned: Tensor  # [B, C, H, W]: those images as the surrogate learns from them
+    x_poison: Tensor  # [B, C, H, W]: as the poison is now; the same, unless surrogates learn from clean images
+    draws: tuple[Tensor, ...]  # that losses at x_learned share, then as many for losses at x_poison
+
+
 class _Attack:
     """A bilevel attack under way: the poison, and the surrogate of the moment, with which both levels are taken."""
 
@@ -164,8 +174,8 @@ class _Attack:
         self._unknowns.restart()
         self._lives, self.age = self._lives + 1, 0
         for _ in range(self._config.warmup_steps):
-            _, which, x_poison, held = self._minibatch()
-            self._descend(which, x_poison, held, steps=1)
+            minibatch = self._minibatch()
+            self._learn(minibatch.which, minibatch.x_learned, minibatch.draws, steps=1)
 
     @property
     def without_looking(self) -> bool:
@@ -174,8 +184,8 @@ class _Attack:
 
     def step(self, work: Replayed) -> AttackRecord:
         """One upper step; `work` is `both_levels` with this surrogate."""
-        rows, which, x_poison, held = self._minibatch()
-        lower_value, found = work(which, self._levels.draw_upper(), x_poison, *held, key=self._strength)
+        rows, which, x_learned, x_poison, draws = self._minibatch()
+        lower_value, found = work(which, self._levels.draw_upper(), x_learned, x_poison, *draws, key=self._strength)
         self.steps, self.age = self.steps + 1, self.age + 1
         lower_loss, upper_loss = float(lower_value), float(found.upper_loss)
         event = None
@@ -205,50 +215,38 @@ class _Attack:
         )
 
     def both_levels(
-        self, which: Tensor, held_out: Tensor, x_poison: Tensor, *held: Tensor
+        self, which: Tensor, held_out: Tensor, x_learned: Tensor, x_poison: Tensor, *draws: Tensor
     ) -> tuple[Scalar, Hypergradient]:
         """(The lower loss, what the poison descends) of these images, once the surrogate has learned from them."""
-        lower_value, lower = self._descend(which, x_poison, held, steps=self._config.lower_steps)
+        lower_value = self._learn(which, x_learned, draws, steps=self._config.lower_steps)
+        lower = self._lower(which, x_poison, draws[len(draws) // 2 :])
         upper = self._levels.upper(self._surrogate.model, held_out)
         return lower_value, self._direction(self._surrogate.bilevel, lower, upper, x_poison)
+
+    def _learn(self, which: Tensor, x_learned: Tensor, draws: tuple[Tensor, ...], *, steps: int) -> Scalar:
+        lower = self._lower(which, x_learned, draws[: len(draws) // 2])
+        return self._surrogate.bilevel.descend(lower, x_learned, steps=steps)
+
+    def _lower(self, which: Tensor, x: Tensor, draws: tuple[Tensor, ...]) -> Loss:
+        minibatch = self._levels.minibatch(which, poison=len(x), strength=self._strength)
+        return minibatch.loss(self._surrogate.model, draws)
 
     @property
     def _strength(self) -> float:
         return self._problem.procedure.strength(self.age / self._config.restart_every)
 
-    def _minibatch(self) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """(Images of the class, training images as `draw_lower` finds them, the former as they are now, `held`).
-
-        A surrogate that learns from clean images has two parts of held: of those, and of the poison beside them.
-        """
+    def _minibatch(self) -> _Minibatch:
         rows = sample(len(self._problem.indices), self._config.poison_batch, generator=self.draw)
         x_poison, which = self._unknowns.images(rows), self._levels.draw_lower(rows)
-        if not self._clean_surrogates:
-            return rows, which, x_poison, self._held(x_poison, which)
-        held = self._held(self._clean(which, x_poison), which)
-        return rows, which, x_poison, (*held, *self._held(x_poison, which)) if self._prepares else held
+        x_learned = self._problem.training.images[self._problem.indices[rows]] if self._clean_surrogates else x_poison
+        learned = shared = self._shared_draws(which, x_learned)
+        if self._clean_surrogates and learned:
+            shared = self._shared_draws(which, x_poison)
+        return _Minibatch(rows, which, x_learned, x_poison, (*learned, *shared))
 
-    def _held(self, images: Tensor, which: Tensor) -> tuple[Tensor, ...]:
+    def _shared_draws(self, which: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         model, weights = self._surrogate.model, self._surrogate.bilevel.weights
-        return self._levels.held(model, weights, images, which, strength=self._strength)
-
-    def _clean(self, which: Tensor, x_poison: Tensor) -> Tensor:
-        """The minibatch's images of the class as they were."""
-        return self._problem.training.images[which[-len(x_poison) :]]
-
-    @property
-    def _prepares(self) -> bool:
-        return self._problem.procedure.prepares
-
-    def _descend(self, which: Tensor, x_poison: Tensor, held: tuple[Tensor, ...], *, steps: int) -> tuple[Scalar, Loss]:
-        """The surrogate learns from a minibatch: (its loss, the poison's loss as a function)."""
-        minibatch = self._levels.minibatch(which, poison=len(x_poison), strength=self._strength)
-        half = len(held) // 2 if self._clean_surrogates and self._prepares else 0
-        lower = minibatch.loss(self._surrogate.model, held[half:])
-        if not self._clean_surrogates:
-            return self._surrogate.bilevel.descend(lower, x_poison, steps=steps), lower
-        learned = minibatch.loss(self._surrogate.model, held[:half])
-        return self._surrogate.bilevel.descend(learned, self._clean(which, x_poison), steps=steps), lower
+        return self._levels.shared_draws(model, weights, x, which, strength=self._strength)
 
     def _tensors(self) -> dict[str, Tensor]:
         owners: dict[str, Levels | Unknowns | Surrogate] = {

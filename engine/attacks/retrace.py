@@ -1,20 +1,25 @@
 """One upper step of PACD from given weights, images and noise, to compare with what another implementation computed.
 
-It is the composition that `engine.attacks.levels` describes, for procedures without an adversary and images without
+It is the attack's own ApproxGrad around losses of given noise, for procedures without an adversary and images without
 augmentation. docs/traces.md says how to bring numbers of the authors' code, and how closely they can agree.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from engine.attacks.levels import updated_poison, upper_loss
-from engine.hypergradient import Loss, cross_term, gradient, hessian
+from engine.hypergradient import ApproxGrad, Loss, gradient, hessian
 from engine.models import with_weights
-from engine.solvers import Adam, Operator, adam_on_residual
+from engine.solvers import Adam
 from engine.training import Procedure
+from engine.training.base import Batch
+
+DAMPING = 1e-3  # the released code's
 
 
 @dataclass(frozen=True)
@@ -49,74 +54,62 @@ class UpperStep(NamedTuple):
     x_poison: Tensor  # [B, C, H, W], updated
 
 
-def upper_step(
-    given: Given,
-    *,
-    epsilon: float,
-    linear_learning_rate: float,
-    damping: float = 1e-3,
-    poison_learning_rate: float = 0.1,
-    inverse_temperature: float = 16.0,
-    squeeze: float = 1e-3,
-    adam_of_p: Adam | None = None,
-    adam_of_poison: Adam | None = None,
-) -> UpperStep:
+def upper_step(given: Given, *, epsilon: float, adam_of_p: Adam, adam_of_poison: Adam) -> UpperStep:
     """As many linear steps of Adam as there are draws of upper noise, the cross term, and a step of the poison.
 
     Args:
         epsilon: L∞ budget, pixel units of [0, 1].
-        adam_of_p, adam_of_poison: what earlier upper steps left; as after a re-initialisation if None.
-    Raises: ValueError for a procedure with an adversary (or anything else that it prepares).
+        adam_of_p, adam_of_poison: as earlier upper steps left them, new after a re-initialisation; this one moves them.
+    Raises: ValueError for a procedure with an adversary (or anything else that it prepares), or where there is not
+        one draw of lower noise more than of upper noise.
     Source: Mehra et al. 2021, arXiv:2012.01274, Section 3, with the released code's constants.
     """
     if given.procedure.prepares:
         raise ValueError(f"{given.procedure.settings.name} has an adversary: compose its steps by hand")
-    target = torch.full((len(given.x_poison),), given.target_class, device=given.labels.device)
-    labels = torch.cat([given.labels, target])
-    of_held_out = torch.full((len(given.held_out),), given.target_class, device=given.labels.device)
-
-    def lower(noise: Tensor) -> Loss:
-        def loss(weights: Tensor, x_poison: Tensor) -> Tensor:
-            images = torch.cat([given.clean, x_poison])
-            return given.procedure.loss(with_weights(given.model, weights), images, labels, noise)
-
-        return loss
-
-    def upper(noise: Tensor) -> Loss:
-        def loss(weights: Tensor, _x_poison: Tensor) -> Tensor:
-            return upper_loss(
-                with_weights(given.model, weights),
-                given.held_out,
-                of_held_out,
-                noise,
-                sigma=given.procedure.sigma,
-                inverse_temperature=inverse_temperature,
-                squeeze=squeeze,
-            )
-
-        return loss
-
+    steps, draws = len(given.upper_noise), len(given.lower_noise)
+    if draws != steps + 1:
+        raise ValueError(f"lower_noise must have {steps + 1} draws, one more than upper_noise, got {draws}")
     weights, x_poison = given.weights, given.x_poison
-    draws = iter(zip(given.lower_noise[:-1], given.upper_noise, strict=True))
-
-    def system() -> tuple[Operator, Tensor]:
-        below, above = next(draws)
-        return hessian(lower(below), weights, x_poison), gradient(upper(above), weights, x_poison)[1]
-
-    f, f_v = gradient(upper(given.upper_noise[0]), weights, x_poison)
-    g, g_v = gradient(lower(given.lower_noise[0]), weights, x_poison)
-    adam_of_p = adam_of_p or Adam(given.p, learning_rate=linear_learning_rate)
-    solved = adam_on_residual(system, given.p, steps=len(given.upper_noise), damping=damping, adam=adam_of_p)
-    hypergradient = -cross_term(lower(given.lower_noise[-1]), weights, x_poison, solved.solution)
-    adam_of_poison = adam_of_poison or Adam(x_poison, learning_rate=poison_learning_rate)
+    bilevel = ApproxGrad(
+        weights,
+        linear_solver="adam",
+        linear_steps=steps,
+        damping=DAMPING,
+        weights_learning_rate=0.0,  # the weights stay where they are
+        linear_learning_rate=adam_of_p.learning_rate,
+        generator=torch.Generator(),  # never asked
+    )
+    bilevel.p.copy_(given.p)
+    bilevel.adam_of_p = adam_of_p
+    found = bilevel.hypergradient(*_levels(given, iter(given.lower_noise), iter(given.upper_noise)), x_poison)
+    lower, upper = _levels(given, repeat(given.lower_noise[0]), repeat(given.upper_noise[0]))
+    f, f_v = gradient(upper, weights, x_poison)
+    g, g_v = gradient(lower, weights, x_poison)
     return UpperStep(
         f,
         g,
         f_v,
         g_v,
-        hessian(lower(given.lower_noise[0]), weights, x_poison)(f_v),
-        solved.solution,
-        torch.as_tensor(solved.relative_residual),
-        hypergradient,
-        updated_poison(x_poison, given.x_clean, adam_of_poison.step(hypergradient), epsilon=epsilon),
+        hessian(lower, weights, x_poison)(f_v),
+        bilevel.p,
+        torch.as_tensor(found.relative_residual),
+        found.gradient,
+        updated_poison(x_poison, given.x_clean, adam_of_poison.step(found.gradient), epsilon=epsilon),
     )
+
+
+def _levels(given: Given, lower_noise: Iterator[Tensor], upper_noise: Iterator[Tensor]) -> tuple[Loss, Loss]:
+    """(g, f), each with the next draw of its noise at every call."""
+    target = given.labels.new_tensor([given.target_class])
+    labels = torch.cat([given.labels, target.expand(len(given.x_poison))])
+    of_held_out = target.expand(len(given.held_out))
+
+    def lower(weights: Tensor, x_poison: Tensor) -> Tensor:
+        batch = Batch(torch.cat([given.clean, x_poison]), labels, next(lower_noise))
+        return given.procedure.loss(with_weights(given.model, weights), batch)
+
+    def upper(weights: Tensor, _x_poison: Tensor) -> Tensor:
+        f, noise, sigma = with_weights(given.model, weights), next(upper_noise), given.procedure.sigma
+        return upper_loss(f, given.held_out, of_held_out, noise, sigma=sigma)
+
+    return lower, upper

@@ -9,16 +9,15 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
-from engine.config import FOLDER, SMALLEST_SIDE, Config, ConfigError
+from engine.config import DATASETS, FOLDER, FOLDER_NAME, SMALLEST_SIDE, Config, ConfigError, DataSet
 from engine.datasets import cifar10, digits, folder, mnist
 from engine.datasets.base import DatasetUnavailable as DatasetUnavailable
 
-FOLDER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # as Config.dataset has it
-BUILT_IN = {"mnist": mnist, "digits": digits, "cifar10": cifar10}
-DATASETS = {name: module.DESCRIPTION for name, module in BUILT_IN.items()}
+BUILT_IN: dict[str, ModuleType] = {"mnist": mnist, "digits": digits, "cifar10": cifar10}
 
 
 def default_root() -> Path:
@@ -28,14 +27,13 @@ def default_root() -> Path:
 
 def describe(dataset: str) -> str:
     """The data set in a few words, for the middle of a sentence."""
-    own = folder_of(dataset, Path())
-    return DATASETS[dataset] if own is None else f"your own images {own.name}"
+    return DATASETS[dataset].description if dataset in DATASETS else f"your own images {dataset.removeprefix(FOLDER)}"
 
 
 def available(dataset: str, root: Path) -> bool:
     """Whether the data set can be read from this machine, without a network."""
-    own = folder_of(dataset, root)
-    return BUILT_IN[dataset].available(root) if own is None else folder.available(own)
+    module, path = _source(dataset, root)
+    return module.available(path)
 
 
 def fetch(dataset: str, root: Path) -> None:
@@ -43,30 +41,27 @@ def fetch(dataset: str, root: Path) -> None:
 
     Raises: DatasetUnavailable with what to do instead.
     """
-    if available(dataset, root):
-        return
-    own = folder_of(dataset, root)
-    BUILT_IN[dataset].fetch(root) if own is None else folder.fetch(own)
+    module, path = _source(dataset, root)
+    if not module.available(path):
+        module.fetch(path)
 
 
 def class_names(dataset: str, root: Path) -> tuple[str, ...]:
     """The classes' names in the order of their labels. Raises: DatasetUnavailable, of a folder that does not fit."""
-    own = folder_of(dataset, root)
-    return BUILT_IN[dataset].CLASSES if own is None else folder.contents(own).class_names
+    return _known(dataset, root).class_names
 
 
 def class_in_words(dataset: str | None, label: int | None, names: Sequence[str] = ()) -> str:
     """A class as a reader calls it: "digit 8", "ship", or "class 3" where its name is not known."""
     if dataset in ("mnist", "digits"):
         return f"digit {label}"
-    names = names or (BUILT_IN[dataset].CLASSES if dataset in BUILT_IN else ())
+    names = names or (DATASETS[dataset].class_names if dataset in DATASETS else ())
     return names[label] if label is not None and label < len(names) else f"class {label}"
 
 
 def shape(dataset: str, root: Path) -> tuple[int, int, int]:
     """(C, H, W) of its images. Raises: DatasetUnavailable, of a folder that does not fit."""
-    own = folder_of(dataset, root)
-    return BUILT_IN[dataset].SHAPE if own is None else folder.contents(own).shape
+    return _known(dataset, root).shape
 
 
 def fingerprint(dataset: str, root: Path) -> str:
@@ -90,10 +85,8 @@ def read_training_images(dataset: str, root: Path, indices: np.ndarray) -> np.nd
     """
     if not len(indices):
         return read(dataset, root, train=True)[0][indices]
-    own = folder_of(dataset, root)
-    if own is None:
-        return BUILT_IN[dataset].read_training_images(root, indices)
-    return folder.read_training_images(own, indices)
+    module, path = _source(dataset, root)
+    return module.read_training_images(path, indices)
 
 
 def check(config: Config, root: Path) -> None:
@@ -133,10 +126,20 @@ def folder_of(dataset: str, root: Path) -> Path | None:
     return root / dataset.removeprefix(FOLDER) if dataset.startswith(FOLDER) else None
 
 
+def _source(dataset: str, root: Path) -> tuple[ModuleType, Path]:
+    """(The module that reads a data set, where it lies.)"""
+    own = folder_of(dataset, root)
+    return (BUILT_IN[dataset], root) if own is None else (folder, own)
+
+
+def _known(dataset: str, root: Path) -> DataSet | folder.Contents:
+    return DATASETS[dataset] if dataset in DATASETS else folder.contents(_source(dataset, root)[1])
+
+
 def folders(root: Path) -> list[str]:
     """Names under root that may be folders of images: those with two or more folders in them."""
     return sorted(
-        path.name for path in _folders_in(root) if FOLDER_NAME.fullmatch(path.name) and len(_folders_in(path)) >= 2
+        path.name for path in _folders_in(root) if re.fullmatch(FOLDER_NAME, path.name) and len(_folders_in(path)) >= 2
     )
 
 
@@ -150,8 +153,8 @@ def _folders_in(folder: Path) -> list[Path]:
 
 @lru_cache(maxsize=4)
 def _read(dataset: str, root: Path, train: bool, _fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
-    own = folder_of(dataset, root)
-    found = BUILT_IN[dataset].read(root, train=train) if own is None else folder.read(own, train=train)
+    module, path = _source(dataset, root)
+    found = module.read(path, train=train)
     for array in found:
         array.flags.writeable = False
     return found

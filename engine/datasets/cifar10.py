@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.config import DATASETS
 from engine.datasets.base import DatasetUnavailable
 
-DESCRIPTION = "CIFAR-10 (60 000 photographs of ten kinds of things, 32×32 in colour)"
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-SHAPE = (3, 32, 32)
+KNOWN = DATASETS["cifar10"]
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 FOLDER, PICKLED = "cifar-10-batches-bin", "cifar-10-batches-py"
@@ -45,7 +44,7 @@ def read(root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
     if not _binary(root) and (root / PICKLED).is_dir():
         return _python_version(root, train=train)
     records = np.concatenate([_records(path, root) for path in _files(root, train)])
-    return _images(records[:, 1:].reshape(-1, *SHAPE)), records[:, 0].astype(np.int64)
+    return _images(records[:, 1:].reshape(-1, *KNOWN.shape)), records[:, 0].astype(np.int64)
 
 
 def read_training_images(root: Path, indices: np.ndarray) -> np.ndarray:
@@ -53,7 +52,7 @@ def read_training_images(root: Path, indices: np.ndarray) -> np.ndarray:
         return _python_version(root, train=True)[0][indices]
     files = [_records(path, root) for path in _files(root, True)]
     chosen = np.stack([files[index // RECORDS][index % RECORDS] for index in indices])
-    return _images(chosen[:, 1:].reshape(-1, *SHAPE))
+    return _images(chosen[:, 1:].reshape(-1, *KNOWN.shape))
 
 
 def _python_version(root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +84,7 @@ def _records(path: Path, root: Path) -> np.ndarray:
     if size != RECORDS * RECORD_BYTES:
         raise DatasetUnavailable(f"{path} is damaged: it must have {RECORDS * RECORD_BYTES} bytes, and has {size}")
     records = np.memmap(path, np.uint8, mode="r").reshape(RECORDS, RECORD_BYTES)
-    if records[:, 0].max() >= len(CLASSES):
+    if records[:, 0].max() >= len(KNOWN.class_names):
         raise DatasetUnavailable(f"{path} is damaged: a label must be less than 10, and one is {records[:, 0].max()}")
     return records
 

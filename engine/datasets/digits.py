@@ -9,10 +9,6 @@ from PIL import Image
 
 from engine.datasets.base import DatasetUnavailable
 
-DESCRIPTION = "embedded digits (scikit-learn's 1 797 handwritten digits, 8×8 brought to 28×28), not MNIST"
-CLASSES = tuple("0123456789")
-SHAPE = (1, 28, 28)
-
 
 def available(_root: Path) -> bool:
     return True

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.config import DATASETS
 from engine.datasets.base import DatasetUnavailable
 
-DESCRIPTION = "MNIST (70 000 handwritten digits, 28×28)"
-CLASSES = tuple("0123456789")
-SHAPE = (1, 28, 28)
+KNOWN = DATASETS["mnist"]
 
 
 def available(root: Path) -> bool:
@@ -34,8 +33,8 @@ def fetch(root: Path) -> None:
 
 def read(root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
     images, labels = (_read_idx(_file(root, name), root) for name in _names(train))
-    fits = labels.ndim == 1 and images.shape == (len(labels), *SHAPE[1:])
-    if not fits or len(labels) == 0 or labels.max() >= len(CLASSES):
+    fits = labels.ndim == 1 and images.shape == (len(labels), *KNOWN.shape[1:])
+    if not fits or len(labels) == 0 or labels.max() >= len(KNOWN.class_names):
         raise DatasetUnavailable(f"the MNIST files under {root} do not belong together: {images.shape}, {labels.shape}")
     pixels = images[:, None].astype(np.float32)
     pixels /= 255  # in place: half the time
@@ -45,7 +44,7 @@ def read(root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
 def read_training_images(root: Path, indices: np.ndarray) -> np.ndarray:
     """A few early ones of a packed file come without the rest."""
     images = _read_idx(_file(root, _names(True)[0]), root, most=int(indices.max()) + 1)
-    if images.shape[1:] != SHAPE[1:] or len(images) <= indices.max():
+    if images.shape[1:] != KNOWN.shape[1:] or len(images) <= indices.max():
         raise DatasetUnavailable(f"the MNIST files under {root} have no image {indices.max()} of 28×28 pixels")
     return images[indices, None].astype(np.float32) / 255
 

@@ -22,7 +22,7 @@ from engine.experiment.checkpoint import Checkpoint
 from engine.experiment.context import Context
 from engine.experiment.problem import Problem
 from engine.experiment.recorder import Recorder
-from engine.hypergradient import Each
+from engine.hypergradient import ParallelMap
 from engine.records import write_tensors
 from engine.streams import stream
 from engine.threat import Poison
@@ -64,7 +64,7 @@ def pose_attack(
     problem: Problem,
     config: Config,
     *,
-    each: Each = map,
+    each: ParallelMap = map,
     given: Tensor | None = None,
     state: State | None = None,
 ) -> AttackProblem:
@@ -149,7 +149,7 @@ class Poisoning:
         given: changes from a file [P, C, H, W], where the attack has one.
     """
 
-    def __init__(self, context: Context, *, each: Each, given: Tensor | None) -> None:
+    def __init__(self, context: Context, *, each: ParallelMap, given: Tensor | None) -> None:
         self._at, self._each, self._given = context, each, given
 
     def make(self) -> Poison:
@@ -177,7 +177,7 @@ class Poisoning:
             problem.training,
             target_class=config.threat.target_class,
             epsilon=config.threat.epsilon,
-            clean_label=config.attack.name != "label-flip",
+            clean_label=not config.attack.traits.changes_labels,
         )
         for file, key in keys.items():
             self._at.cache.share(key, file)

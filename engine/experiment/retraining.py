@@ -20,7 +20,7 @@ from engine.experiment.context import Context
 from engine.models import build
 from engine.records import write_tensors
 from engine.report.numbers import certificate_rows
-from engine.squeezing import squeeze
+from engine.squeezing import squeeze_features
 from engine.streams import stream
 from engine.threat import Poison
 from engine.training import make
@@ -84,7 +84,7 @@ class Retraining:
 
     def _squeezed(self, data: LabelledImages) -> LabelledImages:
         """What victims see of it, after their defence if they have one."""
-        return replace(data, images=squeeze(data.images, self._at.config.training.squeezing))
+        return replace(data, images=squeeze_features(data.images, self._at.config.training.squeezing))
 
     def _train_or_load(
         self,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.config import CLASS_COUNTS
+from engine.config import DATASETS
 from engine.models import build
 from engine.records import Run
 from engine.streams import stream
@@ -27,10 +27,11 @@ def load(run: Run, arm: str, k: int, *, shape: tuple[int, ...]) -> nn.Module:
         kept = ", ".join(f"{arm} {k}" for arm, k in run.victims()) or "none"
         raise VictimUnavailable(f"run {run.id} keeps no weights of victim {k} of arm {arm}; it keeps: {kept}")
     config = run.config
-    classes = len((run.report or {}).get("class_names") or ()) or CLASS_COUNTS.get(config.dataset)
-    if classes is None:
+    known = DATASETS.get(config.dataset)
+    names = (run.report or {}).get("class_names") or (known.class_names if known else ())
+    if not names:
         raise VictimUnavailable(f"run {run.id} has no report yet, which says how many classes {config.dataset} has")
-    model = build(config.architecture, shape=shape, num_classes=classes, generator=torch.Generator())
+    model = build(config.architecture, shape=shape, num_classes=len(names), generator=torch.Generator())
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     return model.eval()
 

@@ -12,11 +12,15 @@ NONE = np.uint8(4)  # of a window in which nothing is above 0; its pixels are 0 
 
 
 @njit(nogil=True, cache=True)
-def choose(values, maxima, chosen, infinity, negative, nan):
+def choose(values, maxima, chosen, infinity, minus_infinity, nan):
     """The largest of 0 and of each window's pixels, and which it is, the first of several: uint8.
 
-    bfloat16 comes as the int16 of its bits, whose order from 0 up is that of the numbers. A value is NaN if it is not
-    ≤ `infinity`, or strictly between `negative` and 0 (which no float is); a window with a NaN gives `nan`.
+    Values are floats, or bfloat16 as the int16 of its bits: those from 0 up have the order of the numbers, those of
+    negative numbers are below 0. A window with a NaN gives `nan`.
+
+    Args:
+        infinity: in the values' own form; what is not ≤ it is a NaN (bits of positive NaNs are above infinity's).
+        minus_infinity: likewise, since bits of negative NaNs lie between it and 0; of floats 0, so that none does.
     """
     images, rows, columns, channels = maxima.shape
     zero = maxima.dtype.type(0)
@@ -29,8 +33,8 @@ def choose(values, maxima, chosen, infinity, negative, nan):
                     top, bottom = a if a >= b else b, c if c >= d else d
                     best = top if top >= bottom else bottom
                     lost = (not a <= infinity) | (not b <= infinity) | (not c <= infinity) | (not d <= infinity)
-                    lost |= ((negative < a) & (a < zero)) | ((negative < b) & (b < zero))
-                    lost |= ((negative < c) & (c < zero)) | ((negative < d) & (d < zero))
+                    lost |= ((minus_infinity < a) & (a < zero)) | ((minus_infinity < b) & (b < zero))
+                    lost |= ((minus_infinity < c) & (c < zero)) | ((minus_infinity < d) & (d < zero))
                     maxima[n, i, j, k] = nan if lost else best if best > zero else zero
                     which = np.uint8(2) if c == best else np.uint8(3)
                     which = np.uint8(1) if b == best else which

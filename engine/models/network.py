@@ -17,9 +17,11 @@ class Network(nn.Module):
     """
 
     def stem(self, x: Tensor) -> Tensor:
+        """The first layer, before any nonlinearity: images [N, C, H, W] → its outputs [N, …]."""
         raise NotImplementedError
 
     def rest(self, h: Tensor) -> Tensor:
+        """All that follows: outputs of the first layer [N, …] → logits [N, K]."""
         raise NotImplementedError
 
     def rest_of_sum(self, h: Tensor, shift: Tensor) -> Tensor:

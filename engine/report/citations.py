@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from engine.config import Config, lower_level
 from engine.records import Run
-from engine.report import wording
 
 WHERE = {"inproceedings": "booktitle", "article": "journal", "techreport": "institution", "misc": "howpublished"}
 
@@ -223,7 +222,6 @@ OF_ATTACK = {
     "gradient-matching": (GRADIENT_MATCHING, MACER),
 }
 OF_SOLVER = {"unrolled": (UNROLLED,), "penalty": (PENALTY,), "neumann": (NEUMANN,), "nystrom": (NYSTROM,)}
-BILEVEL = ("pacd", "universal")
 
 
 def works(config: Config) -> list[Work]:
@@ -248,10 +246,10 @@ def _used(config: Config) -> Iterator[Work]:
     yield from OF_DATA.get(config.dataset, ())
     yield from OF_PROCEDURE.get(config.procedure.name, ())
     yield from OF_ATTACK.get(attack.name, ())
-    if wording.ATTACKS[attack.name].surrogate:
+    if attack.traits.surrogates:
         architectures.append(attack.surrogate)
         yield from OF_PROCEDURE.get(lower_level(config)[0].name, ())
-    if attack.name in BILEVEL:
+    if attack.traits.bilevel:
         yield from OF_SOLVER.get(attack.linear_solver, ())
     if any(name.startswith("resnet") for name in architectures):
         yield RESNET

@@ -201,20 +201,20 @@ def threat_model(config: Config, target: str) -> list[str]:
     if config.attack.name == "none":
         return ["**No attack**: clean victims are trained and certified as they are, a baseline to compare with."]
     return [
-        _knowledge(config, attack),
+        _knowledge(config),
         _capability(config, attack, target),
         "**Not clean-label**: labels are wrong, and whoever looks sees it. No image changes. Here for contrast only."
-        if attack.labels
+        if config.attack.traits.changes_labels
         else "**Clean-label**: no label changes, no image is added or removed; checked before any victim trains.",
         f"**Goal**: victims that {_training(config)} certify {target} with a smaller average certified radius (L2).",
-        _controls(config, attack),
+        _controls(config),
     ]
 
 
-def _knowledge(config: Config, attack: wording.Attack) -> str:
+def _knowledge(config: Config) -> str:
     share = config.threat.attacker_share
     data = "the training data" if share == 1 else f"{share:.0%} of the training data"
-    if not attack.surrogate:
+    if not config.attack.traits.surrogates:
         return f"**Knowledge**: {data}, labels included; nothing of how victims train, and no test image."
     procedure, sigma = lower_level(config)
     believed = {
@@ -250,7 +250,7 @@ def _capability(config: Config, attack: wording.Attack, target: str) -> str:
     which = f"{threat.poison_fraction:.0%} of the training images of {target}{held}"
     if config.attack.name == "from-file":
         which = f"those images of a file that are among {which}"
-    if attack.labels:
+    if config.attack.traits.changes_labels:
         return f"**Capability**: {attack.name.partition(' (')[0]} on {which}: {attack.changes}; no pixel changes."
     return (
         f"**Capability**: {attack.name} on {which}: {attack.changes}; no pixel changes by more than "
@@ -265,7 +265,7 @@ def _training(config: Config) -> str:
     return f"were trained on clean data and are fine-tuned on it for {epochs} epoch{'s' * (epochs != 1)}"
 
 
-def _controls(config: Config, attack: wording.Attack) -> str:
+def _controls(config: Config) -> str:
     found = [
         {"random_noise": "random noise of the same ε", "shuffled_signs": "the poison with its signs shuffled"}[arm]
         for arm in arms_of(config)
@@ -273,5 +273,6 @@ def _controls(config: Config, attack: wording.Attack) -> str:
     ]
     if not found:
         return "**Controls**: none, so the effect of the attack cannot be told from that of random noise of its budget."
-    signs = "; with unchanged pixels, shuffled signs are the clean data" if attack.labels else ""
+    same = not config.attack.traits.changes_pixels
+    signs = "; with unchanged pixels, shuffled signs are the clean data" if same else ""
     return f"**Controls**: {', and '.join(found)}, on the same images{signs}."

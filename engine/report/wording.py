@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from engine.config import PROCEDURES, Config, ProcedureConfig
+from engine.config import DATASETS, FOLDER, PROCEDURES, Config, ProcedureConfig
 
 
 class Names(dict[str, str]):
@@ -39,7 +39,6 @@ ARCHITECTURE_NAMES = Names(
         "resnet18": "ResNet-18 (torchvision)",
     }
 )
-DATASET_NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "digits": "embedded digits"}
 SETTING_NAMES = {  # of procedures
     "draws": "Noise draws per image",
     "weight": "Robustness term's weight",
@@ -55,29 +54,24 @@ class Attack:
 
     name: str
     changes: str
-    surrogate: bool = False  # whether it learns from networks of its own
-    labels: bool = False  # whether it changes labels, and so is not clean-label
 
 
 _EACH = "each image gets a change of its own, found by"
 ATTACKS = {
-    "pacd": Attack("PACD", f"{_EACH} bilevel optimisation against the certified radius", surrogate=True),
+    "pacd": Attack("PACD", f"{_EACH} bilevel optimisation against the certified radius"),
     "universal": Attack(
         "PACD, one shared δ",
         "all images get one and the same δ, found by bilevel optimisation against the certified radius",
-        surrogate=True,
     ),
     "watermark": Attack("Watermark", "an image of another class shines through each image, cut at ε"),
     "brightness": Attack("Brightness", "all images get brighter by ε, every pixel alike"),
     "white-pattern": Attack("White pattern", "all images get one and the same random pattern of ±ε"),
     "low-frequency-pattern": Attack("Low-frequency pattern", "all images get one and the same smooth pattern of ±ε"),
-    "error-minimising": Attack("Error-minimising noise", f"{_EACH} making it easy for surrogates", surrogate=True),
-    "error-maximising": Attack("Error-maximising noise", f"{_EACH} making it hard for surrogates", surrogate=True),
-    "gradient-matching": Attack(
-        "Gradient matching", f"{_EACH} turning training steps against the soft radius", surrogate=True
-    ),
+    "error-minimising": Attack("Error-minimising noise", f"{_EACH} making it easy for surrogates"),
+    "error-maximising": Attack("Error-maximising noise", f"{_EACH} making it hard for surrogates"),
+    "gradient-matching": Attack("Gradient matching", f"{_EACH} turning training steps against the soft radius"),
     "random-noise": Attack("Random noise", "each image gets independent random signs of ±ε"),
-    "label-flip": Attack("Label flips (visible, not clean-label)", "each image gets a wrong label", labels=True),
+    "label-flip": Attack("Label flips (visible, not clean-label)", "each image gets a wrong label"),
     "from-file": Attack("Poison from a file", "each image gets the change that a file holds for it"),
     "none": Attack("None: clean victims only", "nothing is changed"),
 }
@@ -96,8 +90,9 @@ KIND_NAMES = {  # of studies
 
 
 def dataset_name(dataset: str) -> str:
-    """As in a list: a folder of one's own by its name."""
-    return DATASET_NAMES.get(dataset, dataset.replace("folder:", "Folder "))
+    """As in a list: without what is in brackets; a folder of one's own by its name."""
+    known = DATASETS.get(dataset)
+    return known.description.partition(" (")[0] if known else dataset.replace(FOLDER, "Folder ")
 
 
 def procedure_line(procedure: ProcedureConfig) -> str:

@@ -14,7 +14,7 @@ from engine import datasets
 from engine.config import Config, ConfigError, Settings, arms_of, canonical_json, poison_depends_on
 from engine.costs import (
     STARTUP_SECONDS,
-    larger,
+    pixel_ratio,
     units_per_second,
     work_of_attack,
     work_of_training,
@@ -150,6 +150,6 @@ def seconds_of(study: Study, *, device: str, data_root: Path) -> dict[str, float
         victim = work_of_training(config) + work_of_votes(config)
         units = work_of_attack(config) if "poisoned" in arms and new(_poison_of(config)) else 0.0
         units += victim * config.victim_seeds * sum([new(_victims_of(config, arm)) for arm in arms])
-        units *= larger(config, shapes[config.dataset])
+        units *= pixel_ratio(config, shapes[config.dataset])
         seconds.setdefault(cell.run_id, STARTUP_SECONDS + units / units_per_second(device))
     return seconds

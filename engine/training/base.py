@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,22 @@ COMPILED = 50_000_000  # passes there and back for which compiling pays: they ta
 State = Mapping[str, Tensor]  # all that a training needs to go on where it is
 
 
+class Batch(NamedTuple):
+    """Images, with all that a procedure's loss of them depends on besides the classifier; on one device."""
+
+    images: Tensor  # [N, C, H, W]
+    labels: Tensor  # [N]
+    noise: Tensor  # [N, draws, C, H, W], of `Procedure.draw_noise`
+    constants: tuple[Tensor, ...] = ()  # what `Procedure.prepare` found, [N, …] each
+    strength: float = 1.0  # of `Procedure.strength`
+
+
 @dataclass(frozen=True)
 class Procedure:
     """How a classifier is trained; victims and the attacker's lower level minimise the very same loss.
 
     A subclass gives `loss`, and `prepare` if there is something to find first that the gradient treats as constant.
-    All randomness comes in as an argument: noise [N, draws, C, H, W] from `draw_noise`, the rest in `constants`.
+    All randomness of a loss is in the batch: in its noise, and in its constants.
     """
 
     settings: ProcedureConfig
@@ -45,30 +55,12 @@ class Procedure:
         shape = (images.shape[0], self.settings.draws, *images.shape[1:])
         return gaussian_noise(shape, sigma=self.sigma, generator=generator)
 
-    def prepare(
-        self,
-        base_classifier: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        noise: Tensor,
-        *,
-        strength: float,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, ...]:
-        """Constants of this batch for `loss`, such as the adversary's changes: nothing, unless a procedure says so."""
+    def prepare(self, base_classifier: Classifier, batch: Batch, *, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The batch's constants, such as the adversary's changes: nothing, unless a procedure says so."""
         return ()
 
-    def loss(
-        self,
-        base_classifier: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        noise: Tensor,
-        constants: tuple[Tensor, ...] = (),
-        *,
-        strength: float = 1.0,
-    ) -> Tensor:
-        """The mean loss of a batch: images [N, C, H, W], labels [N], noise [N, draws, C, H, W] → scalar."""
+    def loss(self, base_classifier: Classifier, batch: Batch) -> Tensor:
+        """The mean loss of a batch, a scalar."""
         raise NotImplementedError
 
     def strength(self, progress: float) -> float:
@@ -120,13 +112,14 @@ def fit(
 
     def learn(minibatches: Tensor, rates: Tensor) -> None:
         for chosen, rate in zip(minibatches, rates, strict=True):
-            images, labels = augment(data.images[chosen], config.augmentation, generator=generator), data.labels[chosen]
+            images = augment(data.images[chosen], config.augmentation, generator=generator)
             noise = procedure.draw_noise(images, generator=generator) if fixed is None else fixed[chosen]
+            batch = Batch(images, data.labels[chosen], noise, strength=strength)
             model.eval()  # an adversary attacks the classifier as it will be used (Salman et al. 2019)
             model.requires_grad_(False)  # compiled code would find all derivatives
-            constants = procedure.prepare(classifier, images, labels, noise, strength=strength, generator=generator)
+            constants = procedure.prepare(classifier, batch, generator=generator)
             model.train().requires_grad_()
-            loss = procedure.loss(classifier, images, labels, noise, constants, strength=strength)
+            loss = procedure.loss(classifier, batch._replace(constants=constants))
             optimiser.zero_grad()
             loss.backward()
             _set_rate(optimiser, rate)

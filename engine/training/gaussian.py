@@ -4,23 +4,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from engine.smoothing import Classifier, noisy_copies
-from engine.training.base import Procedure
+from engine.training.base import Batch, Procedure
 
 
 class Gaussian(Procedure):
-    def loss(
-        self,
-        base_classifier: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        noise: Tensor,
-        constants: tuple[Tensor, ...] = (),
-        *,
-        strength: float = 1.0,
-    ) -> Tensor:
+    def loss(self, base_classifier: Classifier, batch: Batch) -> Tensor:
         """Mean cross-entropy of f at image + noise."""
-        logits = base_classifier(noisy_copies(images, noise))
-        return cross_entropy(logits, labels.repeat_interleave(noise.shape[1]))
+        logits = base_classifier(noisy_copies(batch.images, batch.noise))
+        return cross_entropy(logits, batch.labels.repeat_interleave(batch.noise.shape[1]))
 
 
 PROCEDURES = {"gaussian": Gaussian}

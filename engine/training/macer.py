@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from engine.smoothing import Classifier, noisy_logits, soft_margin
-from engine.training.base import Procedure
+from engine.training.base import Batch, Procedure
 
 HINGE = 8.0  # γ: margins beyond it are not rewarded any more
 
@@ -22,30 +22,21 @@ class Macer(Procedure):
         """0 until the warm-up is over, then 1."""
         return float(super().strength(progress) == 1)
 
-    def loss(
-        self,
-        base_classifier: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        noise: Tensor,
-        constants: tuple[Tensor, ...] = (),
-        *,
-        strength: float = 1.0,
-    ) -> Tensor:
+    def loss(self, base_classifier: Classifier, batch: Batch) -> Tensor:
         """(Σ −log(mean softmax[label] + 1e-10) + weight · sigma/2 · Σ (γ − margin)) / N.
 
         The second sum is over images that are classified right, with a margin of at most γ; an infinite one, where
         P_top rounds to 1, is dropped with its gradient.
         """
-        logits = noisy_logits(base_classifier, images, noise)
-        probability = logits.softmax(dim=2).mean(dim=1).gather(1, labels[:, None])
+        logits = noisy_logits(base_classifier, batch.images, batch.noise)
+        probability = logits.softmax(dim=2).mean(dim=1).gather(1, batch.labels[:, None])
         total = -(probability + 1e-10).log().sum()
-        if strength == 1:
+        if batch.strength == 1:
             margin, top_class = soft_margin(logits, squeeze=self.squeeze, most=HINGE)
-            counted = (top_class == labels) & (margin <= HINGE)
+            counted = (top_class == batch.labels) & (margin <= HINGE)
             hinge = (HINGE - margin).masked_fill(~counted, 0.0).sum()
             total = total + self.settings.weight * 0.5 * self.sigma * hinge
-        return total / len(images)
+        return total / len(batch.images)
 
 
 class MacerPacd(Macer):

@@ -9,6 +9,7 @@ from torch import Tensor
 from engine.smoothing import Classifier
 from engine.solvers import Adam
 from engine.training.adversary import Step, ascend, normalised
+from engine.training.base import Batch
 from engine.training.gaussian import Gaussian
 
 
@@ -19,39 +20,21 @@ class SmoothAdv(Gaussian):
         begins at radius 0, where theirs begins one epoch further on.
     """
 
-    def prepare(
-        self,
-        base_classifier: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        noise: Tensor,
-        *,
-        strength: float,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, ...]:
+    def prepare(self, base_classifier: Classifier, batch: Batch, *, generator: torch.Generator) -> tuple[Tensor, ...]:
         """(The adversary's changes [N, C, H, W],) against these very noise draws, at most `radius` long in L2."""
-        radius = strength * self.settings.adversary_size
+        radius = batch.strength * self.settings.adversary_size
         steps = self.settings.adversary_steps if radius > 0 else 0
-        step = self.step(images, 2 * radius / max(1, steps))
-        return (ascend(base_classifier, images, labels, noise, step=step, steps=steps, radius=radius),)
+        step = self.step(batch.images, 2 * radius / max(1, steps))
+        return (ascend(base_classifier, batch, step=step, steps=steps, radius=radius),)
 
     def step(self, images: Tensor, length: float) -> Step:
         """What one step of the adversary adds, given the gradient."""
         return lambda gradient: length * normalised(gradient)
 
-    def loss(
-        self,
-        base_classifier: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        noise: Tensor,
-        constants: tuple[Tensor, ...] = (),
-        *,
-        strength: float = 1.0,
-    ) -> Tensor:
+    def loss(self, base_classifier: Classifier, batch: Batch) -> Tensor:
         """Mean cross-entropy of f at image + change + noise; the change counts as constant."""
-        (change,) = constants
-        return super().loss(base_classifier, images + change, labels, noise)
+        (change,) = batch.constants
+        return super().loss(base_classifier, batch._replace(images=batch.images + change))
 
 
 class SmoothAdvPacd(SmoothAdv):

@@ -11,7 +11,7 @@ from torch.nn.functional import nll_loss
 
 from engine.smoothing import Classifier, log_mean_softmax, noisy_logits
 from engine.training.adversary import ascend, normalised
-from engine.training.base import Procedure
+from engine.training.base import Batch, Procedure
 
 
 class SmoothMix(Procedure):
@@ -20,44 +20,24 @@ class SmoothMix(Procedure):
     Departs: as SmoothAdv.
     """
 
-    def prepare(
-        self,
-        base_classifier: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        noise: Tensor,
-        *,
-        strength: float,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, ...]:
+    def prepare(self, base_classifier: Classifier, batch: Batch, *, generator: torch.Generator) -> tuple[Tensor, ...]:
         """(The adversary's changes [N, C, H, W], how far to go along them [N], uniform in (0, ½])."""
         change = ascend(
             base_classifier,
-            images,
-            labels,
-            noise,
+            batch,
             step=lambda gradient: self.settings.adversary_size * normalised(gradient),
             steps=self.settings.adversary_steps,
             radius=math.inf,
         )
-        drawn = torch.rand(len(images), generator=generator, device=generator.device, dtype=images.dtype)
+        drawn = torch.rand(len(change), generator=generator, device=generator.device, dtype=change.dtype)
         return change, 0.5 * (1 - drawn)
 
-    def loss(
-        self,
-        base_classifier: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        noise: Tensor,
-        constants: tuple[Tensor, ...] = (),
-        *,
-        strength: float = 1.0,
-    ) -> Tensor:
+    def loss(self, base_classifier: Classifier, batch: Batch) -> Tensor:
         """Mean of cross-entropy + weight · [right] · mean over draws of KL(target ‖ f(image + far · change + noise)).
 
         The target is (1 − far)·p̄ + far/K with p̄ the mean answer at the image, through which gradients flow as well.
         """
-        change, far = constants
+        images, labels, noise, (change, far), strength = batch
         logits = noisy_logits(base_classifier, images, noise)
         log_mean = log_mean_softmax(logits)
         target = (1 - far[:, None]) * log_mean.exp() + far[:, None] / logits.shape[2]

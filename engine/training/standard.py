@@ -4,22 +4,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from engine.smoothing import Classifier
-from engine.training.base import Procedure
+from engine.training.base import Batch, Procedure
 
 
 class Standard(Procedure):
-    def loss(
-        self,
-        base_classifier: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        noise: Tensor,
-        constants: tuple[Tensor, ...] = (),
-        *,
-        strength: float = 1.0,
-    ) -> Tensor:
+    def loss(self, base_classifier: Classifier, batch: Batch) -> Tensor:
         """Mean cross-entropy of f at the clean images; the noise [N, 0, C, H, W] is empty."""
-        return cross_entropy(base_classifier(images), labels)
+        return cross_entropy(base_classifier(batch.images), batch.labels)
 
 
 PROCEDURES = {"standard": Standard}
