@@ -4,7 +4,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from scipy.stats import binomtest, norm
 
 from engine import hypergradient, jobs, metrics
 from engine.config import ARMS, Config
-from engine.experiment import protocol
+from engine.experiment import poisoning, protocol
 from engine.records import Run
 from engine.report.numbers import build_report
 
@@ -264,6 +264,19 @@ def test_an_attack_whose_surrogates_all_diverge_fails_with_a_plain_reason_and_it
     assert "4 surrogates in a row diverged" in str(status.error)
     assert len(status.events) == 3
     assert all("it starts again" in event for event in status.events)
+
+
+def test_an_attack_that_fails_in_its_first_step_leaves_no_poison(
+    tiny: Tiny, work_here: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> Iterator[Any]:
+        raise FloatingPointError("nothing was made")
+        yield
+
+    monkeypatch.setitem(poisoning.ATTACKS, "pacd", failing)
+    run = work_here(tiny(), runs_root)
+    assert "nothing was made" in str(run.status().error)
+    assert run.tensors("poison") is run.tensors("evolution") is None
 
 
 @pytest.mark.parametrize(
