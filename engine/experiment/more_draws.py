@@ -47,8 +47,8 @@ def certify_again(
         images: only these of the run's test images, by number, of whatever class.
         all_classes: not only the target class.
         precision, radius: as for sequential.certify: stop each image when it is settled.
-        seed: of the noise. Answers of the same seed, for another n say, share their draws: each holds with 1 − alpha,
-            but they fail together.
+        seed: of the noise. Answers of the same seed, for another n say, share draws (all, where C·H·W is a multiple of
+            16; see votes.count_votes): each holds with 1 − alpha, but they fail together.
     Raises: ValueError, before anything is computed; VictimUnavailable; DatasetUnavailable.
     """
     config, table = run.config, run.certificates()
