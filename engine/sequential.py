@@ -20,7 +20,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.special import betainc, betaln, ndtr, ndtri
+from scipy.special import betaln, ndtr, ndtri
+from scipy.stats import binom
 
 from engine.certification import ABSTAIN, lower_confidence_bound
 
@@ -179,13 +180,7 @@ def decided(n_top: np.ndarray | int, *, draws: int, n: int, alpha: float, radius
 
 def votes_needed(p: np.ndarray | float, *, n: int, alpha: float) -> np.ndarray:
     """The fewest of n votes whose Clopper–Pearson bound reaches p, n + 1 where none does: int64 of p's shape."""
-    too_few = np.zeros(np.shape(p), dtype=np.int64)
-    enough = np.full_like(too_few, n + 1)
-    while (enough - too_few > 1).any():
-        middle = (too_few + enough) // 2
-        reaches = betainc(np.maximum(middle, 1), n - middle + 1, p) <= alpha  # P[Binomial(n, p) ≥ middle]
-        too_few, enough = np.where(reaches, too_few, middle), np.where(reaches, middle, enough)
-    return enough
+    return binom.isf(alpha, n, p).astype(np.int64) + 1  # isf: the least k of which P[Binomial(n, p) > k] ≤ alpha
 
 
 def chance_of_so_few(n_top: np.ndarray | int, *, draws: int, total: np.ndarray | int, n: int) -> np.ndarray:

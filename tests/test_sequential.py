@@ -153,6 +153,11 @@ def test_the_votes_needed_are_the_fewest_that_reach_the_bound(n, p, alpha):
     assert sequential.votes_needed(p, n=n, alpha=alpha) == (enough.argmax() if enough.any() else n + 1)
 
 
+def test_the_votes_needed_for_a_bound_do_not_depend_on_what_else_is_asked():
+    together = sequential.votes_needed(np.array([1e-9, 0.5, 0.9]), n=100, alpha=1e-3)
+    assert together.tolist() == [int(sequential.votes_needed(p, n=100, alpha=1e-3)) for p in (1e-9, 0.5, 0.9)]
+
+
 @quickly
 @given(st.integers(1, 5000), st.data(), st.floats(1e-5, 0.4), st.floats(0.05, 3), st.floats(0.1, 2))
 def test_more_votes_never_certify_less_and_at_n_nothing_is_open(n, data, alpha, radius, sigma):
