@@ -145,7 +145,7 @@ def _run(options: argparse.Namespace) -> int:
     if said := kept_at_another_sigma(options.preset, config):
         print(f"note: {said}", file=sys.stderr)
     if options.dry_run:
-        print(json.dumps(_dry_run(config, shape=datasets.shape(config.dataset, data_root)), indent=1))
+        print(json.dumps(_dry_run(config, data_root=data_root), indent=1))
         return OK
     datasets.fetch(config.dataset, data_root)
     run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=options.preset)
@@ -161,9 +161,10 @@ def _fetch(options: argparse.Namespace) -> int:
     return OK
 
 
-def _dry_run(config: Config, *, shape: tuple[int, int, int]) -> dict:
-    device = expected_device()
-    expected = estimate(config, device=device, shape=shape)
+def _dry_run(config: Config, *, data_root: Path) -> dict:
+    device, dataset = expected_device(), config.dataset
+    shape, classes = datasets.shape(dataset, data_root), len(datasets.class_names(dataset, data_root))
+    expected = estimate(config, device=device, shape=shape, classes=classes)
     return {
         "run_id": records.run_id(config),
         "config": config.model_dump(mode="json"),

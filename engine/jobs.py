@@ -275,8 +275,9 @@ def perform(run: Run, status: Status) -> int:
             device = choose_device(tf32=run.config.training.precision == "fast")
             run.write_json("env.json", environment(device.type))
             experiment = Experiment(run, runs_root=run.directory.parent, data_root=data_root, device=device)
-            shape = datasets.shape(run.config.dataset, data_root)
-            expected = estimate(run.config, device=device.type, shape=shape).seconds
+            about = run.config.dataset, data_root
+            shape, classes = datasets.shape(*about), len(datasets.class_names(*about))
+            expected = estimate(run.config, device=device.type, shape=shape, classes=classes).seconds
             book, began = experiment.book, time.time()
             cancelled = (run.directory / "cancel").exists
             experiment.work(cancelled=lambda: cancelled() or not run.exists())
