@@ -267,7 +267,7 @@ def perform(run: Run, status: Status) -> int:
 
     try:
         with beating(beat):
-            data_root = Path(run.request["data_root"])
+            data_root = run.data_root
             with ThreadPoolExecutor(1) as reader:  # images are unpacked while torch is imported, and that only here:
                 reader.submit(_read_ahead, run.config.dataset, data_root)
                 from engine.experiment.protocol import Experiment, choose_device  # a waiting run costs next to nothing

@@ -39,6 +39,7 @@ import psutil
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save
 
+from engine import datasets
 from engine.config import ARMS, Config, canonical_json
 
 if TYPE_CHECKING:
@@ -197,6 +198,11 @@ class Run(Record):
     def published(self) -> bool:
         """Whether it is read-only: it can be neither renamed nor deleted."""
         return (self.directory / "published").exists()
+
+    @property
+    def data_root(self) -> Path:
+        """Where it had its data from; an example that came with the project does not say, and has the usual place."""
+        return Path(self.request.get("data_root") or datasets.default_root())
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """One line more; a reader that comes in between leaves out the last one (`metrics`)."""
