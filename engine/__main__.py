@@ -320,7 +320,7 @@ def _gallery(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     run = records.find(options.runs_root, options.id)
-    if options.n and (options.html or options.cite):
+    if options.n is not None and (options.html or options.cite):
         raise ConfigError(f"--{'html' if options.html else 'cite'} knows no draws: give --n without it")
     if options.html:
         from engine import html_report  # figures are slow to import, and only this needs them

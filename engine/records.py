@@ -218,10 +218,10 @@ class Run(Record):
         return [record for record in records if record["kind"] == kind]
 
     def tensors(self, name: str) -> dict[str, np.ndarray] | None:
-        """A safetensors file; what a copy in the gallery holds in fewer bits comes back as float32."""
+        """A safetensors file; a delta that a copy in the gallery holds as int8 comes back as float32 (`exhibit`)."""
         path = self.directory / f"{name}.safetensors"
         tensors = load_file(path) if path.exists() else None
-        if tensors is not None and "unit" in tensors:  # of whole numbers, see `exhibit`
+        if tensors is not None and "unit" in tensors:
             tensors["delta"] = tensors["delta"] * tensors.pop("unit")
         return tensors
 
