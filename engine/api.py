@@ -213,8 +213,7 @@ def certify(
         raise ValueError("images must be [N, C, H, W] in [0, 1], N at least 1")
     certification.check(sigma=sigma, n0=n0, n=n, alpha=alpha)
     found = victims.votes(model, x, sigma=sigma, n0=n0, n=n, seed=seed)
-    counted = pd.DataFrame({"selected_class": found.selected_class.numpy(), "n_top": found.n_top.numpy(), "n": n})
-    table = metrics.recertify(counted, sigma=sigma, alpha=alpha)
+    table = metrics.certificates(found.selection.numpy(), found.estimation.numpy(), sigma=sigma, alpha=alpha)
     return table[["prediction", "radius", "selected_class", "n_top", "n", "p_lower"]]
 
 
