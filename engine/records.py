@@ -18,7 +18,6 @@ runs/<id>/config.json            canonical JSON; the first 16 hex digits of its 
 runs/poisons/                    poison files that were brought, by their hash (engine/poison_file.py)
 gallery/<id>                     copies of finished runs, smaller (`exhibit`): delta as int8 in units of `unit`, victims
                                  float16 or none, no votes
-runs/index.sqlite                what lists of runs show; can be rebuilt from the directories (engine/index.py)
 runs/stages/                     the same safetensors files by the hash of all that they depend on (hard links)
 runs/studies/<id>/study.json     canonical JSON of a study, with request, status and log as above (engine/studies/)
 """

@@ -140,7 +140,7 @@ def test_nothing_is_pickled(smoke: SimpleNamespace) -> None:
         for call in ("import pickle", "import joblib", "torch.load(", "torch.save(", "np.load(", "np.save"):
             assert call not in source.read_text(), f"{call} in {source}"
     kinds = {file.suffix for file in smoke.root.rglob("*") if file.is_file()}
-    assert kinds <= {".json", ".jsonl", ".safetensors", ".parquet", ".txt", ".lock", ".sqlite"}
+    assert kinds <= {".json", ".jsonl", ".safetensors", ".parquet", ".txt", ".lock"}
 
 
 def test_a_live_process_with_a_fresh_heartbeat_is_running(tmp_path: Path) -> None:
