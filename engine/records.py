@@ -48,7 +48,6 @@ GALLERY = Path(__file__).parents[1] / "gallery"  # finished runs that come with 
 GRID = GALLERY / "grid"  # and those behind Explore's sliders (engine/grid.py) and the cells of studies
 ACTIVE = ("queued", "running")
 STATES = (*ACTIVE, "done", "cancelled", "failed", "lost")
-_WITHOUT_PATHS: dict[str, dict[str, Any]] = {"request": {"data_root": None}, "report": {"directory": None}}
 HEARTBEAT_LIMIT = 60.0  # seconds without a heartbeat after which a process that still exists counts as stuck
 START_TOLERANCE = 3.0  # seconds: a start time hangs on the boot time, which the kernel rounds to whole seconds
 
@@ -302,9 +301,12 @@ def exhibit(run: Run, folder: Path, *, weights: bool) -> Run:
     """
     copy = Run(folder / run.id)
     copy.directory.mkdir(parents=True, exist_ok=True)
-    for name in ("config", "request", "env", "status", "report"):
-        copy.write_json(f"{name}.json", (run.read_json(f"{name}.json") or {}) | _WITHOUT_PATHS.get(name, {}))
     write_atomically(copy.directory / "config.json", run.config.canonical())
+    content = {name: run.read_json(f"{name}.json") or {} for name in ("request", "env", "status", "report")}
+    content["request"]["data_root"] = None
+    content["report"].pop("directory", None)  # another path on this machine, in reports of older runs
+    for name, value in content.items():
+        copy.write_json(f"{name}.json", value)
     for name in ("metrics.jsonl", "certificates.parquet"):
         if (run.directory / name).exists():  # a run that reused every stage has no metrics
             shutil.copyfile(run.directory / name, copy.directory / name)

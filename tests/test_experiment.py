@@ -24,7 +24,7 @@ from engine.report.numbers import build_report
 
 Tiny = Callable[..., Config]
 WorkHere = Callable[[Config, Path], Run]
-TIMES_AND_PLACES = ("seconds", "directory", "reused")
+CIRCUMSTANCES = ("seconds", "reused")
 
 
 def radius(n_top: int, *, n: int, sigma: float, alpha: float) -> float:
@@ -122,7 +122,7 @@ def test_all_victims_of_one_seed_meet_the_same_images(smoke: SimpleNamespace) ->
 
 
 def content(run: Run) -> dict[str, Any]:
-    """All that a run found, without times and places."""
+    """All that a run found, without its circumstances."""
     certificates, report = run.certificates(), run.report
     assert certificates is not None
     assert report is not None
@@ -130,7 +130,7 @@ def content(run: Run) -> dict[str, Any]:
         "certificates": certificates.to_json(double_precision=15),
         "poison": (run.directory / "poison.safetensors").read_bytes(),
         "victims": {path.name: path.read_bytes() for path in (run.directory / "victims").iterdir()},
-        "report": {key: value for key, value in report.items() if key not in TIMES_AND_PLACES},
+        "report": {key: value for key, value in report.items() if key not in CIRCUMSTANCES},
     }
 
 
