@@ -20,6 +20,7 @@ import psutil
 from engine.costs import workers_for
 from engine.experiment.environment import PROJECT, environment
 from engine.jobs import WORKER_ENVIRONMENT
+from engine.report.tables import table
 
 # What a process is given beside the variables that none of these sets.
 ENVIRONMENTS = {
@@ -69,8 +70,7 @@ class Table:
     raw: list[dict[str, Any]]
 
     def markdown(self) -> str:
-        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        return "\n".join([f"### {self.title}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+        return f"### {self.title}\n\n{table([self.columns, *self.rows])}\n"
 
 
 class Child:

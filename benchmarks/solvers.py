@@ -25,8 +25,8 @@ from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import write_atomically
 from engine.report.numbers import certificate_rows
+from engine.report.tables import table
 from engine.streams import stream
-from engine.studies.tables import table
 from engine.threat import Poison
 from engine.training import make
 from engine.training.base import fit

@@ -145,7 +145,7 @@ def _run(options: argparse.Namespace) -> int:
     if said := kept_at_another_sigma(options.preset, config):
         print(f"note: {said}", file=sys.stderr)
     if options.dry_run:
-        print(json.dumps(_dry_run(config, shape=datasets.shape(config.dataset, data_root)), indent=1))
+        print(json.dumps(_dry_run(config, data_root=data_root), indent=1))
         return OK
     datasets.fetch(config.dataset, data_root)
     run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=options.preset)
@@ -161,9 +161,10 @@ def _fetch(options: argparse.Namespace) -> int:
     return OK
 
 
-def _dry_run(config: Config, *, shape: tuple[int, int, int]) -> dict:
-    device = expected_device()
-    expected = estimate(config, device=device, shape=shape)
+def _dry_run(config: Config, *, data_root: Path) -> dict:
+    device, dataset = expected_device(), config.dataset
+    shape, classes = datasets.shape(dataset, data_root), len(datasets.class_names(dataset, data_root))
+    expected = estimate(config, device=device, shape=shape, classes=classes)
     return {
         "run_id": records.run_id(config),
         "config": config.model_dump(mode="json"),
@@ -319,7 +320,7 @@ def _gallery(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     run = records.find(options.runs_root, options.id)
-    if options.n and (options.html or options.cite):
+    if options.n is not None and (options.html or options.cite):
         raise ConfigError(f"--{'html' if options.html else 'cite'} knows no draws: give --n without it")
     if options.html:
         from engine import html_report  # figures are slow to import, and only this needs them

@@ -6,9 +6,12 @@ All of it is exact binomial arithmetic: a person who cannot tell is right in eac
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import bdtrc, betaincinv
+from scipy.special import bdtrc
+
+from engine.certification import lower_confidence_bound
 
 GUESSING = 0.5
+LEVEL, POWER = 0.05, 0.8  # a guesser passes with at most the one, and who can tell with at least the other
 _MOST_TRIALS = 1024
 
 
@@ -33,16 +36,14 @@ def trials(seed: int, *, count: int, images: int) -> list[Trial]:
     return [Trial(int(image), bool(sides.integers(2))) for image in shown[:count]]
 
 
-def hit_rate_interval(hits: int, count: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided Clopper–Pearson interval of the probability to be right; it covers it at least so often.
+def hit_rate_interval(hits: int, count: int) -> tuple[float, float]:
+    """Two-sided 95 % Clopper–Pearson interval of the probability to be right; it covers it at least so often.
 
     Source: Clopper and Pearson 1934. Raises: ValueError if hits is not in [0, count].
     """
     _check(hits, count)
-    tail = (1 - confidence) / 2
-    low = betaincinv(hits, count - hits + 1, tail) if hits > 0 else 0.0
-    high = betaincinv(hits + 1, count - hits, 1 - tail) if hits < count else 1.0
-    return float(low), float(high)
+    right, wrong = lower_confidence_bound(np.array([hits, count - hits]), n=count, alpha=0.025)
+    return float(right), float(1 - wrong)
 
 
 def p_value(hits: int, count: int) -> float:
@@ -51,13 +52,13 @@ def p_value(hits: int, count: int) -> float:
     return 1.0 if hits == 0 else float(bdtrc(hits - 1, count, GUESSING))
 
 
-def hits_needed(count: int, *, level: float = 0.05) -> int | None:
-    """The fewest hits of count that guessing reaches with probability ≤ level, or None where even all are too few."""
-    return next((hits for hits in range(count // 2, count + 1) if p_value(hits, count) <= level), None)
+def hits_needed(count: int) -> int | None:
+    """The fewest hits of count that guessing reaches with probability ≤ LEVEL, or None where even all are too few."""
+    return next((hits for hits in range(count // 2, count + 1) if p_value(hits, count) <= LEVEL), None)
 
 
-def trials_needed(hit_rate: float, *, level: float = 0.05, power: float = 0.8) -> int:
-    """The fewest trials from which on somebody who is right so often passes the test with at least this probability.
+def trials_needed(hit_rate: float) -> int:
+    """The fewest trials from which on somebody who is right so often passes the test with probability ≥ POWER.
 
     "From which on": power does not rise steadily with the number of trials, since hits are whole numbers.
     Raises: ValueError if hit_rate is not in (1/2, 1].
@@ -66,15 +67,15 @@ def trials_needed(hit_rate: float, *, level: float = 0.05, power: float = 0.8) -
         raise ValueError(f"hit_rate must be in (0.5, 1], got {hit_rate}")
     most = 32
     while most <= _MOST_TRIALS:
-        weak = [n for n in range(1, most + 1) if _power(n, hit_rate, level) < power]
+        weak = [n for n in range(1, most + 1) if _power(n, hit_rate) < POWER]
         if weak[-1] <= most // 2:
             return weak[-1] + 1
         most *= 2
     raise ValueError(f"hit_rate {hit_rate} is too close to guessing to be told from it in {_MOST_TRIALS} trials")
 
 
-def _power(count: int, hit_rate: float, level: float) -> float:
-    needed = hits_needed(count, level=level)
+def _power(count: int, hit_rate: float) -> float:
+    needed = hits_needed(count)
     return 0.0 if needed is None else float(bdtrc(needed - 1, count, hit_rate))
 
 

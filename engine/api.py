@@ -92,11 +92,6 @@ class Result:
         """delta [P, C, H, W] float32 and indices [P] into the original training set; None where nothing changed."""
         return self.run.tensors("poison")
 
-    @property
-    def _data_root(self) -> Path:
-        """Where the run had its data from; an example that came with the project does not say."""
-        return Path(self.run.request.get("data_root") or datasets.default_root())
-
     def acr(self, arm: str = "poisoned", scope: str = "target") -> float:
         """Average certified radius (L2), mean over the arm's victims; scope: target (class) or all."""
         arms = self.report["arms"]
@@ -127,11 +122,11 @@ class Result:
         """
         from engine.experiment import victims
 
-        return victims.load(self.run, arm, k, shape=datasets.shape(self.config.dataset, self._data_root))
+        return victims.load(self.run, arm, k, shape=datasets.shape(self.config.dataset, self.run.data_root))
 
     def to_html(self, path: str | Path) -> Path:
         """Writes the whole report as one file that works offline."""
-        records.write_atomically(Path(path), html_report.write(self.run, data_root=self._data_root))
+        records.write_atomically(Path(path), html_report.write(self.run, data_root=self.run.data_root))
         return Path(path)
 
     def __repr__(self) -> str:
@@ -218,8 +213,7 @@ def certify(
         raise ValueError("images must be [N, C, H, W] in [0, 1], N at least 1")
     certification.check(sigma=sigma, n0=n0, n=n, alpha=alpha)
     found = victims.votes(model, x, sigma=sigma, n0=n0, n=n, seed=seed)
-    counted = pd.DataFrame({"selected_class": found.selected_class.numpy(), "n_top": found.n_top.numpy(), "n": n})
-    table = metrics.recertify(counted, sigma=sigma, alpha=alpha)
+    table = metrics.certificates(found.selection.numpy(), found.estimation.numpy(), sigma=sigma, alpha=alpha)
     return table[["prediction", "radius", "selected_class", "n_top", "n", "p_lower"]]
 
 

@@ -26,18 +26,25 @@ def lower_confidence_bound(n_top: np.ndarray | int, *, n: int, alpha: float) -> 
     return bounds[where].reshape(votes.shape)
 
 
+def radius_of(p_lower: np.ndarray, *, sigma: float) -> np.ndarray:
+    """L2 radius around x inside which g's answer cannot change, where P[f(x + noise) = selected class] ≥ p_lower.
+
+    Returns: float64 of p_lower's shape, sigma's pixel units; 0 where p_lower ≤ 1/2 and g must abstain.
+    Source: Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918, Theorem 1 with p_B = 1 − p_A.
+    """
+    return sigma * ndtri(np.maximum(p_lower, 0.5))
+
+
 def certified_radius(n_top: np.ndarray | int, *, n: int, sigma: float, alpha: float) -> np.ndarray:
-    """L2 radius around x inside which g's answer cannot change, or 0 where g must abstain.
+    """radius_of the bound that votes give.
 
     Args:
         n_top: votes for the selected class among n fresh draws; any shape.
         sigma: noise level, standard deviation in pixel units of [0, 1].
         alpha: the radius is too large with probability ≤ alpha, for this one point.
     Returns: float64 of n_top's shape, pixel units, in [0, radius_cap].
-    Source: Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918, Theorem 1 with p_B = 1 − p_A.
     """
-    p_lower = lower_confidence_bound(n_top, n=n, alpha=alpha)
-    return np.where(p_lower > 0.5, sigma * ndtri(np.maximum(p_lower, 0.5)), 0.0)
+    return radius_of(lower_confidence_bound(n_top, n=n, alpha=alpha), sigma=sigma)
 
 
 def check(*, sigma: float, n0: int, n: int, alpha: float) -> None:

@@ -51,6 +51,7 @@ KEPT = {
 DENSE = {"mlp": 768, "lenet-narrow": 91, "lenet": 1420, "convnet": 1020}
 WEIGHTS_HELD = 20  # vectors as long as the weights: those of Adam and of the linear system, gradients, copies
 Shape = tuple[int, int, int]  # (C, H, W)
+CLASSES = 10  # of every data set but folders
 # Bytes, fitted on the CPU to what `python -m benchmarks memory` measures, which prints both.
 BASE_MEMORY = 0.95e9  # a process that has imported all and done nothing
 COPIES = 3.1  # of the data set, and again of the training images
@@ -78,10 +79,10 @@ class Estimate:
     memory_bytes: float
 
 
-def work_of(config: Config) -> Work:
+def work_of(config: Config, *, classes: int = CLASSES) -> Work:
     """The whole run's work, nothing reused."""
-    victims = len(arms_of(config)) * config.victim_seeds
-    return Work(work_of_attack(config), victims * work_of_training(config), victims * work_of_votes(config))
+    victims, votes = len(arms_of(config)) * config.victim_seeds, work_of_votes(config, classes=classes)
+    return Work(work_of_attack(config), victims * work_of_training(config), victims * votes)
 
 
 def work_of_attack(config: Config) -> float:
@@ -128,10 +129,10 @@ def work_of_training(config: Config, *, epochs: int | None = None) -> float:
     return _unit(config, config.architecture) * images * (1 + BACKWARD)
 
 
-def work_of_votes(config: Config) -> float:
-    """One victim's votes."""
+def work_of_votes(config: Config, *, classes: int = CLASSES) -> float:
+    """One victim's votes on images of so many classes."""
     settings = config.certification
-    images = settings.target_images + 9 * settings.other_images
+    images = settings.target_images + (classes - 1) * settings.other_images
     return _unit(config, config.architecture) * images * (settings.n0 + settings.n) * VOTE
 
 
@@ -143,9 +144,9 @@ def workers_for(device: str) -> int:
     return min(cpus, MOST_WORKERS)
 
 
-def estimate(config: Config, *, device: str, shape: Shape | None = None) -> Estimate:
-    """Wall seconds and peak memory of the whole run, nothing reused; shape: of an image, which a folder may have."""
-    work, workers = work_of(config), workers_for(device)
+def estimate(config: Config, *, device: str, shape: Shape | None = None, classes: int = CLASSES) -> Estimate:
+    """Wall seconds and peak memory of the whole run, nothing reused; shape (of an image), classes: of a folder."""
+    work, workers = work_of(config, classes=classes), workers_for(device)
     seconds = work.total / units_per_second(device)
     if device == "cpu":  # a victim is one worker's task; so is the attack, and half of the victims have to wait for it
         victims, count = work.train + work.certify, len(arms_of(config)) * config.victim_seeds

@@ -55,10 +55,7 @@ def config_of(point: Point) -> Config:
 
 
 def plan(
-    procedures: Sequence[str] = tuple(BASES),
-    classes: Sequence[int] = DIGITS,
-    sigmas: Sequence[float] = SIGMAS,
-    epsilons: Sequence[float] = EPSILONS,
+    procedures: Sequence[str], classes: Sequence[int], sigmas: Sequence[float], epsilons: Sequence[float]
 ) -> list[Point]:
     """The points that `python -m engine gallery` computes, in its order: one procedure, one class after the other."""
     return [Point(*values) for values in product(procedures, classes, sigmas, epsilons)]

@@ -271,7 +271,7 @@ def perform(run: Run, status: Status) -> int:
 
     try:
         with beating(beat):
-            data_root = Path(run.request["data_root"])
+            data_root = run.data_root
             with ThreadPoolExecutor(1) as reader:  # images are unpacked while torch is imported, and that only here:
                 reader.submit(_read_ahead, run.config.dataset, data_root)
                 from engine.experiment.protocol import Experiment, choose_device  # a waiting run costs next to nothing
@@ -280,8 +280,9 @@ def perform(run: Run, status: Status) -> int:
             images = datasets.fingerprint(run.config.dataset, data_root)
             run.write_json("env.json", environment(device.type) | ({"images": images} if images else {}))
             experiment = Experiment(run, runs_root=run.directory.parent, data_root=data_root, device=device)
-            shape = datasets.shape(run.config.dataset, data_root)
-            expected = estimate(run.config, device=device.type, shape=shape).seconds
+            about = run.config.dataset, data_root
+            shape, classes = datasets.shape(*about), len(datasets.class_names(*about))
+            expected = estimate(run.config, device=device.type, shape=shape, classes=classes).seconds
             book, began = experiment.book, time.time()
             cancelled = (run.directory / "cancel").exists
             experiment.work(cancelled=lambda: cancelled() or not run.exists())

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from engine.certification import ABSTAIN, certified_radius, lower_confidence_bound
+from engine.certification import ABSTAIN, lower_confidence_bound, radius_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,25 @@ class Estimate:
     value: float
     low: float
     high: float
+
+
+def certificates(selection: np.ndarray, estimation: np.ndarray, *, sigma: float, alpha: float) -> pd.DataFrame:
+    """A certificate table's columns that follow from votes, from selected_class on: a row for each of N images.
+
+    Args:
+        selection, estimation: int64 [N, K], votes for each class of n0 and of n draws, n the same for all images.
+    """
+    selected = selection.argmax(axis=1)  # the lower class where two have as many
+    counted = pd.DataFrame(
+        {
+            "selected_class": selected,
+            "n_top": estimation[np.arange(len(selected)), selected],
+            "n": estimation.sum(axis=1),
+            "selection_votes": list(selection),
+            "estimation_votes": list(estimation),
+        }
+    )
+    return recertify(counted, sigma=sigma, alpha=alpha)
 
 
 def recertify(table: pd.DataFrame, *, sigma: float, alpha: float, n: int | None = None, seed: int = 0) -> pd.DataFrame:
@@ -38,14 +57,10 @@ def recertify(table: pd.DataFrame, *, sigma: float, alpha: float, n: int | None 
     n_top = table["n_top"].to_numpy()
     if n < recorded:
         n_top = np.random.default_rng(seed).hypergeometric(n_top, recorded - n_top, n)
-    radius = certified_radius(n_top, n=n, sigma=sigma, alpha=alpha)
-    return table.assign(
-        n_top=n_top,
-        n=n,
-        p_lower=lower_confidence_bound(n_top, n=n, alpha=alpha),
-        radius=radius,
-        prediction=np.where(radius > 0, table["selected_class"], ABSTAIN),
-    )
+    p_lower = lower_confidence_bound(n_top, n=n, alpha=alpha)
+    radius = radius_of(p_lower, sigma=sigma)
+    prediction = np.where(radius > 0, table["selected_class"], ABSTAIN)
+    return table.assign(n_top=n_top, n=n, p_lower=p_lower, radius=radius, prediction=prediction)
 
 
 def is_correct(table: pd.DataFrame) -> pd.Series:

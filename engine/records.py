@@ -18,7 +18,6 @@ runs/<id>/config.json            canonical JSON; the first 16 hex digits of its 
 runs/poisons/                    poison files that were brought, by their hash (engine/poison_file.py)
 gallery/<id>                     copies of finished runs, smaller (`exhibit`): delta as int8 in units of `unit`, victims
                                  float16 or none, no votes
-runs/index.sqlite                what lists of runs show; can be rebuilt from the directories (engine/index.py)
 runs/stages/                     the same safetensors files by the hash of all that they depend on (hard links)
 runs/studies/<id>/study.json     canonical JSON of a study, with request, status and log as above (engine/studies/)
 """
@@ -49,7 +48,6 @@ GALLERY = Path(__file__).parents[1] / "gallery"  # finished runs that come with 
 GRID = GALLERY / "grid"  # and those behind Explore's sliders (engine/grid.py) and the cells of studies
 ACTIVE = ("queued", "running")
 STATES = (*ACTIVE, "done", "cancelled", "failed", "lost")
-_WITHOUT_PATHS: dict[str, dict[str, Any]] = {"request": {"data_root": None}, "report": {"directory": None}}
 HEARTBEAT_LIMIT = 60.0  # seconds without a heartbeat after which a process that still exists counts as stuck
 START_TOLERANCE = 3.0  # seconds: a start time hangs on the boot time, which the kernel rounds to whole seconds
 
@@ -208,6 +206,11 @@ class Run(Record):
         """Whether it is read-only: it can be neither renamed nor deleted."""
         return (self.directory / "published").exists()
 
+    @property
+    def data_root(self) -> Path:
+        """Where it had its data from; an example that came with the project does not say, and has the usual place."""
+        return Path(self.request.get("data_root") or datasets.default_root())
+
     def append_metrics(self, record: dict[str, Any]) -> None:
         """One line more; a reader that comes in between leaves out the last one (`metrics`)."""
         with (self.directory / "metrics.jsonl").open("a") as file:
@@ -222,10 +225,10 @@ class Run(Record):
         return [record for record in records if record["kind"] == kind]
 
     def tensors(self, name: str) -> dict[str, np.ndarray] | None:
-        """A safetensors file; what a copy in the gallery holds in fewer bits comes back as float32."""
+        """A safetensors file; a delta that a copy in the gallery holds as int8 comes back as float32 (`exhibit`)."""
         path = self.directory / f"{name}.safetensors"
         tensors = load_file(path) if path.exists() else None
-        if tensors is not None and "unit" in tensors:  # of whole numbers, see `exhibit`
+        if tensors is not None and "unit" in tensors:
             tensors["delta"] = tensors["delta"] * tensors.pop("unit")
         return tensors
 
@@ -307,9 +310,12 @@ def exhibit(run: Run, folder: Path, *, weights: bool) -> Run:
     """
     copy = Run(folder / run.id)
     copy.directory.mkdir(parents=True, exist_ok=True)
-    for name in ("config", "request", "env", "status", "report"):
-        copy.write_json(f"{name}.json", (run.read_json(f"{name}.json") or {}) | _WITHOUT_PATHS.get(name, {}))
     write_atomically(copy.directory / "config.json", run.config.canonical())
+    content = {name: run.read_json(f"{name}.json") or {} for name in ("request", "env", "status", "report")}
+    content["request"]["data_root"] = None
+    content["report"].pop("directory", None)  # another path on this machine, in reports of older runs
+    for name, value in content.items():
+        copy.write_json(f"{name}.json", value)
     for name in ("metrics.jsonl", "certificates.parquet"):
         if (run.directory / name).exists():  # a run that reused every stage has no metrics
             shutil.copyfile(run.directory / name, copy.directory / name)

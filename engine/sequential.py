@@ -15,20 +15,18 @@ as many draws, and know a radius later. Clopper–Pearson at a few growing numbe
 arXiv:2406.17830; the schedule, its spending and the prediction are not.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import betainc, betaln, ndtr, ndtri
+import torch
+from scipy.special import betaln, ndtr
+from scipy.stats import binom
+from torch import Tensor
 
-from engine.certification import ABSTAIN, lower_confidence_bound
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from engine.smoothing import Classifier
+from engine.certification import ABSTAIN, lower_confidence_bound, radius_cap, radius_of
+from engine.certification import check as check_settings
+from engine.smoothing import Classifier
+from engine.votes import count_votes
 
 DOUBT = 0.05
 FIRST_LOOK = 100
@@ -36,11 +34,11 @@ GROWTH = 1.2
 
 
 class Certificates(NamedTuple):
-    """Of N images: the smoothed classifier's answers (ABSTAIN included), radii (L2), and the draws that these took."""
+    """Of N images."""
 
-    answers: np.ndarray  # int64 [N]
-    radii: np.ndarray  # float64 [N], pixel units
-    draws: np.ndarray  # int64 [N], estimation draws
+    prediction: np.ndarray  # int64 [N], the smoothed classifier's answers, ABSTAIN included
+    radius: np.ndarray  # float64 [N], L2, pixel units
+    draws: np.ndarray  # int64 [N], estimation draws that these took
 
 
 def certify(
@@ -58,21 +56,16 @@ def certify(
     screened: bool = False,
     generator: torch.Generator,
 ) -> Certificates:
-    """Certificates of images [N, C, H, W] under shared noise, each with as many draws as it needs, n at most.
+    """Certificates of images [N, C, H, W] under shared noise, each with n draws or, if asked so, as many as it needs.
 
     With probability ≥ 1 − alpha for each image: g abstains, or its answer is constant within the radius.
     Args:
         precision: as for settled: an image stops once its radius is nearly what n draws would certify.
         radius: or, in its place, L2 as for decided: it stops once it is known whether it is certified there.
         block, screened: as for votes.count_votes.
-    Raises: ValueError unless one of precision and radius is given.
+    Raises: ValueError, as check.
     """
-    import torch
-
-    from engine.votes import count_votes
-
-    if (precision is None) == (radius is None):
-        raise ValueError("either precision or radius must be given, and not both")
+    check(sigma=sigma, n0=n0, n=n, alpha=alpha, precision=precision, radius=radius)
 
     def enough(n_top: Tensor, draws: int) -> Tensor:
         counts = n_top.cpu().numpy()
@@ -80,6 +73,8 @@ def certify(
             return torch.from_numpy(settled(counts, draws=draws, n=n, alpha=alpha, precision=precision))
         assert radius is not None
         return torch.from_numpy(decided(counts, draws=draws, n=n, alpha=alpha, radius=radius, sigma=sigma) != 0)
+
+    early = precision is not None or radius is not None
 
     *_, votes = count_votes(
         base_classifier,
@@ -91,13 +86,28 @@ def certify(
         block=block,
         groups=[(torch.arange(len(images)), generator)],
         screened=screened,
-        looks=looks(n).tolist(),
-        settled=enough,
+        looks=looks(n).tolist() if early else (),
+        settled=enough if early else None,
     )
-    selected, draws = votes.selected_class, votes.estimation.sum(dim=1).cpu().numpy()
-    n_top = votes.n_top.cpu().numpy()
-    radii = certified_radius(n_top, draws=draws, n=n, sigma=sigma, alpha=alpha)
-    return Certificates(np.where(radii > 0, selected.cpu().numpy(), ABSTAIN), radii, draws)
+    selected, n_top, draws = (t.cpu().numpy() for t in (votes.selected_class, votes.n_top, votes.estimation.sum(dim=1)))
+    if early:
+        p_lower = lower_bound(n_top, draws=draws, n=n, alpha=alpha)
+    else:
+        p_lower = lower_confidence_bound(n_top, n=n, alpha=alpha)
+    radii = radius_of(p_lower, sigma=sigma)
+    return Certificates(np.where(radii > 0, selected, ABSTAIN), radii, draws)
+
+
+def check(*, sigma: float, n0: int, n: int, alpha: float, precision: float | None, radius: float | None) -> None:
+    """Raises ValueError where certify could not do what it is asked."""
+    check_settings(sigma=sigma, n0=n0, n=n, alpha=alpha)
+    if precision is not None and radius is not None:
+        raise ValueError("give precision or radius, not both")
+    if precision is not None and not 0 < precision < 1:
+        raise ValueError(f"precision must be in (0, 1), got {precision}")
+    cap = radius_cap(n=n, sigma=sigma, alpha=alpha)
+    if radius is not None and not 0 < radius <= cap:
+        raise ValueError(f"radius must be above 0 and at most the cap of {n} draws, {cap:.3f}, got {radius}")
 
 
 def looks(n: int) -> np.ndarray:
@@ -140,7 +150,7 @@ def certified_radius(
     Args: as for lower_bound; sigma is the noise level, standard deviation in pixel units of [0, 1].
     Returns: float64 of n_top's shape, pixel units; too large with probability ≤ alpha, for this one image.
     """
-    return sigma * ndtri(np.maximum(lower_bound(n_top, draws=draws, n=n, alpha=alpha), 0.5))
+    return radius_of(lower_bound(n_top, draws=draws, n=n, alpha=alpha), sigma=sigma)
 
 
 def settled(n_top: np.ndarray | int, *, draws: int, n: int, alpha: float, precision: float) -> np.ndarray:
@@ -179,13 +189,7 @@ def decided(n_top: np.ndarray | int, *, draws: int, n: int, alpha: float, radius
 
 def votes_needed(p: np.ndarray | float, *, n: int, alpha: float) -> np.ndarray:
     """The fewest of n votes whose Clopper–Pearson bound reaches p, n + 1 where none does: int64 of p's shape."""
-    too_few = np.zeros(np.shape(p), dtype=np.int64)
-    enough = np.full_like(too_few, n + 1)
-    while (enough - too_few > 1).any():
-        middle = (too_few + enough) // 2
-        reaches = betainc(np.maximum(middle, 1), n - middle + 1, p) <= alpha  # P[Binomial(n, p) ≥ middle]
-        too_few, enough = np.where(reaches, too_few, middle), np.where(reaches, middle, enough)
-    return enough
+    return binom.isf(alpha, n, p).astype(np.int64) + 1  # isf: the least k of which P[Binomial(n, p) > k] ≤ alpha
 
 
 def chance_of_so_few(n_top: np.ndarray | int, *, draws: int, total: np.ndarray | int, n: int) -> np.ndarray:

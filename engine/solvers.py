@@ -20,7 +20,7 @@ POWER_STEPS = 3  # that estimate the largest eigenvalue for the Neumann series
 
 class LinearSolution(NamedTuple):
     solution: Tensor  # p [W]
-    relative_residual: Scalar  # |(H + damping·I) p − b| / |b|, of the last system drawn; nan where nobody looked
+    relative_residual: Scalar  # |(H + damping·I) p − b| / |b|, of the last system drawn; nan if b = 0 or nobody looked
     products: int  # of H with a vector that this took
 
 
@@ -102,7 +102,7 @@ def minres(system: System, start: Tensor, *, steps: int, damping: float) -> Line
     solution, residual = _begun(operator, target, start, damping)
     size = residual.norm()
     if size == 0:
-        return LinearSolution(solution, 0.0, 1)
+        return LinearSolution(solution, float(size / target.norm()), 1)
     basis, reduced = (residual / size)[None], target.new_zeros(steps + 1, steps)
     for k in range(steps):
         image = operator(basis[k]) + damping * basis[k]

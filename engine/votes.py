@@ -75,7 +75,8 @@ def count_votes(
 
     Args:
         images: [N, C, H, W] in [0, 1].
-        block: noisy copies at once; results do not depend on it.
+        block: noisy copies at once. On a CPU votes do not depend on it if C·H·W is a multiple of 16, in which torch's
+            generator fills; elsewhere other blocks are other draws, as good as these.
         groups: (positions of images, generator) for each group; the images of one group share its draws.
         screened: see `Screen`; the votes are float32's own with it and without, but it takes half the time where the
             device has bfloat16 arithmetic. For a `Network`.

@@ -1,6 +1,5 @@
 """What all pages share: where things are, which run is open, cached reading. No computing, no torch."""
 
-import sqlite3
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -134,7 +133,7 @@ def run_rows() -> list[dict[str, Any]]:
     root = runs_root()
     try:
         own = index.rows(root)
-    except (OSError, sqlite3.Error) as error:
+    except OSError as error:
         st.warning(f"The list of runs under {root} cannot be read ({error}). Runs can still be opened by their id.")
         own = []
     mine = {row["id"] for row in own}

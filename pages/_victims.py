@@ -121,24 +121,12 @@ def certificates(
     asked: Sequence[Victim], image: np.ndarray, *, sigma: float, n0: int, n: int, alpha: float, seed: int
 ) -> pd.DataFrame:
     """A row of a certificate table per victim, for an image [C, H, W] that has no label (−1)."""
-    rows = []
     given = np.ascontiguousarray(image, dtype=np.float32)
     channels, height, width = given.shape
-    for victim in asked:
-        selection, estimation = votes(victim, given.tobytes(), (channels, height, width), sigma, n0, n, seed)
-        selected = int(selection.argmax())
-        rows.append(
-            dict(
-                arm=victim.arm,
-                victim=victim.k,
-                label=-1,
-                selected_class=selected,
-                n=n,
-                n_top=int(estimation[selected]),
-                estimation_votes=estimation,
-            )
-        )
-    return metrics.recertify(pd.DataFrame(rows), sigma=sigma, alpha=alpha)
+    counted = [votes(victim, given.tobytes(), (channels, height, width), sigma, n0, n, seed) for victim in asked]
+    selection, estimation = map(np.stack, zip(*counted, strict=True))
+    table = metrics.certificates(selection, estimation, sigma=sigma, alpha=alpha)
+    return table.assign(arm=[victim.arm for victim in asked], victim=[victim.k for victim in asked], label=-1)
 
 
 def verdict(row: Any, names: Sequence[str]) -> str:

@@ -108,8 +108,9 @@ def submit(settings: Callable[[], Config], preset: str | None, forked_from: str 
 def before_the_start(config: Config, target: str) -> None:
     """Device, seconds, memory, the radius cap: what is known before anything has run."""
     device, settings = expected_device(), config.certification
-    shape = datasets.shape(config.dataset, _shared.data_root())
-    expected = estimate(config, device=device, shape=shape)
+    about = config.dataset, _shared.data_root()
+    shape, classes = datasets.shape(*about), len(datasets.class_names(*about))
+    expected = estimate(config, device=device, shape=shape, classes=classes)
     cap = radius_cap(n=settings.n, sigma=config.sigma, alpha=settings.alpha)
     columns = st.columns(3)
     columns[0].metric(

@@ -81,6 +81,17 @@ def test_larger_photographs_take_more_of_both_and_other_data_sets_keep_their_own
     assert of("digits", 56) == of("digits", 28)
 
 
+def test_certification_takes_the_images_of_the_classes_that_there_are():
+    config = with_overrides(PRESETS["baseline-ga-mnist"].config, ["dataset=folder:own"])
+    settings = config.certification
+    two, ten, hundred = (costs.work_of_votes(config, classes=k) for k in (2, 10, 100))
+    assert ten == costs.work_of_votes(config)
+    assert hundred / two == pytest.approx(
+        (settings.target_images + 99 * settings.other_images) / (settings.target_images + settings.other_images)
+    )
+    assert estimate(config, device="cpu", classes=100).seconds > estimate(config, device="cpu").seconds
+
+
 def test_an_attack_without_derivatives_takes_no_more_than_victims_do():
     config = PRESETS["baseline-ga-mnist"].config
     assert memory_of(with_overrides(config, ["attack.clean_batch=59000"]), workers=2) == memory_of(config, workers=2)

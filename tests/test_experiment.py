@@ -4,7 +4,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +18,13 @@ from scipy.stats import binomtest, norm
 
 from engine import hypergradient, jobs, metrics
 from engine.config import ARMS, Config
-from engine.experiment import protocol
+from engine.experiment import poisoning, protocol
 from engine.records import Run
 from engine.report.numbers import build_report
 
 Tiny = Callable[..., Config]
 WorkHere = Callable[[Config, Path], Run]
-TIMES_AND_PLACES = ("seconds", "directory", "reused")
+CIRCUMSTANCES = ("seconds", "reused")
 
 
 def radius(n_top: int, *, n: int, sigma: float, alpha: float) -> float:
@@ -122,7 +122,7 @@ def test_all_victims_of_one_seed_meet_the_same_images(smoke: SimpleNamespace) ->
 
 
 def content(run: Run) -> dict[str, Any]:
-    """All that a run found, without times and places."""
+    """All that a run found, without its circumstances."""
     certificates, report = run.certificates(), run.report
     assert certificates is not None
     assert report is not None
@@ -130,7 +130,7 @@ def content(run: Run) -> dict[str, Any]:
         "certificates": certificates.to_json(double_precision=15),
         "poison": (run.directory / "poison.safetensors").read_bytes(),
         "victims": {path.name: path.read_bytes() for path in (run.directory / "victims").iterdir()},
-        "report": {key: value for key, value in report.items() if key not in TIMES_AND_PLACES},
+        "report": {key: value for key, value in report.items() if key not in CIRCUMSTANCES},
     }
 
 
@@ -264,6 +264,19 @@ def test_an_attack_whose_surrogates_all_diverge_fails_with_a_plain_reason_and_it
     assert "4 surrogates in a row diverged" in str(status.error)
     assert len(status.events) == 3
     assert all("it starts again" in event for event in status.events)
+
+
+def test_an_attack_that_fails_in_its_first_step_leaves_no_poison(
+    tiny: Tiny, work_here: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> Iterator[Any]:
+        raise FloatingPointError("nothing was made")
+        yield
+
+    monkeypatch.setitem(poisoning.ATTACKS, "pacd", failing)
+    run = work_here(tiny(), runs_root)
+    assert "nothing was made" in str(run.status().error)
+    assert run.tensors("poison") is run.tensors("evolution") is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
 
-EVERYWHERE = grid.plan()
+EVERYWHERE = grid.plan(tuple(grid.BASES), grid.DIGITS, grid.SIGMAS, grid.EPSILONS)
 
 
 def finished(config: Config, root: Path) -> Run:

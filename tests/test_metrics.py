@@ -37,6 +37,18 @@ def test_the_summaries_of_a_table_are_those_worked_out_by_hand(table):
     assert metrics.abstention_rate(table) == pytest.approx(0.3)
 
 
+def test_certificates_are_the_votes_for_the_class_that_the_selection_chose():
+    selection, estimation = (
+        np.array([[1, 5, 4], [3, 3, 4], [2, 2, 0]]),
+        np.array([[1, 99, 0], [2, 50, 48], [100, 0, 0]]),
+    )
+    found = metrics.certificates(selection, estimation, sigma=0.5, alpha=0.01)
+    assert found[["selected_class", "n_top", "n"]].to_numpy().tolist() == [[1, 99, 100], [2, 48, 100], [0, 100, 100]]
+    assert found["prediction"].tolist() == [1, ABSTAIN, 0]
+    assert found["p_lower"].tolist() == lower_confidence_bound(np.array([99, 48, 100]), n=100, alpha=0.01).tolist()
+    assert found["radius"].tolist() == certified_radius(np.array([99, 48, 100]), n=100, sigma=0.5, alpha=0.01).tolist()
+
+
 def test_the_average_certified_radius_is_over_all_points_not_over_the_correct_ones(table):
     of_class = table[table["label"] == 8].assign(weight=1.0)
     assert metrics.average_certified_radius(of_class) == pytest.approx(1.0 / 3)

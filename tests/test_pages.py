@@ -134,13 +134,6 @@ def test_a_run_that_vanishes_leaves_the_page_alive(place: Path, page: str) -> No
     assert not test.exception
 
 
-@pytest.mark.parametrize("page", MINE)
-def test_a_damaged_index_is_no_trouble(place: Path, page: str) -> None:
-    own_copy(place)
-    (place / "index.sqlite").write_bytes(b"no database" * 100)
-    assert not opened(page).exception
-
-
 def test_a_runs_root_that_cannot_be_used_is_said(place: Path) -> None:
     place.write_text("a file where the folder should be")
     test = opened("pages/poison.py")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -140,7 +141,7 @@ def test_nothing_is_pickled(smoke: SimpleNamespace) -> None:
         for call in ("import pickle", "import joblib", "torch.load(", "torch.save(", "np.load(", "np.save"):
             assert call not in source.read_text(), f"{call} in {source}"
     kinds = {file.suffix for file in smoke.root.rglob("*") if file.is_file()}
-    assert kinds <= {".json", ".jsonl", ".safetensors", ".parquet", ".txt", ".lock", ".sqlite"}
+    assert kinds <= {".json", ".jsonl", ".safetensors", ".parquet", ".txt", ".lock"}
 
 
 def test_a_live_process_with_a_fresh_heartbeat_is_running(tmp_path: Path) -> None:
@@ -243,15 +244,16 @@ def test_the_gallery_is_found_only_where_it_is_wanted(tmp_path: Path, monkeypatc
 def test_a_copy_for_the_gallery_opens_and_names_no_place_on_this_machine(
     smoke: SimpleNamespace, tmp_path: Path
 ) -> None:
-    copy = records.exhibit(smoke.run, tmp_path, weights=False)
+    older = Run(shutil.copytree(smoke.run.directory, tmp_path / "runs" / smoke.run.id))
+    older.write_json("report.json", smoke.report | {"directory": str(smoke.run.directory)})
+    copy = records.exhibit(older, tmp_path, weights=False)
     assert copy.config == smoke.run.config
     assert copy.status().state == "done"
     report, certificates, poison = copy.report, copy.certificates(), copy.tensors("poison")
     assert report is not None
     assert certificates is not None
     assert poison is not None
-    assert report | {"directory": None} == report
-    assert report == smoke.report | {"directory": None}
+    assert report == smoke.report
     assert copy.request["data_root"] is None
     assert certificates["radius"].tolist() == smoke.run.certificates()["radius"].tolist()
     original = smoke.run.tensors("poison")["delta"]

@@ -1,11 +1,15 @@
 """What sentences say of a report, and what they must not."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.config import Config
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
+from engine.records import Run
 from engine.report import sentences
 
 NO_EFFECT = "With these victims the poison may take nothing (95 %: -27 to 57 %)."
@@ -30,6 +34,16 @@ def report(poisoned: tuple[float, float | None], noise: tuple[float, float | Non
             arm: {"mean": found[0], "sd": found[1], "seeds": three(*found)} for arm, found in drops.items() if found
         },
     }
+
+
+def test_classes_without_a_report_have_the_names_of_the_folder_that_the_run_was_given(
+    folder: Path, prepare: Callable[..., Run], tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = tiny("dataset=folder:fruit", "threat.target_class=2")
+    run = prepare(config, tmp_path / "runs")
+    assert sentences.target_of(run) == "class 2"  # whose folder is gone
+    run.write_json("request.json", {"data_root": str(folder.parent)})
+    assert sentences.target_of(run) == "plum"
 
 
 @pytest.mark.parametrize(

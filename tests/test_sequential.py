@@ -15,6 +15,7 @@ from engine import certification, sequential
 from engine.certification import ABSTAIN, lower_confidence_bound, radius_cap
 from engine.sequential import DOUBT, certified_radius, chance_of_so_few, decided, looks, lower_bound, settled
 from engine.streams import stream
+from tests.test_votes import counted, network, some_images
 
 quickly = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 levels = pytest.mark.parametrize(("n", "alpha"), [(100, 0.01), (400, 0.001), (400, 0.05), (1000, 0.001)])
@@ -153,6 +154,11 @@ def test_the_votes_needed_are_the_fewest_that_reach_the_bound(n, p, alpha):
     assert sequential.votes_needed(p, n=n, alpha=alpha) == (enough.argmax() if enough.any() else n + 1)
 
 
+def test_the_votes_needed_for_a_bound_do_not_depend_on_what_else_is_asked():
+    together = sequential.votes_needed(np.array([1e-9, 0.5, 0.9]), n=100, alpha=1e-3)
+    assert together.tolist() == [int(sequential.votes_needed(p, n=100, alpha=1e-3)) for p in (1e-9, 0.5, 0.9)]
+
+
 @quickly
 @given(st.integers(1, 5000), st.data(), st.floats(1e-5, 0.4), st.floats(0.05, 3), st.floats(0.1, 2))
 def test_more_votes_never_certify_less_and_at_n_nothing_is_open(n, data, alpha, radius, sigma):
@@ -240,10 +246,10 @@ def test_sequential_certificates_of_half_spaces_hold_within_the_precision_and_sa
         )
         for index in range(50)
     ]
-    radii, draws = (np.array([getattr(one, name) for one in found]) for name in ("radii", "draws"))
+    radii, draws = (np.array([getattr(one, name) for one in found]) for name in ("radius", "draws"))
     wrong = (radii > exact.numpy()).any(axis=1)  # for each call, whose six images share noise and so fail together
     assert wrong.sum() <= 3  # Binomial(50, 6 · 0.001), the union bound, exceeds 3 with probability 2.4e-4
-    assert all((one.answers == np.where(one.radii > 0, 1, ABSTAIN))[1:].all() for one in found)
+    assert all((one.prediction == np.where(one.radius > 0, 1, ABSTAIN))[1:].all() for one in found)
     assert (radii[:, 0] == 0).mean() > 0.9
     expected = np.round(5000 * norm.cdf(exact.numpy() / 0.5)).astype(int)
     fixed = certification.certified_radius(expected, n=5000, sigma=0.5, alpha=0.001)
@@ -252,17 +258,11 @@ def test_sequential_certificates_of_half_spaces_hold_within_the_precision_and_sa
     assert draws.max() <= 5000
 
 
-def test_certify_stops_for_one_reason_and_not_for_two_or_none() -> None:
-    for reasons in ({}, {"precision": 0.1, "radius": 0.1}):
-        with pytest.raises(ValueError, match="either precision or radius"):
-            sequential.certify(
-                lambda x: x.flatten(1),
-                torch.zeros(1, 1, 1, 2),
-                sigma=1.0,
-                n0=1,
-                n=100,
-                alpha=0.01,
-                num_classes=2,
-                generator=stream(0, "reasons"),
-                **reasons,
-            )
+def test_without_a_reason_to_stop_it_is_certify_with_all_draws() -> None:
+    model, images = network(), some_images(3)
+    found = sequential.certify(
+        model, images, sigma=0.5, n0=10, n=60, alpha=0.01, num_classes=10, generator=stream(0, "votes", 0)
+    )
+    n_top = counted(model, images, 60).n_top.numpy()
+    assert (found.radius == certification.certified_radius(n_top, n=60, sigma=0.5, alpha=0.01)).all()
+    assert found.draws.tolist() == [60] * 3

@@ -116,7 +116,8 @@ def test_no_step_from_zero_is_zero_with_the_whole_target_as_its_residual():
     assert found.relative_residual == 1.0
 
 
-def test_a_start_that_is_the_solution_stays_exactly():
+@pytest.mark.parametrize("solver", [conjugate_gradient, minres])
+def test_a_start_that_is_the_solution_stays_exactly(solver):
     target = torch.tensor([2.0, 3.0], dtype=torch.float64)
     calls = []
 
@@ -124,16 +125,19 @@ def test_a_start_that_is_the_solution_stays_exactly():
         calls.append(vector)
         return 2 * vector
 
-    found = conjugate_gradient(lambda: (twice, target), target / 4, steps=9, damping=2.0)
+    found = solver(lambda: (twice, target), target / 4, steps=9, damping=2.0)
     assert torch.equal(found.solution, target / 4)
     assert found.relative_residual == 0
     assert len(calls) == 1
 
 
-def test_a_target_of_zero_moves_nothing_from_zero():
+@pytest.mark.parametrize("solver", [conjugate_gradient, minres, neumann, sketched])
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_target_of_zero_has_the_solution_zero_and_no_relative_residual(solver, start):
     zero = torch.zeros(3, dtype=torch.float64)
-    found = conjugate_gradient(lambda: (positive_definite(3).mv, zero), zero, steps=5, damping=0.1)
+    found = solver(lambda: (positive_definite(3).mv, zero), zero + start, steps=3, damping=0.1)
     assert (found.solution == 0).all()
+    assert math.isnan(found.relative_residual)
 
 
 @pytest.mark.parametrize(

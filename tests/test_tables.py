@@ -34,6 +34,17 @@ def test_a_summary_has_the_interval_of_each_drop_over_images(smoke: SimpleNamesp
     assert f"poisoned {row.drop_low:z.0%} to {row.drop_high:z.0%}, " in tables.summary(smoke.report, found)
 
 
+def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
+    lines = tables.table([["class", "n"], ["a|b", 2]]).splitlines()
+    assert lines == ["| class | n |", "|---|---|", r"| a\|b | 2 |"]
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 victim an arm"), (2, "2 victims an arm")])
+def test_a_summary_says_how_many_victims_an_arm_has(count: int, said: str, smoke: SimpleNamespace) -> None:
+    report = smoke.report | {"config": smoke.report["config"] | {"victim_seeds": count}}
+    assert f", {said}, " in tables.summary(report)
+
+
 def test_a_markdown_table_has_a_row_for_each_finished_run_and_says_what_it_ran_on(
     smoke: SimpleNamespace, tmp_path
 ) -> None:

@@ -109,6 +109,18 @@ def test_votes_depend_neither_on_blocks_nor_on_order_nor_on_what_else_is_counted
     assert torch.equal(alone.estimation[0], whole.estimation[4])
 
 
+def test_votes_on_images_of_odd_size_depend_on_blocks_but_not_on_what_else_is_counted():
+    """torch's CPU generator fills in sixteens: in blocks of other sizes it gives other draws, as good as these."""
+    shape = (1, 17, 17)
+    model, images = network(shape=shape), some_images(5, shape)
+    whole = counted(model, images, 150, groups=[[0, 2, 3], [1, 4]]).estimation
+    assert torch.equal(counted(model, images, 150, groups=[[4, 1], [3, 0, 2]], names=[1, 0]).estimation, whole)
+    assert torch.equal(counted(model, images[4:], 150, groups=[[0]], names=[1]).estimation[0], whole[4])
+    assert not torch.equal(counted(model, images, 150, groups=[[0, 2, 3], [1, 4]], block=7).estimation, whole)
+    sixteens = [counted(model, images, 150, block=block).estimation for block in (16, 80, 160)]  # 10 + 150 draws
+    assert all(torch.equal(found, sixteens[0]) for found in sixteens)
+
+
 def test_what_is_yielded_on_the_way_are_the_votes_so_far():
     totals = [
         int(votes.selection.sum() + votes.estimation.sum())

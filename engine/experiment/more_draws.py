@@ -2,22 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
 from engine import datasets, sequential
-from engine.certification import ABSTAIN, certified_radius, check, radius_cap
 from engine.costs import workers_for
 from engine.experiment import victims
 from engine.records import Run, RunNotFound
 from engine.streams import stream
-from engine.votes import BLOCK, GROUPS, count_votes, has_bfloat16
+from engine.votes import BLOCK, GROUPS, has_bfloat16
 
 TOGETHER = 10  # images of a group at a time
 
@@ -47,14 +43,15 @@ def certify_again(
         images: only these of the run's test images, by number, of whatever class.
         all_classes: not only the target class.
         precision, radius: as for sequential.certify: stop each image when it is settled.
-        seed: of the noise. Answers of the same seed, for another n say, share their draws: each holds with 1 − alpha,
-            but they fail together.
+        seed: of the noise. Answers of the same seed, for another n say, share draws (all, where C·H·W is a multiple of
+            16; see votes.count_votes): each holds with 1 − alpha, but they fail together.
     Raises: ValueError, before anything is computed; VictimUnavailable; DatasetUnavailable.
     """
     config, table = run.config, run.certificates()
     if table is None:
         raise RunNotFound(f"run {run.id} has no certificates yet, so its test images are not known")
-    _check(n0=n0, n=n, alpha=alpha, precision=precision, radius=radius, sigma=config.sigma)
+    settings: dict[str, Any] = dict(sigma=config.sigma, n0=n0, n=n, alpha=alpha, precision=precision, radius=radius)
+    sequential.check(**settings)
     known = table.drop_duplicates("image").sort_values("image")
     if images is not None:
         if strange := sorted({*images} - {*known["image"]}):
@@ -67,31 +64,22 @@ def certify_again(
     model = victims.load(run, arm, k, shape=pixels.shape[1:])
     with torch.no_grad():
         num_classes = model(torch.tensor(pixels[:1])).shape[1]
-    ask = partial(
-        _certified,
-        model,
-        sigma=config.sigma,
-        n0=n0,
-        n=n,
-        alpha=alpha,
-        num_classes=num_classes,
-        stop={name: value for name, value in (("precision", precision), ("radius", radius)) if value is not None},
-    )
     groups = [group for _, group in known.groupby(known["image"] % GROUPS)]
     parts = [group.iloc[first : first + TOGETHER] for group in groups for first in range(0, len(group), TOGETHER)]
-    return _side_by_side(
-        lambda part: (
-            part[["image", "label", "weight"]]
-            .reset_index(drop=True)
-            .join(
-                ask(
-                    torch.tensor(pixels[part["image"].to_numpy()]),
-                    generator=stream(seed, "certified again", int(part["image"].iloc[0]) % GROUPS),
-                )
-            )
-        ),
-        parts,
-    )
+
+    def certified(part: pd.DataFrame) -> pd.DataFrame:
+        found = sequential.certify(
+            model,
+            torch.tensor(pixels[part["image"].to_numpy()]),
+            **settings,
+            num_classes=num_classes,
+            block=BLOCK["cpu"],
+            screened=has_bfloat16(),
+            generator=stream(seed, "certified again", int(part["image"].iloc[0]) % GROUPS),
+        )
+        return part[["image", "label", "weight"]].reset_index(drop=True).assign(**found._asdict())
+
+    return _side_by_side(certified, parts)
 
 
 def _side_by_side(
@@ -105,39 +93,3 @@ def _side_by_side(
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _certified(
-    model: nn.Module,
-    images: Tensor,
-    *,
-    sigma: float,
-    n0: int,
-    n: int,
-    alpha: float,
-    num_classes: int,
-    stop: dict[str, Any],
-    generator: torch.Generator,
-) -> pd.DataFrame:
-    """prediction, radius and draws of images [N, C, H, W] that share their noise."""
-    drawn: dict[str, Any] = dict(
-        sigma=sigma, n0=n0, n=n, num_classes=num_classes, block=BLOCK["cpu"], screened=has_bfloat16()
-    )
-    if stop:
-        found = sequential.certify(model, images, **drawn, **stop, alpha=alpha, generator=generator)
-        return pd.DataFrame({"prediction": found.answers, "radius": found.radii, "draws": found.draws})
-    *_, votes = count_votes(model, images, **drawn, groups=[(torch.arange(len(images)), generator)])
-    selected = votes.selected_class
-    radii = certified_radius(votes.n_top.numpy(), n=n, sigma=sigma, alpha=alpha)
-    return pd.DataFrame({"prediction": np.where(radii > 0, selected.numpy(), ABSTAIN), "radius": radii, "draws": n})
-
-
-def _check(*, n0: int, n: int, alpha: float, precision: float | None, radius: float | None, sigma: float) -> None:
-    check(sigma=sigma, n0=n0, n=n, alpha=alpha)
-    if precision is not None and radius is not None:
-        raise ValueError("give precision or radius, not both")
-    if precision is not None and not 0 < precision < 1:
-        raise ValueError(f"precision must be in (0, 1), got {precision}")
-    cap = radius_cap(n=n, sigma=sigma, alpha=alpha)
-    if radius is not None and not 0 < radius <= cap:
-        raise ValueError(f"radius must be above 0 and at most the cap of {n} draws, {cap:.3f}, got {radius}")

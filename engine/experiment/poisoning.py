@@ -187,7 +187,7 @@ class Poisoning:
     def _optimise(self, path: Path, evolution_path: Path, whole: float, checkpoint: Checkpoint) -> None:
         """Runs the attack to the end, from where an earlier attempt at this run was stopped if there was one.
 
-        The poison of some steps, and the one at which it ends or is stopped, are written to disk.
+        The poison of some steps, and the one at which it ends or is stopped if it made any, are written to disk.
         """
         config, problem, book = self._at.config, self._at.problem, self._at.book
         poison = Poison(torch.zeros_like(problem.training.images[problem.poison_indices]), problem.poison_indices)
@@ -220,8 +220,10 @@ class Poisoning:
                     checkpoint.keep(partial(_standing, record.state, evolution, poison))
                 self._at.check_stop()
         finally:
-            save()
+            if evolution.steps:
+                save()
         if len(problem.poison_indices) == 0:  # nothing may change, so there was nothing to do
+            save()
             book.add_work("poison", whole)
 
     def control(self, arm: str, delta: Tensor | None = None) -> Poison:

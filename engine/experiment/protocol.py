@@ -64,8 +64,8 @@ class Experiment:
         Raises: Cancelled soon after cancelled(), asked a few times a second, became true; whatever a stage raises.
         """
         posed = pose(self.config, self.data_root, self.device)
+        self.book.begin(posed.class_names)
         problem, given = with_file(posed, self.config, runs_root=self._runs_root, book=self.book)
-        self.book.class_names = problem.class_names
         depends_on = {
             "protocol": PROTOCOL_VERSION,
             "torch": torch.__version__,

@@ -21,7 +21,7 @@ class Recorder:
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config
         self.phase, self.detail = "reading data", ""
-        self.class_names: tuple[str, ...] = ()  # known once the data is read
+        self.class_names: tuple[str, ...] = ()
         self.events: list[str] = []
         self.products = 0  # of the lower level's Hessian with a vector, in the attack, whenever it ran
         self._seconds = {"poison": 0.0, "train": 0.0, "certify": 0.0}  # of computing, summed over workers
@@ -31,6 +31,10 @@ class Recorder:
         self._perturbations: dict[str, dict[str, float | None]] = {}
         self._lock = threading.Lock()
         self._started = time.monotonic()
+
+    def begin(self, class_names: tuple[str, ...]) -> None:
+        """Takes up what is known once the data is read, before anything else is added."""
+        self.class_names, self._whole = class_names, work_of(self.config, classes=len(class_names))
 
     @property
     def fraction(self) -> float:
@@ -81,11 +85,9 @@ class Recorder:
             self.config,
             class_names=self.class_names,
             run_id=self.run.id,
-            directory=str(self.run.directory.resolve()),
             preset=self.run.request.get("preset"),
             dataset=self.config.dataset,
             dataset_note=describe(self.config.dataset),
-            device=self.run.environment.get("device"),
             complete=len(self._tables) == len(arms_of(self.config)) * self.config.victim_seeds,
             seconds={name: round(value, 2) for name, value in seconds.items()},
             reused=sorted(self._reused),

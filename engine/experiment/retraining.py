@@ -46,7 +46,7 @@ class Retraining:
         path = self._at.run.directory / "votes" / f"{name}.safetensors"
         key = self._at.cache.key("votes", victim_key | {"certification": sampling})
         if self._at.cache.fetch(key, path):
-            self._at.book.add_reused(f"votes {name}", "certify", work_of_votes(config))
+            self._at.book.add_reused(f"votes {name}", "certify", self._work_of_votes())
         else:
             write_tensors(path, **self._vote(model, name, k))
             self._at.cache.share(key, path)
@@ -153,6 +153,9 @@ class Retraining:
     def _add_epoch(self, name: str, epoch: int, loss: float | None, accuracy: float | None) -> None:
         self._at.book.add_metrics("training", victim=name, epoch=epoch, loss=loss, accuracy=accuracy)
 
+    def _work_of_votes(self) -> float:
+        return work_of_votes(self._at.config, classes=len(self._at.problem.class_names))
+
     def _vote(self, model: nn.Module, name: str, k: int) -> dict[str, np.ndarray]:
         """Votes under noise for every image to certify. All arms' k-th victims see the same noise, to be paired.
 
@@ -185,7 +188,7 @@ class Retraining:
         )
         for done, found in enumerate(counting, start=1):
             votes = found
-            self._at.book.add_work("certify", work_of_votes(config) / blocks, f"votes {name}: {done / blocks:.0%}")
+            self._at.book.add_work("certify", self._work_of_votes() / blocks, f"votes {name}: {done / blocks:.0%}")
             self._at.check_stop()
         self._at.book.add_seconds("certify", started)
         return {

@@ -18,22 +18,9 @@ SCOPES = ("target", "all")
 
 def certificate_rows(arm: str, victim: int, votes: dict[str, np.ndarray], *, config: Config) -> pd.DataFrame:
     """A victim's certificate table from its votes: image, label, weight [N], selection and estimation [N, K]."""
-    selected = votes["selection"].argmax(axis=1)
-    table = pd.DataFrame(
-        {
-            "arm": arm,
-            "victim": victim,
-            "image": votes["image"],
-            "label": votes["label"],
-            "weight": votes["weight"],
-            "selected_class": selected,
-            "n_top": votes["estimation"][np.arange(len(selected)), selected],
-            "n": votes["estimation"].sum(axis=1),
-            "selection_votes": list(votes["selection"]),
-            "estimation_votes": list(votes["estimation"]),
-        }
-    )
-    return metrics.recertify(table, sigma=config.sigma, alpha=config.certification.alpha)
+    of_whom = {"arm": arm, "victim": victim, **{name: votes[name] for name in ("image", "label", "weight")}}
+    counts, alpha = (votes["selection"], votes["estimation"]), config.certification.alpha
+    return pd.DataFrame(of_whom).join(metrics.certificates(*counts, sigma=config.sigma, alpha=alpha))
 
 
 def of_scope(table: pd.DataFrame, scope: str, config: Config) -> pd.DataFrame:
@@ -126,7 +113,7 @@ def drops(table: pd.DataFrame, config: Config) -> dict[str, dict[str, Any]]:
 def build_report(
     table: pd.DataFrame, config: Config, *, class_names: Sequence[str] = (), **facts: Any
 ) -> dict[str, Any]:
-    """The content of report.json; facts are what a table does not know (id, device, seconds, perturbation …)."""
+    """The content of report.json; facts are what a table does not know (id, seconds, perturbation …)."""
     arms: dict[str, Any] = {}
     for arm, rows in table.groupby("arm", sort=False):
         arms[str(arm)] = {

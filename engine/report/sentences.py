@@ -128,7 +128,7 @@ def class_names_of(run: Run) -> tuple[str, ...]:
     if names := (run.report or {}).get("class_names"):
         return tuple(names)
     try:
-        return datasets.class_names(run.config.dataset, datasets.default_root())
+        return datasets.class_names(run.config.dataset, run.data_root)
     except datasets.DatasetUnavailable:
         return ()
 

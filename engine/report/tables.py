@@ -1,12 +1,12 @@
 """Reports as plain text and as Markdown, for terminals and for documents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.config import CONTROLS, Config
 from engine.records import Run
 from engine.report.commands import asked_for, values_of
-from engine.report.sentences import is_the_papers, percent, victims_line, with_spread
+from engine.report.sentences import is_the_papers, percent, several, victims_line, with_spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
         f"run {report['run_id']}  preset {report['preset']}  {report['dataset_note']}",
         f"{report['target_name']}, epsilon {config['threat']['epsilon']} (L∞), "
         f"sigma {config['sigma']}, {config['procedure']['name']} training, "
-        f"{config['victim_seeds']} victims an arm, n = {settings['n']}, "
+        f"{several(config['victim_seeds'], 'victim')} an arm, n = {settings['n']}, "
         f"alpha = {settings['alpha']}",
         "",
         f"{'arm':<16}{'ACR target (L2)':>20}{'ACR all':>18}{'accuracy target':>18}{'drop of ACR target':>22}",
@@ -52,12 +52,19 @@ def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
 def settings(configs: Mapping[str, Config]) -> str:
     """A Markdown table of configurations beside each other: a row for each field, as --set takes it."""
     columns = [values_of(config) for config in configs.values()]
-    lines = [f"| field | {' | '.join(configs)} |", "|---" * (len(columns) + 1) + "|"]
+    lines = [["field", *configs]]
     for name in columns[0]:
         told = ["–" if each[name] in (None, "") else _plain(each[name]) for each in columns]
         if set(told) != {"–"}:
-            lines.append(f"| {name} | {' | '.join(told)} |")
-    return "\n".join(lines)
+            lines.append([name, *told])
+    return table(lines)
+
+
+def table(lines: Iterable[Sequence[Any]]) -> str:
+    """Markdown, the first line being the head."""
+    cells = [[str(cell).replace("|", r"\|") for cell in line] for line in lines]
+    head, *rows = (f"| {' | '.join(line)} |" for line in cells)
+    return "\n".join([head, "|---" * len(cells[0]) + "|", *rows])
 
 
 def _plain(value: Any) -> str:
@@ -74,13 +81,13 @@ def markdown(runs: Sequence[Run]) -> str:
     columns += ["drop poisoned", "random noise", "shuffled signs", "seconds"]
     others = {run.id: _other_settings(run) for run in finished}
     columns += ["and, unlike its preset"] * any(others.values())
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines: list[list[Any]] = [columns]
     grounds: dict[str, set[str]] = {}
     for run in finished:
         report, environment = run.report or {}, run.environment
         config, arms, drops = report["config"], report["arms"], report["relative_drop"]
         settings = config["certification"]
-        cells = [
+        row = [
             config["procedure"]["name"],
             config["attack"]["name"],
             report["target_name"],
@@ -93,7 +100,7 @@ def markdown(runs: Sequence[Run]) -> str:
             f"{report['seconds']['total']:.0f}",
             *[", ".join(others[run.id])] * any(others.values()),
         ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(row)
         ground = (
             f"{report['dataset_note']}; {report['certified_images']['target']} test images of the target class, "
             f"n = {settings['n']}, alpha = {settings['alpha']}; {environment.get('device_name')}, "
@@ -101,7 +108,7 @@ def markdown(runs: Sequence[Run]) -> str:
         )
         grounds.setdefault(ground, set()).add(str(environment.get("commit")))
     told = (f"{ground}, commit {', '.join(sorted(commits))}." for ground, commits in sorted(grounds.items()))
-    return "\n".join([*lines, "", "Mean ± standard deviation over victims, paired by seed. " + " ".join(told)])
+    return "\n".join([table(lines), "", "Mean ± standard deviation over victims, paired by seed. " + " ".join(told)])
 
 
 def _other_settings(run: Run) -> list[str]:

@@ -136,7 +136,9 @@ def seconds_of(study: Study, *, device: str, data_root: Path) -> dict[str, float
     Rough: within a factor of two on a machine of the kind that costs was measured on.
     Raises: DatasetUnavailable, of a folder that is not there or does not fit.
     """
-    shapes = {name: datasets.shape(name, data_root) for name in {cell.config.dataset for cell in study.cells()}}
+    used = {cell.config.dataset for cell in study.cells()}
+    shapes = {name: datasets.shape(name, data_root) for name in used}
+    classes = {name: len(datasets.class_names(name, data_root)) for name in used}
     seen: set[str] = set()
     seconds: dict[str, float] = {}
 
@@ -147,7 +149,7 @@ def seconds_of(study: Study, *, device: str, data_root: Path) -> dict[str, float
 
     for cell in study.in_order():
         config, arms = cell.config, arms_of(cell.config)
-        victim = work_of_training(config) + work_of_votes(config)
+        victim = work_of_training(config) + work_of_votes(config, classes=classes[config.dataset])
         units = work_of_attack(config) if "poisoned" in arms and new(_poison_of(config)) else 0.0
         units += victim * config.victim_seeds * sum([new(_victims_of(config, arm)) for arm in arms])
         units *= pixel_ratio(config, shapes[config.dataset])

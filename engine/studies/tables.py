@@ -2,13 +2,14 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from statistics import fmean, stdev
 from typing import Any
 
 from engine import paper, spread
 from engine.config import ConfigError
 from engine.report.sentences import percent, with_spread
+from engine.report.tables import table
 from engine.studies.results import (
     Summary,
     at_home,
@@ -232,12 +233,6 @@ def grounds(found: dict[str, Any]) -> str:
         f"{all_of('device_name')}, torch {all_of('torch')}, commit {all_of('commit')}. Drops may be compared where "
         "draws and α are the same (with fewer draws the cap hides a part of them), ACR only where σ is, too."
     )
-
-
-def table(lines: Iterable[list[str]]) -> str:
-    """Markdown, the first line being the head."""
-    rows = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
-    return "\n".join([rows[0], "|" + "---|" * (rows[0].count(" | ") + 1), *rows[1:]])
 
 
 def _seconds(value: float | None) -> str:
