@@ -211,17 +211,17 @@ def _presets(options: argparse.Namespace) -> int:
 
 
 def _runs(options: argparse.Namespace) -> int:
-    if options.cancel:
+    if options.cancel is not None:
         jobs.stop_now(records.find(options.runs_root, options.cancel, gallery=False))
         return OK
-    if options.delete:
+    if options.delete is not None:
         jobs.delete(records.find(options.runs_root, options.delete, gallery=False))
         return OK
     for wanted, change in ((options.publish, jobs.publish), (options.withdraw, jobs.withdraw)):
-        if wanted:
+        if wanted is not None:
             change(records.find(options.runs_root, wanted, gallery=False))
             return OK
-    if options.exhibit:
+    if options.exhibit is not None:
         run = records.find(options.runs_root, options.exhibit)
         if run.status().state != "done":
             raise RunNotFound(f"run {run.id} is {run.status().state}, and only finished ones can be copied")

@@ -145,8 +145,8 @@ def run(
     preset: str = "quick",
     *,
     progress: bool = False,
-    runs_root: Path | None = None,
-    data_root: Path | None = None,
+    runs_root: str | Path | None = None,
+    data_root: str | Path | None = None,
     **settings: Any,
 ) -> Result:
     """Runs a preset with other settings to its end, or finds its result where it was run before.
@@ -159,7 +159,7 @@ def run(
     start = find_preset(preset).config
     typed = [f"{_field(name)}={json.dumps(value, default=_plain)}" for name, value in settings.items()]
     config = with_overrides(start, typed)
-    runs_root, data_root = runs_root or records.default_root(), data_root or datasets.default_root()
+    runs_root, data_root = _runs_root(runs_root), _data_root(data_root)
     jobs.check(config, runs_root=runs_root, data_root=data_root)
     datasets.fetch(config.dataset, data_root)
     started = jobs.submit(config, runs_root=runs_root, data_root=data_root, preset=preset)
@@ -167,19 +167,23 @@ def run(
     return Result(started)
 
 
-def open(identifier: str, *, runs_root: Path | None = None) -> Result:
+def open(identifier: str, *, runs_root: str | Path | None = None) -> Result:
     """The run of this id, or of the one id that begins so, the project's examples included. Raises: RunNotFound."""
-    return Result(records.find(runs_root or records.default_root(), identifier))
+    return Result(records.find(_runs_root(runs_root), str(identifier)))
 
 
-def runs(*, runs_root: Path | None = None) -> pd.DataFrame:
+def runs(*, runs_root: str | Path | None = None) -> pd.DataFrame:
     """One's own runs, newest first: a row each with settings, state and drops."""
-    return pd.DataFrame(index.rows(runs_root or records.default_root()))
+    return pd.DataFrame(index.rows(_runs_root(runs_root)), columns=list(index.row_of(Run(Path("none yet")))))
 
 
-def images(dataset: str, *, train: bool, data_root: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(images float32 [N, C, H, W] in [0, 1], labels [N]) of a data set. Raises: datasets.DatasetUnavailable."""
-    return datasets.read(dataset, data_root or datasets.default_root(), train=train)
+def images(dataset: str, *, train: bool, data_root: str | Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(images float32 [N, C, H, W] in [0, 1], labels [N]) of a data set.
+
+    Raises: ConfigError, of a name that no data set can have; datasets.DatasetUnavailable.
+    """
+    found = with_overrides(find_preset("smoke").config, [f"dataset={json.dumps(dataset)}"]).dataset
+    return datasets.read(found, _data_root(data_root), train=train)
 
 
 def certify(
@@ -215,6 +219,14 @@ def certify(
     found = victims.votes(model, x, sigma=sigma, n0=n0, n=n, seed=seed)
     table = metrics.certificates(found.selection.numpy(), found.estimation.numpy(), sigma=sigma, alpha=alpha)
     return table[["prediction", "radius", "selected_class", "n_top", "n", "p_lower"]]
+
+
+def _runs_root(given: str | Path | None) -> Path:
+    return Path(given) if given is not None else records.default_root()
+
+
+def _data_root(given: str | Path | None) -> Path:
+    return Path(given) if given is not None else datasets.default_root()
 
 
 def _field(name: str) -> str:

@@ -1,5 +1,7 @@
 """CERTIFY of Cohen et al.: from votes under noise to an L2 radius that holds with a stated probability. No torch."""
 
+from numbers import Integral
+
 import numpy as np
 from scipy.special import betaincinv, ndtri  # scipy.stats would take a second to import
 
@@ -49,8 +51,11 @@ def certified_radius(n_top: np.ndarray | int, *, n: int, sigma: float, alpha: fl
 
 def check(*, sigma: float, n0: int, n: int, alpha: float) -> None:
     """Raises ValueError where these settings of CERTIFY could not certify anything."""
-    if not sigma > 0:
-        raise ValueError(f"sigma must be above 0, got {sigma}")
+    if not 0 < sigma < np.inf:
+        raise ValueError(f"sigma must be above 0 and finite, got {sigma}")
+    for name, draws in (("n0", n0), ("n", n)):
+        if not isinstance(draws, Integral):
+            raise ValueError(f"{name} must be a whole number, got {draws!r}")
     if n0 < 1:
         raise ValueError(f"n0 must be at least 1, got {n0}")
     lower_confidence_bound(0, n=1, alpha=alpha)  # says what alpha may be

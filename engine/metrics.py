@@ -135,7 +135,7 @@ def interval_of_drop(clean: np.ndarray, other: np.ndarray, weights: np.ndarray) 
     ratio = (other @ w)[:, None] / acr
     slope = ((other - ratio * clean) / acr).mean(axis=0)  # of the mean ratio, in each image's weight
     drop, half = 1 - float(ratio.mean()), float(ndtri(0.975) * np.sqrt(w**2 @ slope**2))
-    return Estimate(drop, drop - half, drop + half)
+    return Estimate(drop, drop - half, min(drop + half, 1.0))  # nobody loses more than there is
 
 
 def effective_count(weights: pd.Series | np.ndarray) -> float:

@@ -57,9 +57,10 @@ def with_overrides(config: Config, overrides: list[str]) -> Config:
             raise ConfigError(f"there is no field {name!r}; the fields are {', '.join(field_names())}")
         *path, last = name.split(".")
         part = values
-        for key in path:
+        for depth, key in enumerate(path, start=1):
             if part[key] is None:
-                raise ConfigError(f"{name} cannot be set before {key}, which is null: set {key} first")
+                outer = ".".join(path[:depth])
+                raise ConfigError(f"{name} cannot be set before {outer}, which is null: set {outer} first")
             if not isinstance(part[key], dict):  # a procedure by its name
                 part[key] = {"name": part[key]}
             part = part[key]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import engine.api as pacd
 from engine import html_report, jobs, records
@@ -81,6 +82,32 @@ def test_a_victim_gives_the_certificates_of_a_smoothed_classifier(example: pacd.
 
 
 @pytest.mark.parametrize(
+    ("answers", "numbers", "said"),
+    [
+        (lambda x: torch.full((len(x), 10), torch.nan), {}, "not finite"),
+        (lambda x: torch.full((len(x), 10), torch.inf), {}, "not finite"),
+        (lambda x: (x, x), {}, "must answer 1 images by logits"),
+        (lambda x: x.flatten(1), {"sigma": float("inf")}, "sigma must be above 0 and finite"),
+        (lambda x: x.flatten(1), {"n": 100.5}, "n must be a whole number"),
+        (lambda x: x.flatten(1), {"n0": 1.5}, "n0 must be a whole number"),
+    ],
+)
+def test_no_certificate_for_what_is_no_classifier(
+    answers: Callable[[Any], Any], numbers: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        pacd.certify(answers, np.zeros((2, 1, 4, 4), np.float32), **{"sigma": 0.25, "n": 100} | numbers)
+
+
+def test_nan_that_only_noise_brings_out_is_no_vote() -> None:
+    def breaks(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :2].sqrt()  # of black, 0; of a negative pixel, NaN
+
+    with pytest.raises(ValueError, match="not finite"):
+        pacd.certify(breaks, np.zeros((1, 1, 4, 4), np.float32), sigma=0.25, n=100)
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"epsilonn": 0.1}, "'epsilonn' is none of"),
@@ -118,10 +145,16 @@ def test_a_run_that_fails_says_why(
 
 
 def test_runs_are_listed_and_examples_open(tmp_path: Path) -> None:
-    assert pacd.runs(runs_root=tmp_path).empty
+    assert pacd.runs(runs_root=tmp_path).query("state == 'done'").empty
     run = own_copy(tmp_path)
-    assert pacd.runs(runs_root=tmp_path)["id"].tolist() == [run.id]
-    assert pacd.open(EXAMPLE, runs_root=tmp_path / "none").drop is not None
+    assert pacd.runs(runs_root=str(tmp_path))["id"].tolist() == [run.id]
+    assert pacd.open(EXAMPLE, runs_root=str(tmp_path / "none")).drop is not None
+
+
+@pytest.mark.parametrize("name", ["foo", "folder:../x"])
+def test_what_is_no_data_set_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dataset"):
+        pacd.images(name, train=True, data_root=str(tmp_path))
 
 
 def test_importing_it_imports_no_torch_and_no_streamlit() -> None:

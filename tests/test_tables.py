@@ -34,6 +34,14 @@ def test_a_summary_has_the_interval_of_each_drop_over_images(smoke: SimpleNamesp
     assert f"poisoned {row.drop_low:z.0%} to {row.drop_high:z.0%}, " in tables.summary(smoke.report, found)
 
 
+def test_a_summary_says_of_how_many_pairs_a_drop_is(smoke: SimpleNamespace) -> None:
+    lost = smoke.report["relative_drop"]
+    fewer = {arm: drop | {"seeds": drop["seeds"][1:]} for arm, drop in lost.items()}
+    count = smoke.report["config"]["victim_seeds"]
+    assert f"({count - 1} of {count} pairs)" in tables.summary(smoke.report | {"relative_drop": fewer})
+    assert "pairs)" not in tables.summary(smoke.report)
+
+
 def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
     lines = tables.table([["class", "n"], ["a|b", 2]]).splitlines()
     assert lines == ["| class | n |", "|---|---|", r"| a\|b | 2 |"]

@@ -1,5 +1,6 @@
 """Finished victims, asked again: their answers and votes on any image, outside of a run."""
 
+from functools import partial
 from hashlib import sha256
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 from torch import nn
 
 from engine.config import DATASETS
-from engine.models import build
+from engine.models import Network, build
 from engine.records import Run
+from engine.smoothing import Classifier
 from engine.streams import stream
 from engine.votes import BLOCK, Votes, count_votes
 
@@ -40,16 +42,17 @@ def votes(model: nn.Module, images: np.ndarray, *, sigma: float, n0: int, n: int
     """Votes of a victim on images [N, C, H, W] in [0, 1] under fresh noise; image by image, each with its own draws.
 
     An image's draws depend on its pixels and the seed: it gets the same votes whatever else is asked. N at least 1.
+    Raises: ValueError, where the model's answers are not finite logits [N, K].
     """
     points = torch.tensor(images)
     with torch.no_grad():
-        num_classes = model(points[:1]).shape[1]
+        num_classes = _finite_logits(model, points[:1]).shape[1]
     alone = (
         (torch.tensor([k]), stream(seed, f"votes on {sha256(point.numpy()).hexdigest()}"))
         for k, point in enumerate(points)
     )
     *_, found = count_votes(
-        model,
+        model if isinstance(model, Network) else partial(_finite_logits, model),
         points,
         sigma=sigma,
         n0=n0,
@@ -59,3 +62,13 @@ def votes(model: nn.Module, images: np.ndarray, *, sigma: float, n0: int, n: int
         groups=alone,
     )
     return found
+
+
+def _finite_logits(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """Its answers; NaN would be counted as votes for class 0."""
+    logits = model(images)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        raise ValueError(f"the model must answer {len(images)} images by logits [{len(images)}, K]")
+    if not logits.isfinite().all():
+        raise ValueError("the model answers logits that are not finite, so it has no class to vote for")
+    return logits

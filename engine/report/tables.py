@@ -31,7 +31,9 @@ def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
 
     for arm, values in report["arms"].items():
         acr, accuracy = values["average_certified_radius"], values["accuracy"]
-        drop = percent(report["relative_drop"].get(arm))
+        drop = percent(lost := report["relative_drop"].get(arm))
+        if lost and len(lost["seeds"]) < config["victim_seeds"]:  # a clean victim without a radius has none to lose
+            drop += f" ({len(lost['seeds'])} of {config['victim_seeds']} pairs)"
         lines.append(
             f"{arm:<16}{with_spread(acr['target']):>20}{with_spread(acr['all']):>18}{with_spread(accuracy['target']):>18}{drop:>22}"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import datasets, paper
+from engine.config import ConfigError
 from engine.costs import expected_device
 from engine.follow import FAILED, OK, add_data_root, follow, values
 from engine.presets import WIDTH
@@ -133,14 +134,16 @@ def _studies(options: argparse.Namespace) -> int:
     def chosen(identifier: str) -> StudyRecord:
         return process.find(options.runs_root, identifier)
 
-    if options.cancel:
+    if options.minus is not None and options.id is None:
+        raise ConfigError("--minus needs the ID of a study")
+    if options.cancel is not None:
         process.stop_now(chosen(options.cancel))
-    elif options.delete:
+    elif options.delete is not None:
         process.delete(chosen(options.delete))
-    elif options.exhibit:
+    elif options.exhibit is not None:
         record = chosen(options.exhibit)
         print(exhibits.exhibit(record, results.of(record)))
-    elif options.id:
+    elif options.id is not None:
         shipped = [found for found in exhibits.exhibited() if found["id"].startswith(options.id)]
         try:
             found = results.of(chosen(options.id))
