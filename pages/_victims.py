@@ -42,8 +42,8 @@ def to_ask(run: Run, key: str, shape: tuple[int, ...]) -> list[Victim]:
     found = kept(run)
     if not found:
         st.info(
-            f"Run {run.id} keeps no weights of its victims, so they cannot be asked again. Your own runs keep them, and "
-            "so do the examples."
+            f"Run {run.id} keeps no weights of its victims, so they cannot be asked again. Your own runs and the "
+            "examples keep them."
         )
         example = _shared.example_run()
         if example is not None and example.id != run.id and kept(example):
