@@ -191,7 +191,7 @@ def test_test_images_are_filtered_and_counted() -> None:
 
 def test_a_pinned_poison_image_stays_beside_the_current_one_until_unpinned() -> None:
     test = opened(INSPECT, run=EXAMPLE, poison_image="2")
-    button(test, "Pin poison image 2").click().run()
+    button(test, "Pin this image").click().run()
     test.number_input(key="poison_image").set_value(5).run()
     assert "**Pinned: poison image 2**" in words(test)
     assert len(shown_changes(test)) == 2
@@ -206,7 +206,7 @@ def test_a_pinned_poison_image_stays_beside_the_current_one_until_unpinned() -> 
 def test_a_pinned_test_image_keeps_its_votes_beside_those_of_another() -> None:
     test = opened(CERTIFY, run=EXAMPLE)
     first, second = test.selectbox(key="test_image").options[:2]
-    button(test, f"Pin test image {first}").click().run()
+    button(test, "Pin this image").click().run()
     test.selectbox(key="test_image").set_value(int(second)).run()
     assert not errors(test)
     assert f"**Pinned: test image {first}**" in words(test)

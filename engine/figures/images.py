@@ -195,7 +195,7 @@ def shares_by_class(
     figure.update_xaxes(tickvals=list(range(len(ticks))), ticktext=ticks)
     figure.update_yaxes(range=[0, 1.2], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%", title_text=quantity)
     figure.update_layout(bargap=0.12)
-    return finish(figure, title, subtitle, f"{title}. {'; '.join(told)}.", height=180 + 230 * len(panels), bottom=76)
+    return finish(figure, title, subtitle, f"{title}. {'; '.join(told)}.", height=210 + 230 * len(panels), bottom=76)
 
 
 def picture_wall(

@@ -235,7 +235,7 @@ def radius_before_after(
         f"{_images_and_victims(rows, 'target', target)}; below the diagonal: radius lost; wrong or abstain: 0",
         f"Scatter of mean certified radius, clean against {style.name}: {lost} of {len(means)} images lost radius.",
         legend=False,
-        height=460,
+        height=500,
     )
 
 
