@@ -34,7 +34,7 @@ PAGES = (
     ("pages/image.py", "One image", ":material/center_focus_strong:",
      "How victims classify one poisoned or one test image, with and without noise."),
     ("pages/try.py", "Try your own", ":material/draw:",
-     "Draw a digit, and have the victims vote on it."),
+     "Draw or bring an image of your own, and have the victims vote on it."),
     ("pages/studies.py", "Studies", ":material/grid_on:",
      "One question over many runs: other attacks, procedures, architectures, noise levels."),
     ("pages/runs.py", "Runs", ":material/list:",
