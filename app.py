@@ -7,7 +7,7 @@ import streamlit as st
 from engine import jobs
 from engine.costs import expected_device
 from engine.records import RunNotFound
-from pages import _form, _glossary, _links, _shared
+from pages import _form, _glossary, _grid, _links, _shared
 from pages._shared import RUN_PARAMETER
 
 STYLE = Path(__file__).parent / "pages" / "_frame.css"  # what Streamlit has no settings for
@@ -60,8 +60,8 @@ def run_picker() -> None:
 
 
 def link_to_view() -> None:
-    if page.url_path == "poison":
-        _links.popover(page.url_path, None, query=_form.query_now)
+    if (query := {"poison": _form.query_now, "explore": _grid.query}.get(page.url_path)) is not None:
+        _links.popover(page.url_path, None, query=query)
         return
     try:
         run = None if page.url_path in _links.PAGES_WITHOUT_RUN else _shared.find_chosen()

@@ -29,15 +29,15 @@ SIZES = {  # of engine/perception.py
     "changed_share": "pixels changed at all",
 }
 CAPTIONS = {
-    "acr_by_arm": "How far, on average, a test image can be moved (L2) before a certificate ends. Open: single "
-    "victims; filled: mean ± standard deviation.",
-    "certified_accuracy": "Height at r: the share of test images whose answer is right and provably stays the same "
-    "under any change of L2 size below r. Approximate: each certificate alone holds with probability at least 1 − α.",
-    "radius_histogram": "Left of the line: answers that are wrong or refused, whose radius counts as 0.",
+    "acr_by_arm": "How much, on average, a test image can change (L2) before its certificate no longer covers it. "
+    "Open: single victims; filled: mean ± standard deviation.",
+    "certified_accuracy": "Height at r: the share of test images that are classified correctly, provably so under any "
+    "change smaller than r (L2). Approximate: each certificate alone holds with probability at least 1 − α.",
+    "radius_histogram": "Left of the line: wrong answers and abstentions, whose radius counts as 0.",
     "radius_before_after": "A point is a test image. Below the diagonal: it lost radius.",
-    "perturbation_histogram": "All pixels (and colour channels) of all poison images. An attack that uses its budget "
-    "piles up at ±ε.",
-    "attack_losses": "What the attack wrote down over its steps.",
+    "perturbation_histogram": "All pixels (and colour channels) of all poison images. An attack that uses up its "
+    "budget piles up at ±ε.",
+    "attack_losses": "What the attack recorded at its steps.",
 }
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --line: #c9c9c9; --soft: #f3f4f6; }
@@ -175,7 +175,7 @@ def numbers(report: dict[str, Any]) -> str:
             )
         )
     heads = [f"{name}, {words}" for name in ("ACR (L2)", "accuracy") for words in wording.SCOPE_NAMES.values()]
-    text = _table(("arm", *heads, "abstains, target class", "drop of ACR, target class"), rows)
+    text = _table(("arm", *heads, "abstains, target class", "drop in ACR, target class"), rows)
     text += (
         "<p class='small'>Mean ± standard deviation over victims; the drop is against the clean victim of the same "
         f"seed. No radius can exceed the cap {report['radius_cap']:.3f}.</p>"

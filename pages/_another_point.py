@@ -1,4 +1,4 @@
-"""A point that no slider of Explore reaches yet: its settings, its price, a button that computes it, its progress."""
+"""A point that Explore's sliders do not reach yet: its settings, its cost, a button that computes it, its progress."""
 
 import streamlit as st
 
@@ -12,19 +12,27 @@ from engine.records import Run
 from engine.report import sentences, wording
 from pages import _grid, _live, _shared
 
+LABELS = ("Noise level σ (pixel units)", "Budget ε (L∞, pixel units)")
+
+
+def fill(point: Point) -> None:
+    """Before the fields are drawn: what they begin with."""
+    for name, value in zip(("procedure", "digit", "sigma", "epsilon"), point, strict=True):
+        st.session_state[f"other_{name}"] = value
+
 
 @st.fragment
 def another_point() -> None:
     """What is not computed yet: its settings, what it costs, a button that computes it, its progress."""
-    st.header("Any other point")
+    if "other_epsilon" not in st.session_state:
+        fill(Point("gaussian", 8, 0.5, 0.15))
     first, second, third, fourth = st.columns(4, vertical_alignment="bottom")
     procedure = first.selectbox(
-        "Procedure", list(grid.BASES), format_func=wording.PROCEDURE_NAMES.__getitem__, key="other_procedure",
-        persist_state="session",
-    )  # fmt: skip
-    digit = second.selectbox("Digit", list(range(10)), index=8, key="other_digit", persist_state="session")
-    sigma = third.number_input("σ", value=0.5, step=0.05, key="other_sigma", persist_state="session")
-    epsilon = fourth.number_input("ε", value=0.15, step=0.01, key="other_epsilon", persist_state="session")
+        "Training procedure", list(grid.BASES), format_func=wording.PROCEDURE_NAMES.__getitem__, key="other_procedure"
+    )
+    digit = second.selectbox("Target digit", list(range(10)), key="other_digit")
+    sigma = third.number_input(LABELS[0], step=0.05, format="%g", key="other_sigma")
+    epsilon = fourth.number_input(LABELS[1], step=0.01, format="%g", key="other_epsilon")
     point = Point(str(procedure), int(digit), round(float(sigma), 6), round(float(epsilon), 6))
     try:
         config = parse(grid.config_of(point).model_dump())
@@ -33,11 +41,12 @@ def another_point() -> None:
         return
     found = _grid.points().get(point)
     run = Run(_shared.runs_root() / records.run_id(config))
+    if point == st.session_state.get("explore point"):
+        st.caption("This is the point that the page shows. Change a value, and the new point can be computed here.")
+        return
     if found is not None:
         st.success(f"{_grid.name_of(point)}: computed (run {found.id}).", icon=":material/check_circle:")
-        st.button(
-            "Show it above", key="other_show", on_click=_grid.go_to, args=(point,), icon=":material/arrow_upward:"
-        )
+        st.button("Show it", key="other_show", on_click=_grid.go_to, args=(point,), icon=":material/visibility:")
         if st.session_state.get("other_show"):
             st.rerun()
         return
@@ -45,7 +54,7 @@ def another_point() -> None:
         progress(run)
         return
     if run.exists():
-        st.warning(f"This run was {run.status().state} before; starting it again reuses what is finished.")
+        st.warning(f"This run was {run.status().state} before. Starting it again reuses what was finished.")
     left(config, point)
 
 
@@ -56,11 +65,11 @@ def left(config: Config, point: Point) -> None:
     here = datasets.available(config.dataset, _shared.data_root())
     st.caption(
         f"{_grid.name_of(point)}: about {sentences.duration(expected.seconds)} on this {device.upper()} "
-        f"(less where clean victims can be reused); then it joins the sliders."
+        f"(less where clean victims can be reused). Then it joins the sliders."
         + ("" if here else " It needs MNIST, which is not on this machine.")
     )
     st.button(
-        "Compute this for real", key="other_start", icon=":material/play_arrow:", disabled=not here,
+        "Run this experiment", key="other_start", icon=":material/play_arrow:", disabled=not here,
         on_click=start, args=(config, point.preset),
     )  # fmt: skip
     if problem := st.session_state.get("other problem"):

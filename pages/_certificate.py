@@ -50,7 +50,7 @@ def from_votes_to_radius(rows: pd.DataFrame, settings: Config, class_names: Sequ
         st.markdown(rf"$\begin{{aligned}} \text{{{name}: }}\ {bound} \\ {value} \end{{aligned}}$")
     st.caption(
         "p_lower: one-sided Clopper–Pearson bound, below the true share of votes with probability ≥ 1 − α. Radius: L2, "
-        "pixel units; within it the smoothed classifier's answer cannot change. Around a wrong answer it counts as 0."
+        "pixel units; within it the smoothed classifier's answer cannot change. A wrong answer's radius counts as 0."
     )
 
 
@@ -61,6 +61,6 @@ def noisy_pictures(run: Run, image: int, class_names: Sequence[str]) -> None:
     rng = np.random.default_rng([run.config.seed % 2**32, image])
     _images.noisy_row(images[image], f"Test image {image}, {words}", sigma=run.config.sigma, rng=rng, columns=3)
     st.caption(
-        "Nobody changed this image. The base classifier votes on noisy copies such as these (drawn for this picture, "
-        "not the recorded ones)."
+        "Nobody changed this image. The base classifier votes on noisy copies like these (drawn for this picture, not "
+        "the recorded ones)."
     )

@@ -25,8 +25,8 @@ def until_settled(run: Run, image: int, shape: tuple[int, ...], victim: int, nam
         st.info(f"Run {run.id} keeps no weights of victims {victim}, so they cannot be asked again.")
         return
     st.markdown(
-        "**Look for this:** a radius to be trusted takes very many draws, but not every question needs them all. Here "
-        "votes are looked at on the way, and drawing stops as soon as the answer is settled, at the same failure "
+        "**Look for this:** a large certified radius takes very many draws, but not every question needs them all. "
+        "Here votes are counted along the way, and drawing stops as soon as the answer is settled, at the same failure "
         "probability. Move r towards the radius itself: what does a close call cost?"
     )
     sigma, alpha = run.config.sigma, run.config.certification.alpha
@@ -58,8 +58,8 @@ def until_settled(run: Run, image: int, shape: tuple[int, ...], victim: int, nam
     st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Answer, radius and number of draws by arm")
     st.caption(
         f"Drawn now, n0 = {SELECTING}, n = {MOST:,} at most. With probability ≥ 1 − α = {1 - alpha:g} for each row, "
-        "no bound on the way is too large, whenever drawing stops; so a radius so far holds, though more draws could "
-        "make it larger. The same for one victim:"
+        "no bound along the way is too large, whenever drawing stops. So the radius so far is valid, though more draws "
+        "could make it larger. The same for one victim:"
     )
     option, value = next(iter(stop.items()))
     settings = f"--image {image} --{option} {value:g} --n {MOST} --n0 {SELECTING} --alpha {alpha:g}"

@@ -1,5 +1,7 @@
 """The points of Explore's grid: which there are, how they are called, and how to go to one."""
 
+from urllib.parse import urlencode
+
 import streamlit as st
 
 from engine import grid, records
@@ -32,6 +34,16 @@ def name_of(point: Point) -> str:
 def go_to(point: Point) -> None:
     for field, value in zip(FIELDS, point, strict=True):
         st.session_state[f"explore_{field}"] = value
+
+
+def address(point: Point) -> dict[str, str]:
+    return {field: str(value) for field, value in zip(FIELDS, point, strict=True)}
+
+
+def query() -> str:
+    """Of the link to what the sliders show, written out where the address leaves it to the defaults."""
+    point = st.session_state.get("explore point")
+    return f"?{urlencode(address(point))}" if point else ""
 
 
 def command(point: Point) -> str:

@@ -90,7 +90,7 @@ def noisy_row(
     picture(
         pictures.mosaic(pictures.shown(np.concatenate([image[None], noisy])), columns=columns),
         scale=pictures.enlargement(image.shape[1], pixels=TILE),
-        caption=f"{name}, and {NOISY} noisy copies, σ = {sigma:g} (cut to [0, 1] to be shown; victims see them uncut)",
+        caption=f"{name}, and {NOISY} noisy copies, σ = {sigma:g} (clipped to [0, 1] for display only)",
         text=f"{name} and {NOISY} noisy copies of it",
         width="stretch",
     )
@@ -108,7 +108,7 @@ def only_labels(run: Run) -> bool:
     st.info(
         f"This attack changed no pixel. It gave {len(poison['labels'])} training images of "
         f"{sentences.target_of(run)} a wrong label: {', '.join(words)}{' …' if len(given) > len(order) else ''}. "
-        "Whoever looks at an image beside its label sees it, so this is no clean-label attack.",
+        "Anyone who looks at an image beside its label sees it, so this is not a clean-label attack.",
         icon=":material/visibility:",
     )
     return True

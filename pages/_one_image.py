@@ -13,15 +13,15 @@ from pages import _links, _shared
 from pages._show import chart, picture
 
 COLOURS = """
-- **Images**: black is 0, white is 1 (of a coloured image: of each of red, green and blue), for every image alike. No
-  picture is brightened or stretched by itself.
-- **Difference δ = poisoned − clean** of grey images: orange pixels became brighter, violet ones darker, white ones did
-  not change. Of coloured images each channel is shown by itself: mid-grey pixels did not change, and there is more red,
+- **Images**: black is 0 and white is 1 in every image (in a coloured one, for red, green and blue each). No picture is
+  brightened or stretched on its own.
+- **Change δ = poisoned − clean** of grey images: orange pixels became brighter, violet ones darker, white ones did not
+  change. In coloured images each channel is shown by itself: mid-grey pixels did not change, and there is more red,
   green or blue where that channel rose, less where it fell.
-- **The scale of δ**: zero is always in the middle, and its ends depend on the budget ε and on the magnification only,
-  never on the image, so that two images' maps can be compared.
-- **Magnification**: ×1 draws δ on a scale as long as the images' own (±1), so that it looks as faint as it is; ×5 and
-  ×10 enlarge it; *full range* ends the scale at ±ε.
+- **The scale of δ**: zero is always in the middle, and its ends depend only on the budget ε and the magnification,
+  never on the image, so the maps of two images can be compared.
+- **Magnification**: ×1 draws δ on the images' own scale (±1), so it looks as faint as it is; ×5 and ×10 magnify it;
+  *full range* ends the scale at ±ε.
 - All values are in pixel units of [0, 1]; ε bounds the change of every pixel (L∞).
 """
 
@@ -36,7 +36,7 @@ def magnification(key: str, epsilon: float) -> tuple[float, str]:
     ways = ["×1", "×5", "×10", "full range"]
     _links.check(**{key: ways})
     chosen = st.segmented_control(
-        "Magnify the difference δ",
+        "Magnify the change δ",
         ways,
         default="full range",
         required=True,
@@ -58,7 +58,7 @@ def comparator(clean: np.ndarray, poisoned: np.ndarray, k: int) -> None:
     way = st.segmented_control("Compare by", ways, default="Wipe", required=True, key="compare_by", bind="query-params")
     if way == "Blink":
         chart(images.blink(clean, poisoned), "blink")
-        st.caption("Blink switches once a second between the two images, in the same place. Stop ends it.")
+        st.caption("Blink switches between the two images once a second, in the same place. Stop ends it.")
         return
     height, width = clean.shape[1:]
     _links.check(wipe=range(width + 1))
@@ -75,7 +75,7 @@ def comparator(clean: np.ndarray, poisoned: np.ndarray, k: int) -> None:
         text=f"Poison image {k}: {position} columns clean, then poisoned",
         width=scale * width,
     )
-    st.caption("Move the slider, with the arrow keys too: what changes as the edge passes is the poison.")
+    st.caption("Move the slider, with the arrow keys if you like: what changes as the edge passes is the poison.")
 
 
 def numbers_of(run: Run, k: int, table: pd.DataFrame) -> None:
@@ -103,9 +103,10 @@ def numbers_of(run: Run, k: int, table: pd.DataFrame) -> None:
         alt="Size of the change: this image, all poison images, and the controls",
     )
     st.caption(
-        "L∞ of a set is its maximum, the rest are means over its images. The controls are a random perturbation of the "
-        "same L∞ budget and the poison with its signs shuffled. Both are cut where a pixel would leave [0, 1], half of "
-        "the time on black ground, which shortens them. Their images are not recorded, only these numbers."
+        "L∞ of a set is its maximum; the rest are means over its images. The controls are a random perturbation of the "
+        "same L∞ budget and the poison with its signs shuffled. Both are clipped where a pixel would leave [0, 1], "
+        "which on black ground is half of the time, so they are shorter. Only these numbers of them were recorded, not "
+        "their images."
         f"{rounding(run)}"
     )
 
@@ -116,6 +117,6 @@ def _perturbation(table: pd.DataFrame) -> perception.Perturbation:
 
 
 def rounding(run: Run) -> str:
-    """Copies in the gallery hold δ in 255 steps, which a reader of the numbers should know."""
+    """The examples hold δ in 255 steps, which a reader of the numbers should know."""
     step = run.config.threat.epsilon / 254
-    return f" In the gallery's copy, changes are rounded (by {step:.4f} at most)." if _shared.is_example(run) else ""
+    return f" The bundled copy stores changes rounded to within {step:.4f}." if _shared.is_example(run) else ""

@@ -20,7 +20,7 @@ def forget(key: str, options: Sequence[Any], what: str = "") -> None:
     if key in st.session_state and (value := st.session_state[key]) not in options:
         del st.session_state[key]
         if what:
-            st.caption(f"{what} {value} was chosen, but this run has none of that number: the first is shown.")
+            st.caption(f"{what} {value} was chosen, but this run has none with that number, so the first is shown.")
 
 
 def poison_image(count: int) -> int:
@@ -84,7 +84,9 @@ def pinned() -> tuple[Run, str, int] | None:
         run = records.find(_shared.runs_root(), identifier)
         run.config  # noqa: B018 - it must be readable
     except records.RunNotFound:
-        st.warning(f"The pinned {NAMES[kind]} {number} was of run {identifier}, which is gone, so it is unpinned.")
+        st.warning(
+            f"The pinned {NAMES[kind]} {number} belonged to run {identifier}, which is gone, so it was unpinned."
+        )
         _unpin()
         return None
     return run, kind, number
@@ -126,23 +128,23 @@ def _unpin() -> None:
 
 
 def row(run: Run, kind: str, number: int, *, link: bool = True) -> None:
-    """Beside a chosen image: pin it, unpin what is pinned, look at it alone, and what else is chosen."""
+    """Beside a chosen image: pin it, unpin what is pinned, open it alone, and what else is chosen."""
     other = "test" if kind == "training" else "training"
     pinned()  # the link's, too
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
-            f"Pin {NAMES[kind]} {number}",
+            "Pin this image",
             key=f"pin {kind}",
             on_click=_pin,
             args=(run.id, kind, number),
             disabled=st.session_state.get(_PINNED) == (run.id, kind, number),
             icon=":material/keep:",
-            help="Keeps it beside whatever you choose next, on the same scale, on all pages of images.",
+            help="Keeps it beside whatever you choose next, on the same scale, on every page that shows images.",
         )
         if (kept := st.session_state.get(_PINNED)) is not None:
             st.button(f"Unpin {NAMES[kept[1]]} {kept[2]}", key="unpin", on_click=_unpin, icon=":material/keep_off:")
         if link:
-            _shared.page_link("pages/image.py", "Look at it alone", ":material/center_focus_strong:")
+            _shared.page_link("pages/image.py", "Open in One image", ":material/center_focus_strong:")
         chosen = st.session_state.get(KEYS[other])
         if chosen is not None:
             st.caption(f"Also chosen: {NAMES[other]} {chosen}.")

@@ -74,8 +74,7 @@ def chosen(run: Run, found: pd.DataFrame) -> pd.DataFrame:
         _selection.forget("test_answer", answers)
         answer = st.selectbox(
             "Flipped to", answers, format_func=lambda k: "any" if k < 0 else in_words(k), key="test_answer",
-            help="The other class that most of the poisoned victims that answer wrongly give; those that abstain "
-            "give none.",
+            help="The wrong class that most poisoned victims answer. Those that abstain answer none.",
         )  # fmt: skip
     if answer >= 0:
         found = found[found["flipped_to"] == answer]
@@ -104,11 +103,11 @@ def _wall_and_table(run: Run, everything: pd.DataFrame) -> None:
     found = chosen(run, everything)
     row = everything.loc[image] if image in everything.index else None
     if row is not None:
-        flips = f"; {int(row['flipped'])} answer another class" if row["flipped"] else ""
+        flips = f"; {int(row['flipped'])} of them answer another class" if row["flipped"] else ""
         st.markdown(
             f"**Test image {image}**: mean radius {row['clean']:.3f} with clean victims, {row['poisoned']:.3f} with "
-            f"poisoned ones, lost {row['lost']:+.3f}. {int(row['lost_with'])} of {int(row['victims'])} poisoned "
-            f"victims do not certify it{flips}."
+            f"poisoned ones, radius lost {row['lost']:.3f}. Not certified by {int(row['lost_with'])} of "
+            f"{int(row['victims'])} poisoned victims{flips}."
         )
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     with right:
@@ -120,7 +119,7 @@ def _wall_and_table(run: Run, everything: pd.DataFrame) -> None:
         )
     part = _wall.part(found, number)
     if part.empty:
-        st.info("No test image is so: choose other filters.")
+        st.info("No test image matches these filters.")
         return
     available = datasets.available(run.config.dataset, _shared.data_root())
     if available:
@@ -131,13 +130,13 @@ def _wall_and_table(run: Run, everything: pd.DataFrame) -> None:
         ]
         _wall.wall(pictures.shown(images[part.index.to_numpy()]), part.index.to_numpy(), hover, "test_wall", "test")
         st.caption(
-            "These are test images: nobody changed them; only the training set was poisoned. Point at one for its "
+            "These are test images. Nobody changed them; only the training set was poisoned. Point at one for its "
             "numbers, click it to choose it."
         )
         _pinned.show(run, limit=run.config.threat.epsilon or 1e-3)
     arms = [arm for arm in ARM_STYLE if arm in found.columns]
     names = {arm: ARM_STYLE[arm].name for arm in arms}
-    counts = {"lost_with": "lost with (victims)", "flipped": "flipped (victims)"}
+    counts = {"lost_with": "victims that lost it", "flipped": "victims that flipped it"}
     st.dataframe(
         found[["label", "lost", *arms, *counts]].rename(columns=names | counts).rename_axis("test image"),
         column_config={name: st.column_config.NumberColumn(format="%.3f") for name in ["lost", *names.values()]},

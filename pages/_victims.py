@@ -42,8 +42,8 @@ def to_ask(run: Run, key: str, shape: tuple[int, ...]) -> list[Victim]:
     found = kept(run)
     if not found:
         st.info(
-            f"Run {run.id} keeps no weights of its victims, so they cannot be asked again. Runs of your own keep them, "
-            "and so do the examples."
+            f"Run {run.id} keeps no weights of its victims, so they cannot be asked again. Your own runs and the "
+            "examples keep them."
         )
         example = _shared.example_run()
         if example is not None and example.id != run.id and kept(example):
@@ -130,13 +130,13 @@ def certificates(
 
 
 def verdict(row: Any, names: Sequence[str]) -> str:
-    """A certificate of a certificate table in a sentence."""
+    """A row of a certificate table in a sentence."""
     who, share = f"The **{ARM_STYLE[row.arm].name}** victim", f"{row.n_top:,} of {row.n:,} votes"
     answer = names[row.selected_class]
     if row.prediction == ABSTAIN:
         return (
-            f"{who} **abstains**: earlier draws selected {answer} (★), and {share} for it are too few to be sure that "
-            f"more than half of all noisy copies are called {answer} (p_lower = {row.p_lower:.3f}). So it gives no "
-            "answer, and its radius is 0."
+            f"{who} **abstains**: earlier draws selected {answer} (★), but with {share} for it, it cannot be sure that "
+            f"more than half of all noisy copies are classified as {answer} (p_lower = {row.p_lower:.3f}). So it gives "
+            "no answer, and its radius is 0."
         )
-    return f"{who} answers **{answer}**, and no change of L2 size below **{row.radius:.3f}** can alter that ({share})."
+    return f"{who} answers **{answer}**, and no change smaller than **{row.radius:.3f}** (L2) can alter that ({share})."

@@ -14,7 +14,7 @@ from engine.figures import images, radii
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
 from engine.report import numbers, sentences, wording
-from pages import _certificate, _links, _pinned, _selection, _shared, _test_images
+from pages import _certificate, _drops, _links, _pinned, _selection, _shared, _test_images
 from pages._export import chart_and_data
 
 VOTES = ["selection_votes", "estimation_votes"]
@@ -82,7 +82,7 @@ def choose_settings(recorded: pd.DataFrame) -> tuple[int, float]:
                     key="what_if_n",
                     bind="query-params",
                     help="Radii at fewer draws come from a random subset of the recorded draws: exactly as valid as if "
-                    "only so many had been drawn. More than were recorded cannot be had without sampling again.",
+                    "only that many had been drawn. More draws than were recorded would need new sampling.",
                 )
             )
         with second:
@@ -118,47 +118,48 @@ def choose_settings(recorded: pd.DataFrame) -> tuple[int, float]:
         )
         st.caption(
             f"{changed}All certificates on this page are at n = {n:,} and α = {alpha:g}, from the stored votes. No "
-            f"radius can exceed the cap σ·Φ⁻¹(α^(1/n)) = {cap:.3f} (L2, pixel units): radii at other n or α do not "
-            "compare."
+            f"radius can exceed the cap σ·Φ⁻¹(α^(1/n)) = {cap:.3f} (L2, pixel units), so do not compare radii across "
+            "different n or α."
         )
     return n, alpha
 
 
-def headline(now: dict[str, Any]) -> None:
-    """The relative drop of the target class's ACR, arm by arm."""
+def headline(now: dict[str, Any], table: pd.DataFrame) -> None:
+    """The drop in the target class's ACR, arm by arm, and how sure it is."""
     drops = now["relative_drop"]
     if run.config.attack.name == "none":
         st.markdown(sentences.headline(now))
-        return
-    if not now["radius_cap"]:
+    elif not now["radius_cap"]:
         st.info("With so few draws nothing can be certified, so nothing is known of what was lost.")
-        return
-    if not drops:
-        st.info("The drop needs clean victims and others; this partial run has certificates of one arm only.")
-        return
-    st.markdown(sentences.headline(now))
-    shown = [arm for arm in ARMS if arm in drops]
-    for place, arm in zip(st.columns(len(shown)), shown, strict=True):
-        found = drops[arm]
-        with place:
-            if found["mean"] is None:
-                st.metric(f"ACR drop, {ARM_STYLE[arm].name}", "–", help="Clean victims have ACR 0: nothing to lose.")
-                continue
-            st.metric(
-                f"ACR drop, {ARM_STYLE[arm].name}",
-                sentences.percent(found),
-                border=True,
-                help="1 − ACR / ACR of the clean victim of the same seed, target class; mean ± standard deviation over "
-                f"{sentences.several(len(found['seeds']), 'victim seed')}. Seed by seed: "
-                f"{', '.join(f'{v:.1%}' for v in found['seeds'])}.",
-            )
-    st.caption(sentences.victims_line({"relative_drop": drops}))
+    elif not drops:
+        st.info("The drop needs clean victims and others. This partial run has certificates of one arm only.")
+    else:
+        st.markdown(sentences.headline(now))
+        _drops.cards(drops)
+    with st.expander("How sure is this?", icon=":material/straighten:"):
+        how_sure(now, table)
+
+
+def how_sure(now: dict[str, Any], table: pd.DataFrame) -> None:
+    """The three uncertainties of these numbers, a sentence each, and a table of the last."""
+    victims = sentences.several(run.config.victim_seeds, "victim seed")
+    over_victims = sentences.victims_line(now)
+    st.markdown(
+        f"- **± in the headline and in the charts**: the standard deviation over {victims}. So much do single victims "
+        "differ.\n"
+        + (
+            f"- **Interval over victims**: where the mean over very many would be. {over_victims}\n"
+            * bool(over_victims)
+        )
+        + "- **Brackets in the table**: approximate 95 % intervals, treating test images as independent (normal for "
+        "ACR and its drop, Wilson for the accuracy of the smoothed classifier). So much depends on which images were "
+        "tested."
+    )
+    st.dataframe(estimates(table), hide_index=True, alt="ACR and accuracy by arm, of the target class and of all")
     st.caption(
-        "Relative drop of the target class's average certified radius (ACR; L2, pixel units) against the clean victim "
-        "of the same seed, mean ± standard deviation over "
-        f"{sentences.several(max(len(drops[arm]['seeds']) for arm in shown), 'victim seed')}. The controls "
-        "(random noise, and the poison with its signs shuffled, as far as the run has them) show how much of it comes "
-        "from any change of the same budget that is independent from pixel to pixel."
+        "Means over victims. Drop in ACR (L2, pixel units): against the clean victim of the same seed. The controls, "
+        "random noise and the poison with its signs shuffled, show what changes of the same budget cost that are "
+        "independent from pixel to pixel."
     )
 
 
@@ -183,7 +184,7 @@ def estimates(table: pd.DataFrame) -> pd.DataFrame:
             {
                 "test images": name,
                 "arm": ARM_STYLE[str(arm)].name,
-                "drop of ACR": ""
+                "drop in ACR": ""
                 if np.isnan(row.drop)
                 else f"{100 * row.drop:z.0f} % ({100 * row.drop_low:z.0f} to {100 * row.drop_high:z.0f})",
                 "ACR": f"{row.acr:.3f} ({row.acr_low:.3f}–{row.acr_high:.3f})",
@@ -197,16 +198,9 @@ def estimates(table: pd.DataFrame) -> pd.DataFrame:
 
 def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> None:
     """ACR by arm; certified accuracy and radii of the chosen scope and arms."""
-    st.header("Average certified radius")
+    st.header("All test images")
     chart_and_data(radii.acr_by_arm(now), "acr")
-    st.dataframe(estimates(table), hide_index=True, alt="ACR and accuracy by arm, of the target class and of all")
-    st.caption(
-        "Means over victims; in brackets approximate 95 % intervals over test images, taken as independent (normal "
-        "for ACR and its drop, Wilson for the accuracy of the smoothed classifier). The chart's ± is another thing: "
-        "the standard deviation over victim seeds."
-    )
-    st.header("Over all radii")
-    left, right = st.columns(2)
+    left, right = st.columns([2, 3])
     with left:
         scope = str(
             st.segmented_control(
@@ -232,21 +226,21 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
             bind="query-params",
         )
     if not arms:
-        st.info("Choose at least one arm, and its curve and its radii appear here.")
+        st.info("Choose at least one arm to see its curve and its radii.")
         return
     left, right = st.columns(2, gap="medium")
     with left:
         chart_and_data(radii.certified_accuracy(table, settings, scope, arms, target=target), "accuracy")
         st.caption(
-            "Height at r: the share of images whose answer is right and provably stays the same under any change of L2 "
-            "size below r. Approximate: each certificate alone holds with probability ≥ 1 − α, not all at once."
+            "Height at r: the share of images that are classified correctly, provably so under any change smaller than "
+            "r (L2). Approximate: each certificate alone holds with probability ≥ 1 − α, not all at once."
         )
     with right:
         two = [arm for arm in arms if arm in ("clean", "poisoned")] or arms
         chart_and_data(radii.radius_histogram(table, settings, scope, two, target=target), "radii")
         st.caption(
-            "Left of the line: answers that are wrong and answers that are refused, whose radius counts as 0. The last "
-            "bin before the cap holds unanimous votes, whose true radius may be larger. "
+            "Left of the line: wrong answers and abstentions, whose radius counts as 0. The last bin before the cap "
+            "holds unanimous votes, whose true radius may be larger. "
             + ("Controls are left out of this chart while clean or poisoned is chosen." if len(two) < len(arms) else "")
         )
 
@@ -293,13 +287,13 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
                 selection_mode="points",
             )
             st.caption(
-                "A point is a test image: click it to choose it. Points on the upper and right edges are at the cap."
+                "A point is a test image: click one to choose it. Points on the upper and right edges are at the cap."
             )
         else:
             st.info(
                 "Only clean victims are in this run, so nothing is lost: no chart of before and after."
                 if run.config.attack.name == "none"
-                else "The scatter needs clean victims and others; this partial run lacks one of them."
+                else "The scatter needs clean victims and others. This partial run lacks one of them."
             )
     one = recorded["image"].eq(image) & recorded["victim"].eq(victim)
     if not one.any():
@@ -309,9 +303,9 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
     with votes:
         chart_and_data(images.vote_histogram(recorded[one], class_names), "votes")
         st.caption(
-            f"All {int(recorded['n'].iloc[0]):,} recorded draws, whatever n is above: each arm's victim saw the same "
-            "noisy copies. ★: the class selected by "
-            f"{settings.certification.n0} earlier draws; only its share counts for the certificate."
+            f"All {int(recorded['n'].iloc[0]):,} recorded draws, whatever n is above. Each arm's victim saw the same "
+            f"noisy copies. ★: the class selected by {settings.certification.n0} earlier draws; only its share counts "
+            "for the certificate."
         )
     with chain:
         _certificate.from_votes_to_radius(table[one.to_numpy()], settings, class_names)
@@ -333,6 +327,6 @@ n, alpha = choose_settings(recorded)
 settings = with_settings(run.config, n, alpha)
 table, now = what_if(str(run.directory), stamp, run.config.canonical(), n, alpha)
 with top:
-    headline(now)
+    headline(now, table)
 whole_set(table, now, settings)
 single_image(recorded, table, settings)

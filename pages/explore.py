@@ -4,21 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 
 from engine import datasets, grid
-from engine.config import CONTROLS, ConfigError
+from engine.config import ConfigError
 from engine.figures import pictures
 from engine.figures.grid import drop_by_epsilon
 from engine.figures.radii import acr_by_arm, certified_accuracy, radius_histogram
-from engine.figures.style import ARM_STYLE
 from engine.grid import Point
 from engine.overrides import parse
 from engine.records import Run
 from engine.report import sentences, wording
-from engine.report.numbers import estimates
-from pages import _another_point, _grid, _images, _links, _one_image, _shared
+from pages import _another_point, _drops, _grid, _images, _links, _one_image, _shared
 from pages._export import chart_and_data
 
 BEGIN = Point("gaussian", 8, 0.5, 0.1)
@@ -31,8 +28,8 @@ def drops(directory: str, stamp: int) -> dict[str, Any]:
 
 
 @st.cache_data(max_entries=100, show_spinner=False)
-def charts(directory: str, stamp: int) -> tuple[Any, Any, Any, pd.DataFrame]:
-    """(certified accuracy, radii, ACR by arm, estimates of the target class) of a run."""
+def charts(directory: str, stamp: int) -> tuple[Any, Any, Any]:
+    """(certified accuracy, radii, ACR by arm) of a run."""
     run = Run(Path(directory))
     table, config, found = run.certificates(), run.config, run.report
     assert table is not None
@@ -42,7 +39,6 @@ def charts(directory: str, stamp: int) -> tuple[Any, Any, Any, pd.DataFrame]:
         certified_accuracy(table, config, target=target),
         radius_histogram(table, config, arms=["clean", "poisoned"], target=target),
         acr_by_arm(found),
-        estimates(table, "target", config),
     )
 
 
@@ -61,25 +57,21 @@ def stamp(run: Run) -> int:
 # --- where we are ---
 
 
-def begin(known: dict[Point, Run]) -> None:
-    """The point that the address asks for, where it is not this page's own: of a link, or of the browser's Back button.
-
-    Refused in words where it is none.
+def arrives(known: dict[Point, Run]) -> bool:
+    """Whether the address is another than this page left there, of a link or by the browser's Back button: then the
+    sliders go where it says, without it to where the page begins. An address that says nonsense is refused in words.
     """
     address = {field: st.query_params[field] for field in _grid.FIELDS if field in st.query_params}
-    if "explore_epsilon" in st.session_state and address in ({}, st.session_state.get("explore address")):
-        return
+    if "explore_epsilon" in st.session_state and address == st.session_state.get("explore address"):
+        return False
     start = BEGIN if BEGIN in known else next(iter(known))
     try:
-        start = asked(start)
-        if start not in known:
-            raise ConfigError(
-                f"{_grid.name_of(start)}: not computed yet; compute it below, or choose among what there is"
-            )
+        _grid.go_to(asked(start))
     except ConfigError as error:
-        st.session_state["explore problem"] = str(error)
-        start = BEGIN if BEGIN in known else next(iter(known))
-    _grid.go_to(start)
+        st.error(f"This link asks for a point that cannot be: {_links.plainly(str(error))}.", icon=":material/error:")
+        _grid.go_to(start)
+    st.session_state["explore address"] = address
+    return True
 
 
 def asked(start: Point) -> Point:
@@ -101,42 +93,53 @@ def asked(start: Point) -> Point:
     return point
 
 
-def chosen(known: dict[Point, Run]) -> Point:
-    """Where the sliders stand. Each offers what is computed under those before it, and snaps to the nearest."""
+def chosen(known: dict[Point, Run]) -> tuple[Point, Point]:
+    """(what the sliders were moved to, where they stand): each offers what is computed under those before it, and
+    snaps to the nearest of that.
+    """
+    wanted: list[Any] = []
     values: list[Any] = []
-    moved: list[str] = []
+    labels = ("Training procedure of attacker and victims", "Target digit", *_another_point.LABELS)
     places = st.columns([3, 2, 2, 3], gap="medium", vertical_alignment="bottom")
-    labels = (
-        "Victims' and attacker's training procedure",
-        "Target digit",
-        "Noise level σ (pixel units)",
-        "Budget ε (L∞, pixel units)",
-    )
-    for position, (field, label) in enumerate(zip(_grid.FIELDS, labels, strict=True)):
-        options = sorted({point[position] for point in known if point[:position] == tuple(values)})
+    for place, field, label in zip(places, _grid.FIELDS, labels, strict=True):
+        options = sorted({point[len(values)] for point in known if point[: len(values)] == tuple(values)})
+        key = f"explore_{field}"
+        wanted.append(st.session_state[key])
+        if wanted[-1] not in options:
+            st.session_state[key] = nearest(options, wanted[-1])
         if field == "procedure":
             options = [name for name in grid.BASES if name in options]
-        key = f"explore_{field}"
-        if (asked_for := st.session_state[key]) not in options:
-            st.session_state[key] = nearest(options, asked_for)
-            if field != "procedure":
-                moved.append(f"{label}, {asked_for:g} → {st.session_state[key]:g}")
-        with places[position]:
-            if field == "procedure":
-                st.selectbox(
-                    label, options, key=key, format_func=wording.PROCEDURE_NAMES.__getitem__, persist_state="session"
-                )
-            elif len(options) == 1:
-                st.selectbox(label, options, key=key, format_func="{:g}".format, persist_state="session")
-            else:
-                st.select_slider(label, options, key=key, format_func="{:g}".format, persist_state="session")
+            place.selectbox(label, options, key=key, format_func=wording.PROCEDURE_NAMES.__getitem__)
+        elif len(options) == 1:  # of which Streamlit makes no slider
+            place.selectbox(label, options, key=key, format_func="only {:g} is computed".format, disabled=True)
+        else:
+            place.select_slider(label, options, key=key, format_func="{:g}".format)
         values.append(st.session_state[key])
-    point = Point(*values)
-    if moved:
-        st.caption(f"Not computed here, so moved to the nearest: {'; '.join(moved)}.")
-    address = {field: str(value) for field, value in zip(_grid.FIELDS, point, strict=True)}
-    st.session_state["explore address"] = address
-    st.query_params.update(address)
+    return Point(*wanted), Point(*values)
+
+
+def shown_point(known: dict[Point, Run]) -> Point:
+    """Where the sliders stand. The address follows once one was moved, not before: Back then leads where one was."""
+    arrived = arrives(known)
+    wanted, point = chosen(known)
+    if arrived or wanted != st.session_state["explore point"]:
+        st.session_state["explore wanted"] = wanted
+        _another_point.fill(wanted)
+        if not arrived:
+            st.session_state["explore address"] = _grid.address(point)
+            st.query_params.update(_grid.address(point))
+    st.session_state["explore point"] = point
+    wanted = st.session_state["explore wanted"]
+    if wanted != point:
+        st.info(
+            f"Not computed yet: **{_grid.name_of(wanted)}**. The nearest point that has been computed is shown: "
+            f"{_grid.name_of(point)}.",
+            icon=":material/info:",
+        )
+    with st.expander(
+        "Compute a point that is not on the sliders", icon=":material/add_circle:", expanded=wanted != point
+    ):
+        _another_point.another_point()
     return point
 
 
@@ -147,50 +150,12 @@ def nearest(options: list[Any], value: Any) -> Any:
 # --- what is there ---
 
 
-def numbers(run: Run, found: pd.DataFrame) -> None:
-    """ACR with its interval, and the drop beside the controls'."""
-    facts = run.report or {}
-    places = st.columns(4)
-    for place, arm in zip(places, ("clean", "poisoned"), strict=False):
-        row = found.loc[arm]
-        place.metric(
-            f"ACR, {ARM_STYLE[arm].name} victims",
-            f"{row.acr:.3f}",
-            f"95 % interval {row.acr_low:.3f}–{row.acr_high:.3f}",
-            delta_color="off",
-            delta_arrow="off",
-            border=True,
-            height="stretch",
-            help="Average certified radius of the target digit (L2, pixel units): mean over victims, approximate "
-            "interval over test images.",
-        )
-    drop = facts["relative_drop"]
-    places[2].metric(
-        "ACR gone: poison",
-        sentences.percent(drop.get("poisoned")),
-        border=True,
-        height="stretch",
-        help="1 − ACR / ACR of the clean victim of the same seed; mean ± standard deviation over victims.",
-    )
-    places[3].metric(
-        "ACR gone: noise · shuffled",
-        " · ".join(sentences.percent(drop.get(arm)).replace(" ± ", "±").removesuffix(" %") for arm in CONTROLS) + " %",
-        border=True,
-        height="stretch",
-        help="Random noise of the same ε, and the poison with its signs shuffled: the effect of changes of the same "
-        "budget that are independent from pixel to pixel. "
-        + "; ".join(f"{ARM_STYLE[arm].name}: {sentences.percent(drop.get(arm))}" for arm in CONTROLS),
-    )
-
-
 def images(run: Run, largest: float) -> None:
     """A few images: clean, poisoned, and their change on a scale that is the same for every ε."""
     indices, delta = poison(str(run.directory), stamp(run))
     rows = []
     if not datasets.available(run.config.dataset, _shared.data_root()):
-        st.caption(
-            "The images themselves cannot be shown without MNIST, which is not on this machine; their changes can."
-        )
+        st.caption("Without MNIST, which is not on this machine, only the changes can be shown, not the images.")
     elif (x_clean := _images.training_images(run, indices)) is not None:
         rows = [("Clean", pictures.shown(x_clean)), ("Poisoned", pictures.shown(x_clean + delta))]
     rows.append((f"Change δ, magnified ×{1 / largest:.3g}", pictures.shown_changes(delta, limit=largest)))
@@ -204,8 +169,9 @@ def images(run: Run, largest: float) -> None:
             alt=f"{title}: {len(tiles)} training images of {sentences.target_of(run)}",
         )
     st.caption(
-        f"The first {len(delta)} poisoned training images; each column is one. δ: {_images.change_words(delta)}; its "
-        f"scale ends at ±{largest:g}, the largest ε here, so that a small ε looks faint."
+        f"The first {len(delta)} poisoned training images; each column is one. δ = poisoned − clean: "
+        f"{_images.change_words(delta)}; its scale ends at ±{largest:g}, the largest ε here, so that a small ε looks "
+        "faint."
     )
 
 
@@ -220,14 +186,11 @@ def take_epsilon() -> None:
 @st.fragment
 def grid_view() -> None:
     known = _grid.points()
-    begin(known)
-    if problem := st.session_state.pop("explore problem", None):
-        st.error(f"The link asks for what cannot be shown: {_links.plainly(problem)}.", icon=":material/error:")
-    point = chosen(known)
+    point = shown_point(known)
     run, line = known[point], {other.epsilon: r for other, r in known.items() if other[:3] == point[:3]}
-    accuracy, radii, by_arm, found = charts(str(run.directory), stamp(run))
+    accuracy, radii, by_arm = charts(str(run.directory), stamp(run))
     st.markdown(sentences.headline(run.report or {}))
-    numbers(run, found)
+    _drops.cards((run.report or {})["relative_drop"])
     left, right = st.columns(2, gap="medium")
     with left:
         images(run, max(line))
@@ -235,15 +198,19 @@ def grid_view() -> None:
         figure = drop_by_epsilon(
             {epsilon: drops(str(r.directory), stamp(r)) for epsilon, r in line.items()}, point.epsilon
         )
-        chart_and_data(figure, "explore_line", on_select=take_epsilon, selection_mode="points")
-        st.caption("Click a point to go there. The controls change each pixel by itself.")
+        if len(line) == 1:
+            st.caption(f"Only ε = {point.epsilon:g} is computed here, so there is no chart over ε yet.")
+        else:
+            st.markdown(":material/touch_app: Click a point to go there.")
+            chart_and_data(figure, "explore_line", on_select=take_epsilon, selection_mode="points")
+        st.caption("The controls (random noise, shuffled signs) change each pixel independently.")
     left, right = st.columns(2, gap="medium")
     with left:
         chart_and_data(accuracy, "explore_accuracy")
-        st.caption("The share of test images that keep their right answer under any change of L2 size below r.")
+        st.caption("The share of test images classified correctly, provably so under any change smaller than r (L2).")
     with right:
         chart_and_data(radii, "explore_radii")
-        st.caption("Left of the line: wrong and refused answers, whose radius counts as 0.")
+        st.caption("Left of the line: wrong answers and abstentions, whose radius counts as 0.")
     chart_and_data(by_arm, "explore_arms")
     st.caption(f"Run {run.id}. {sentences.limits_line(run)}{_one_image.rounding(run)}")
     ways_on(run, point)
@@ -252,8 +219,8 @@ def grid_view() -> None:
 def ways_on(run: Run, point: Point) -> None:
     with st.container(horizontal=True):
         for page, label, icon in (
-            ("pages/inspect.py", "Look closely at this poison", ":material/search:"),
-            ("pages/certify.py", "Its certificates, image by image", ":material/verified:"),
+            ("pages/inspect.py", "Inspect this poison", ":material/search:"),
+            ("pages/certify.py", "Certificates, image by image", ":material/verified:"),
         ):
             if st.button(label, icon=icon, key=f"explore_to {page}", on_click=_shared.choose, args=(run.id,)):
                 _shared.go(page)
@@ -265,12 +232,11 @@ _shared.need_frame()
 _shared.chosen_run()  # which this page does not show, but a link to one that is not here is never passed over
 st.title("Explore")
 st.markdown(
-    "Every position of these sliders is a finished experiment: poison made, victims trained from scratch on it, each "
-    "test image certified. Move one, and all of it follows."
+    "Every position of these sliders is a finished experiment: poison was made, victims were trained on it from "
+    "scratch, and test images were certified. Move a slider and the whole page updates."
 )
 if _grid.points():
     grid_view()
-    st.divider()
 else:
     st.info("No finished run of a quick preset is here, not even those that come with the project (folder gallery/).")
-_another_point.another_point()
+    _another_point.another_point()

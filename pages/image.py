@@ -74,14 +74,14 @@ def training() -> None:
     chart(images.image_triple(clean, poisoned, limit=limit), "image_triple")
     st.caption(
         f"Poison image {k} is training image {poison.indices[k]} of {target}, {poison.when(k)}. {scale_words}; "
-        f"{_images.change_words(clean[None])}. Largest change {np.abs(poisoned - clean).max():.4f} (L∞), length "
-        f"{np.linalg.norm(poisoned - clean):.3f} (L2), pixel units."
+        f"{_images.change_words(clean[None])}. δ = poisoned − clean: largest change "
+        f"{np.abs(poisoned - clean).max():.4f} (L∞), length {np.linalg.norm(poisoned - clean):.3f} (L2), pixel units."
     )
     _pinned.show(run, limit=limit, step=poison.step)
-    st.header("What victims answer")
+    st.header("How the victims classify it")
     st.markdown(
-        "**Look for this:** compare the *poisoned* victim's bars for both images. Where it is sure of the poisoned "
-        "image and less so of the clean one, it has learned the added pattern, which test images lack. The *clean* "
+        "**Look for this:** compare the *poisoned* victim's bars for the two images. Where it is sure of the poisoned "
+        "image and less sure of the clean one, it has learned the added pattern, which test images lack. The *clean* "
         "victim never saw the change: does it notice?"
     )
     asked = _victims.to_ask(run, "image_victim", clean.shape)
@@ -94,13 +94,13 @@ def training() -> None:
             {name: {arm: found[place] for arm, found in told.items()} for place, name in enumerate(PAIR)},
             names,
             title="Confidence, without noise",
-            subtitle="softmax of the base classifier, one victim an arm; numbers in %",
+            subtitle="softmax of the base classifier, one victim per arm; numbers in %",
             quantity="softmax confidence",
             label=config.threat.target_class,
         ),
         "image_confidence",
     )
-    st.caption("Softmax is what the network claims, not a guarantee: only votes under noise make a certificate.")
+    st.caption("Softmax is what the network claims, not a guarantee. Only votes under noise make a certificate.")
     votes_for_both(asked, pair, k)
 
 
@@ -126,7 +126,7 @@ def votes_for_both(asked: list[_victims.Victim], pair: np.ndarray, k: int) -> No
             {name: {row.arm: row.estimation_votes / n for row in table.itertuples()} for name, table in tables.items()},
             names,
             title="Votes under noise",
-            subtitle=f"{n:,} fresh draws, the same for all; in %; ★ selected class; a certificate needs more than half",
+            subtitle=f"{n:,} fresh draws, the same for all; ★ selected class; a certificate needs more than half",
             quantity="share of the noise draws",
             selected={(name, row.arm): row.selected_class for name, row in rows},
             label=config.threat.target_class,
@@ -135,8 +135,8 @@ def votes_for_both(asked: list[_victims.Victim], pair: np.ndarray, k: int) -> No
     )
     st.markdown("\n".join(f"- {name.capitalize()}: {_victims.verdict(row, names)}" for name, row in rows))
     st.caption(
-        f"Counted now, n0 = {n0}, n = {n:,}, α = {settings.alpha:g} for each. That an image which a victim was "
-        "trained on is certified says nothing of other images."
+        f"Counted now, n0 = {n0}, n = {n:,}, α = {settings.alpha:g} for each. A certificate for a training image "
+        "says nothing about other images."
     )
 
 
@@ -152,19 +152,27 @@ def test() -> None:
     rows = table[table["image"] == image]
     victims = sorted(int(k) for k in rows["victim"].unique())
     radii = metrics.correct_radius(rows).groupby(rows["arm"]).mean()
-    st.markdown(
-        "**Look for this:** nobody changed this image. Only the training set was poisoned, and yet the radius within "
-        "which its answer is guaranteed differs from arm to arm, since other numbers of noisy copies are called right."
-    )
-    arms = [arm for arm in ARM_STYLE if arm in radii.index]
-    for place, arm in zip(st.columns(len(arms)), arms, strict=True):
-        with place:
-            drop = f"{radii[arm] - radii['clean']:+.3f}" if arm != "clean" and "clean" in arms else None
-            st.metric(f"Mean radius, {ARM_STYLE[arm].name}", f"{radii[arm]:.3f}", drop, border=True, height="stretch")
-    st.caption(
-        f"L2, pixel units of [0, 1], as recorded, mean over {len(victims)} victims; wrong or abstaining counts as 0. "
-        "Below each: its difference to clean."
-    )
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        if datasets.available(config.dataset, _shared.data_root()):
+            _certificate.noisy_pictures(run, image, names)
+    with right:
+        st.markdown(
+            "**Look for this:** nobody changed this image. Only the training set was poisoned, and yet the radius "
+            "within which its answer is guaranteed differs from arm to arm, because different numbers of noisy copies "
+            "are classified correctly."
+        )
+        arms = [arm for arm in ARM_STYLE if arm in radii.index]
+        for first in range(0, len(arms), 2):
+            for place, arm in zip(st.columns(2), arms[first : first + 2], strict=False):
+                drop = f"{radii[arm] - radii['clean']:+.3f}" if arm != "clean" and "clean" in arms else None
+                place.metric(
+                    f"Mean radius, {ARM_STYLE[arm].name}", f"{radii[arm]:.3f}", drop, border=True, height="stretch"
+                )
+        st.caption(
+            f"L2, pixel units of [0, 1], as recorded, mean over {len(victims)} victims; wrong or abstaining counts as "
+            "0. Below each: its difference from clean."
+        )
     victim = _selection.victim(victims)
     one = rows[rows["victim"] == victim]
     votes, chain = st.columns(2, gap="medium")
@@ -173,8 +181,6 @@ def test() -> None:
         st.caption(
             "As recorded: each arm's victim saw the same noisy copies. ★: the class that earlier draws selected."
         )
-        if datasets.available(config.dataset, _shared.data_root()):
-            _certificate.noisy_pictures(run, image, names)
     with chain:
         _certificate.from_votes_to_radius(one, config, names)
     _pinned.show(run, limit=config.threat.epsilon or 1e-3, victim=victim)

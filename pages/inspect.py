@@ -59,9 +59,8 @@ def one_image() -> None:
         _one_image.numbers_of(run, k, poison.measured(finished=True))
     chart(poison.histogram(), "perturbations")
     st.caption(
-        "All pixels (and colour channels) of all finished poison images. An attack that uses its budget piles up at ±ε."
-        " The bar in the middle holds those that (almost) did not change, such as black ground that would have to "
-        "become darker."
+        "All pixels (and colour channels) of all finished poison images. An attack that uses up its budget piles up at "
+        "±ε. The middle bar holds pixels that (almost) did not change, such as black ground that cannot become darker."
     )
 
 
@@ -80,12 +79,10 @@ def all_images() -> None:
         page = _wall.page_number("wall_page", len(table))
     shown = st.segmented_control("Show", SHOWN, default=SHOWN[0], required=True, key="show", bind="query-params")
     part = _wall.part(table.sort_values(column, ascending=ascending, kind="stable"), page)
-    then = (
-        "" if poison.step is None else f", as they were after upper step {poison.step}: those whose steps were recorded"
-    )
+    then = "" if poison.step is None else f", after upper step {poison.step} (those whose steps were recorded)"
     st.markdown(f"**{len(table)} of {len(poison)} poison images**{then}; {order}.")
     if part.empty:
-        st.info("No poison image is so: widen the range.")
+        st.info("No poison image is in this range. Widen it.")
     else:
         numbers = part["number"].to_numpy()
         clean, change = x_clean[numbers], poison.delta[numbers]
@@ -101,7 +98,7 @@ def all_images() -> None:
         ]
         _wall.wall(tiles, numbers, hover, "poison_wall", "training")
         st.caption(
-            "Point at a tile for its numbers; click it, or type its number above, to look closer. " + words + "."
+            "Point at a tile for its numbers. Click it, or type its number above, to look closer. " + words + "."
         )
     if k in everything.index:
         row = everything.loc[k]
@@ -112,13 +109,13 @@ def all_images() -> None:
 def evolution() -> None:
     records = run.metrics("attack")
     if records and records[-1]["steps"] == 1:
-        st.info(f"{wording.attack_of(config).name}: made at once, in a single step. There is no way to watch.")
+        st.info(f"{wording.attack_of(config).name}: made at once, in a single step. There are no steps to watch.")
     elif records:
         chart(attack.attack_losses(records, config.attack.restart_every), "losses")
         st.caption(
-            "Upper loss: the attacker's, the soft radius of the target class on held-out images, to go down. It is a "
-            "loss, not a certificate. Lower loss: the surrogate's training loss. Relative residual: how far the linear "
-            "system behind the hypergradient is from solved; below 1 the solver helps, above it does not."
+            "Upper loss: the attacker's, the soft radius of the target class on held-out images; it should go down. It "
+            "is a loss, not a certificate. Lower loss: the surrogate's training loss. Relative residual: how far the "
+            "linear system behind the hypergradient is from solved; below 1 the solver helps, above 1 it does not."
         )
     poison, k, limit, words = controls()
     steps = _poisoned.steps_of(run)

@@ -13,6 +13,33 @@ from engine.report import sentences
 from pages import _export, _images, _shared
 
 SHOWN_IMAGES = 8
+DARK, VISIBLE = 0.02, 0.05  # black ground, and a mean change of it that can be seen (pixel units of [0, 1])
+MEANINGS = {
+    "clean": "victims trained on unchanged images.",
+    "poisoned": "victims trained on the attacker's images.",
+    "random_noise": "control: victims trained on images with random noise of the same ε (L∞).",
+    "shuffled_signs": "control: the poison with the sign of each pixel's change drawn at random.",
+}
+PAGES = (
+    ("pages/lesson.py", "Lesson", ":material/school:",
+     "From noise and votes to certificates and poison, a question at each step."),
+    ("pages/explore.py", "Explore", ":material/explore:",
+     "Move sliders over finished experiments: another class, a smaller ε, another noise level."),
+    ("pages/poison.py", "Poison", ":material/science:",
+     "Your own run: another attack, fewer poisoned images, a defence. What is left of the effect?"),
+    ("pages/inspect.py", "Inspect", ":material/search:",
+     "Every poisoned image beside its original: magnified, measured, wiped over it or blinking."),
+    ("pages/certify.py", "Certify", ":material/verified:",
+     "Certificates of all test images, from votes to radius. Change α and n, and see radii move."),
+    ("pages/image.py", "One image", ":material/center_focus_strong:",
+     "How victims classify one poisoned or one test image, with and without noise."),
+    ("pages/try.py", "Try your own", ":material/draw:",
+     "Draw or bring an image of your own, and have the victims vote on it."),
+    ("pages/studies.py", "Studies", ":material/grid_on:",
+     "One question over many runs: other attacks, procedures, architectures, noise levels."),
+    ("pages/runs.py", "Runs", ":material/list:",
+     "All runs: compare, annotate, export, share."),
+)  # fmt: skip
 
 
 def story_of() -> Run | None:
@@ -29,34 +56,72 @@ def story_of() -> Run | None:
 
 
 def what_happened(run: Run) -> None:
+    """In plain words, in three numbers, and with all that belongs to these."""
     report, attack = run.report or {}, run.config.attack
     if attack.name == "none":
-        st.markdown(f"Nobody changed anything in this run. {sentences.headline(report)}")
+        st.markdown("Nobody changed anything in this run.")
     elif attack.traits.changes_labels:
-        st.markdown(f"Somebody gave {images_changed(run)} **wrong labels**, as anyone can see. {worth_less(report)}")
+        st.markdown(f"An attacker gave {images_changed(run)} **wrong labels**, as anyone can see. {worth_less(report)}")
     else:
         st.markdown(
-            f"Somebody changed {images_changed(run)}, no pixel by more than **ε = {run.config.threat.epsilon:g}** (L∞, "
-            f"pixel units of [0, 1]), and no label at all. {worth_less(report)}"
+            f"An attacker changed {images_changed(run)}, each pixel by at most **{run.config.threat.epsilon:g}** on a "
+            f"scale from 0 to 1. **No label changed.** {worth_less(report)}"
         )
-    st.caption(sentences.numbers_line(report))
+    cards(report)
+    with st.container(horizontal=True):
+        if st.button("Start the lesson", icon=":material/school:", type="primary"):
+            _shared.go("pages/lesson.py")
+        if st.button("Explore other settings", icon=":material/explore:"):
+            _shared.go("pages/explore.py")
+    st.caption(f"{sentences.headline(report)} {sentences.numbers_line(report)}")
 
 
 def images_changed(run: Run) -> str:
     """How many, of which class, and which share of those that the victims see."""
     threat, poison = run.config.threat, run.tensors("poison")
     count = "the" if poison is None else f"{len(poison['indices'])}"
-    images = f"**{count} training images of {sentences.target_of(run)}**"
-    if run.config.attack.name == "from-file":  # which may have fewer than the threat allows
-        return images
+    images = f"training images of {sentences.target_of(run)}"
     share = threat.poison_fraction * threat.attacker_share
-    return f"{images} ({'all' if share == 1 else f'{share:.0%} of those'} that the victims see)"
+    if run.config.attack.name == "from-file":  # which may have fewer than the threat allows
+        return f"**{count} {images}**"
+    if share == 1:
+        return f"**all {count} {images}**".replace("all the", "all")
+    return f"**{count} {images}** ({share:.0%} of those that the victims see)"
 
 
 def worth_less(report: dict[str, Any]) -> str:
     drop, noise = (report["relative_drop"].get(arm) for arm in ("poisoned", "random_noise"))
-    less = spread.is_above_zero(spread.difference(drop, noise) or drop)
-    return sentences.headline(report) + (" The certificates are still valid, and worth less." if less else "")
+    if not spread.is_above_zero(spread.difference(drop, noise) or drop):
+        return "Here is what became of the certificates of classifiers trained on these images."
+    return "The certificates of classifiers trained on these images are still valid, but they guarantee less."
+
+
+def cards(report: dict[str, Any]) -> None:
+    """ACR of three arms, and what the last two are below the first."""
+    shown = [arm for arm in ("clean", "poisoned", "random_noise") if arm in report["arms"]]
+    for place, arm in zip(st.columns(len(shown)), shown, strict=True):
+        drop = report["relative_drop"].get(arm) or {"mean": None}
+        less = drop["mean"] is not None and f"{'-' if drop['mean'] >= 0 else '+'}{sentences.percent(drop).lstrip('-')}"
+        place.metric(
+            f"ACR, {ARM_STYLE[arm].name}",
+            sentences.with_spread(report["arms"][arm]["average_certified_radius"]["target"]),
+            less or None,
+            border=True,
+            height="stretch",
+            help=f"Average certified radius (L2, pixel units) of {report.get('target_name', sentences.TARGET)}: how "
+            f"much a test image can change before its certificate no longer covers it. {MEANINGS[arm].capitalize()}",
+        )
+
+
+def seen(x_clean: np.ndarray, delta: np.ndarray) -> str:
+    """Whether the change can be seen in these images [N, C, H, W]."""
+    ground = delta[x_clean < DARK]
+    if x_clean.shape[1] == 1 and ground.size and ground.mean() > VISIBLE:
+        return (
+            "**Yes, if you look for it**: the black ground of the poisoned images is visibly grey. Would you have "
+            "noticed without the originals above them?"
+        )
+    return "Compare the first two rows before you look at the third."
 
 
 def images(run: Run) -> None:
@@ -71,10 +136,11 @@ def images(run: Run) -> None:
     x_clean = _images.training_images(run, poison["indices"][:SHOWN_IMAGES])
     if x_clean is None:
         return
+    st.markdown(seen(x_clean, delta))
     _images.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=len(delta))
     st.caption(
-        f"The first {len(delta)} poisoned training images. Each column is one image; the bottom row is what was added, "
-        "magnified so that you can see it."
+        f"The first {len(delta)} poisoned training images. Each column is one image; the bottom row shows the change, "
+        "magnified."
     )
 
 
@@ -87,15 +153,15 @@ def charts(run: Run) -> None:
         (
             left,
             radii.acr_by_arm(report),
-            "How far, on average, a test image can be moved (L2) before a certificate ends: lower is worse for the "
-            "defender.",
-            "If an attack works, the target class loses and the others hardly do. Controls change the same images "
-            "within the same budget, each pixel by itself.",
+            "How much, on average, a test image can change (L2) before its certificate no longer covers it: smaller is "
+            "worse for the defender.",
+            "If an attack works, the target class loses much and the others hardly anything. The controls use the same "
+            "images and budget, but change each pixel independently.",
         ),
         (
             right,
             radii.certified_accuracy(table, run.config, target=target),
-            f"The share of the test images of {target} that is classified correctly with a certificate of at least "
+            f"The share of the test images of {target} that are classified correctly with a certificate of at least "
             'this radius. "Approximate": each certificate may be wrong with probability α.',
             "The lower the dashed curve, the more the attack took.",
         ),
@@ -108,13 +174,7 @@ def charts(run: Run) -> None:
 
 def colours() -> None:
     with st.expander("What do the colours mean?"):
-        names = {
-            "clean": "victims trained on unchanged images.",
-            "poisoned": "victims trained on the attacker's images.",
-            "random_noise": "control: victims trained on images with random noise of the same ε (L∞).",
-            "shuffled_signs": "control: the poison's own sizes, each pixel's sign drawn at random.",
-        }
-        lines = [f"- **{ARM_STYLE[arm].name}** ({ARM_STYLE[arm].in_words}): {what}" for arm, what in names.items()]
+        lines = [f"- **{ARM_STYLE[arm].name}** ({ARM_STYLE[arm].in_words}): {what}" for arm, what in MEANINGS.items()]
         st.markdown(
             "\n".join(lines)
             + "\n- In pictures of changes of grey images, **orange** is brighter and **violet** is darker than the "
@@ -128,22 +188,11 @@ def colours() -> None:
 
 def next_steps() -> None:
     st.header("What to do next")
-    steps = (
-        ("pages/lesson.py", "Lesson", ":material/school:",
-         "From noise and votes to certificates and poison, a question at each step."),
-        ("pages/explore.py", "Explore", ":material/explore:",
-         "Move sliders over finished experiments: another class, a smaller ε, another noise level."),
-        ("pages/inspect.py", "Inspect", ":material/search:",
-         "Every poisoned image beside its original, magnified, measured, wiped over it or blinking."),
-        ("pages/certify.py", "Certify", ":material/verified:",
-         "From votes under noise to a radius, image by image; change α and n and see radii move."),
-        ("pages/poison.py", "Poison", ":material/science:",
-         "Another attack, fewer poisoned images, a defence: what is left of the effect?"),
-    )  # fmt: skip
-    for column, (page, label, icon, text) in zip(st.columns(len(steps)), steps, strict=True):
-        with column.container(border=True, height="stretch"):
-            _shared.page_link(page, f"**{label}**", icon)
-            st.caption(text)
+    for first in range(0, len(PAGES), 3):
+        for column, (page, label, icon, text) in zip(st.columns(3), PAGES[first : first + 3], strict=True):
+            with column.container(border=True, height="stretch"):
+                _shared.page_link(page, f"**{label}**", icon)
+                st.caption(text)
 
 
 _shared.need_frame()

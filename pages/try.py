@@ -1,4 +1,4 @@
-"""Try your own: draw a digit or upload a picture, see it brought to the data set's form, voted on and certified."""
+"""Try your own: draw a digit or upload a picture, see it voted on and certified, and how it was prepared for that."""
 
 import base64
 
@@ -67,7 +67,7 @@ def own_picture(source: str) -> np.ndarray | None:
             key="try_upload",
             help="One dark digit on light paper, or a light one on a dark ground, with room around it.",
         )
-        st.caption("It stays in this app's memory while this page is open. Nothing is kept, and nothing is sent on.")
+        st.caption("It stays in this app's memory while this page is open. It is neither stored nor sent anywhere.")
         content = given.getvalue() if given is not None else None
     else:
         drawn = _canvas.drawing(sheet_key())
@@ -76,13 +76,13 @@ def own_picture(source: str) -> np.ndarray | None:
 
 
 def brought_to_form(colours: np.ndarray) -> np.ndarray:
-    """The image [C, H, W] that victims are asked about, each step on the way to it shown."""
+    """The image [C, H, W] that victims are asked about; each step on the way to it for those who open the box."""
     box = handwriting.BOX.get(config.dataset)
     if box is None:
         image = handwriting.to_shape(colours, shape)
         steps = [
-            (pictures.shown(np.moveaxis(colours, -1, 0)[None])[0], "As it came"),
-            (pictures.shown(image[None])[0], f"Its middle, scaled to {shape[2]}×{shape[1]} pixels"),
+            (pictures.shown(np.moveaxis(colours, -1, 0)[None])[0], "Original"),
+            (pictures.shown(image[None])[0], f"Its centre, scaled to {shape[2]}×{shape[1]} pixels"),
         ]
     else:
         digit = handwriting.to_digit(colours, box=box)
@@ -90,24 +90,25 @@ def brought_to_form(colours: np.ndarray) -> np.ndarray:
         steps = [
             (pictures.shades(digit.grey), "1. In grey"),
             (pictures.shades(digit.ink), "2. Inverted" if digit.inverted else "2. Ink to white"),
-            (pictures.shades(square(digit.cut)), "3. Its box"),
+            (pictures.shades(square(digit.cut)), "3. Cropped"),
             (pictures.shown(image[None])[0], "4. 28×28"),
         ]
-    with st.container(horizontal=True):
-        for shown, words in steps:
-            scale = pictures.enlargement(max(shown.shape[:2]), pixels=SHOWN)
-            wide = max(1, round(SHOWN * shown.shape[1] / max(shown.shape[:2])))
-            picture(shown, scale=scale, caption=words, text=words, width=wide)
-    if box:
-        st.caption(
-            f"As MNIST was made: light on black, cut to the ink's box, its longer side scaled to {box} of 28 pixels, "
-            "and placed so that the centre of mass is in the middle."
-        )
+    with st.expander(f"How your {'drawing' if source == DRAW else 'picture'} is prepared", icon=":material/crop:"):
+        with st.container(horizontal=True):
+            for shown, words in steps:
+                scale = pictures.enlargement(max(shown.shape[:2]), pixels=SHOWN)
+                wide = max(1, round(SHOWN * shown.shape[1] / max(shown.shape[:2])))
+                picture(shown, scale=scale, caption=words, text=words, width=wide)
+        if box:
+            st.caption(
+                f"As MNIST was made: light on black, cropped to the ink, the longer side scaled to {box} of 28 pixels, "
+                "and shifted so that the centre of mass is in the middle."
+            )
     return image
 
 
 def square(cut: np.ndarray) -> np.ndarray:
-    """On black, as wide as high: a narrow picture would leave its caption no room."""
+    """On black, as wide as it is high: a narrow picture would leave its caption no room."""
     rows, columns = (max(cut.shape) - length for length in cut.shape)
     return np.pad(cut, ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)))
 
@@ -143,14 +144,14 @@ def chosen_settings() -> tuple[int, int, float, int]:
         with fourth:
             seed = int(st.number_input("Seed of the noise", 0, 2**31 - 1, 0, key="try_seed", bind="query-params"))
         st.caption(
-            "n0 draws choose the class, n fresh ones bound its share. No radius can exceed the cap σ·Φ⁻¹(α^(1/n)) = "
+            "n0 draws select the class, n fresh ones bound its share. No radius can exceed the cap σ·Φ⁻¹(α^(1/n)) = "
             f"{radius_cap(n=n, sigma=config.sigma, alpha=alpha):.3f} (L2, pixel units of [0, 1])."
         )
     return n0, n, float(alpha), seed
 
 
 def compared(rows: pd.DataFrame) -> None:
-    """What each victim says, and what poisoning changed, in sentences."""
+    """How each victim classifies it, and what poisoning changed, in sentences."""
     for row in rows.itertuples():
         st.markdown(_victims.verdict(row, names))
     by_arm = {row.arm: row for row in rows.itertuples()}
@@ -162,14 +163,11 @@ def compared(rows: pd.DataFrame) -> None:
         words = f"{abs(change):.0%} {'smaller' if change < 0 else 'larger'}" if round(change, 2) else "the same"
         st.markdown(f"For this image, the poisoned victim's certified radius is **{words}**.")
     elif clean.prediction != poisoned.prediction:
-        st.markdown("Of this image, the two victims do **not** say the same.")
+        st.markdown("The two victims **disagree** on this image.")
 
 
-def certified(image: np.ndarray, asked: list[_victims.Victim], *, n0: int, n: int, alpha: float, seed: int) -> None:
-    st.header("What the victims say")
-    rows = _victims.certificates(asked, image, sigma=config.sigma, n0=n0, n=n, alpha=alpha, seed=seed)
-    compared(rows)
-    st.caption(f"Each certificate holds with probability ≥ 1 − α = {1 - alpha:.2%}, for this one image.")
+def votes_and_radii(image: np.ndarray, rows: pd.DataFrame, *, n0: int, n: int, alpha: float, seed: int) -> None:
+    """Where the answers come from. Args: rows: the victims' certificates."""
     left, right = st.columns(2, gap="medium")
     with left:
         shares = {row.arm: row.estimation_votes / row.n for row in rows.itertuples()}
@@ -177,13 +175,13 @@ def certified(image: np.ndarray, asked: list[_victims.Victim], *, n0: int, n: in
             {"this image": shares},
             names,
             title="Votes under noise",
-            subtitle=f"{n:,} draws, one victim an arm; in %; ★ selected class; a certificate needs more than half",
+            subtitle=f"{n:,} draws, one victim per arm; ★ selected class; a certificate needs more than half",
             quantity="share of the noise draws",
             selected={("this image", row.arm): row.selected_class for row in rows.itertuples()},
         )
         chart(figure, "try_votes")
         rng = np.random.default_rng([seed, 1])
-        _images.noisy_row(image, "What is voted on: the image", sigma=config.sigma, rng=rng)
+        _images.noisy_row(image, "What the victims vote on: the image", sigma=config.sigma, rng=rng)
     with right:
         certification = config.certification.model_copy(update={"n0": n0, "n": n, "alpha": alpha})
         _certificate.from_votes_to_radius(rows, config.model_copy(update={"certification": certification}), names)
@@ -195,9 +193,9 @@ names = sentences.class_names_of(run)
 is_digits = config.dataset in handwriting.BOX
 st.title("Try your own")
 st.markdown(
-    "Draw a digit, or bring a picture. Victims of the open run, one trained on clean and one on poisoned images, vote "
-    "on noisy copies of it, and the votes become a **certificate**: how far (L2) your picture may be changed before "
-    "the answer could."
+    "Draw a digit, or bring a picture. Victims of the open run, one trained on clean and one on poisoned images, "
+    "vote on noisy copies of it, and the votes become a **certificate**: how much (L2) your picture may change before "
+    "the answer could change."
 )
 st.caption(
     f"{sentences.settings_line(run)} The attack was made against images of {sentences.target_of(run)}: try those first."
@@ -230,6 +228,7 @@ with right:
     if not asked:
         st.stop()
     n0, n, alpha, seed = chosen_settings()
+    answer = st.container()
     if colours is not None:
         try:
             image = brought_to_form(colours)
@@ -240,4 +239,9 @@ with right:
     if image is None:
         st.info("Draw a digit on the sheet, as large as you like." if source == DRAW else "Choose a picture.")
         st.stop()
-certified(image, asked, n0=n0, n=n, alpha=alpha, seed=seed)
+    with answer:
+        st.header("How the victims classify it")
+        rows = _victims.certificates(asked, image, sigma=config.sigma, n0=n0, n=n, alpha=alpha, seed=seed)
+        compared(rows)
+        st.caption(f"Each certificate holds with probability ≥ 1 − α = {1 - alpha:.2%}, for this one image.")
+votes_and_radii(image, rows, n0=n0, n=n, alpha=alpha, seed=seed)

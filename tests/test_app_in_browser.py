@@ -146,6 +146,28 @@ def test_a_click_on_a_studys_cell_shows_the_run_behind_it(app: Server, browser_p
     assert not seen.away
 
 
+def test_back_leaves_explore_at_once_and_undoes_a_slider(app: Server, browser_path: str) -> None:
+    with browser.chromium(browser_path) as chromium:
+        page, seen = browser.new_page(chromium)
+        page.goto(app.address)
+        heading(page, "Small changes, smaller certificates").wait_for()
+        bar(page, "Explore").click()
+        budget = page.get_by_role("slider", name=re.compile("^Budget"))
+        budget.wait_for()
+        idle(page)
+        budget.press("ArrowRight")
+        page.wait_for_url(re.compile("epsilon=0.2$"))
+        idle(page)
+        page.go_back()
+        page.get_by_text("46 ± 7 %").first.wait_for()
+        idle(page)
+        page.go_back()
+        heading(page, "Small changes, smaller certificates").wait_for()
+        no_exception(page)
+    assert not seen.problems
+    assert not seen.away
+
+
 def bar(page, name: str):
     """The link to this page in the bar above: pages have links of the same name, too."""
     return page.get_by_test_id("stTopNav").get_by_role("link", name=name, exact=True)

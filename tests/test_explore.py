@@ -10,6 +10,7 @@ import pytest
 from engine import grid, records
 from engine.grid import Point
 from engine.records import GALLERY, GRID, Run
+from pages import _grid
 from tests.app import button, opened, words
 
 PAGE = "pages/explore.py"
@@ -20,6 +21,15 @@ pytestmark = pytest.mark.usefixtures("place")
 def at(test: Any) -> Point:
     state = test.session_state
     return Point(*(state[f"explore_{field}"] for field in ("procedure", "digit", "sigma", "epsilon")))
+
+
+def form(test: Any) -> tuple[Any, ...]:
+    """The point that the page offers to compute."""
+    return tuple(test.session_state[f"other_{field}"] for field in ("procedure", "digit", "sigma", "epsilon"))
+
+
+def moved(test: Any, field: str, value: float) -> None:
+    next(each for each in test.select_slider if each.key == f"explore_{field}").set_value(value).run()
 
 
 def own_run(root: Path, point: Point, drop: float) -> Run:
@@ -49,20 +59,29 @@ def test_the_first_sight_is_a_finished_result_and_its_controls() -> None:
     assert report is not None
     drop = report["relative_drop"]["poisoned"]
     assert f"{100 * drop['mean']:.0f} ± {100 * drop['sd']:.0f} % less" in words(test)
-    assert [metric.label for metric in test.metric][2:] == ["ACR gone: poison", "ACR gone: noise · shuffled"]
+    arms = ("poisoned", "random noise", "shuffled signs")
+    assert [metric.label for metric in test.metric] == [f"Drop in ACR, {arm}" for arm in arms]
     assert len(test.get("plotly_chart")) == 4
 
 
 def test_the_browsers_back_button_goes_back_to_the_point_before() -> None:
-    """It brings an older address, which is not the one that the page wrote last."""
+    """It brings an older address, which is not the one that the page wrote last; on arrival the page writes none."""
     test = opened(PAGE)
-    before = dict(test.query_params)
-    next(each for each in test.select_slider if each.key == "explore_epsilon").set_value(0.2).run()
+    assert not test.query_params
+    moved(test, "epsilon", 0.2)
     assert at(test).epsilon == 0.2
-    for name, values in before.items():
-        test.query_params[name] = values
-    test.run()
-    assert at(test).epsilon == 0.1
+    moved(test, "epsilon", 0.05)
+    test.query_params["epsilon"] = "0.2"
+    assert at(test.run()).epsilon == 0.2
+    for name in list(test.query_params):
+        del test.query_params[name]
+    assert at(test.run()).epsilon == 0.1
+    assert not test.query_params
+
+
+def test_the_link_to_this_view_says_all_even_where_the_address_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pages._grid.st.session_state", {"explore point": at(opened(PAGE))})
+    assert _grid.query() == "?procedure=gaussian&digit=8&sigma=0.5&epsilon=0.1"
 
 
 def test_a_value_that_is_not_there_is_said_to_have_moved() -> None:
@@ -70,13 +89,15 @@ def test_a_value_that_is_not_there_is_said_to_have_moved() -> None:
     assert at(test).target_class == 0
     test.selectbox(key="explore_procedure").set_value("macer").run()
     assert at(test).target_class == 3
-    assert "moved to the nearest: Target digit, 0 → 3" in words(test)
+    (said,) = (info.value for info in test.info)
+    assert "Not computed yet: **MACER, digit 0, σ = 0.5, ε = 0.1**" in said
+    assert "is shown: MACER, digit 3, " in said
+    assert form(test) == ("macer", 0, 0.5, 0.1)  # one press away
 
 
 def test_a_slider_moves_everything_to_another_run() -> None:
     test = opened(PAGE)
-    slider = next(each for each in test.select_slider if each.key == "explore_epsilon")
-    slider.set_value(0.2).run()
+    moved(test, "epsilon", 0.2)
     assert at(test).epsilon == 0.2
     assert f"Run {KNOWN[at(test)].id}" in words(test)
     assert test.query_params["epsilon"] == "0.2"
@@ -86,15 +107,18 @@ def test_a_value_that_another_digit_lacks_snaps_to_the_nearest_that_it_has(place
     own_run(place, Point("gaussian", 8, 0.5, 0.33), 0.5)
     test = opened(PAGE, epsilon="0.33")
     assert at(test).epsilon == 0.33
-    next(each for each in test.select_slider if each.key == "explore_digit").set_value(3).run()
+    moved(test, "digit", 3)
     assert at(test) == Point("gaussian", 3, 0.5, 0.2)
+    assert form(test) == ("gaussian", 3, 0.5, 0.33)
+    moved(test, "epsilon", 0.1)
+    assert not test.info
 
 
 def test_a_finished_run_of_ones_own_joins_the_sliders(place: Path) -> None:
     own_run(place, Point("gaussian", 8, 0.5, 0.123), 0.375)
     test = opened(PAGE, epsilon="0.123", digit="8", sigma="0.5", procedure="gaussian")
     assert not test.error
-    assert "38 ± " in next(each.value for each in test.metric if each.label == "ACR gone: poison")
+    assert "38 ± " in next(each.value for each in test.metric if each.label == "Drop in ACR, poisoned")
 
 
 @pytest.mark.parametrize("point", list(KNOWN)[::5])
@@ -112,7 +136,6 @@ def test_every_point_opens_by_its_link(point: Point) -> None:
         ("epsilon", "7", "threat.epsilon"),
         ("epsilon", "nan", "epsilon"),
         ("epsilon", "much", "epsilon must be a number"),
-        ("epsilon", "0.37", "not computed yet"),
         ("sigma", "-1", "sigma"),
         ("digit", "12", "digit must be a whole number from 0 to 9"),
         ("digit", "8.5", "digit must be a whole number from 0 to 9"),
@@ -126,22 +149,34 @@ def test_a_link_to_what_cannot_be_shown_is_refused_by_name(field: str, text: str
     assert at(test) == Point("gaussian", 8, 0.5, 0.1)
 
 
+def test_a_link_to_a_point_that_is_not_computed_shows_the_nearest_and_offers_to_compute_it() -> None:
+    test = opened(PAGE, epsilon="0.17")
+    assert not test.error
+    assert at(test) == Point("gaussian", 8, 0.5, 0.2)
+    assert any(
+        "Not computed yet: **Gaussian augmentation, digit 8, σ = 0.5, ε = 0.17**" in each.value for each in test.info
+    )
+    assert form(test) == ("gaussian", 8, 0.5, 0.17)
+    assert test.query_params["epsilon"] == "0.17"  # as it came
+
+
 def test_any_other_point_is_computed_for_real(
     submitted: list[Any], monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
     monkeypatch.setattr("engine.datasets.available", lambda *_: True)
     monkeypatch.setattr("engine.datasets.check", lambda *_: None)
     test = opened(PAGE)
+    assert form(test) == at(test)
     next(each for each in test.number_input if each.key == "other_epsilon").set_value(0.17).run()
-    button(test, "Compute this for real").click().run()
+    button(test, "Run this experiment").click().run()
     assert not test.exception
     assert submitted == [grid.config_of(Point("gaussian", 8, 0.5, 0.17))]
     assert any("Cancel" in each.label for each in test.button)
 
 
 def test_without_mnist_nothing_can_be_started_and_the_changes_are_still_shown() -> None:
-    test = opened(PAGE)
-    assert button(test, "Compute this for real").disabled
+    test = opened(PAGE, epsilon="0.17")
+    assert button(test, "Run this experiment").disabled
     assert "needs MNIST" in words(test)
     assert len(test.get("image")) == 1
 

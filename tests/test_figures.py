@@ -17,7 +17,7 @@ from engine import metrics, records
 from engine.certification import ABSTAIN, radius_cap
 from engine.config import ARMS
 from engine.figures import attack, images, radii
-from engine.figures.style import ARM_STYLE, alt
+from engine.figures.style import ARM_STYLE, alt, finish
 from engine.records import GALLERY, Run, Status
 from engine.report import numbers
 
@@ -41,7 +41,7 @@ def curve(figure: go.Figure, name: str) -> go.Scatter:
 def all_figures(table: pd.DataFrame) -> list[go.Figure]:
     config, facts = RUN.config, RUN.report
     assert facts is not None
-    image = table["image"].iloc[0]
+    one = table[(table["image"] == table["image"].iloc[0]) & (table["victim"] == 0)]
     square = np.linspace(0, 1, 784, dtype=np.float32).reshape(1, 28, 28)
     coloured = np.linspace(0, 1, 3 * 9 * 12, dtype=np.float32).reshape(3, 9, 12)
     return [
@@ -49,8 +49,8 @@ def all_figures(table: pd.DataFrame) -> list[go.Figure]:
         radii.certified_accuracy(table, config),
         radii.radius_histogram(table, config, "all"),
         radii.radius_before_after(table, config),
-        images.vote_histogram(table[table["image"] == image]),
-        images.vote_histogram(table[table["image"] == image], [f"name {k}" for k in range(10)]),
+        images.vote_histogram(one),
+        images.vote_histogram(one, [f"name {k}" for k in range(10)]),
         attack.attack_losses(RUN.metrics("attack"), 6),
         attack.attack_losses([dict(step=1, mean_size=0.1)]),
         attack.attack_losses([]),
@@ -91,9 +91,9 @@ def test_acr_is_the_reports(table):
             strict=True,
         ):
             found = facts["arms"][arm]["average_certified_radius"][scope]
-            assert list(points.y) == found["seeds"]
-            assert list(mean.y) == [found["mean"]]
-            assert mean.error_y.array[0] == found["sd"]
+            assert list(points.x) == found["seeds"]
+            assert list(mean.x) == [found["mean"]]
+            assert mean.error_x.array[0] == found["sd"]
 
 
 @pytest.mark.parametrize("scope", numbers.SCOPES)
@@ -160,7 +160,7 @@ def test_votes_are_shares_of_the_draws_with_the_selected_class_marked(table):
     for arm, style in ARM_STYLE.items():
         trace, row = curve(images.vote_histogram(rows), style.name), rows[rows["arm"] == arm].iloc[0]
         assert sum(trace.y) == pytest.approx(1)
-        assert list(trace.customdata) == list(row["estimation_votes"])
+        assert list(trace.y) == pytest.approx(row["estimation_votes"] / row["n"])
         assert [k for k, mark in enumerate(trace.text) if mark] == [row["selected_class"]]
 
 
@@ -361,3 +361,14 @@ def test_pages_and_figures_need_no_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True, capture_output=True, timeout=120)
+
+
+@pytest.mark.parametrize(("top", "ticks"), [(1.059, [0, 0.5, 1]), (0.375, [0, 0.1, 0.2, 0.3]), (3.8, [0, 1, 2, 3])])
+def test_ticks_of_radii_are_round(top, ticks):
+    assert radii._round_ticks(top) == ticks
+
+
+def test_a_long_subtitle_takes_as_many_lines_as_it_needs_and_moves_the_plot_down():
+    short, long = (finish(go.Figure(), "title", "a few words " * k, "some words") for k in (1, 15))
+    assert long.layout.title.subtitle.text.count("<br>") == 2
+    assert long.layout.margin.t > short.layout.margin.t

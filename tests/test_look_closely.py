@@ -191,7 +191,7 @@ def test_test_images_are_filtered_and_counted() -> None:
 
 def test_a_pinned_poison_image_stays_beside_the_current_one_until_unpinned() -> None:
     test = opened(INSPECT, run=EXAMPLE, poison_image="2")
-    button(test, "Pin poison image 2").click().run()
+    button(test, "Pin this image").click().run()
     test.number_input(key="poison_image").set_value(5).run()
     assert "**Pinned: poison image 2**" in words(test)
     assert len(shown_changes(test)) == 2
@@ -206,7 +206,7 @@ def test_a_pinned_poison_image_stays_beside_the_current_one_until_unpinned() -> 
 def test_a_pinned_test_image_keeps_its_votes_beside_those_of_another() -> None:
     test = opened(CERTIFY, run=EXAMPLE)
     first, second = test.selectbox(key="test_image").options[:2]
-    button(test, f"Pin test image {first}").click().run()
+    button(test, "Pin this image").click().run()
     test.selectbox(key="test_image").set_value(int(second)).run()
     assert not errors(test)
     assert f"**Pinned: test image {first}**" in words(test)
@@ -223,7 +223,7 @@ def test_an_image_of_another_run_can_stay_pinned_and_one_of_a_deleted_run_cannot
     test.session_state["pinned"] = ("0123456789abcdef", "training", 3)
     test.run()
     assert not errors(test)
-    assert any("is gone, so it is unpinned" in warning.value for warning in test.warning)
+    assert any("is gone, so it was unpinned" in warning.value for warning in test.warning)
 
 
 def test_a_choice_that_another_run_does_not_have_is_given_up_with_a_sentence() -> None:
@@ -233,7 +233,7 @@ def test_a_choice_that_another_run_does_not_have_is_given_up_with_a_sentence() -
         test.session_state[key] = 500  # as a larger run left it
         test.run()
         assert not errors(test)
-        assert f"{name} was chosen, but this run has none of that number" in words(test)
+        assert f"{name} was chosen, but this run has none with that number" in words(test)
 
 
 def test_the_wall_frames_the_chosen_and_the_pinned_image_unlike() -> None:
@@ -306,6 +306,13 @@ def test_a_test_image_gets_no_more_draws_than_a_question_takes() -> None:
 def test_a_link_to_what_is_not_there_is_refused_in_one_sentence(query: dict[str, str], sentence: str) -> None:
     found = errors(opened(IMAGE, run=EXAMPLE, **query))
     assert [sentence in error for error in found] == [True]
+
+
+def test_a_test_images_picture_comes_before_its_numbers() -> None:
+    test = opened(IMAGE, run=EXAMPLE, kind="test")
+    assert not errors(test)
+    kinds = [element.type for element in test.main]
+    assert kinds.index("image") < kinds.index("metric")
 
 
 def test_a_run_without_weights_still_shows_its_images(place: Path) -> None:

@@ -39,7 +39,7 @@ def test_an_uploaded_digit_is_brought_to_form_voted_on_and_certified() -> None:
     text = words(test)
     assert not test.exception
     assert "2. Inverted" in [image.proto.imgs[0].caption for image in test.get("image")]
-    assert "The **clean** victim answers **8**, and no change of L2 size below" in text
+    assert "The **clean** victim answers **8**, and no change smaller than" in text
     assert "The **poisoned** victim" in text
     assert len(test.get("plotly_chart")) == 1
 
@@ -148,7 +148,7 @@ def test_colour_data_sets_take_uploads_of_any_size(place: Path, folder: Path) ->
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)).save(buffer, "WEBP")
     test = uploaded(buffer.getvalue(), "photo.webp", run=run.id)
     assert not test.exception
-    assert "Its middle, scaled to 8×8 pixels" in [image.proto.imgs[0].caption for image in test.get("image")]
+    assert "Its centre, scaled to 8×8 pixels" in [image.proto.imgs[0].caption for image in test.get("image")]
     assert "victim" in words(test)
     assert "Draw" not in test.get("button_group")[0].options
     delta = np.random.default_rng(1).uniform(-0.1, 0.1, (30, 3, 8, 8)).astype(np.float32)

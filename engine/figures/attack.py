@@ -73,7 +73,7 @@ def attack_losses(records: Sequence[dict[str, Any]], restart_every: int | None =
     for step in restarts:
         figure.add_vline(x=step + 0.5, line=dict(color=FAINT, dash="dash", width=1))
     figure.update_xaxes(title_text="step", row=len(curves), col=1)
-    figure.update_annotations(x=0, xanchor="left", font_size=12)
+    figure.update_annotations(x=0, xanchor="left")
     marks = f"; dashed lines: the surrogate starts again ({len(restarts)}×)" if restarts else ""
     told = [f"{curve.name} goes {_from_to(frame[curve.column])}" for curve in curves if frame[curve.column].any()]
     return finish(
@@ -83,7 +83,6 @@ def attack_losses(records: Sequence[dict[str, Any]], restart_every: int | None =
         f"The attack over {last} steps. {'; '.join(told)}.",
         legend=False,
         height=80 + 130 * len(curves),
-        top=104,
     )
 
 

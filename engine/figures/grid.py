@@ -32,18 +32,18 @@ def drop_by_epsilon(drops: Mapping[float, Mapping[str, Mapping[str, Any]]], chos
             name=style.name,
             line=dict(color=style.colour, dash=style.dash, width=2.5),
             marker=dict(color=style.colour, symbol=style.symbol, size=[14 if e == chosen else 8 for e in points]),
-            hovertemplate=f"{style.name}, ε = %{{x:g}}<br>drop %{{y:.1%}} ± %{{error_y.array:.1%}}<extra></extra>",
+            hovertemplate=f"{style.name}, ε = %{{x:~g}}<br>drop %{{y:.1%}} ± %{{error_y.array:.1%}}<extra></extra>",
         )
         told.append(f"{style.name}: " + ", ".join(f"{v['mean']:.0%} at ε {e:g}" for e, v in points.items()))
     figure.add_vline(x=chosen, line=dict(color=GREY, dash="dot", width=1.5))
     figure.add_hline(y=0, line=dict(color=FAINT, width=1))
     top = max([0.1, *drops]) * 1.08
     figure.update_xaxes(title_text="budget ε (L∞, pixel units of [0, 1])", range=[0, top], tickvals=sorted(drops))
-    figure.update_yaxes(title_text="drop of ACR against clean", tickformat=".0%", range=[-0.08, 1.0])
+    figure.update_yaxes(title_text="drop in ACR", tickformat=".0%", range=[-0.08, 1.0])
     figure.update_layout(clickmode="event+select", dragmode=False)
     return finish(
         figure,
-        "How much of the certified radius is gone",
-        "mean ± sd over victims, paired by seed; the dotted line marks what this page shows",
+        "Drop in ACR by budget ε",
+        "mean ± sd over victims, paired by seed; dotted: the ε shown on this page",
         f"Relative drop of the target class's average certified radius against epsilon. {'; '.join(told)}.",
     )

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from engine.figures import pictures
-from engine.figures.style import ARM_STYLE, GREY, SIGNED_SCALE, by_arm, finish
+from engine.figures.style import ARM_STYLE, FINE, GREY, SIGNED_SCALE, TEXT, by_arm, finish
 
 GREY_SCALE = [(0.0, "#000000"), (1.0, "#FFFFFF")]
 _MOST_TICKS = 20  # classes beyond which only the true and the selected ones are written out
@@ -29,8 +29,7 @@ def image_triple(clean: np.ndarray, poisoned: np.ndarray, *, limit: float) -> go
     """Two images [C, H, W] on one scale 0…1 and their difference on a signed scale ±limit; hover reads all three."""
     clean, poisoned = np.asarray(clean, dtype=np.float32), np.asarray(poisoned, dtype=np.float32)
     delta = poisoned - clean
-    titles = ("clean", "poisoned", "δ = poisoned − clean")
-    figure = make_subplots(1, 3, horizontal_spacing=0.02, subplot_titles=titles)
+    figure = make_subplots(1, 3, horizontal_spacing=0.02, subplot_titles=("clean", "poisoned", "change δ"))
     values = np.moveaxis(np.concatenate([clean, poisoned, delta]), 0, -1)  # [H, W, 3·C]
     read_out = _read_out(len(clean))
     if len(clean) == 1:
@@ -38,11 +37,13 @@ def image_triple(clean: np.ndarray, poisoned: np.ndarray, *, limit: float) -> go
             go.Heatmap(z=shown[0], coloraxis=axis, customdata=values, hovertemplate=read_out)
             for shown, axis in ((clean, "coloraxis"), (poisoned, "coloraxis"), (delta, "coloraxis2"))
         ]
-        bar = dict(thickness=12, len=0.9, outlinewidth=0)
         figure.update_layout(
-            coloraxis=dict(colorscale=GREY_SCALE, cmin=0, cmax=1, colorbar=dict(x=1.01, title_text="pixel", **bar)),
+            coloraxis=dict(colorscale=GREY_SCALE, cmin=0, cmax=1, colorbar=_scale_below(0.33, 0.6, (0, 0.5, 1))),
             coloraxis2=dict(
-                colorscale=_signed_scale(), cmin=-limit, cmax=limit, colorbar=dict(x=1.09, title_text="δ", **bar)
+                colorscale=_signed_scale(),
+                cmin=-limit,
+                cmax=limit,
+                colorbar=_scale_below(0.835, 0.3, (-limit, 0, limit), tickformat="~g"),
             ),
         )
     else:
@@ -58,9 +59,17 @@ def image_triple(clean: np.ndarray, poisoned: np.ndarray, *, limit: float) -> go
         "Clean image, poisoned image and their signed difference; the largest change is "
         f"{np.abs(delta).max(initial=0):.3f}.",
         legend=False,
-        height=310,
-        top=30,
+        height=340 if len(clean) == 1 else 310,
+        bottom=50 if len(clean) == 1 else 10,
     )
+
+
+def _scale_below(x: float, length: float, ticks: Sequence[float], **options: Any) -> dict[str, Any]:
+    """A colour bar below the pictures that it belongs to, where a narrow window has room for it."""
+    return dict(
+        orientation="h", x=x, len=length, y=-0.02, yanchor="top", thickness=12, outlinewidth=0, tickvals=list(ticks),
+        tickfont_size=TEXT, **options,
+    )  # fmt: skip
 
 
 def blink(clean: np.ndarray, poisoned: np.ndarray) -> go.Figure:
@@ -106,54 +115,23 @@ def blink(clean: np.ndarray, poisoned: np.ndarray) -> go.Figure:
 
 
 def vote_histogram(rows: pd.DataFrame, class_names: Sequence[str] = ()) -> go.Figure:
-    """Votes per class of one test image under noise, by arm; several victims of an arm are averaged.
+    """Votes per class of one test image under noise, by arm.
 
     Args:
-        rows: certificate rows of one image, with label, selected_class and estimation_votes [K].
-        class_names: of all K classes; their numbers stand for them otherwise.
+        rows: certificate rows of one image and one victim of each arm, with label, selected_class and estimation_votes.
+        class_names: of all classes; their numbers stand for them otherwise.
     """
-    label, figure, told = int(rows["label"].iloc[0]), go.Figure(), []
-    names = class_names or [str(k) for k in range(len(np.asarray(rows["estimation_votes"].iloc[0])))]
-    for arm, part in by_arm(rows, None):
-        style, votes = ARM_STYLE[arm], np.stack(list(part["estimation_votes"]))
-        draws = votes.sum(axis=1, keepdims=True)
-        share = (votes / draws).mean(axis=0)
-        picked = part["selected_class"].value_counts()
-        marks = ["" if k not in picked else "★" if len(part) == 1 else f"★{picked[k]}" for k in range(len(share))]
-        figure.add_bar(
-            x=np.arange(len(share)),
-            y=share,
-            name=style.name,
-            text=marks,
-            textposition="outside",
-            textangle=0,
-            textfont_size=13,
-            constraintext="none",
-            cliponaxis=False,
-            customdata=votes.mean(axis=0),
-            hovertext=list(names),
-            marker=dict(
-                color=style.colour, pattern=dict(shape=style.pattern, fgcolor="white", solidity=0.3, fillmode="overlay")
-            ),
-            hovertemplate=f"{style.name}, %{{hovertext}}<br>%{{customdata:,.0f}} votes (%{{y:.1%}})<extra></extra>",
-        )
-        told.append(f"{style.name}: {share[label]:.0%} for the right class {names[label]}")
-    figure.add_hline(y=0.5, line=dict(color=GREY, dash="dot"))
-    picked_by_any = set(rows["selected_class"])
-    ticks = [f"<b>{name}<br>true</b>" if k == label else name for k, name in enumerate(names)]
-    if len(names) > _MOST_TICKS:
-        ticks = [tick if k in (label, *picked_by_any) else "" for k, tick in enumerate(ticks)]
-    figure.update_xaxes(
-        title_text="class the base classifier voted for", tickvals=list(range(len(names))), ticktext=ticks
-    )
-    figure.update_yaxes(title_text="share of the noise draws", range=[0, 1.12], tickformat=".0%")
-    victims = rows.groupby("arm")["victim"].nunique().max()
-    return finish(
-        figure,
-        f"Votes under noise, test image {int(rows['image'].iloc[0])}",
-        f"{int(rows['n'].iloc[0]):,} draws, {'one victim' if victims == 1 else f'mean of {victims} victims'} an arm; "
-        "★ selected class; a certificate needs more than half",
-        f"Votes under noise for one image. {'; '.join(told)}.",
+    arms = {arm: part.iloc[0] for arm, part in by_arm(rows, None)}
+    image, n = f"test image {int(rows['image'].iloc[0])}", int(rows["n"].iloc[0])
+    shares = {arm: np.asarray(row["estimation_votes"]) / row["estimation_votes"].sum() for arm, row in arms.items()}
+    return shares_by_class(
+        {image: shares},
+        class_names or [str(k) for k in range(len(next(iter(shares.values()))))],
+        title=f"Votes under noise, {image}",
+        subtitle=f"{n:,} draws, one victim per arm; ★ selected class; a certificate needs more than half",
+        quantity="share of the noise draws",
+        selected={(image, arm): int(row["selected_class"]) for arm, row in arms.items()},
+        label=int(rows["label"].iloc[0]),
     )
 
 
@@ -167,7 +145,9 @@ def shares_by_class(
     selected: Mapping[tuple[str, str], int] | None = None,
     label: int | None = None,
 ) -> go.Figure:
-    """What each arm's victim says of one or several images: bars by class, with their numbers in per cent.
+    """How each arm's victim classifies one or several images: bars by class.
+
+    Where no more than two arms share the room, bars have their numbers in per cent.
 
     Args:
         panels: name of the image → arm → shares [K] in [0, 1].
@@ -183,17 +163,17 @@ def shares_by_class(
         for arm, shares in arms.items():
             style, best = ARM_STYLE[arm], int(np.argmax(shares))
             stars = ["★" if selected.get((image, arm)) == k else "" for k in range(len(shares))]
-            numbers = [f"{100 * share:.0f}" if share >= 0.005 else "" for share in shares]
+            numbers = [f"{100 * share:.0f}" if share >= 0.005 and len(arms) < 3 else "" for share in shares]
             figure.add_bar(
                 x=np.arange(len(shares)),
                 y=shares,
                 name=style.name,
                 legendgroup=arm,
                 showlegend=row == 1,
-                text=[f"{star}<br>{number}" if star else number for star, number in zip(stars, numbers, strict=True)],
+                text=["<br>".join(filter(None, mark)) for mark in zip(stars, numbers, strict=True)],
                 textposition="outside",
                 textangle=0,
-                textfont_size=11,
+                textfont_size=FINE if len(arms) < 3 else 10,  # stars of neighbouring bars must not overlap
                 constraintext="none",
                 cliponaxis=False,
                 hovertext=list(class_names),
@@ -213,10 +193,9 @@ def shares_by_class(
         shown = {label, *selected.values()}
         ticks = [tick if k in shown else "" for k, tick in enumerate(ticks)]
     figure.update_xaxes(tickvals=list(range(len(ticks))), ticktext=ticks)
-    figure.update_yaxes(range=[0, 1.2], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")
-    figure.update_yaxes(title_text=quantity)
-    figure.update_annotations(font_size=13)
-    return finish(figure, title, subtitle, f"{title}. {'; '.join(told)}.", height=160 + 220 * len(panels), top=120)
+    figure.update_yaxes(range=[0, 1.2], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%", title_text=quantity)
+    figure.update_layout(bargap=0.12)
+    return finish(figure, title, subtitle, f"{title}. {'; '.join(told)}.", height=210 + 230 * len(panels), bottom=76)
 
 
 def picture_wall(

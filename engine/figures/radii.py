@@ -21,13 +21,12 @@ _BINS = 20  # of a histogram of radii
 
 
 def acr_by_arm(report: dict[str, Any]) -> go.Figure:
-    """ACR of the target class (left) and of all classes (right): a point per victim, and mean ± sd beside it."""
+    """ACR of the target class (left) and of all classes (right): a point per victim, and mean ± sd below it."""
     config, cap = report["config"], float(report["radius_cap"])
     target = report.get("target_name", TARGET)
     arms = [arm for arm in ARMS if arm in report["arms"]]
-    figure = make_subplots(
-        1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=(f"{target} (target)", "all classes")
-    )
+    titles = (f"{target} (target)", "all classes")
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=titles)
     told = []
     for column, scope in enumerate(("target", "all"), start=1):
         for position, arm in enumerate(arms):
@@ -36,19 +35,19 @@ def acr_by_arm(report: dict[str, Any]) -> go.Figure:
                 continue
             seeds = np.array(found["seeds"])
             figure.add_scatter(
-                x=np.full(len(seeds), position - 0.15),
-                y=seeds,
+                x=seeds,
+                y=np.full(len(seeds), position - 0.15),
                 mode="markers",
                 name=f"{style.name}, victims",
                 marker=dict(color=style.colour, symbol=f"{style.symbol}-open", size=9),
-                hovertemplate=f"{style.name}<br>victim's ACR %{{y:.4f}}<extra></extra>",
+                hovertemplate=f"{style.name}<br>victim's ACR %{{x:.4f}}<extra></extra>",
                 row=1,
                 col=column,
             )
             figure.add_scatter(
-                x=[position + 0.15],
-                y=[found["mean"]],
-                error_y=dict(type="data", array=[found["sd"] or 0.0], thickness=2, width=6),
+                x=[found["mean"]],
+                y=[position + 0.15],
+                error_x=dict(type="data", array=[found["sd"] or 0.0], thickness=2, width=6),
                 mode="markers",
                 name=f"{style.name}, mean",
                 marker=dict(color=style.colour, symbol=style.symbol, size=13),
@@ -57,16 +56,15 @@ def acr_by_arm(report: dict[str, Any]) -> go.Figure:
                 col=column,
             )
             told.append(f"{style.name}, {'target class' if scope == 'target' else 'all classes'}: {_spread(found)}")
-    figure.add_hline(y=cap, line=dict(color=GREY, dash="dot"), row="all", col="all")
-    figure.add_annotation(
-        x=0, y=cap, xref="x domain", text=f"cap {cap:.3f}", showarrow=False, xanchor="left", yanchor="bottom"
+    figure.add_vline(x=cap, line=dict(color=GREY, dash="dot"), row="all", col="all")
+    last = len(arms) - 0.2  # a free line below the arms, for the cap's value
+    words = dict(text=f"cap {cap:.3f}", showarrow=False, xanchor="right" if cap else "left", yanchor="bottom")
+    figure.add_annotation(x=cap, y=last, xshift=-4 if cap else 0, **words)
+    figure.update_yaxes(
+        tickvals=list(range(len(arms))), ticktext=[ARM_STYLE[arm].name for arm in arms], range=[last, -0.5]
     )
-    figure.update_annotations(font_size=13)
-    labels = [ARM_STYLE[arm].name.replace(" ", "<br>") for arm in arms]
-    figure.update_xaxes(tickvals=list(range(len(arms))), ticktext=labels, tickangle=0, tickfont_size=11)
-    figure.update_xaxes(range=[-0.5, len(arms) - 0.5])
-    figure.update_yaxes(range=[0, 1.15 * cap or 1.0])
-    figure.update_yaxes(title_text="ACR (L2, pixel units)", col=1)
+    figure.update_yaxes(showgrid=False, zeroline=False)
+    figure.update_xaxes(title_text="ACR (L2, pixel units)", range=[0, 1.08 * cap or 1.0], nticks=4, showgrid=True)
     images = report["certified_images"]
     return finish(
         figure,
@@ -75,7 +73,7 @@ def acr_by_arm(report: dict[str, Any]) -> go.Figure:
         f"{several(config['victim_seeds'], 'victim')}, filled: mean ± sd",
         f"Average certified radius by arm. {'; '.join(told)}. The cap is {cap:.3f}.",
         legend=False,
-        top=136,
+        height=200 + 52 * len(arms),
     )
 
 
@@ -128,7 +126,7 @@ def certified_accuracy(
         half = mean[np.searchsorted(radii, cap / 2)]
         told.append(f"{style.name} starts at {mean[0]:.0%} and is {half:.0%} at half the cap")
     _cap_line(figure, cap, table, config)
-    figure.update_xaxes(title_text=f"radius r: {RADIUS} at least r", range=[0, 1.04 * cap or 1.0])
+    figure.update_xaxes(title_text="radius r (L2, pixel units)", range=[0, 1.04 * cap or 1.0])
     figure.update_yaxes(title_text="certified accuracy (approximate)", range=[0, 1.02], tickformat=".0%")
     figure.update_layout(hovermode="x unified")
     return finish(
@@ -152,12 +150,12 @@ def radius_histogram(
     top = cap or config.sigma
     edges = np.linspace(0, top, _BINS + 1)
     width = top / _BINS
-    middles = np.concatenate([[-7 * width, -3 * width], (edges[:-1] + edges[1:]) / 2])
+    middles = np.concatenate([[-9 * width, -4 * width], (edges[:-1] + edges[1:]) / 2])
     widths = np.concatenate([[2 * width] * 2, np.full(_BINS, 0.94 * width)])
     where = ["wrong class", "abstain", *(f"{low:.3f} to {high:.3f}" for low, high in pairwise(edges))]
     figure, told = go.Figure(), []
     for arm, rows in by_arm(table, arms):
-        style, victims = ARM_STYLE[arm], rows["victim"].nunique()
+        style, victims, images = ARM_STYLE[arm], rows["victim"].nunique(), rows["image"].nunique()
         correct, abstains = metrics.is_correct(rows), rows["prediction"] == ABSTAIN
         weights = rows["weight"] / rows["weight"].sum()
         shares, counts = (
@@ -175,19 +173,20 @@ def radius_histogram(
                 line=dict(color=style.colour, width=1.5),
                 pattern=dict(shape=style.pattern, fgcolor=style.colour, solidity=0.25, size=7, fillmode="overlay"),
             ),
-            hovertemplate=f"{style.name}, %{{customdata[0]}}<br>%{{y:.1%}} of images (%{{customdata[1]:.1f}} on average"
-            " over victims)<extra></extra>",
+            hovertemplate=f"{style.name}, %{{customdata[0]}}<br>%{{customdata[1]:.0f}} of {images} images"
+            + ("" if scope == "target" else ", %{y:.1%} of the weight")
+            + "<extra></extra>",
         )
         told.append(f"{style.name}: {shares[0]:.0%} wrong, {shares[1]:.0%} abstain, {shares[-1]:.0%} in the last bin")
     _cap_line(figure, cap, table, config)
     figure.add_vline(x=-width, line=dict(color=FAINT, width=1))
-    ticks = np.linspace(0, top, 3)
+    ticks = _round_ticks(top)
     figure.update_xaxes(
         title_text=RADIUS,
         tickvals=[*middles[:2], *ticks],
-        ticktext=["wrong", "abstain", *(f"{tick:.3g}" for tick in ticks)],
+        ticktext=["wrong", "abstain", *(f"{tick:g}" for tick in ticks)],
         tickangle=0,
-        range=[-9 * width, top + width],
+        range=[-12 * width, top + width],
         zeroline=False,
     )
     figure.update_yaxes(title_text="share of test images", tickformat=".0%", rangemode="tozero")
@@ -236,7 +235,7 @@ def radius_before_after(
         f"{_images_and_victims(rows, 'target', target)}; below the diagonal: radius lost; wrong or abstain: 0",
         f"Scatter of mean certified radius, clean against {style.name}: {lost} of {len(means)} images lost radius.",
         legend=False,
-        height=460,
+        height=500,
     )
 
 
@@ -265,7 +264,7 @@ def _images_and_victims(table: pd.DataFrame, scope: str, target: str) -> str:
     victims = sorted(set(table.groupby("arm")["victim"].nunique()))
     number = "–".join(str(v) for v in dict.fromkeys((victims[0], victims[-1]))) if victims else "0"
     of = f"of {target}" if scope == "target" else "of all classes, weighted as the test set"
-    return f"{images} test images {of}, {number} victim{'s' * (number != '1')} an arm, n = {int(table['n'].iloc[0]):,}"
+    return f"{images} test images {of}, {number} victim{'s' * (number != '1')} per arm, n = {int(table['n'].iloc[0]):,}"
 
 
 def _radii(found: np.ndarray, cap: float) -> np.ndarray:
@@ -274,6 +273,13 @@ def _radii(found: np.ndarray, cap: float) -> np.ndarray:
     if len(radii) > _MOST_RADII:
         radii = np.linspace(0, radii[-1], _MOST_RADII)
     return np.append(radii, max(cap, radii[-1]) * 1.0001 + 1e-9)
+
+
+def _round_ticks(top: float) -> list[float]:
+    """Three to five, from 0."""
+    step = 10.0 ** np.floor(np.log10(top))
+    step *= 0.5 if top < 2 * step else 1 if top < 5 * step else 2
+    return [round(float(tick), 9) for tick in np.arange(0, top, step)]
 
 
 def _histogram(rows: pd.DataFrame, weights: pd.Series, edges: np.ndarray) -> np.ndarray:

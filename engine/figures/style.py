@@ -1,5 +1,6 @@
 """What all charts share: how an arm looks, title and legend, the text alternative, and how they are saved."""
 
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,9 +17,11 @@ SAVE = {
     "modeBarButtonsToRemove": ["zoom2d", "pan2d", "select2d", "lasso2d", "autoScale2d"],
 }
 SIGNED_SCALE = ("#4B2E83", "#9E8CC4", "#F7F7F7", "#F2A65A", "#A84B00")  # darker … unchanged … brighter
+TEXT, FINE, AXIS, TITLE = 14, 13, 15, 18  # pixels, to be read from the back of a room
 GREY = "rgba(128,128,128,0.9)"
 FAINT = "rgba(128,128,128,0.45)"
 _CLEAR = "rgba(0,0,0,0)"
+_WIDTH = 66  # characters of a subtitle's line, which Plotly does not break: what the narrowest chart has room for
 
 
 @dataclass(frozen=True)
@@ -55,31 +58,35 @@ def finish(
     text: str,
     *,
     legend: bool = True,
-    height: int = 420,
-    top: int = 104,
+    height: int = 440,
+    top: int | None = None,
     bottom: int | None = None,
 ) -> go.Figure:
-    """What all figures share: title, transparent ground, legend below, the text alternative."""
+    """What all figures share: title, sizes of text, transparent ground, legend below, the text alternative.
+
+    Args:
+        top: of the margin; by default what title and subtitle take, and a line of labels on the plot's upper edge.
+    """
+    lines = textwrap.wrap(subtitle, width=_WIDTH)
+    if top is None:
+        top = (66 if title else 30) + 18 * len(lines)
+    heading = dict(text=title, font_size=TITLE, subtitle=dict(text="<br>".join(lines), font_size=FINE))
+    place = dict(y=1, yref="container", yanchor="top", pad_t=8)
     figure.update_layout(
-        title=dict(text=title, subtitle=dict(text=_wrapped(subtitle), font_size=12)) if title else None,
+        title=heading | place if title else None,
+        font_size=TEXT,
         paper_bgcolor=_CLEAR,
         plot_bgcolor=_CLEAR,
         showlegend=legend,
-        legend=dict(orientation="h", yref="container", yanchor="bottom", y=0, x=0),
-        margin=dict(l=10, r=16, t=top, b=bottom if bottom is not None else 96 if legend else 10),
+        legend=dict(orientation="h", yref="container", yanchor="bottom", y=0, x=0, font_size=TEXT),
+        margin=dict(l=10, r=16, t=top, b=bottom if bottom is not None else 112 if legend else 10),
         height=height,
         modebar=dict(bgcolor=_CLEAR, color=GREY, activecolor=GREY),  # on light and on dark ground
         meta=dict(alt=text),
     )
-    return figure
-
-
-def _wrapped(text: str, width: int = 78) -> str:
-    """Two lines where one is too long: Plotly does not wrap."""
-    if len(text) <= width:
-        return text
-    middle = text.rfind(" ", 0, width)
-    return f"{text[:middle]}<br>{text[middle + 1 :]}"
+    for axes in (figure.update_xaxes, figure.update_yaxes):
+        axes(tickfont_size=TEXT, title_font_size=AXIS)
+    return figure.update_annotations(font_size=TEXT)
 
 
 def by_arm(table: pd.DataFrame, arms: Iterable[str] | None) -> list[tuple[str, pd.DataFrame]]:
