@@ -18,61 +18,6 @@ from pages import _shared
 LARGEST_NUMBER = 2**53 - 1  # that a browser's number field can hold
 PARENT = "forked from"  # of the session: the run whose settings the form started from
 PROBLEM = "form problem"  # of the session: what the form could not take of a link or a run
-LABELS = {
-    "dataset": "Data set",
-    "threat.target_class": "Target class",
-    "threat.epsilon": "Budget ε (L∞, pixel units)",
-    "threat.poison_fraction": "Poison fraction (of the class)",
-    "threat.attacker_share": "Attacker's share (of the data)",
-    "sigma": "Noise level σ (pixel units)",
-    "procedure": "Victims' training procedure",
-    "architecture": "Victims' architecture",
-    "attack.name": "Attack",
-    "attack.procedure": "Procedure it assumes",
-    "attack.sigma": "Noise level σ it assumes",
-    "attack.augmentation": "Augmentation it assumes",
-    "attack.surrogate": "Its surrogates' architecture",
-    "attack.file": "Poison file (SHA-256)",
-    "data.train_size": "Training images",
-    "data.validation_size": "Held-out images",
-    "attack.upper_steps": "Upper steps",
-    "attack.restart_every": "Upper steps of a surrogate's life",
-    "attack.warmup_steps": "Warm-up steps of a surrogate",
-    "attack.lower_steps": "Lower steps for each upper one",
-    "attack.linear_steps": "Linear steps",
-    "attack.linear_solver": "Linear solver",
-    "attack.damping": "Damping",
-    "attack.clean_batch": "Clean images in a minibatch",
-    "attack.poison_batch": "Poison images in a minibatch",
-    "attack.upper_batch": "Held-out images in a minibatch",
-    "attack.upper_noise": "Noise draws for each of them",
-    "attack.weights_learning_rate": "Learning rate, surrogate",
-    "attack.linear_learning_rate": "Learning rate, linear system",
-    "attack.poison_learning_rate": "Learning rate, poison",
-    "attack.poison_moments": "Adam's moments of the poison",
-    "attack.inverse_temperature": "Inverse temperature",
-    "attack.squeeze": "Squeeze of the soft radius",
-    "attack.fixed_lower_noise": "Lower noise fixed",
-    "attack.fixed_upper_noise": "Upper noise fixed",
-    "training.epochs": "Epochs",
-    "training.batch_size": "Images in a minibatch",
-    "training.learning_rate": "Learning rate",
-    "training.schedule": "Its schedule",
-    "training.optimiser": "Optimiser",
-    "training.weight_decay": "Weight decay",
-    "training.augmentation": "Augmentation",
-    "training.squeezing": "Squeezing (a defence)",
-    "training.precision": "Precision",
-    "training.fine_tune_epochs": "Fine-tuning epochs",
-    "certification.target_images": "Test images, target class",
-    "certification.other_images": "Test images, each other class",
-    "certification.n0": "Selection draws n0",
-    "certification.n": "Estimation draws n",
-    "certification.alpha": "Failure probability α",
-    "controls": "Controls (arms beside clean and poisoned)",
-    "seed": "Seed",
-    "victim_seeds": "Victims for each arm",
-}
 PLAIN = {  # code name → plain name, of choices
     "procedure": wording.PROCEDURE_NAMES,
     "attack.procedure": wording.PROCEDURE_NAMES,
@@ -226,7 +171,7 @@ def config() -> Config:
 def in_words(error: Exception) -> str:
     """The error with the form's own name of the field that it is about."""
     name, colon, rest = str(error).partition(":")
-    return f"{LABELS[name]} (`{name}`):{rest}" if colon and name in LABELS else str(error)
+    return f"{wording.FIELD_NAMES[name]} (`{name}`):{rest}" if colon and name in wording.FIELD_NAMES else str(error)
 
 
 # --- its widgets ---
@@ -236,7 +181,8 @@ def widget(name: str) -> None:
     """The widget of one field. `config` checks what comes of it."""
     field, annotation = _field(name)
     last = name.rpartition(".")[2]
-    label = LABELS.get(name) or (wording.SETTING_NAMES.get(last) if name.rpartition(".")[0] in HEADS else last)
+    labels = wording.SETTING_NAMES if name.rpartition(".")[0] in HEADS else wording.FIELD_NAMES
+    label = labels.get(name, labels.get(last, last))
     options: dict[str, Any] = dict(
         label=label, key=key_of(name), help=f"{field.description or last} (`{name}`)", persist_state="session"
     )
