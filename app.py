@@ -89,6 +89,7 @@ def safety_note() -> None:
 
 
 page = _shared.navigation()
+st.session_state["page title"] = page.title
 # The tab shows an emoji: a Material icon would come from the network.
 st.set_page_config(page_title=f"{page.title} · PACD Lab", page_icon="🧪", layout="wide")
 st.html(STYLE)

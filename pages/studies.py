@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import jobs, records, spread
+from engine import jobs, records
 from engine.config import Config
 from engine.figures.study import heat_map
 from engine.overrides import with_overrides
@@ -251,7 +251,7 @@ def numbers_of(cell: dict[str, Any]) -> str:
 
 
 def beyond(cell: dict[str, Any]) -> str:
-    return spread.percent(results.beyond_control(cell))
+    return sentences.interval(results.beyond_control(cell))
 
 
 def overrides_of(found: dict[str, Any], cell: dict[str, Any]) -> list[str]:
