@@ -81,7 +81,10 @@ def safety_note() -> None:
     if address in ("localhost", "127.0.0.1", "::1"):
         st.caption("This app listens on this machine only (localhost), and sends nothing anywhere.")
     else:
-        st.warning(f"This app listens on {address or 'all network interfaces'}: whoever reaches it can compute here.")
+        st.warning(
+            f"This app listens on {address or 'all network interfaces'}: "
+            "anyone who can reach this address can start runs."
+        )
     st.caption(
         "For teaching, and for building better defences. Do not poison data that others train on: changing somebody's "
         "training set without consent does harm and is illegal in many places."

@@ -7,11 +7,12 @@ import streamlit as st
 
 from engine import datasets, jobs
 from engine.config import FOLDER, PROCEDURES, TRAINING_IMAGES, Config, ConfigError, ProcedureConfig, Settings
+from engine.costs import estimate, expected_device
 from engine.datasets import BUILT_IN, DatasetUnavailable, class_in_words
 from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS, find_preset
 from engine.records import Run, RunNotFound
-from engine.report import wording
+from engine.report import sentences, wording
 from engine.report.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of, values_of
 from pages import _shared
 
@@ -26,6 +27,7 @@ PLAIN = {  # code name → plain name, of choices
     "attack.name": {name: attack.name for name, attack in wording.ATTACKS.items()},
     "controls": wording.CONTROL_NAMES,
 }
+_LIMITS = {"ge": "from", "gt": "above", "le": "up to", "lt": "below"}  # as pydantic calls them
 STEPS = {"threat.epsilon": 0.01, "threat.poison_fraction": 0.1, "threat.attacker_share": 0.1, "sigma": 0.125}
 STEPS |= {"attack.sigma": 0.125}
 
@@ -79,6 +81,12 @@ def default_preset() -> str:
     return "quick" if _shared.default_dataset() == "mnist" else "smoke"
 
 
+@st.cache_data(show_spinner=False)
+def preset_words(name: str) -> str:
+    """As in a list: "quick, ~2 min"."""
+    return f"{name}, ~{sentences.duration(estimate(PRESETS[name].config, device=expected_device()).seconds)}"
+
+
 def begin() -> None:
     """Once per session, and whenever a link asks for it: preset and fields from the address, else those of the open
     run where it is one's own, else the default.
@@ -107,7 +115,7 @@ def begin() -> None:
     fill(config)
     if problem:
         st.session_state[PROBLEM] = (
-            f"The link asks for something that cannot be run, so the preset's values are shown: {problem}."
+            f"The link asks for something that cannot be run, so the preset's values are shown: {in_words(problem)}."
         )
 
 
@@ -169,9 +177,29 @@ def config() -> Config:
 
 
 def in_words(error: Exception) -> str:
-    """The error with the form's own name of the field that it is about."""
-    name, colon, rest = str(error).partition(":")
-    return f"{wording.FIELD_NAMES[name]} (`{name}`):{rest}" if colon and name in wording.FIELD_NAMES else str(error)
+    """The error as a form says it: with the field's own label, and what it takes."""
+    return "; ".join(_problem_in_words(text) for text in str(error).split("; "))
+
+
+def _problem_in_words(text: str) -> str:
+    name = text.partition(" ")[0].rstrip(":")
+    if name not in wording.FIELD_NAMES:
+        return text
+    label = wording.FIELD_NAMES[name].partition(" (")[0]
+    _, colon, given = text.rpartition(", got ")
+    if colon and text.startswith(f"{name}: input should be") and (must := _must_be(name)):
+        return f"{label} must be {must}, got {given}"
+    return f"{label}{text.removeprefix(name)}"
+
+
+def _must_be(name: str) -> str:
+    """ "a number between 0 and 1"; "" of what is no number."""
+    field, annotation = _field(name)
+    kind = {int: "a whole number", float: "a number"}.get(annotation, "")
+    limits = {word: getattr(each, word) for each in field.metadata for word in _LIMITS if hasattr(each, word)}
+    if {"ge", "le"} <= set(limits):
+        return kind and f"{kind} between {limits['ge']:g} and {limits['le']:g}"
+    return kind and f"{kind} {' and '.join(f'{_LIMITS[word]} {limit:g}' for word, limit in limits.items())}".strip()
 
 
 # --- its widgets ---

@@ -70,9 +70,9 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
         page.get_by_role("button", name="Start poisoning").click()
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("Cancelled. What was finished is kept").wait_for(timeout=PATIENCE)
-        page.get_by_role("button", name="Go on").click()
+        page.get_by_role("button", name="Resume").click()
         page.get_by_text(re.compile("^Done: run ")).wait_for(timeout=PATIENCE)
-        assert page.get_by_role("button", name="Go on").count() == 0
+        assert page.get_by_role("button", name="Resume").count() == 0
         no_exception(page)
 
         for name in ("Runs", "Inspect", "Start"):

@@ -39,11 +39,11 @@ def drop_by_epsilon(drops: Mapping[float, Mapping[str, Mapping[str, Any]]], chos
     figure.add_hline(y=0, line=dict(color=FAINT, width=1))
     top = max([0.1, *drops]) * 1.08
     figure.update_xaxes(title_text="budget ε (L∞, pixel units of [0, 1])", range=[0, top], tickvals=sorted(drops))
-    figure.update_yaxes(title_text="drop of ACR against clean", tickformat=".0%", range=[-0.08, 1.0])
+    figure.update_yaxes(title_text="drop in ACR, against clean", tickformat=".0%", range=[-0.08, 1.0])
     figure.update_layout(clickmode="event+select", dragmode=False)
     return finish(
         figure,
-        "How much of the certified radius is gone",
+        "Drop in certified radius",
         "mean ± sd over victims, paired by seed; the dotted line marks what this page shows",
         f"Relative drop of the target class's average certified radius against epsilon. {'; '.join(told)}.",
     )
