@@ -26,7 +26,7 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
 
         page.goto(f"{app.address}/poison?preset=smoke&seed=3")  # the server's first visitor comes by a link
         page.get_by_text("--set seed=3").wait_for()
-        page.get_by_role("textbox", name="Open run, by id").wait_for()
+        page.get_by_role("button", name="Open by id").wait_for()
         page.goto(f"{app.address}/certify?run=0123456789abcdef")
         page.get_by_text(re.compile("^No run .* has id 0123456789abcdef")).wait_for()
         no_exception(page)
