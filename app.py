@@ -28,35 +28,42 @@ def choose_listed() -> None:
 
 
 def run_picker() -> None:
-    """The open run: its id in a field that the URL carries, and a list that writes into that field."""
+    """The open run: a list, and an id that the URL carries, into whose field the list writes."""
     labels = {row["id"]: _shared.row_label(row) for row in _shared.run_rows()}
-    example = _shared.example_run()
+    example, elsewhere = _shared.example_run(), page.url_path in _links.PAGES_WITHOUT_RUN
     place = st.container()
-    identifier = st.text_input(
-        "Open run, by id",
-        key=RUN_PARAMETER,
-        bind="query-params",
-        max_chars=16,
-        placeholder=f"{example.id} (example)" if example else "none",
-        help="Part of this page's address, so a link opens the same run. The first digits are enough.",
-    )
+    with st.popover("Open by id", icon=":material/tag:", disabled=elsewhere):
+        identifier = st.text_input(
+            "Id of a run",
+            key=RUN_PARAMETER,
+            bind="query-params",
+            max_chars=16,
+            placeholder="the example" if example else "none",
+            help="Part of this page's address, so a link opens the same run. The first digits are enough.",
+        )
     wanted = identifier.strip().lower() or (example.id if example else "none")
     matches = [known for known in labels if known.startswith(wanted)]
     if not matches and (of_grid := _shared.grid_run(wanted)) is not None:
         labels[of_grid["id"]] = _shared.row_label(of_grid)
         matches = [of_grid["id"]]
-    st.session_state["listed_run"] = matches[0] if len(matches) == 1 else None
-    place.selectbox(
-        "Open run",
-        options=list(labels),
-        format_func=lambda known: labels.get(known, known),
-        key="listed_run",
-        index=None,
-        placeholder="Choose a run",
-        on_change=choose_listed,
-        help="Examples that come with the project, finished, partial and active runs. ε: L∞; σ: standard deviation; "
-        "both in pixel units of [0, 1].",
-    )
+    chosen = st.session_state["listed_run"] = matches[0] if len(matches) == 1 else None
+    with place:
+        st.selectbox(
+            "Open run",
+            options=list(labels),
+            format_func=lambda known: labels.get(known, known),
+            key="listed_run",
+            index=None,
+            placeholder="Choose a run",
+            on_change=choose_listed,
+            disabled=elsewhere,
+            help="Examples that come with the project, finished, partial and active runs. ε: L∞; σ: standard "
+            "deviation; both in pixel units of [0, 1].",
+        )
+        if elsewhere:
+            st.caption("This page does not use the open run.")
+        elif chosen:
+            st.caption(_links.plainly(labels[chosen]))  # in full: the box cuts it
 
 
 def link_to_view() -> None:
@@ -81,7 +88,10 @@ def safety_note() -> None:
     if address in ("localhost", "127.0.0.1", "::1"):
         st.caption("This app listens on this machine only (localhost), and sends nothing anywhere.")
     else:
-        st.warning(f"This app listens on {address or 'all network interfaces'}: whoever reaches it can compute here.")
+        st.warning(
+            f"This app listens on {address or 'all network interfaces'}: "
+            "anyone who can reach this address can start runs."
+        )
     st.caption(
         "For teaching, and for building better defences. Do not poison data that others train on: changing somebody's "
         "training set without consent does harm and is illegal in many places."
@@ -89,6 +99,7 @@ def safety_note() -> None:
 
 
 page = _shared.navigation()
+st.session_state["page title"] = page.title
 # The tab shows an emoji: a Material icon would come from the network.
 st.set_page_config(page_title=f"{page.title} · PACD Lab", page_icon="🧪", layout="wide")
 st.html(STYLE)
@@ -97,8 +108,6 @@ write_down_lost(str(_shared.runs_root()))
 with st.sidebar:
     st.title("PACD Lab")
     run_picker()
-    if page.url_path in _links.PAGES_WITHOUT_RUN:
-        st.caption("This page shows runs of its own, not the open one.")
     link_to_view()
     _glossary.panel()
     device_badge()

@@ -47,6 +47,12 @@ def is_above_zero(found: Summary | None) -> bool:
     return limits is not None and limits[0] > 0
 
 
+def is_telling(found: Summary | None) -> bool:
+    """Whether there are values enough for an interval that says something of a share: three, and 100 points at most."""
+    limits = interval(found)
+    return limits is not None and found is not None and len(found["seeds"]) > 2 and limits[1] - limits[0] <= 1
+
+
 def percent(found: Summary | None) -> str:
     """A share's interval in per cent, "29 to 63"."""
     limits = interval(found)

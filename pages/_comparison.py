@@ -7,10 +7,12 @@ import pandas as pd
 import streamlit as st
 
 from engine.config import Config, TrainingConfig
+from engine.datasets import class_in_words
 from engine.figures.comparison import RUN_STYLE, several_runs
 from engine.records import Run
 from engine.report import commands, sentences, wording
 from engine.report.numbers import of_scope
+from engine.studies import results
 from pages import _links, _shared
 from pages._show import chart
 
@@ -32,6 +34,9 @@ ASPECTS = {  # field → its words, of all that runs must agree in to be set sid
 }
 
 
+ANOTHER_SCALE = {"dataset", "threat.target_class", "sigma"} | {f"certification.{name}" for name in ("n", "n0", "alpha")}
+
+
 def incomparable(configs: Sequence[Config]) -> dict[str, str]:
     """Why numbers of these runs must not be set side by side, by ASPECTS that differ; empty where they may be."""
     reasons = {}
@@ -40,6 +45,25 @@ def incomparable(configs: Sequence[Config]) -> dict[str, str]:
         if len(different) > 1:
             reasons[aspect] = f"different {words}: {', '.join(different)}"
     return reasons
+
+
+def labels_of(runs: Sequence[Run], configs: Sequence[Config]) -> list[str]:
+    """The runs by what differs between them, three settings at most, and by their ids where that is not enough."""
+    values = [commands.values_of(config) for config in configs]
+    different = [name for name in values[0] if len({str(each[name]) for each in values}) > 1][:3]
+    labels = [", ".join(_setting(config, name) for name in different) for config in configs]
+    if len(set(labels)) < len(labels):
+        labels = [f"{label} ({run.id[:4]})".strip() for run, label in zip(runs, labels, strict=True)]
+    return labels
+
+
+def _setting(config: Config, name: str) -> str:
+    value = commands.value_of(config, name)
+    if name == "threat.target_class":
+        return class_in_words(config.dataset, value)
+    if name in results.PLAIN and isinstance(value, str | int | float):
+        return results.PLAIN[name](str(value))
+    return f"{wording.FIELD_NAMES.get(name, name).partition(' (')[0]} {_in_words(value)}"
 
 
 def _value(config: Config, aspect: str) -> Any:
@@ -83,16 +107,17 @@ def comparison(rows: list[dict[str, Any]]) -> None:
     elif "compare" in st.query_params:
         del st.query_params["compare"]
     if len(chosen) < 2:
-        st.caption("Choose two runs, and their curves appear on the same axes, with what differs between them.")
+        st.caption("Choose two or more runs to see their curves on the same axes, and what differs between them.")
         return
     runs = [_shared.run_of(by_id[identifier]) for identifier in chosen]
-    labels = [_shared.row_label(by_id[run.id]) for run in runs]
     configs = [run.config for run in runs]
+    labels = labels_of(runs, configs)
     reasons = incomparable(configs)
     if reasons:
+        verdict = "Not comparable" if ANOTHER_SCALE & set(reasons) else "Compare with care"
         st.warning(
-            "**Not comparable.** The curves below are drawn all the same, but a difference between them need not come "
-            "from the attack:\n" + "\n".join(f"- {reason}" for reason in reasons.values()),
+            f"**{verdict}.** A difference between these curves need not come from the attack:\n"
+            + "\n".join(f"- {reason}" for reason in reasons.values()),
             icon=":material/warning:",
         )
     else:
@@ -101,6 +126,9 @@ def comparison(rows: list[dict[str, Any]]) -> None:
             "training, seed and number of victim seeds.",
             icon=":material/check_circle:",
         )
+    for run, label in zip(runs, labels, strict=True):
+        if run.config.attack.name != "none" and "poisoned" not in (run.report or {}).get("arms", {}):
+            st.caption(f"{label} has no poisoned victims yet.")
     tables = [of_scope(_shared.open_certificates(run), "target", run.config) for run in runs]
     caps = [float((run.report or {}).get("radius_cap", 0)) for run in runs]
     figure = several_runs(dict(zip(labels, zip(tables, caps, strict=True), strict=True)))
@@ -122,14 +150,14 @@ def differences(runs: Sequence[Run], configs: Sequence[Config], *, only_differen
         ("commit", lambda run: run.environment.get("commit")),
         ("state", lambda run: run.status().state),
     ]
-    rows = [(name, [column[name] for column in columns]) for name in columns[0]]
+    rows = [(wording.FIELD_NAMES.get(name, name), [column[name] for column in columns]) for name in columns[0]]
     rows += [(name, [fact(run) for run in runs]) for name, fact in facts]
     if only_different:
         rows = [(name, values) for name, values in rows if len({str(value) for value in values}) > 1]
     for arm in ("clean", "poisoned"):
         rows.append((f"ACR {arm} (L2, mean ± sd)", [acr_of(run, arm) for run in runs]))
     drops = [((run.report or {}).get("relative_drop") or {}).get("poisoned") for run in runs]
-    rows.append(("drop of ACR, poisoned (mean ± sd)", [sentences.percent(drop) for drop in drops]))
+    rows.append(("drop in ACR, poisoned (mean ± sd)", [sentences.percent(drop) for drop in drops]))
     heads = ["field", *(f"run {run.id}" for run in runs)]
     table = pd.DataFrame([[name, *map(_in_words, values)] for name, values in rows], columns=heads)
     st.dataframe(table, hide_index=True, height="content", alt="Settings and headline numbers of the compared runs.")

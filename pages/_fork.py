@@ -7,7 +7,7 @@ import streamlit as st
 
 from engine import jobs, records
 from engine.records import Run, RunNotFound
-from engine.report import commands
+from engine.report import commands, wording
 from pages import _form, _links, _shared
 from pages._form import PARENT
 
@@ -18,8 +18,8 @@ def publishing(run: Run) -> None:
         return
     with st.popover("Publish read-only", icon=":material/lock:"):
         st.markdown(
-            f"Publish run {run.id} to everyone who uses this app? It keeps its name and note as they are, and can no "
-            "longer be renamed or deleted here. Only the command line takes it back: "
+            f"Publish run {run.id} to everyone who uses this app? Its name and note stay as they are, and it can no "
+            f"longer be renamed or deleted here. To undo this, use the command line: "
             f"`python -m engine runs --withdraw {run.id}`."
         )
         st.button("Yes, publish it", key=f"publish {run.id}", on_click=publish, args=(run,))
@@ -74,17 +74,21 @@ def what_changed() -> None:
         before = commands.values_of(parent.config)
     except RunNotFound:
         forget()
-        st.warning(f"The run {identifier} that this was forked from is gone, so this is a run by itself now.")
+        st.warning(f"The run {identifier} that this was forked from is gone, so this is no longer a fork.")
         return
-    rows = [(name, _text(value), _text(_form.given(name))) for name, value in before.items() if differs(name, value)]
+    rows = [
+        (wording.FIELD_NAMES.get(name, name), _text(value), _text(_form.given(name)))
+        for name, value in before.items()
+        if differs(name, value)
+    ]
     with st.container(border=True):
         st.markdown(f"**Fork of run `{identifier}`**: {_links.plainly(_shared.row_label(_shared.row_of(parent)))}")
         if rows:
-            table = pd.DataFrame(rows, columns=["field", "there", "here"])
+            table = pd.DataFrame(rows, columns=["setting", "original", "here"])
             st.dataframe(table, hide_index=True, alt="Settings that differ from the run that this is a fork of")
         else:
-            st.caption("Nothing differs yet: change a setting, or this is the very same run.")
-        st.button("Not a fork any more", on_click=forget, key="forget fork", icon=":material/link_off:")
+            st.caption("Nothing has changed yet, so this would be the same run.")
+        st.button("Discard fork link", on_click=forget, key="forget fork", icon=":material/link_off:")
 
 
 def differs(name: str, before: Any) -> bool:

@@ -7,72 +7,18 @@ import streamlit as st
 
 from engine import datasets, jobs
 from engine.config import DATASETS, FOLDER, PROCEDURES, Config, ConfigError, ProcedureConfig, Settings
+from engine.costs import estimate, expected_device
 from engine.datasets import BUILT_IN, DatasetUnavailable, class_in_words
 from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS, find_preset
 from engine.records import Run, RunNotFound
-from engine.report import wording
+from engine.report import sentences, wording
 from engine.report.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of, values_of
 from pages import _shared
 
 LARGEST_NUMBER = 2**53 - 1  # that a browser's number field can hold
 PARENT = "forked from"  # of the session: the run whose settings the form started from
 PROBLEM = "form problem"  # of the session: what the form could not take of a link or a run
-LABELS = {
-    "dataset": "Data set",
-    "threat.target_class": "Target class",
-    "threat.epsilon": "Budget ε (L∞, pixel units)",
-    "threat.poison_fraction": "Poison fraction (of the class)",
-    "threat.attacker_share": "Attacker's share (of the data)",
-    "sigma": "Noise level σ (pixel units)",
-    "procedure": "Victims' training procedure",
-    "architecture": "Victims' architecture",
-    "attack.name": "Attack",
-    "attack.procedure": "Procedure it assumes",
-    "attack.sigma": "Noise level σ it assumes",
-    "attack.augmentation": "Augmentation it assumes",
-    "attack.surrogate": "Its surrogates' architecture",
-    "attack.file": "Poison file (SHA-256)",
-    "data.train_size": "Training images",
-    "data.validation_size": "Held-out images",
-    "attack.upper_steps": "Upper steps",
-    "attack.restart_every": "Upper steps of a surrogate's life",
-    "attack.warmup_steps": "Warm-up steps of a surrogate",
-    "attack.lower_steps": "Lower steps for each upper one",
-    "attack.linear_steps": "Linear steps",
-    "attack.linear_solver": "Linear solver",
-    "attack.damping": "Damping",
-    "attack.clean_batch": "Clean images in a minibatch",
-    "attack.poison_batch": "Poison images in a minibatch",
-    "attack.upper_batch": "Held-out images in a minibatch",
-    "attack.upper_noise": "Noise draws for each of them",
-    "attack.weights_learning_rate": "Learning rate, surrogate",
-    "attack.linear_learning_rate": "Learning rate, linear system",
-    "attack.poison_learning_rate": "Learning rate, poison",
-    "attack.poison_moments": "Adam's moments of the poison",
-    "attack.inverse_temperature": "Inverse temperature",
-    "attack.squeeze": "Squeeze of the soft radius",
-    "attack.fixed_lower_noise": "Lower noise fixed",
-    "attack.fixed_upper_noise": "Upper noise fixed",
-    "training.epochs": "Epochs",
-    "training.batch_size": "Images in a minibatch",
-    "training.learning_rate": "Learning rate",
-    "training.schedule": "Its schedule",
-    "training.optimiser": "Optimiser",
-    "training.weight_decay": "Weight decay",
-    "training.augmentation": "Augmentation",
-    "training.squeezing": "Squeezing (a defence)",
-    "training.precision": "Precision",
-    "training.fine_tune_epochs": "Fine-tuning epochs",
-    "certification.target_images": "Test images, target class",
-    "certification.other_images": "Test images, each other class",
-    "certification.n0": "Selection draws n0",
-    "certification.n": "Estimation draws n",
-    "certification.alpha": "Failure probability α",
-    "controls": "Controls (arms beside clean and poisoned)",
-    "seed": "Seed",
-    "victim_seeds": "Victims for each arm",
-}
 PLAIN = {  # code name → plain name, of choices
     "procedure": wording.PROCEDURE_NAMES,
     "attack.procedure": wording.PROCEDURE_NAMES,
@@ -81,6 +27,7 @@ PLAIN = {  # code name → plain name, of choices
     "attack.name": {name: attack.name for name, attack in wording.ATTACKS.items()},
     "controls": wording.CONTROL_NAMES,
 }
+_LIMITS = {"ge": "from", "gt": "above", "le": "up to", "lt": "below"}  # as pydantic calls them
 STEPS = {"threat.epsilon": 0.01, "threat.poison_fraction": 0.1, "threat.attacker_share": 0.1, "sigma": 0.125}
 STEPS |= {"attack.sigma": 0.125}
 
@@ -134,6 +81,12 @@ def default_preset() -> str:
     return "quick" if _shared.default_dataset() == "mnist" else "smoke"
 
 
+@st.cache_data(show_spinner=False)
+def preset_words(name: str) -> str:
+    """As in a list: "quick, ~2 min"."""
+    return f"{name}, ~{sentences.duration(estimate(PRESETS[name].config, device=expected_device()).seconds)}"
+
+
 def begin() -> None:
     """Once per session, and whenever a link asks for it: preset and fields from the address, else those of the open
     run where it is one's own, else the default.
@@ -162,7 +115,7 @@ def begin() -> None:
     fill(config)
     if problem:
         st.session_state[PROBLEM] = (
-            f"The link asks for something that cannot be run, so the preset's values are shown: {problem}."
+            f"The link asks for something that cannot be run, so the preset's values are shown: {in_words(problem)}."
         )
 
 
@@ -224,9 +177,29 @@ def config() -> Config:
 
 
 def in_words(error: Exception) -> str:
-    """The error with the form's own name of the field that it is about."""
-    name, colon, rest = str(error).partition(":")
-    return f"{LABELS[name]} (`{name}`):{rest}" if colon and name in LABELS else str(error)
+    """The error as a form says it: with the field's own label, and what it takes."""
+    return "; ".join(_problem_in_words(text) for text in str(error).split("; "))
+
+
+def _problem_in_words(text: str) -> str:
+    name = text.partition(" ")[0].rstrip(":")
+    if name not in wording.FIELD_NAMES:
+        return text
+    label = wording.FIELD_NAMES[name].partition(" (")[0]
+    _, colon, given = text.rpartition(", got ")
+    if colon and text.startswith(f"{name}: input should be") and (must := _must_be(name)):
+        return f"{label} must be {must}, got {given}"
+    return f"{label}{text.removeprefix(name)}"
+
+
+def _must_be(name: str) -> str:
+    """ "a number between 0 and 1"; "" of what is no number."""
+    field, annotation = _field(name)
+    kind = {int: "a whole number", float: "a number"}.get(annotation, "")
+    limits = {word: getattr(each, word) for each in field.metadata for word in _LIMITS if hasattr(each, word)}
+    if {"ge", "le"} <= set(limits):
+        return kind and f"{kind} between {limits['ge']:g} and {limits['le']:g}"
+    return kind and f"{kind} {' and '.join(f'{_LIMITS[word]} {limit:g}' for word, limit in limits.items())}".strip()
 
 
 # --- its widgets ---
@@ -236,7 +209,8 @@ def widget(name: str) -> None:
     """The widget of one field. `config` checks what comes of it."""
     field, annotation = _field(name)
     last = name.rpartition(".")[2]
-    label = LABELS.get(name) or (wording.SETTING_NAMES.get(last) if name.rpartition(".")[0] in HEADS else last)
+    labels = wording.SETTING_NAMES if name.rpartition(".")[0] in HEADS else wording.FIELD_NAMES
+    label = labels.get(name, labels.get(last, last))
     options: dict[str, Any] = dict(
         label=label, key=key_of(name), help=f"{field.description or last} (`{name}`)", persist_state="session"
     )

@@ -68,6 +68,17 @@ TERMS = {
 
 
 def panel() -> None:
-    """A list to open in the sidebar, on every page."""
-    with st.expander("Glossary", icon=":material/menu_book:"):
-        st.markdown("\n\n".join(f"**{term}** – {meaning}" for term, meaning in TERMS.items()))
+    """A button in the sidebar of every page."""
+    if st.button("Glossary", icon=":material/menu_book:", key="open glossary", width="stretch"):
+        window()
+
+
+@st.dialog("Glossary", width="large")
+def window() -> None:
+    found = matching(st.text_input("Find a term", key="glossary filter"))
+    st.markdown("\n\n".join(f"**{term}** – {TERMS[term]}" for term in found) or "No term matches.")
+
+
+def matching(wanted: str) -> list[str]:
+    """The terms that have these words, or whose meanings do."""
+    return [term for term, text in TERMS.items() if wanted.strip().lower() in f"{term} {text}".lower()]

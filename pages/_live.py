@@ -1,5 +1,6 @@
 """The live view of a run, read from its directory alone, so that any browser at any time sees the same."""
 
+import re
 import subprocess
 import sys
 import time
@@ -64,9 +65,18 @@ def progress(run: Run, status: Status) -> None:
         stopping = ", stopping at its next step" if (run.directory / "cancel").exists() else ""
         st.progress(status.fraction, f"{STATES['running']}: {status.fraction:.0%}, {status.phase}{eta}{stopping}")
         if status.detail:
-            st.caption(status.detail[0].upper() + status.detail[1:])
+            st.caption(detail_words(run, status.detail))
     for event in status.events:
         st.warning(event)
+
+
+def detail_words(run: Run, detail: str) -> str:
+    """What the process is at; of a victim's training in words."""
+    if (found := re.fullmatch(r"victim (\w+)-(\d+): (epoch \d+ of \d+)", detail)) is not None:
+        arm, number, epoch = found.groups()
+        victim = f"{int(number) + 1} of {run.config.victim_seeds}"
+        return f"Training victims: {arm.replace('_', ' ')}, {victim}, {epoch}"
+    return detail[0].upper() + detail[1:]
 
 
 def losses(run: Run) -> None:
@@ -103,26 +113,26 @@ def ended(run: Run, status: Status) -> None:
     """How it ended, and the way on."""
     report = run.report
     if status.state == "done" and report:
-        st.success(f"Done: run {run.id}.", icon=":material/check_circle:")
+        st.success("Done.", icon=":material/check_circle:")
         st.markdown(sentences.headline(report))
         st.caption(sentences.numbers_line(report))
     elif status.state == "cancelled":
-        st.warning("Cancelled. What was finished is kept, and labelled as partial.", icon=":material/cancel:")
+        st.warning("Cancelled. What was finished is kept, labelled as partial.", icon=":material/cancel:")
     else:
         st.error(
             f"{status.state.capitalize()}: {status.error or 'no reason was recorded'}. What was finished is kept; the "
-            "log below may say more. Started again, it goes on where it was.",
+            "log below may say more. Resume continues where it stopped.",
             icon=":material/error:",
         )
     if report:
         columns = st.columns(3)
         with columns[0]:
-            _shared.page_link("pages/certify.py", "See what it did: Certify", ":material/verified:")
+            _shared.page_link("pages/certify.py", "See results (Certify)", ":material/verified:")
         with columns[1]:
             if run.config.attack.name != "none":
-                _shared.page_link("pages/inspect.py", "Look for the changes: Inspect", ":material/search:")
+                _shared.page_link("pages/inspect.py", "See changes (Inspect)", ":material/search:")
         with columns[2]:
-            _shared.page_link("pages/runs.py", "Compare and export: Runs", ":material/list:")
+            _shared.page_link("pages/runs.py", "Compare and export (Runs)", ":material/list:")
         st.caption(sentences.limits_line(run))
 
 
@@ -130,7 +140,9 @@ def cancel_button(run: Run) -> None:
     asked = (run.directory / "cancel").exists()
     st.button(
         "Stop now" if asked else "Cancel", key=f"cancel {run.id}", on_click=cancel, args=(run,), icon=":material/stop:",
-        help="Ends its process." if asked else "It stops at its next step and keeps what it has; press again to insist",
+        help="Ends its process at once."
+        if asked
+        else "It stops at its next step and keeps what it has. Press again to stop it at once.",
     )  # fmt: skip
 
 

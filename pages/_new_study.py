@@ -12,13 +12,12 @@ from engine.costs import expected_device
 from engine.presets import PRESETS
 from engine.records import Run
 from engine.report import sentences, wording
-from engine.studies import kinds, process
+from engine.studies import kinds, process, results
 from engine.studies.process import StudyRecord
 from engine.studies.study import Study, seconds_of
 from pages import _links, _shared
 
 Known = Mapping[str, StudyRecord | dict[str, Any]]  # studies that are there already, by their ids
-AT_THE_TOP = "[at the top of this page](#studies)"
 SCALES = {"small": "Small, for a CPU", "full": "The authors' setting, for a GPU"}
 
 
@@ -35,7 +34,7 @@ def start(study: Study, preset: str | None, problem: str = "studies problem") ->
     except (ConfigError, OSError, ValueError) as error:
         st.session_state[problem] = f"Nothing was started: {error}."
     else:
-        open_study(record.id, "Started. Its progress is")
+        open_study(record.id, "Started. [See its progress](#studies).")
 
 
 class Asked(NamedTuple):
@@ -140,7 +139,7 @@ def command(*words: str, settings: list[str]) -> str:
 def open_study(identifier: str, what: str) -> None:
     """Callback: shows it, far above the form, and says so."""
     st.session_state["study"] = identifier
-    st.toast(f"{what} {AT_THE_TOP}.", icon=":material/arrow_upward:", duration="long")
+    st.toast(what, icon=":material/arrow_upward:", duration="long")
 
 
 def before_the_start(study: Study, preset: str | None, known: Known) -> None:
@@ -153,12 +152,12 @@ def before_the_start(study: Study, preset: str | None, known: Known) -> None:
         "Time", f"~{sentences.duration(seconds)}",
         help=f"Estimate for this {device.upper()}, counting what cells reuse of each other. Within a factor of two.",
     )  # fmt: skip
-    for axis, title in ((study.rows, "Rows"), (study.columns, "Columns")):
-        if axis.label:
-            st.markdown(f"{title}, {axis.label}: {', '.join(point.name for point in axis.points)}")
+    plan = {"study": study.model_dump(mode="json")}
+    for axis in ("rows", "columns"):
+        if label := results.label(plan["study"][axis]):
+            st.markdown(f"{axis.capitalize()}, {label}: {'; '.join(results.titles(plan, axis))}")
     st.caption(
-        f"One control in each cell (random noise), so that a cell costs three arms and not four. {finished} of {cells} "
-        "cells are among your runs already and answer at once."
+        f"{computed(finished, cells)} Each cell has one control (random noise), so it trains three arms, not four."
     )
     if study.id in known:
         there(study.id, known)
@@ -169,24 +168,32 @@ def before_the_start(study: Study, preset: str | None, known: Known) -> None:
         st.error(problem, icon=":material/error:")
 
 
+def computed(finished: int, cells: int) -> str:
+    """How many of the cells are there already."""
+    if not finished:
+        return f"None of the {cells} cells is among your runs yet."
+    if finished == cells:
+        return f"All {cells} cells are among your runs, so there is nothing left to compute."
+    return f"{finished} of the {cells} cells {'is' if finished == 1 else 'are'} among your runs already, and reused."
+
+
 def there(identifier: str, known: Known) -> None:
-    """Says that this study is there already, and where."""
+    """Says that this study is there already, and leads to it."""
     record = known[identifier]
-    if isinstance(record, StudyRecord) and record.status().active:
-        said = "Exactly this study is under way."
-    else:
-        said = (
-            "Exactly this study is there already: starting it again would give the same numbers (on another machine, "
-            "nearly the same)."
-        )
+    said = "You have this study already"
+    if not isinstance(record, StudyRecord):
+        said = "This study comes with the project, finished"
+    elif record.status().active:
+        said = "This study is under way"
     if st.session_state.get("study") == identifier:
-        st.info(f"{said} It is shown {AT_THE_TOP}.")
+        st.info(f"{said}: [it is shown above](#studies). Change a setting to start another.")
         return
-    st.info(said)
+    st.info(f"{said}. Open it, or change a setting to start another.")
     st.button(
         "Open it",
         key="open_study",
+        type="primary",
         icon=":material/open_in_new:",
         on_click=open_study,
-        args=(identifier, "It is shown"),
+        args=(identifier, "Opened. [Go to it](#studies)."),
     )

@@ -111,7 +111,7 @@ def opened(run: Run) -> Poison:
         st.info("This run has no attack: nothing was changed, and there is nothing to look for.")
         st.stop()
     if stamp_of(run, "poison") is None:
-        st.info(f"Run {run.id} has no poison yet: it is {run.status().state}.")
+        not_yet(run)
         st.stop()
     if not len(found := Poison(run)):
         st.info(f"This run changed no image: poison fraction {run.config.threat.poison_fraction:g}.")
@@ -119,6 +119,22 @@ def opened(run: Run) -> Poison:
     if _images.only_labels(run):
         st.stop()
     return found
+
+
+def not_yet(run: Run) -> None:
+    """Says that there is no poison yet, and draws the page anew once there is, or never will be."""
+    active = run.status().active
+    st.info(f"This run has no poison yet: it is {run.status().state}.")
+    if not _shared.is_example(run):
+        _shared.page_link(
+            "pages/poison.py", "Watch its progress" if active else "See how it ended", ":material/science:"
+        )
+
+    def wait() -> None:
+        if active and (stamp_of(run, "poison") is not None or not run.status().active):
+            st.rerun()
+
+    st.fragment(wait, run_every="2s" if active else None)()
 
 
 def steps_of(run: Run) -> list[int]:
@@ -163,6 +179,7 @@ def after_step(run: Run) -> Poison:
 
 def controls(run: Run) -> tuple[Poison, int, float, str]:
     """One row of widgets: (poison after the chosen step, chosen image, end of δ's scale, its words)."""
+    opened(run)  # or the end of the page, before it is in columns
     left, middle, right = st.columns([2, 4, 3], vertical_alignment="bottom", gap="medium")
     with middle:
         poison = after_step(run)

@@ -81,21 +81,28 @@ def find_chosen() -> Run | None:
     return run
 
 
-def chosen_run() -> Run | None:
-    """As `find_chosen`; but None, with a plain warning, where there is no such run: never silently another one."""
+def chosen_run(title: str = "") -> Run | None:
+    """As `find_chosen`; but None, with a plain warning, where there is no such run: never silently another one.
+
+    Args: title: of the page, where it is not drawn yet.
+    """
     need_frame()
     try:
         return find_chosen()
     except records.RunNotFound as error:
+        if title:
+            st.title(title)
         text = _links.plainly(" ".join(str(error).split())[:300])
         st.warning(f"{text[0].upper()}{text[1:]}. Choose another in the sidebar.")
         _links.offer(str(st.session_state.get(RUN_PARAMETER) or st.query_params.get(RUN_PARAMETER)).strip().lower())
+        if example_run() is not None:
+            st.button("Open the example", on_click=choose, args=("",), icon=":material/open_in_new:")
         return None
 
 
 def open_run() -> Run:
     """The chosen run; ends the page with a plain sentence where there is none."""
-    run = chosen_run()
+    run = chosen_run(st.session_state.get("page title", ""))
     if run is None:
         if not (st.session_state.get(RUN_PARAMETER) or st.query_params.get(RUN_PARAMETER)):
             st.info("No run is open. Choose one in the sidebar, or start one on the Poison page.")

@@ -30,7 +30,10 @@ def below(*sections: str) -> list[str]:
 
 
 def form() -> None:
-    st.selectbox("Preset", list(PRESETS), key="preset", on_change=_form.fill_from_preset, persist_state="session")
+    st.selectbox(
+        "Preset", list(PRESETS), key="preset", on_change=_form.fill_from_preset, format_func=_form.preset_words,
+        persist_state="session", help="With each preset's time on this machine if it is idle, estimated.",
+    )  # fmt: skip
     preset = PRESETS[st.session_state["preset"]]
     st.caption(preset.sentence)
     with st.container(border=True):
@@ -72,8 +75,8 @@ def start() -> None:
     submit(_form.config, st.session_state["preset"], _fork.parent_id())
 
 
-def go_on(run: Run) -> None:
-    """Callback: a run that did not come to its end is submitted anew, and goes on where it was."""
+def resume(run: Run) -> None:
+    """Callback: a run that did not come to its end is submitted again, and continues where it was."""
 
     def settings() -> Config:
         jobs.check(run.config, runs_root=_shared.runs_root(), data_root=_shared.data_root())
@@ -114,10 +117,10 @@ def before_the_start(config: Config, target: str) -> None:
     cap = radius_cap(n=settings.n, sigma=config.sigma, alpha=settings.alpha)
     columns = st.columns(3)
     columns[0].metric(
-        "Time",
+        "Time, if idle",
         f"~{sentences.duration(expected.seconds)}",
-        help=f"Estimate for this {device.upper()}, if nothing can be reused and nothing else computes. Rough: within a "
-        "factor of two.",
+        help=f"Estimate for this {device.upper()} while nothing else runs on it and nothing can be reused. Rough: "
+        "within a factor of two.",
     )
     columns[1].metric("Memory", f"~{expected.memory_bytes / 1e9:.1f} GB", help="Estimated peak of the run's process.")
     columns[2].metric(
@@ -141,20 +144,25 @@ def before_the_start(config: Config, target: str) -> None:
         )
 
 
-def existing(config: Config, shown: Run | None) -> None:
-    """Says if this very configuration was run before, and offers the result."""
+def existing(config: Config, shown: Run | None) -> bool:
+    """Says if this very configuration was run before, and offers the result; returns whether it is active now."""
     try:
         run = records.find(_shared.runs_root(), records.run_id(config))
     except records.RunNotFound:
-        return
+        return False
     state = run.status().state
+    offer(run, state, shown)
+    return state in records.ACTIVE
+
+
+def offer(run: Run, state: str, shown: Run | None) -> None:
     if shown is not None and run.directory == shown.directory and not _shared.is_example(run):
         st.info(f"These are the settings of the run above, which is {'active' if state in records.ACTIVE else state}.")
         return
     if state == "done":
         st.info(
-            "A run with exactly these settings is finished: starting it again would give the same "
-            "numbers (on another machine, nearly the same)."
+            "A run with exactly these settings is finished. Starting it again would give the same numbers (on another "
+            "machine, nearly the same)."
         )
     elif state in records.ACTIVE:
         st.info(f"A run with exactly these settings is {state} now.")
@@ -170,23 +178,24 @@ def existing(config: Config, shown: Run | None) -> None:
 
 def run_section(run: Run) -> None:
     status = run.status()
-    st.header(f"Run {run.id}")
-    st.caption(sentences.settings_line(run))
-    if status.active:
-        _live.cancel_button(run)
-    else:
+    st.header(_links.plainly(_shared.row_label(_shared.row_of(run) | {"state": "done"})))  # its state is told below
+    st.caption(f"Run `{run.id}`. {sentences.settings_line(run)}")
+    if not status.active:
         _live.ended(run, status)
-    if not status.active and status.state != "done":
-        st.button(
-            "Go on",
-            key="go_on",
-            type="primary",
-            on_click=go_on,
-            args=(run,),
-            icon=":material/resume:",
-            help="From where it was: nothing that is finished is computed again, nor what a victim had reached.",
-        )
-    st.button("Copy its settings into the form", on_click=_fork.fork, args=(run,), icon=":material/content_copy:")
+    with st.container(horizontal=True):
+        if status.active:
+            _live.cancel_button(run)
+        elif status.state != "done":
+            st.button(
+                "Resume",
+                key="resume",
+                type="primary",
+                on_click=resume,
+                args=(run,),
+                icon=":material/resume:",
+                help="Continues from the last checkpoint. Nothing that is finished is computed again.",
+            )
+        st.button("Copy its settings into the form", on_click=_fork.fork, args=(run,), icon=":material/content_copy:")
     st.fragment(_live.live_view, run_every="1s" if status.active else None)(run)
 
 
@@ -220,8 +229,11 @@ def summary(config: Config) -> None:
     if said := kept_at_another_sigma(st.session_state["preset"], config):
         st.info(f"{said[0].upper()}{said[1:]}.")
     available = availability(config.dataset)
-    existing(config, open_now)
-    st.button("Start poisoning", on_click=start, disabled=not available, icon=":material/play_arrow:")
+    active = existing(config, open_now)
+    st.button(
+        "Start poisoning", on_click=start, disabled=active or not available, type="primary",
+        icon=":material/play_arrow:",
+    )  # fmt: skip
     if problem := st.session_state.get("start problem"):
         st.error(problem, icon=":material/error:")
     _threat.card(config, target)

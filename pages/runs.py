@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pandas as pd
 import streamlit as st
 
 from engine import datasets, html_report, jobs, records
+from engine.figures.comparison import RUN_STYLE
 from engine.records import Run, RunNotFound
 from engine.report import citations, commands, sentences, wording
 from engine.report.numbers import certificates_csv
-from pages import _comparison, _export, _fork, _links, _live, _shared
+from engine.studies import process
+from pages import _comparison, _export, _fork, _form, _links, _live, _shared
 
 # --- queue ---
 
@@ -46,10 +49,32 @@ def queue() -> None:
 # --- history ---
 
 
-def open_selected() -> None:
-    """Callback of the table: a ticked row is the open run."""
-    for place in st.session_state["history"]["selection"]["rows"]:
-        _shared.choose(st.session_state["history ids"][place])
+SHOW = ("My runs", "Of studies", "Examples", "All")
+
+
+def open_selected(key: str) -> None:
+    """Callback of the table: a single ticked row is the open run."""
+    ticked = st.session_state[key]["selection"]["rows"]
+    if len(ticked) == 1:
+        _shared.choose(st.session_state["history ids"][ticked[0]])
+
+
+def of_studies() -> set[str]:
+    """Ids of the runs that one's own studies are made of."""
+    readable = []
+    for record in process.all_studies(_shared.runs_root()):
+        with suppress(RunNotFound):
+            readable += record.study.cells()
+    return {cell.run_id for cell in readable}
+
+
+def shown_rows(rows: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """What the filter above the table says, and its rows."""
+    cells = of_studies()
+    kinds = ["Examples" if row["example"] else "Of studies" if row["id"] in cells else "My runs" for row in rows]
+    st.session_state.setdefault("history show", "My runs" if "My runs" in kinds else "All")
+    show = str(st.segmented_control("Show", SHOW, required=True, key="history show", label_visibility="collapsed"))
+    return show, [row for row, kind in zip(rows, kinds, strict=True) if show in (kind, "All")]
 
 
 def state_words(row: dict[str, Any]) -> str:
@@ -61,57 +86,76 @@ def whole_percent(share: float | None) -> float | None:
     return None if share is None else round(share, 2)
 
 
-def history(rows: list[dict[str, Any]]) -> None:
-    table = pd.DataFrame(
-        {
-            "name": [
-                ("★ " if row["starred"] else "") + (row["name"] or row["preset"] or "own settings") for row in rows
-            ],
-            "state": [state_words(row) for row in rows],
-            "class": [None if row["attack"] == "none" else row["target_name"] for row in rows],
-            "ε (L∞)": [row["epsilon"] for row in rows],
-            "σ": [row["sigma"] for row in rows],
-            "seed": [row["seed"] for row in rows],
-            "drop": [whole_percent(row["drop_poisoned"]) for row in rows],
-            "noise": [whole_percent(row["drop_random_noise"]) for row in rows],
-            "started": [_shared.moment(row["submitted"]) for row in rows],
-            "attack": [wording.attack_name(row["attack"] or "") for row in rows],
-            "procedure": [wording.PROCEDURE_NAMES.get(row["procedure"], row["procedure"]) for row in rows],
-            "architecture": [wording.ARCHITECTURE_NAMES.get(row["architecture"], row["architecture"]) for row in rows],
-            "data set": [wording.dataset_name(row["dataset"] or "") for row in rows],
-            "victims": [row["victim_seeds"] for row in rows],
-            "MB": [row["bytes"] / 1e6 for row in rows],
-            "id": [row["id"] for row in rows],
-        }
-    )
-    number = st.column_config.NumberColumn
+def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    seeds = [row["seed"] for row in rows]
+    if any(seed > _form.LARGEST_NUMBER for seed in seeds if seed):  # which a browser would round
+        seeds = [str(seed) for seed in seeds]
+    return {
+        "name": [("★ " if row["starred"] else "") + (row["name"] or row["preset"] or "own settings") for row in rows],
+        "state": [state_words(row) for row in rows],
+        "attack": [wording.attack_name(row["attack"] or "") for row in rows],
+        "procedure": [wording.PROCEDURE_NAMES[row["procedure"] or ""] for row in rows],
+        "class": [None if row["attack"] == "none" else row["target_name"] for row in rows],
+        "ε (L∞)": [row["epsilon"] for row in rows],
+        "σ": [row["sigma"] for row in rows],
+        "seed": seeds,
+        "drop": [whole_percent(row["drop_poisoned"]) for row in rows],
+        "noise": [whole_percent(row["drop_random_noise"]) for row in rows],
+        "started": [_shared.moment(row["submitted"]) for row in rows],
+        "architecture": [wording.ARCHITECTURE_NAMES[row["architecture"] or ""] for row in rows],
+        "data set": [wording.dataset_name(row["dataset"] or "") for row in rows],
+        "victims": [row["victim_seeds"] for row in rows],
+        "MB": [row["bytes"] / 1e6 for row in rows],
+        "id": [row["id"] for row in rows],
+    }
+
+
+def history(everything: list[dict[str, Any]]) -> None:
+    show, rows = shown_rows(everything)
+    st.caption("Tick a row to open its run. Tick two or more to compare them.")
+    columns = columns_of(rows)
+    settings = ("attack", "procedure", "class", "ε (L∞)", "σ", "seed", "architecture", "data set", "victims")
+    shared = {name: columns[name][0] for name in settings if len(rows) > 1 and len(set(columns[name])) == 1}
+    number, key = st.column_config.NumberColumn, f"history {show}"
     st.session_state["history ids"] = [row["id"] for row in rows]
-    st.dataframe(
-        table,
+    found = st.dataframe(
+        pd.DataFrame({name: values for name, values in columns.items() if name not in shared}),
         hide_index=True,
-        key="history",
+        key=key,
         placeholder="–",
-        on_select=open_selected,
-        selection_mode="single-row",
+        on_select=partial(open_selected, key),
+        selection_mode="multi-row",
         alt=f"Table of {len(rows)} runs with their settings and the drop in ACR.",
         column_config={
             "ε (L∞)": number(format="%g"),
             "σ": number(format="%g"),
-            "drop": number(
-                "drop, poisoned", format="percent", help="Of the target class's ACR, mean over victim seeds."
+            "drop": number("drop in ACR", format="percent", help="Of poisoned victims, target class, mean over seeds."),
+            "noise": number(
+                "random noise", format="percent", help="Drop in ACR under random noise of the same ε (L∞)."
             ),
-            "noise": number("drop, random noise", format="percent", help="Of the control at the same ε (L∞)."),
             "victims": number("victims an arm"),
             "MB": number(format="%.1f", help="On disk."),
         },
     )
-    own = sum(row["bytes"] for row in rows if not row["example"])
+    ticked = [rows[place]["id"] for place in found["selection"]["rows"] if place < len(rows)]
+    if len(ticked) > 1:
+        st.button(
+            f"Compare these {len(ticked)} runs", type="primary", icon=":material/compare_arrows:",
+            on_click=compare_ticked, args=(*ticked[: len(RUN_STYLE)],),
+        )  # fmt: skip
+    own = sum(row["bytes"] for row in everything if not row["example"])
+    same = f"All of them: {', '.join(f'{name} {value}' for name, value in shared.items())}. " if shared else ""
     st.caption(
-        f"Tick a row to open its run. {len(rows)} runs; yours use {own / 1e6:.1f} MB in {_shared.runs_root()} (stages "
-        "that runs share are "
-        "counted for each of them). Drop: 1 − ACR(arm)/ACR(clean) of the target class, L2 radii, victims of the same "
-        "seed."
+        f"{same}{len(rows)} of {len(everything)} runs; yours use {own / 1e6:.1f} MB in {_shared.runs_root()} (stages "
+        "that runs share are counted for each of them). Drop in ACR: 1 − ACR(arm)/ACR(clean) of the target class, L2 "
+        "radii, victims of the same seed."
     )
+
+
+def compare_ticked(*identifiers: str) -> None:
+    """Callback."""
+    _fork.compare(*identifiers)
+    st.toast("[Go to the comparison](#compare).", icon=":material/arrow_downward:")
 
 
 # --- the open run ---
@@ -147,10 +191,10 @@ def open_run_section(run: Run) -> None:
     links = st.container(horizontal=True)
     with links:
         if run.report:
-            _shared.page_link("pages/certify.py", "What it did: Certify", ":material/verified:")
-            _shared.page_link("pages/inspect.py", "The changes: Inspect", ":material/search:")
+            _shared.page_link("pages/certify.py", "See results (Certify)", ":material/verified:")
+            _shared.page_link("pages/inspect.py", "See changes (Inspect)", ":material/search:")
         if not _shared.is_example(run):
-            _shared.page_link("pages/poison.py", "Progress and log: Poison", ":material/science:")
+            _shared.page_link("pages/poison.py", "See progress and log (Poison)", ":material/science:")
     _fork.family(run)
     _fork.fork_button(run)
     left, right = st.columns([2, 3], gap="large")

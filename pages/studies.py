@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import jobs, records, spread
+from engine import jobs, records
 from engine.config import Config
 from engine.figures.study import heat_map
 from engine.overrides import with_overrides
@@ -30,25 +30,28 @@ def known_studies() -> dict[str, StudyRecord | dict[str, Any]]:
 
 @st.cache_data(show_spinner=False)
 def exhibited() -> list[dict[str, Any]]:
-    """In the order of their questions, so that the page opens with transfer."""
-    order = list(wording.KIND_NAMES)
-    return sorted(exhibits.exhibited(), key=lambda found: order.index(found["study"]["kind"]))
+    return exhibits.exhibited()
 
 
 def label_of(known: StudyRecord | dict[str, Any]) -> str:
-    if isinstance(known, StudyRecord) and not is_readable(known):
-        return f"unreadable · {known.id[:4]}"
+    """Without its state: the browser shows the words that were chosen until another study is."""
     if isinstance(known, StudyRecord):
-        study, status = known.study.model_dump(mode="json"), known.status()
-        words = [known.request.get("preset") or "", _shared.moment(status.submitted), known.id[:4]]
-        words += [] if status.state == "done" else [status.state]
+        if not is_readable(known):
+            return f"unreadable · {known.id[:4]}"
+        study, preset = known.study.model_dump(mode="json"), known.request.get("preset")
+        words = [_shared.moment(known.status().submitted), known.id[:4]]
     else:
-        study, words = known["study"], [known["preset"] or "", "comes with the project", known["id"][:4]]
-    size = f"{len(study['rows']['points'])} × {len(study['columns']['points'])}"
+        if (note := exhibits.notes().get(known["id"])) is not None:
+            return note.title
+        study, preset, words = known["study"], known["preset"], ["comes with the project", known["id"][:4]]
     name = wording.KIND_NAMES.get(study["kind"], study["kind"])
     if study["kind"] == "sweep":
-        name = f"Sweep: {study['rows']['label']} × {study['columns']['label']}"
-    return " · ".join([name, size, *filter(None, words)])
+        name = " × ".join(results.label(study[axis]) for axis in ("rows", "columns"))
+    return " · ".join([name, size_of(study), *filter(None, [preset, *words])])
+
+
+def size_of(study: dict[str, Any]) -> str:
+    return f"{len(study['rows']['points'])} × {len(study['columns']['points'])}"
 
 
 def is_readable(record: StudyRecord) -> bool:
@@ -80,20 +83,32 @@ def choose_study(known: dict[str, StudyRecord | dict[str, Any]]) -> StudyRecord 
 # --- progress of one's own ---
 
 
+def states(record: StudyRecord) -> tuple[str, ...]:
+    """Of the study and of each cell's run: where one of them changes, so does the whole page."""
+    runs = [record.run(cell) for cell in record.study.cells()]
+    return (record.status().state, *(run.status().state if run.exists() else "" for run in runs))
+
+
+def is_busy(record: StudyRecord) -> bool:
+    """Also while a cancelled study's last run is still stopping."""
+    return any(state in records.ACTIVE for state in states(record))
+
+
 def progress(record: StudyRecord) -> None:
     """State, ETA, failures. Runs every two seconds while the study is active."""
     if not is_readable(record):  # deleted meanwhile, in another browser
         st.rerun()
-    status, cells = record.status(), len(record.study.cells())
+    status, seen = record.status(), (record.id, states(record))
+    if st.session_state.get("seen study") not in (None, seen):
+        st.session_state["seen study"] = seen
+        st.rerun()
+    st.session_state["seen study"] = seen
+    cells = len(record.study.cells())
     done = cells - len(record.unfinished())
-    if st.session_state.get("seen study") not in (None, (record.id, done, status.active)):
-        st.session_state["seen study"] = (record.id, done, status.active)
-        st.rerun()  # a new cell, or the end: the figures change too
-    st.session_state["seen study"] = (record.id, done, status.active)
     if status.active:
         left = "" if status.eta_seconds is None else f", about {sentences.duration(status.eta_seconds)} left"
         stopping = ", stopping" if (record.directory / "cancel").exists() else ""
-        st.progress(status.fraction, f"{status.phase or 'Starting'}{left}{stopping} ({done} of {cells} cells done)")
+        st.progress(status.fraction, f"{phase_of(record)}{left}{stopping} ({done} of {cells} cells done)")
     elif done < cells:
         error = f": {status.error}" if status.error else ""
         st.warning(f"**Partial result: {done} of {cells} cells.** The study is {status.state}{error}.")
@@ -101,8 +116,19 @@ def progress(record: StudyRecord) -> None:
         st.warning(event)
 
 
+def phase_of(record: StudyRecord) -> str:
+    """What is computing now, its cell in the words of the page."""
+    status, study = record.status(), record.study
+    phase, plan = status.phase or "starting", {"study": study.model_dump(mode="json")}
+    for cell in study.cells():
+        if cell.run_id == status.detail:
+            title = results.cell_title(plan, {"row": cell.row, "column": cell.column})
+            phase = phase.replace(study.name_of(cell), title)
+    return phase[0].upper() + phase[1:]
+
+
 def manage(record: StudyRecord) -> None:
-    """Cancel while it is active, go on where cells are missing."""
+    """Cancel while it is active, resume where cells are missing."""
     if record.status().active:
         asked = (record.directory / "cancel").exists()
         st.button(
@@ -111,7 +137,7 @@ def manage(record: StudyRecord) -> None:
         )  # fmt: skip
     elif record.unfinished():
         st.button(
-            "Go on", icon=":material/play_arrow:",
+            "Resume", icon=":material/resume:",
             on_click=_new_study.start, args=(record.study, record.request.get("preset")),
             help="Computes the missing cells. Finished ones, and finished stages of others, are reused.",
         )  # fmt: skip
@@ -135,12 +161,8 @@ def delete(record: StudyRecord) -> None:
 
 def show(found: dict[str, Any]) -> None:
     finished, cells = results.finished(found)
-    kind = found["study"]["kind"]
-    if kind == "sweep":
-        st.caption(f"Against each other: {found['study']['rows']['label']} and {found['study']['columns']['label']}.")
-    elif kind in kinds.KINDS:
-        st.caption(kinds.KINDS[kind].sentence)
-    if kind == "reproduce-small":
+    st.caption(question(found))
+    if found["study"]["kind"] == "reproduce-small":
         st.warning("Small scale, for CPUs: not the authors' setting.")
     left, right = st.columns([3, 2], gap="large")
     key = f"cell {found['id']}"
@@ -154,13 +176,25 @@ def show(found: dict[str, Any]) -> None:
         chart(figure, f"heat {found['id']}", on_select=select_clicked, selection_mode="points")
         st.caption(
             "1 − ACR(poisoned)/ACR(clean), mean ± standard deviation over pairs of victims of the same seed. Beneath "
-            "it the control: random noise of the same ε (L∞) on the same images, victims trained and certified alike. "
-            f"Darker: more is lost; the colours mean the same in every study. {finished} of {cells} cells have a whole "
-            "result. Click a cell for the runs behind it."
+            "it the control: random noise of the same ε (L∞) on the same images, trained and certified the same way. "
+            "Darker means a larger drop; the colours mean the same in every study. "
+            f"{finished} of {cells} cells are complete. Click a cell for the run behind it."
         )
     with right:
         st.selectbox("Cell", options, format_func=lambda k: results.cell_title(found, found["cells"][k]), key=key)
         cell_panel(found, cell)
+
+
+def question(found: dict[str, Any]) -> str:
+    """What the study asks, and of how many runs of which preset."""
+    study, preset = found["study"], found["preset"]
+    known = kinds.KINDS.get(study["kind"])
+    asked = "Clean victims, poisoned ones and random noise, for each setting and each seed."
+    if study["kind"] == "sweep":
+        asked = f"Rows: {results.label(study['rows'])}. Columns: {results.label(study['columns'])}."
+    elif known is not None:
+        asked = known.sentence
+    return f"{asked} {size_of(study)} runs" + (f" of the preset {preset}." if preset else ".")
 
 
 def select_clicked() -> None:
@@ -180,33 +214,44 @@ def results_of(known: StudyRecord | dict[str, Any]) -> dict[str, Any]:
 def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
     """The run behind a cell, and the ways to it."""
     with st.container(border=True):
-        l2, psnr, ssim = tables.visibility(cell)
-        st.markdown(
-            f"**{results.cell_title(found, cell)}**, run `{cell['run']}` ({cell['state']})\n"
-            f"- Poison: {wording.attack_name(cell['attack'])} against "
-            f"{wording.PROCEDURE_NAMES[cell['attack_procedure']]} on {wording.ARCHITECTURE_NAMES[cell['surrogate']]}, "
-            f"σ = {cell['attack_sigma']:g}, ε = {cell['epsilon']:g} (L∞)\n"
-            f"- Victims: {wording.PROCEDURE_NAMES[cell['procedure']]}, "
-            f"{wording.ARCHITECTURE_NAMES[cell['architecture']]}, σ = {cell['sigma']:g}\n"
-            f"- Drop **{sentences.percent(cell['drop'])}**, random noise "
-            f"{sentences.percent(cell['control_drop'])}; beyond it {beyond(cell)} points (95 %, Student's t); "
-            f"{sentences.several(results.victims(cell), 'pair')} of victims, seed {cell['seed']}\n"
-            f"- ACR (L2, pixel units) {sentences.with_spread(cell['acr_clean'])} clean, "
-            f"{sentences.with_spread(cell['acr_poisoned'])} poisoned\n"
-            f"- Poison's size: L2 {l2}, PSNR {psnr} dB, SSIM {ssim}"
-        )
+        st.markdown(f"**{results.cell_title(found, cell)}**")
+        if cell["state"] != "not started":
+            st.markdown(f"Run `{cell['run']}` ({cell['state']})\n{numbers_of(cell)}")
         try:
             run = records.find(_shared.runs_root(), cell["run"])
         except RunNotFound:
-            words = "has not begun" if cell["state"] == "not started" else "is not on this machine"
-            st.caption(f"This run {words}. The same from the command line:")
+            said = "Not started yet" if cell["state"] == "not started" else "This run is not on this machine"
+            st.caption(f"{said}. From the command line:")
             st.code(command_of_cell(found, cell), language=None, wrap_lines=True)
         else:
             run_links(run)
 
 
+def numbers_of(cell: dict[str, Any]) -> str:
+    """What was asked for, and what came out so far: a line of Markdown each."""
+    lines = [
+        f"Poison: {wording.attack_name(cell['attack'])} against "
+        f"{wording.PROCEDURE_NAMES[cell['attack_procedure']]} on {wording.ARCHITECTURE_NAMES[cell['surrogate']]}, "
+        f"σ = {cell['attack_sigma']:g}, ε = {cell['epsilon']:g} (L∞)",
+        f"Victims: {wording.PROCEDURE_NAMES[cell['procedure']]}, {wording.ARCHITECTURE_NAMES[cell['architecture']]}, "
+        f"σ = {cell['sigma']:g}, {sentences.several(results.victims(cell), 'pair')}, seed {cell['seed']}",
+    ]
+    if cell["drop"]:
+        more = "" if (limits := beyond(cell)) == "–" else f"; {limits} points beyond it (95 %, Student's t)"
+        lines += [
+            f"Drop in ACR **{sentences.percent(cell['drop'])}**, random noise "
+            f"{sentences.percent(cell['control_drop'])}{more}",
+            f"ACR (L2, pixel units) {sentences.with_spread(cell['acr_clean'])} clean, "
+            f"{sentences.with_spread(cell['acr_poisoned'])} poisoned",
+        ]
+    if cell["perturbation"]:
+        l2, psnr, ssim = tables.visibility(cell)
+        lines.append(f"Size of the poison: L2 {l2}, PSNR {psnr} dB, SSIM {ssim}")
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def beyond(cell: dict[str, Any]) -> str:
-    return spread.percent(results.beyond_control(cell))
+    return sentences.interval(results.beyond_control(cell))
 
 
 def overrides_of(found: dict[str, Any], cell: dict[str, Any]) -> list[str]:
@@ -240,14 +285,15 @@ def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
 
 
 def rivals(found: dict[str, Any]) -> None:
-    st.header("Does bilevel optimisation earn its price?")
+    st.header("Is bilevel optimisation worth its cost?")
     head, *lines = tables.rivals(found, results.titles)
     table = pd.DataFrame(lines, columns=head)
     st.dataframe(table, hide_index=True, alt="The attacks side by side: drop, transfer, visibility, seconds.")
     st.caption(
-        "All at the same ε (L∞). Drop: mean ± standard deviation over pairs of victims. L2 (pixel units of [0, 1]), "
-        "PSNR (decibels) and SSIM: means over poisoned images; more L2 and less PSNR or SSIM is easier to see. "
-        "Attack s: seconds of computing it; – where the poison was taken from an earlier run."
+        "All at the same ε (L∞). Drop in ACR: mean ± standard deviation over pairs of victims. L2 (pixel units of "
+        "[0, 1]), PSNR (decibels) and SSIM: means over poisoned images; more L2, or less PSNR or SSIM, is easier to "
+        "see. "
+        "Attack s: seconds to compute it; – where the poison was taken from an earlier run."
     )
 
 
@@ -258,9 +304,9 @@ def table_and_downloads(found: dict[str, Any]) -> None:
         {
             "cell": [results.cell_title(found, cell) for cell in cells],
             "state": [cell["state"] for cell in cells],
-            "drop": [percent(cell["drop"]) for cell in cells],
+            "drop in ACR, poisoned": [percent(cell["drop"]) for cell in cells],
             "random noise": [percent(cell["control_drop"]) for cell in cells],
-            "beyond it, 95 %": [beyond(cell) for cell in cells],
+            "points beyond it, 95 %": [beyond(cell) for cell in cells],
             "victims": [results.victims(cell) for cell in cells],
             "ACR clean (L2)": [number(cell["acr_clean"]) for cell in cells],
             "ACR poisoned (L2)": [number(cell["acr_poisoned"]) for cell in cells],
@@ -283,8 +329,9 @@ def table_and_downloads(found: dict[str, Any]) -> None:
 _shared.chosen_run()
 st.title("Studies")
 st.markdown(
-    "One run answers one question. A study asks it in many places at once: does the poison carry over to another "
-    "training procedure, another network, another σ; how does it grow with ε; does a cheaper attack do as well?"
+    "One run answers one question. A study asks the same question for a grid of settings: does the poison carry over "
+    "to another training procedure, another network, another σ? How does the drop grow with ε? Does a cheaper attack "
+    "do as well?"
 )
 if problem := st.session_state.pop("studies problem", None):
     st.error(problem, icon=":material/error:")
@@ -297,7 +344,9 @@ try:
     if isinstance(chosen, StudyRecord):
         manage(chosen)
         st.session_state["seen study"] = None  # all is drawn anew: running again at once would only take a toast away
-        st.fragment(progress, run_every="2s" if chosen.status().active else None)(chosen)
+        st.fragment(progress, run_every="2s" if is_busy(chosen) else None)(chosen)
+    elif chosen is not None and (note := exhibits.notes().get(chosen["id"])) is not None:
+        st.markdown(f"**Finding:** {note.finding}")
     if chosen is not None:
         shown = results_of(chosen)
         show(shown)

@@ -26,7 +26,7 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
 
         page.goto(f"{app.address}/poison?preset=smoke&seed=3")  # the server's first visitor comes by a link
         page.get_by_text("--set seed=3").wait_for()
-        page.get_by_role("textbox", name="Open run, by id").wait_for()
+        page.get_by_role("button", name="Open by id").wait_for()
         page.goto(f"{app.address}/certify?run=0123456789abcdef")
         page.get_by_text(re.compile("^No run .* has id 0123456789abcdef")).wait_for()
         no_exception(page)
@@ -70,9 +70,9 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
         page.get_by_role("button", name="Start poisoning").click()
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("Cancelled. What was finished is kept").wait_for(timeout=PATIENCE)
-        page.get_by_role("button", name="Go on").click()
+        page.get_by_role("button", name="Resume").click()
         page.get_by_text(re.compile("^Done: run ")).wait_for(timeout=PATIENCE)
-        assert page.get_by_role("button", name="Go on").count() == 0
+        assert page.get_by_role("button", name="Resume").count() == 0
         no_exception(page)
 
         for name in ("Runs", "Inspect", "Start"):

@@ -76,9 +76,7 @@ def test_what_the_attacker_assumes_is_the_victims_procedure_and_sigma_unless_sai
     other = with_overrides(CONFIG, ["attack.procedure=macer", "attack.procedure.draws=4", "attack.sigma=1"])
     assert lower_level(other) == (ProcedureConfig(name="macer", draws=4), 1.0)
     assert with_overrides(other, ["attack.procedure=null", "attack.sigma=null"]) == CONFIG
-    with pytest.raises(
-        ConfigError, match=r"draws cannot be set before attack\.procedure, which is null"
-    ):
+    with pytest.raises(ConfigError, match=r"draws cannot be set before attack\.procedure, which is null"):
         with_overrides(CONFIG, ["attack.procedure.draws=4"])
 
 

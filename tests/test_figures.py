@@ -318,7 +318,7 @@ def test_partial_runs_are_shown_and_labelled(copied, table, arms):
     copied.write_status(Status(**(asdict(copied.status()) | dict(state="cancelled"))))
     for app in (page("certify", copied), page("inspect", copied, view=VIEWS[3])):
         assert not app.exception
-        assert "PARTIAL RESULT (cancelled)" in told(app)
+        assert "Partial result (cancelled)" in told(app)
 
 
 def test_runs_without_poison_or_certificates_end_in_a_sentence(copied):

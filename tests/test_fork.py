@@ -57,10 +57,10 @@ def test_a_fork_shows_what_differs_and_remembers_its_parent(place: Path, submitt
     test = opened("pages/poison.py", run=parent.id)
     button(test, "Copy its settings into the form").click().run()
     assert f"Fork of run `{parent.id}`" in words(test)
-    assert "Nothing differs yet" in words(test)
+    assert "Nothing has changed yet" in words(test)
     test.number_input(key="field threat.epsilon").set_value(0.05).run()
-    (table,) = [frame.value for frame in test.dataframe if list(frame.value.columns) == ["field", "there", "here"]]
-    assert table.to_numpy().tolist() == [["threat.epsilon", str(parent.config.threat.epsilon), "0.05"]]
+    (table,) = [frame.value for frame in test.dataframe if list(frame.value.columns) == ["setting", "original", "here"]]
+    assert table.to_numpy().tolist() == [["Budget ε (L∞, pixel units)", str(parent.config.threat.epsilon), "0.05"]]
     button(test, "Start poisoning").click().run()
     child = Run(place / records.run_id(submitted[0]))
     assert child.request["forked_from"] == parent.id
@@ -71,7 +71,7 @@ def test_what_is_no_fork_has_no_parent(place: Path, submitted: list[Any]) -> Non
     parent = own_copy(place)
     test = opened("pages/poison.py", run=parent.id)
     button(test, "Copy its settings into the form").click().run()
-    button(test, "Not a fork any more").click().run()
+    button(test, "Discard fork link").click().run()
     test.number_input(key="field threat.epsilon").set_value(0.05).run()
     button(test, "Start poisoning").click().run()
     assert "forked_from" not in Run(place / records.run_id(submitted[0])).request

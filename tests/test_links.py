@@ -162,12 +162,15 @@ def test_a_link_to_a_run_that_is_not_here_offers_to_compute_it(page: str) -> Non
 def test_a_link_whose_configuration_cannot_be_run_says_which_field(typed: dict[str, str], said: str) -> None:
     test = opened("pages/certify.py", run=NOT_HERE, **typed)
     assert any(said in error.value for error in test.error)
-    assert not test.button
+    assert [each.label for each in test.button] == ["Open the example"]
     assert not test.exception
 
 
 def test_a_link_that_does_not_say_how_offers_nothing() -> None:
-    assert not opened("pages/certify.py", run=NOT_HERE).button
+    test = opened("pages/certify.py", run=NOT_HERE)
+    button(test, "Open the example").click().run()
+    assert not test.exception
+    assert test.session_state["run"] == ""
 
 
 def test_the_full_link_has_every_value_the_whole_id_and_what_makes_the_run_again(

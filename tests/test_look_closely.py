@@ -127,6 +127,17 @@ def test_images_without_recorded_steps_say_so_and_the_wall_shows_the_others() ->
 # --- sort and filter ---
 
 
+def test_before_there_is_poison_the_page_says_so_across_its_width_and_leads_to_the_progress(place: Path) -> None:
+    run = own_copy(place, config=with_overrides(PRESETS["smoke"].config, ["seed=9"]), state="cancelled")
+    (run.directory / "poison.safetensors").unlink()
+    test = opened(INSPECT, run=run.id)
+    assert not test.exception
+    (info,) = test.main.info
+    assert info.value == "This run has no poison yet: it is cancelled."
+    assert not [found for column in test.columns for found in column.info]
+    assert "See how it ended" in words(test)
+
+
 def test_a_run_without_recorded_steps_says_no_more_than_that(place: Path) -> None:
     run = own_copy(place)
     (run.directory / "evolution.safetensors").unlink()

@@ -18,6 +18,7 @@ from engine import records
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
+from engine.studies import kinds, process
 from pages import _comparison, _shared
 from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
 
@@ -278,6 +279,34 @@ def test_runs_that_differ_only_in_the_attack_are_comparable(place: Path) -> None
     test = opened("pages/runs.py", compare=f"{one.id},{two.id}")
     assert not test.exception
     assert any(success.value.startswith("Comparable") for success in test.success)
+    (chart,) = test.get("plotly_chart")
+    assert "ε = 0.05, clean" in chart.proto.alt  # by what differs, and nothing else
+
+
+def test_runs_of_different_seeds_are_to_be_compared_with_care(place: Path) -> None:
+    one, two = (own_copy(place, config=with_overrides(PRESETS["smoke"].config, [f"seed={k}"])) for k in (7, 8))
+    warnings = [each.value for each in opened("pages/runs.py", compare=f"{one.id},{two.id}").warning]
+    assert any(said.startswith("**Compare with care.**") for said in warnings)
+
+
+def test_the_history_leaves_out_what_all_runs_share_and_runs_of_studies(place: Path) -> None:
+    largest = 2**63 - 1
+    own = own_copy(place, config=with_overrides(PRESETS["smoke"].config, [f"seed={largest}"]))
+    study = kinds.make("sweep", preset="smoke", rows="seed=7,8", columns="sigma=0.25")
+    process.submit(study, runs_root=place, data_root=place)
+    for cell in study.cells():
+        own_copy(place, config=cell.config)
+    test = opened("pages/runs.py")
+    assert not test.exception
+    assert list(test.dataframe[0].value["id"]) == [own.id]
+    shown = test.segmented_control(key="history show")
+    assert shown.value == "My runs"
+    table = shown.set_value("Of studies").run().dataframe[0].value
+    assert set(table["id"]) == {cell.run_id for cell in study.cells()}
+    assert "seed" in table
+    assert "procedure" not in table
+    table = test.segmented_control(key="history show").set_value("All").run().dataframe[0].value
+    assert str(largest) in set(table["seed"])  # a browser would round the number
 
 
 @pytest.mark.parametrize(

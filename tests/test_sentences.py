@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from engine.presets import PRESETS
 from engine.records import Run
 from engine.report import sentences
 
-NO_EFFECT = "With these victims the poison may take nothing (95 %: -27 to 57 %)."
-NO_MORE = "With these victims the poison may take nothing beyond that (95 %: -10 to 10 points more)."
-SO_FEW = "So few victims cannot say whether the poison takes anything beyond that."
+NO_EFFECT = "With these victims the poison may take nothing (95 %: −27 to 57 %)."
+NO_MORE = "With these victims the poison may take nothing beyond that (95 %: −10 to 10 points more)."
+SO_FEW = "That is too few victims to tell whether the poison takes anything beyond that."
 ONE = "One pair of victims cannot say how sure that is."
 
 
@@ -65,6 +66,17 @@ def test_a_headline_says_how_sure_it_is(
     text = sentences.headline(report(poisoned, noise))
     assert said in text
     assert text.endswith(more or said)
+
+
+@pytest.mark.parametrize("seeds", [[0.01, 0.21], [-0.3, 0.11, 0.52]])
+def test_an_interval_that_says_nothing_is_not_told(seeds: list[float]) -> None:
+    """Two victims, or 100 points: such a limit may round to 100 without exceeding it."""
+    found = report((0.11, 0.12), (0.01, 0.0))
+    found["relative_drop"]["poisoned"]["seeds"] = seeds
+    found["relative_drop"]["random_noise"]["seeds"] = [0.01] * len(seeds)
+    found["relative_drop"]["poisoned"]["sd"] = stdev(seeds)
+    assert sentences.headline(found).endswith(SO_FEW)
+    assert "poisoned" not in sentences.victims_line(found)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The Studies page in Streamlit's own test harness: results, partial ones, links to runs, a study of one's own."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from streamlit.testing.v1 import AppTest
 from engine import jobs
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
-from engine.records import Status
+from engine.records import GALLERY, Status
 from engine.studies import exhibits, kinds, process, results
 from tests.app import button, words
 from tests.test_study_tables import fake_report, with_reports
 
+SHIPPED = exhibits.exhibited
 PAGE = str(Path(__file__).parents[1] / "pages" / "studies.py")
 
 
@@ -57,12 +59,12 @@ def test_a_finished_study_shows_map_table_and_the_run_behind_a_cell(place: Path)
     assert not test.exception
     assert not test.warning
     assert len(test.get("plotly_chart")) == 1
-    assert "0.25 → 0.25" in words(test)
-    assert "Drop **10 ± 2 %**" in words(test)
+    assert "σ = 0.25 → σ = 0.25" in words(test)
+    assert "Drop in ACR **10 ± 2 %**" in words(test)
     cells = next(box for box in test.selectbox if box.label == "Cell")
     cells.select(cells.options[5]).run()
     run = record.study.cells()[5].run_id
-    assert f"run `{run}`" in words(test)
+    assert f"Run `{run}` (done)" in words(test)
     button(test, "Open in Certify")
     assert [found.label for found in test.get("download_button")] == ["CSV", "Markdown", "JSON"]
     assert test.query_params["study"] == record.id
@@ -71,8 +73,9 @@ def test_a_finished_study_shows_map_table_and_the_run_behind_a_cell(place: Path)
 def test_a_study_with_cells_missing_says_so_and_can_go_on(place: Path) -> None:
     record = finished(place, reports=4, state="cancelled")
     test = opened()
+    assert not any("cancelled" in option for option in test.selectbox(key="study").options)  # a browser keeps its words
     assert "Partial result: 4 of 9 cells" in words(test)
-    button(test, "Go on").click().run()
+    button(test, "Resume").click().run()
     assert not test.exception
     assert record.status().state == "queued"
     button(test, "Cancel").click().run()
@@ -92,7 +95,7 @@ def test_rivals_are_laid_side_by_side(place: Path) -> None:
     finished(place, "rivals", reports=30)
     test = opened()
     assert not test.exception
-    assert "Does bilevel optimisation earn its price?" in words(test)
+    assert "Is bilevel optimisation worth its cost?" in words(test)
     table = test.dataframe[0].value
     assert table["attack"][0] == "PACD"
     assert list(table.columns[:2]) == ["attack", "drop, Perceptron (MLP)"]
@@ -106,7 +109,37 @@ def test_a_published_study_opens_without_its_runs(place: Path, monkeypatch: pyte
     test = opened()
     assert not test.exception
     assert "is not on this machine" in words(test)
+    assert " · comes with the project · " in test.selectbox(key="study").options[0]
     assert "python -m engine run --preset smoke" in words(test)
+
+
+def test_a_cell_that_has_not_started_shows_its_command_and_no_dashes(place: Path) -> None:
+    record = finished(place, reports=4, state="cancelled")
+    test = opened(study=record.id)
+    cells = next(box for box in test.selectbox if box.label == "Cell")
+    cells.select(cells.options[-1]).run()
+    assert "Not started yet. From the command line:" in words(test)
+    assert "Drop in ACR **" not in words(test)
+    assert "None of the 9 cells is among your runs yet." in words(test)  # of the study that the form would start
+
+
+def test_the_projects_studies_go_by_their_titles_and_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exhibits, "exhibited", SHIPPED)
+    st.cache_data.clear()
+    test = opened(study="43731")
+    assert not test.exception
+    assert test.selectbox(key="study").options[0] == "Transfer between training procedures"
+    assert any(text.value.startswith("**Finding:** Poison carries over") for text in test.markdown)
+
+
+def test_every_study_of_the_project_has_a_finding_whose_numbers_stand_in_the_documentation() -> None:
+    shown = {path.stem for path in (GALLERY / "studies").glob(f"{'?' * 16}.json")}
+    notes, told = exhibits.notes(), (GALLERY.parent / "docs" / "reproduction.md").read_text()
+    assert set(notes) == shown
+    assert len({note.title for note in notes.values()}) == len(notes)
+    for note in notes.values():
+        for number in re.findall(r"−?\d[\d.]*(?: ± \d+)?", note.finding.rstrip(".")):
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", told), (note.title, number)
 
 
 @pytest.mark.parametrize(("kind", "preset"), [("transfer-procedure", "quick"), ("rivals", "quick"), ("sweep", "smoke")])
@@ -136,8 +169,8 @@ def test_a_study_is_started_and_shown(place: Path) -> None:
     assert record.request["preset"] == "smoke"
     assert test.session_state["study"] == record.id
     (news,) = test.toast
-    beside_the_button = "Exactly this study is under way. It is shown [at the top of this page](#studies)."
-    assert "[at the top of this page](#studies)" in news.value
+    beside_the_button = "This study is under way: [it is shown above](#studies)."
+    assert "[See its progress](#studies)" in news.value
     assert beside_the_button in words(test)
     assert test.title[0].value == "Studies"  # where that leads
 
@@ -155,7 +188,7 @@ def test_the_page_is_drawn_once_after_a_start(place: Path, monkeypatch: pytest.M
 def test_a_study_that_is_there_is_opened_and_said_to_be_above(place: Path) -> None:
     other = finished(place, "transfer-procedure")
     test = opened(study=finished(place).id)
-    shown = "(on another machine, nearly the same). It is shown [at the top of this page](#studies)."
+    shown = "You have this study already: [it is shown above](#studies)."
     assert shown not in words(test)
     button(test, "Open it").click().run()
     assert not test.exception

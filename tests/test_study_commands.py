@@ -50,7 +50,9 @@ def test_a_study_prints_its_table_resumes_at_once_and_is_listed_and_deleted(
     found = json.loads(text)
     assert [cell["run"] for cell in found["cells"]] == [row["run"] for row in rows]
     code, text, _ = main(capsys, "studies", "--runs-root", runs_root)
-    assert text.split() == [found["id"], "done", "transfer-sigma", "smoke", "4/4"]
+    first, _, *shipped = text.splitlines()
+    assert first.split() == [found["id"], "done", "transfer-sigma", "smoke", "4/4"]
+    assert shipped[0].endswith("  Transfer between training procedures")
     code, text, _ = main(capsys, "studies", found["id"][:5], "--runs-root", runs_root)
     assert f"study `{found['id']}`" in text
     monkeypatch.setattr(exhibits, "exhibited", lambda: [found | {"preset": "another machine's"}])

@@ -154,6 +154,10 @@ def test_a_published_study_is_small_and_holds_no_path(half_done: process.StudyRe
     found = results.of(half_done)
     path = exhibits.exhibit(half_done, found, tmp_path / "gallery")
     assert exhibits.exhibited(tmp_path / "gallery") == [json.loads(json.dumps(found))]
+    (path.parent / "notes.json").write_text(json.dumps({found["id"]: {"title": "A", "finding": "B"}}))
+    exhibits.exhibit(half_done, found, tmp_path / "gallery")  # again, and what was written by hand stays
+    assert exhibits.notes(tmp_path / "gallery")[found["id"]].finding == "B"
+    assert exhibits.exhibited(tmp_path / "gallery") == [json.loads(json.dumps(found))]
     assert path.stat().st_size < 20_000
     assert str(tmp_path) not in path.read_text()
     copies = {run.id for run in records.all_runs(tmp_path / "gallery" / "grid")}

@@ -40,7 +40,7 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
         zmin=0,
         zmax=100,
         colorscale=[list(stop) for stop in SCALE],
-        colorbar=dict(title=dict(text="drop, %", side="right"), thickness=14, outlinewidth=0),
+        colorbar=dict(title=dict(text="Drop in ACR, %", side="right"), thickness=14, outlinewidth=0),
         xgap=3,
         ygap=3,
         hoverinfo="skip",
@@ -64,7 +64,7 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
         row, column = chosen
         frame = dict(color="#0072B2", width=4)
         figure.add_shape(type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line=frame)
-    labels = [found["study"][axis]["label"] for axis in ("rows", "columns")]
+    labels = [results.label(found["study"][axis]) for axis in ("rows", "columns")]
     ticks = [[_broken(name) for name in names] for names in (rows, columns)]
     still = dict(showgrid=False, zeroline=False, automargin=True)
     figure.update_yaxes(

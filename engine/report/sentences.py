@@ -4,7 +4,7 @@ from typing import Any
 
 from engine import datasets, paper, spread
 from engine.config import CONTROLS, Config, arms_of, lower_level
-from engine.records import Run
+from engine.records import ACTIVE, Run
 from engine.report import wording
 
 TARGET = "the target class"  # where its name is not given
@@ -37,6 +37,11 @@ def percent(share: dict[str, Any] | None, digits: int = 0) -> str:
         return "–"
     spread = "" if share["sd"] is None else f" ± {100 * share['sd']:.{digits}f}"
     return f"{100 * share['mean']:z.{digits}f}{spread} %"
+
+
+def interval(found: dict[str, Any] | None) -> str:
+    """A share's 95 % interval in per cent, for sentences: "−10 to 57"."""
+    return spread.percent(found).replace("-", "−")
 
 
 def duration(seconds: float) -> str:
@@ -72,11 +77,11 @@ def headline(report: dict[str, Any]) -> str:
     if len(drop["seeds"]) == 1:
         control += " One pair of victims cannot say how sure that is."
     elif drop["mean"] > 0 and not spread.is_above_zero(beyond or drop):
-        limits, than_noise = spread.interval(beyond or drop), " beyond that" * bool(beyond)
-        if limits is not None and max(map(abs, limits)) > 1:  # more than there is to lose
-            control += f" So few victims cannot say whether the poison takes anything{than_noise}."
+        than_noise = " beyond that" * bool(beyond)
+        if not spread.is_telling(beyond or drop):
+            control += f" That is too few victims to tell whether the poison takes anything{than_noise}."
         else:
-            found = f"{spread.percent(beyond)} points more" if beyond else f"{spread.percent(drop)} %"
+            found = f"{interval(beyond)} points more" if beyond else f"{interval(drop)} %"
             control += f" With these victims the poison may take nothing{than_noise} (95 %: {found})."
     victims = "fine-tuned" if config["training"]["fine_tune_epochs"] else "retrained"
     return (
@@ -109,13 +114,15 @@ def numbers_line(report: dict[str, Any]) -> str:
 def victims_line(report: dict[str, Any]) -> str:
     """How sure drops are as means over victims, and how far the poison's is beyond its controls'; "" of one victim."""
     drops = report["relative_drop"]
-    told = [f"{_arm(arm)} {spread.percent(found)} %" for arm, found in drops.items() if spread.interval(found)]
+    told = [f"{_arm(arm)} {interval(found)} %" for arm, found in drops.items() if spread.is_telling(found)]
     beyond = {arm: spread.difference(drops.get("poisoned"), drops.get(arm)) for arm in CONTROLS}
     told += [
-        f"poisoned beyond {_arm(arm)} {spread.percent(found)} points"
+        f"poisoned beyond {_arm(arm)} {interval(found)} points"
         for arm, found in beyond.items()
-        if spread.interval(found)
+        if spread.is_telling(found)
     ]
+    if not told and any(spread.interval(found) for found in drops.values()):
+        return "Too few victims for an interval of the drops that would say anything."
     return f"Drops, 95 % intervals over victims (Student's t, pairs of one seed): {', '.join(told)}." if told else ""
 
 
@@ -182,7 +189,9 @@ def is_the_papers(config: Config) -> bool:
 def limits_line(run: Run) -> str:
     """What a reader must know before trusting a number of this run: sizes, draws, seeds, data set, whole or partial."""
     config, settings = run.config, run.config.certification
-    partial = "" if run.status().state == "done" else f"PARTIAL RESULT ({run.status().state}). "
+    state = run.status().state
+    partial = f"Still {state}: partial result. " if state in ACTIVE else f"Partial result ({state}). "
+    partial *= state != "done"
     other = "" if is_the_papers(config) else " Not the paper's setting."
     certified = (run.report or {}).get("certified_images", {})
     found = certified.get("target", settings.target_images)  # a class may have fewer than were asked for

@@ -164,9 +164,15 @@ def _studies(options: argparse.Namespace) -> int:
             )
             print(*lines, sep="\n", end="\n" * bool(rows))
             if not rows:
-                names = ", ".join(found["id"] for found in exhibits.exhibited())
-                print(f"no studies under {options.runs_root} yet; with the project come {names}", file=sys.stderr)
+                print(f"no studies under {options.runs_root} yet", file=sys.stderr)
+            _print_shipped()
     return OK
+
+
+def _print_shipped() -> None:
+    print("with the project come:")
+    for identifier, note in exhibits.notes().items():
+        print(f"{identifier}  {note.title}\n  {note.finding}")
 
 
 def _study_row(record: StudyRecord) -> dict[str, Any]:

@@ -1,6 +1,11 @@
-"""Studies that come with the project: their results in gallery/studies/, their runs in gallery/grid/."""
+"""Studies that come with the project: their results in gallery/studies/, their runs in gallery/grid/.
+
+gallery/studies/notes.json, written by hand from docs/reproduction.md, has each one's title and what it found, in the
+order in which a reader should meet them.
+"""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,20 @@ def exhibit(record: StudyRecord, results: dict[str, Any], gallery: Path = GALLER
     return path
 
 
+@dataclass(frozen=True)
+class Note:
+    title: str
+    finding: str
+
+
+def notes(gallery: Path = GALLERY) -> dict[str, Note]:
+    """By the study's id."""
+    path = gallery / "studies" / "notes.json"
+    return {name: Note(**note) for name, note in json.loads(path.read_bytes()).items()} if path.is_file() else {}
+
+
 def exhibited(gallery: Path = GALLERY) -> list[dict[str, Any]]:
-    """The results that come with the project."""
-    return [json.loads(path.read_bytes()) for path in sorted((gallery / "studies").glob("*.json"))]
+    """The results that come with the project, in the order of their notes; those without one come last."""
+    found = [json.loads(path.read_bytes()) for path in sorted((gallery / "studies").glob(f"{'?' * 16}.json"))]
+    order = list(notes(gallery))
+    return sorted(found, key=lambda each: order.index(each["id"]) if each["id"] in order else len(order))

@@ -1,10 +1,10 @@
 """A study's results, made from the reports of its cells alone, and what is asked of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
-from engine import spread
+from engine import datasets, spread
 from engine.config import Config, lower_level
 from engine.overrides import with_overrides
 from engine.records import Run
@@ -20,6 +20,12 @@ PLAIN: dict[str, Callable[[str], str]] = {  # by the field that an axis sets
     "architecture": wording.ARCHITECTURE_NAMES.__getitem__,
     "attack.surrogate": wording.ARCHITECTURE_NAMES.__getitem__,
     "dataset": wording.dataset_name,
+    "attack.poison_moments": lambda name: wording.MOMENTS_NAMES.get(name, name),
+    "attack.sigma": "σ = {}".format,
+    "sigma": "σ = {}".format,
+    "threat.epsilon": "ε = {}".format,
+    "threat.poison_fraction": lambda name: f"{float(name):.0%} poisoned".replace("%", " %"),
+    "seed": lambda name: name if name.startswith("seed") else f"seed {name}",
 }
 
 
@@ -99,12 +105,37 @@ def names(found: dict[str, Any], axis: str) -> list[str]:
 
 
 def titles(found: dict[str, Any], axis: str) -> list[str]:
-    """The same in plain words, for figures and pages."""
-    told = []
-    for point in found["study"][axis]["points"]:
-        field = point["overrides"][0].partition("=")[0] if point["overrides"] else ""
-        told.append(PLAIN.get(field, str)(point["name"]))
-    return told
+    """The same in plain words, for figures and pages; of `found` this needs the study alone."""
+    if axis == "rows" and found["study"]["kind"].startswith("reproduce"):
+        try:
+            return [_setting(config) for config in _configs(found, axis)]
+        except ValueError:  # of an older protocol
+            return names(found, axis)
+    return [_title(found, point) for point in found["study"][axis]["points"]]
+
+
+def _configs(found: dict[str, Any], axis: str) -> list[Config]:
+    """The base at each point of an axis. Raises: ValueError."""
+    base = Config.model_validate(found["study"]["base"])
+    return [with_overrides(base, point["overrides"]) for point in found["study"][axis]["points"]]
+
+
+def _setting(config: Config) -> str:
+    procedure, dataset = wording.PROCEDURE_NAMES[config.procedure.name], wording.dataset_name(config.dataset)
+    return f"{procedure}, {dataset}, σ = {config.sigma:g}"
+
+
+def _title(found: dict[str, Any], point: dict[str, Any]) -> str:
+    field, name = point["overrides"][0].partition("=")[0] if point["overrides"] else "", point["name"]
+    if field == "threat.target_class" and name.isdigit():
+        return datasets.class_in_words(found["study"]["base"]["dataset"], int(name))
+    return PLAIN.get(field, str)(name)
+
+
+def label(axis: Mapping[str, Any]) -> str:
+    """What an axis of a study's JSON shows, in plain words; a field is stored by its own name."""
+    name = wording.FIELD_NAMES.get(axis["label"], axis["label"])
+    return name[0].upper() + name[1:] if name[:1].isascii() and name else name
 
 
 def cell_at(found: dict[str, Any], row: int, column: int) -> dict[str, Any]:
@@ -137,11 +168,10 @@ def victims(cell: dict[str, Any]) -> int:
 def at_home(found: dict[str, Any]) -> int:
     """The index of the column whose victims are the base's, which attacks assume; 0 if there is none."""
     try:
-        base = Config.model_validate(found["study"]["base"])
+        base, configs = Config.model_validate(found["study"]["base"]), _configs(found, "columns")
     except ValueError:  # of an older protocol
         return 0
-    points = found["study"]["columns"]["points"]
-    return next((k for k, point in enumerate(points) if with_overrides(base, point["overrides"]) == base), 0)
+    return next((k for k, config in enumerate(configs) if config == base), 0)
 
 
 def by_row(found: dict[str, Any]) -> list[dict[str, Any]]:
