@@ -14,6 +14,7 @@ HIDING = {
     "sidebar": '[data-testid="stSidebar"], [data-testid="stSidebarCollapsedControl"], [data-testid="stToolbar"]',
 }
 NUMBERS = range(1, len(STEPS) + 1)
+TO_THE_TOP = """<script data-of="{}">document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0)</script>"""
 PREDICTED = "predicted"  # of the address
 
 
@@ -65,14 +66,27 @@ def is_right(question: Question, given: Any) -> bool:
     return given == question.right
 
 
-def current_step() -> int:
-    """The step of the session, else of the link, else where the reader was before leaving this page."""
+def choose_step() -> int:
+    """The ways to other steps, drawn: the step of the link or the session, else where the reader was before."""
     linked = st.query_params.get("step")
+    if "nav" in hidden:
+        return int(linked) if linked is not None and _links.fits(linked, NUMBERS) else 1
     if "step" not in st.session_state and linked is None:
         st.session_state["step"] = st.session_state.get("lesson step", 1)
-    of_link = int(linked) if linked is not None and _links.fits(linked, NUMBERS) else 1
-    st.session_state["lesson step"] = int(st.session_state.get("step") or of_link)
-    return st.session_state["lesson step"]
+    back, forward, jump = st.container(key="lesson-navigation").columns([2, 2, 3], vertical_alignment="bottom")
+    with jump:  # first, since only the widget knows the address that the browser's own Back and Forward lead to
+        number = int(st.number_input(f"Step, 1 to {len(STEPS)}", 1, len(STEPS), key="step", bind="query-params"))
+    st.session_state["lesson step"] = number
+    back.button(
+        "Back", on_click=move, args=(-1,), disabled=number == 1, key="lesson_back", icon=":material/arrow_back:",
+        width="stretch", shortcut="PageUp", help="Page Up, which a presenter's remote sends",
+    )  # fmt: skip
+    forward.button(
+        "Next", on_click=move, args=(1,), disabled=number == len(STEPS), key="lesson_next",
+        icon=":material/arrow_forward:", width="stretch", shortcut="PageDown",
+        help="Page Down, which a presenter's remote sends",
+    )  # fmt: skip
+    return number
 
 
 def move(by: int) -> None:
@@ -80,16 +94,19 @@ def move(by: int) -> None:
     st.session_state["step"] = min(max(st.session_state.get("step", 1) + by, 1), len(STEPS))
 
 
-def header(number: int, run: Run) -> None:
-    """How far the reader is, and how good the predictions were; the ways to other steps; the step's title."""
+def header(run: Run) -> int:
+    """The step that is asked for, with its title; how far the reader is, and how good the predictions were."""
     good = sum(is_right(STEPS[k - 1].question(run), given) for k, given in answered().items())
     score = f" · {good} of {len(answered())} predictions right" if answered() else ""
     left, right = st.columns([1, 1], vertical_alignment="bottom", gap="large")
-    left.progress(number / len(STEPS), f"Lesson, step {number} of {len(STEPS)}{score}")
-    if "nav" not in hidden:
-        with right:
-            navigation(number)
+    with right:
+        number = choose_step()
+    with left:
+        # Streamlit stays where the last step was scrolled to. The script runs whenever its text is another.
+        st.html(TO_THE_TOP.format(f"{number}, {number in answered()}"), unsafe_allow_javascript=True)
+        st.progress(number / len(STEPS), f"Lesson, step {number} of {len(STEPS)}{score}")
     st.title(STEPS[number - 1].title)
+    return number
 
 
 def ask(number: int, question: Question, *, answers_hidden: bool) -> None:
@@ -143,21 +160,6 @@ def marks(question: Choice, option: int, given: int) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-def navigation(number: int) -> None:
-    """Back, Next, or any step by its number."""
-    back, forward, jump = st.container(key="lesson-navigation").columns([2, 2, 3], vertical_alignment="bottom")
-    back.button(
-        "Back", on_click=move, args=(-1,), disabled=number == 1, key="lesson_back", icon=":material/arrow_back:",
-        width="stretch",
-    )  # fmt: skip
-    forward.button(
-        "Next", on_click=move, args=(1,), disabled=number == len(STEPS), key="lesson_next",
-        icon=":material/arrow_forward:", width="stretch",
-    )  # fmt: skip
-    with jump:
-        st.number_input(f"Step, 1 to {len(STEPS)}", 1, len(STEPS), key="step", bind="query-params")
-
-
 def show(number: int, run: Run) -> None:
     """Words and question beside the view, or above and below one that needs the whole width."""
     step = STEPS[number - 1]
@@ -190,8 +192,6 @@ if shown is None:
     st.stop()
 _lesson_votes.check_link(shown)
 keep_predictions(shown)
-number = current_step()
-header(number, shown)
-show(number, shown)
+show(header(shown), shown)
 if "teachers" not in hidden:
     _lesson_teacher.for_teachers(STEPS, shown)
