@@ -147,13 +147,14 @@ def vote_histogram(rows: pd.DataFrame, class_names: Sequence[str] = ()) -> go.Fi
         title_text="class the base classifier voted for", tickvals=list(range(len(names))), ticktext=ticks
     )
     figure.update_yaxes(title_text="share of the noise draws", range=[0, 1.12], tickformat=".0%")
-    victims = rows.groupby("arm")["victim"].nunique().max()
+    victims, several_arms = rows.groupby("arm")["victim"].nunique().max(), rows["arm"].nunique() > 1
     return finish(
         figure,
         f"Votes under noise, test image {int(rows['image'].iloc[0])}",
-        f"{int(rows['n'].iloc[0]):,} draws, {'one victim' if victims == 1 else f'mean of {victims} victims'} an arm; "
-        "★ selected class; a certificate needs more than half",
+        f"{int(rows['n'].iloc[0]):,} draws, {'one victim' if victims == 1 else f'mean of {victims} victims'}"
+        f"{' an arm' * several_arms}; ★ selected class; a certificate needs more than half",
         f"Votes under noise for one image. {'; '.join(told)}.",
+        legend=several_arms,
     )
 
 
