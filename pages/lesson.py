@@ -16,6 +16,7 @@ HIDING = {
 NUMBERS = range(1, len(STEPS) + 1)
 TO_THE_TOP = """<script data-of="{}">document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0)</script>"""
 PREDICTED = "predicted"  # of the address
+CORRECT = ":green-badge[✓ correct]"
 
 
 def run_to_show() -> Run | None:
@@ -24,8 +25,8 @@ def run_to_show() -> Run | None:
     if run is None or suits(run):
         return run or _shared.example_run()
     st.info(
-        f"Run {run.id} is {run.status().state} and shows no attack on images that could be certified to its end, so "
-        "the lesson is about the example.",
+        f"Run {run.id} is {run.status().state} and has no finished attack on images to show, so the lesson uses the "
+        "example.",
         icon=":material/info:",
     )
     return _shared.example_run()
@@ -97,7 +98,7 @@ def move(by: int) -> None:
 def header(run: Run) -> int:
     """The step that is asked for, with its title; how far the reader is, and how good the predictions were."""
     good = sum(is_right(STEPS[k - 1].question(run), given) for k, given in answered().items())
-    score = f" · {good} of {len(answered())} predictions right" if answered() else ""
+    score = f" · {good} of {len(answered())} predictions correct" if answered() else ""
     left, right = st.columns([1, 1], vertical_alignment="bottom", gap="large")
     with right:
         number = choose_step()
@@ -110,12 +111,8 @@ def header(run: Run) -> int:
 
 
 def ask(number: int, question: Question, *, answers_hidden: bool) -> None:
-    """Predict, then reveal: the answer is not on the page before, and the prediction stands after."""
-    given = answered().get(number)
+    """Predict, then reveal: the answer is not on the page before."""
     st.markdown(f"**Predict.** {question.ask}")
-    if given is not None and not answers_hidden:
-        judge(number, question, given)
-        return
     if isinstance(question, Choice):
         prediction = st.radio(
             "Your prediction", range(len(question.options)), index=None, format_func=question.options.__getitem__,
@@ -129,7 +126,7 @@ def ask(number: int, question: Question, *, answers_hidden: bool) -> None:
         )  # fmt: skip
         prediction = value if st.session_state.get(moved) else None
     if answers_hidden:
-        st.caption("Answers are kept for the discussion in class.")
+        st.caption("The answers are kept for the discussion in class.")
         return
     st.button(
         "Reveal", on_click=reveal, args=(number, prediction), disabled=prediction is None,
@@ -141,40 +138,49 @@ def reveal(number: int, prediction: Any) -> None:
     answered()[number] = prediction
 
 
-def judge(number: int, question: Question, given: Any) -> None:
-    if isinstance(question, Guess):
-        said = f"You said {given} %, it is {question.right:.0f} %."
-    else:
-        st.markdown("\n".join(f"- {option}{marks(question, k, given)}" for k, option in enumerate(question.options)))
-        said = ""
-    if is_right(question, given):
-        st.success(f"**Right.** {said} {question.because}", icon=":material/check:")
-    else:
-        st.warning(f"**Not quite.** {said} {question.because}", icon=":material/close:")
-    if number < len(STEPS) and "nav" not in hidden:
-        st.button("Go on", on_click=move, args=(1,), key="lesson_go_on", icon=":material/arrow_forward:")
+def judge(number: int, question: Question, given: int) -> None:
+    """The prediction beside what is so, and why."""
+    told, why = st.columns(2, gap="large")
+    with told:
+        st.markdown(f"**{question.ask}**")
+        if isinstance(question, Choice):
+            st.markdown("\n".join(f"- {text}{marks(question, k, given)}" for k, text in enumerate(question.options)))
+        else:
+            st.markdown(f"- {question.right:.0f} % {CORRECT}\n- You said {given} %")
+    with why:
+        if is_right(question, given):
+            st.success(f"**Right.** {question.because}", icon=":material/check:")
+        else:
+            st.warning(f"**Not quite.** {question.because}", icon=":material/close:")
+        if number < len(STEPS) and "nav" not in hidden:
+            st.button("Next step", on_click=move, args=(1,), key="lesson_go_on", icon=":material/arrow_forward:")
 
 
 def marks(question: Choice, option: int, given: int) -> str:
-    words = ["your prediction"] * (option == given) + ["**this is so**"] * (option == question.right)
-    return f" ({', '.join(words)})" if words else ""
+    if option == question.right:
+        return f" {CORRECT}"
+    return " :red-badge[✗ your answer]" * (option == given)
 
 
 def show(number: int, run: Run) -> None:
-    """Words and question beside the view, or above and below one that needs the whole width."""
-    step = STEPS[number - 1]
-    first, second = st.columns([2, 1] if step.wide else [5, 9], gap="large")
-    formula, view, question = (second, st.container(), st.container()) if step.wide else (first, second, first)
+    """The answer once it is revealed; words and question beside the view, or above one that needs the whole width."""
+    step, asked = STEPS[number - 1], "questions" not in hidden
+    judged = asked and not answers_hidden and number in answered()
+    if judged:
+        with st.container(border=True):
+            judge(number, step.question(run), answered()[number])
+    asked = asked and not judged
+    first, second = st.columns(([1, 1] if asked else [2, 1]) if step.wide else [5, 9], gap="large")
     with first:
         st.markdown(step.idea)
         st.markdown(f":material/touch_app: **To do.** {step.task}")
     if step.formula:
-        with formula.expander("The formula", icon=":material/function:"):
+        with (second if step.wide and not asked else first).expander("The formula", icon=":material/function:"):
             st.markdown(step.formula)
-    if "questions" not in hidden:
-        with question.container(border=True):
+    if asked:
+        with (second if step.wide else first).container(border=True):
             ask(number, step.question(run), answers_hidden=answers_hidden)
-    with view:
+    with st.container() if step.wide else second:
         step.view(run, number in answered() or ("questions" in hidden and not answers_hidden))
 
 
@@ -187,7 +193,7 @@ if rules:
 shown = run_to_show()
 if shown is None:
     st.warning(
-        "No finished run is here, not even the project's examples (folder gallery/). Start one on the Poison page."
+        "There is no finished run, not even the project's examples (folder gallery/). Start one on the Poison page."
     )
     st.stop()
 _lesson_votes.check_link(shown)

@@ -30,11 +30,11 @@ def test_the_whole_lesson_by_keyboard(tmp_path: Path, browser_path: str) -> None
         for number, step in enumerate(STEPS, start=1):
             assert page.get_by_label(f"Step, 1 to {len(STEPS)}").input_value() == str(number)
             if number == 1:
-                before = page.get_by_text("copies are answered right").inner_text()
+                before = page.get_by_text("copies are classified correctly").inner_text()
                 tab_to(page, "Noise level σ")
                 page.keyboard.press("End")
                 page.get_by_text("σ = 2 on every pixel").wait_for()
-                assert page.get_by_text("copies are answered right").inner_text() != before
+                assert page.get_by_text("copies are classified correctly").inner_text() != before
             if number == step_of("Can you tell?"):
                 tab_to(page, "X is A")
                 page.keyboard.press("Enter")
@@ -44,12 +44,12 @@ def test_the_whole_lesson_by_keyboard(tmp_path: Path, browser_path: str) -> None
             idle(page)
             assert [rule for rule in page.evaluate("axe.run()")["violations"] if rule["impact"] in WORSE] == []
             if number < len(STEPS):
-                tab_to(page, "Go on")
+                tab_to(page, "Next step")
                 page.keyboard.press("Enter")
                 heading(page, STEPS[number].title).wait_for()
                 idle(page)  # the number of the step may be drawn after the title
                 assert f"step={number + 1}" in page.url
-        page.get_by_text(f"of {len(STEPS)} predictions right").wait_for()
+        page.get_by_text(f"of {len(STEPS)} predictions correct").wait_for()
         idle(page)
     assert seen.problems == []
     assert seen.away == []
