@@ -152,19 +152,13 @@ def defender(run: Run, revealed: bool) -> None:
         "Three ways: **shrink the attacker's share** (more sources, trusted data), **squeeze** the training images so "
         "that faint changes vanish, or choose **another noise level**. Each may have its price."
     )
-    known = _lesson_runs.defences(run)
-    if not revealed and _lesson_questions.of_the_same_data(known):
+    rows = _lesson_runs.defences(run)
+    if not revealed and _lesson_questions.of_the_same_data(rows):
         waiting("The comparison stays covered until you reveal the answer.")
         return
-    first, others = known[0], [row["name"] for row in known[1:]]
+    first, others = rows[0], [row["name"] for row in rows[1:]]
     if others:
-        with st.container(key="lesson-controls"):
-            chosen = st.multiselect("Defences to show", others, default=others, key="lesson_defences")
-        rows = [first, *(row for row in known[1:] if row["name"] in chosen)]
-        figure = lesson.defences([row for row in rows if row["cap"] == first["cap"]])
-        chart(figure, "lesson_defence")
-    else:
-        rows = known
+        chart(lesson.defences([row for row in rows if row["cap"] == first["cap"]]), "lesson_defence")
     st.dataframe(
         pd.DataFrame(
             {
@@ -193,7 +187,7 @@ def defender(run: Run, revealed: bool) -> None:
         "data costs extra. **This attacker does not know the defence**; one who does may find a way around it, so "
         "read these as upper bounds on what a defence is worth."
         + (
-            " Runs at another σ have another cap: only their drops compare, and the chart leaves them out."
+            " Runs at another σ have another cap: only their drops compare; the chart and the price leave them out."
             if other
             else ""
         )
@@ -208,7 +202,7 @@ def _price(row: dict[str, Any], first: dict[str, Any]) -> str:
     if row is first:
         return "–"
     percent = round(100 * (row["clean"] / first["clean"] - 1))
-    return "another cap" if row["cap"] != first["cap"] else f"{percent:+d} %" if percent else "0 %"
+    return "–" if row["cap"] != first["cap"] else f"{percent:+d} %" if percent else "0 %"
 
 
 # --- limits and ethics ---
@@ -227,7 +221,7 @@ def limits(run: Run, revealed: bool) -> None:
     report = run.report or {}
     drop, victims = sentences.percent(report["relative_drop"]["poisoned"]), run.config.victim_seeds
     st.markdown(
-        f"**What the {drop} of this run do not show**\n"
+        f"**What the {drop} of this run does not show**\n"
         f"- *Other data.* {dataset_words(run.config)}; one class, {report['certified_images']['target']} test "
         f"images, {sentences.several(victims, 'victim')} for each arm.\n"
         "- *A weaker attacker.* This one controls the images of a whole class and knows how victims train.\n"

@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from engine import abx, records
+from engine.figures import lesson
 from engine.html_report import marked
 from engine.overrides import with_overrides
 from engine.records import GALLERY, Run
@@ -123,6 +125,16 @@ def test_training_with_noise_is_set_beside_training_without(place: Path, monkeyp
     test = predict(opened(PAGE, step=str(step_of("Why train with noise?")), run=EXAMPLE), 1)
     assert not test.exception
     assert f"Runs {EXAMPLE} and {other.id}" in words(test)
+
+
+def test_the_curves_are_read_where_they_differ_most() -> None:
+    table = RUN.certificates()
+    assert table is not None
+    tables = {arm: table[table["arm"] == arm] for arm in ("clean", "poisoned")}
+    radius = lesson.widest_gap(tables, RUN.config, scope="target", radii=np.arange(0, 1, 0.01))
+    one, other = lesson.curves(tables, RUN.config, scope="target", radius=radius).data[::2]
+    gaps = np.abs(np.array(one.y) - np.array(other.y))
+    assert np.interp(radius, one.x, gaps) == pytest.approx(gaps.max(), abs=0.02)
 
 
 def test_the_lesson_lives_with_any_finished_run_of_the_readers(place: Path) -> None:

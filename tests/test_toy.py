@@ -248,6 +248,18 @@ def test_the_boundary_is_drawn_where_the_victim_is_undecided() -> None:
     torch.testing.assert_close(toy.signed_distance(state.weights, points), torch.zeros(2, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_line_has_its_name_on_it_and_in_sight(seed: int) -> None:
+    state = toy.start(SETTINGS, seed)  # untrained: the boundary lies anyhow
+    names = {trace.name: trace for trace in toy_figures.plane(state).data if trace.mode == "text"}
+    for name, weights in (("victim now", state.weights), ("clean victim", state.clean)):
+        (x,), (y,) = names[name].x, names[name].y
+        assert abs(x) <= toy_figures.WIDTH + 1e-9
+        assert abs(y) <= toy_figures.HEIGHT
+        place = torch.tensor([[x, y]], dtype=torch.float64)
+        assert float(toy.signed_distance(weights, place)) == pytest.approx(0, abs=1e-9)
+
+
 def test_curves_are_the_history() -> None:
     state = attacked()
     retrained = next(trace for trace in toy_figures.measured(state).data if trace.name == "trained to the end")

@@ -129,7 +129,7 @@ def _name_of_line(name: str, weights: Tensor, end: int) -> Trace:
     (x, y), (other, _) = (foot + t * along for t in ((last, first) if end * along[1] >= 0 else (first, last)))
     if first >= last:
         x = y = np.nan
-    left = x > -_ROOM if x <= other else x > _ROOM  # where the line does not run below the words
+    left = x > -_ROOM if x < other + 1 else x > _ROOM  # where a tilted line does not run into the words
     return _words(x, y, name, f"middle {'left' if left else 'right'}")
 
 
