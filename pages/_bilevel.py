@@ -55,11 +55,15 @@ def _one_level(drawn_as_playing: bool) -> None:
     from engine import toy
     from engine.figures import toy as toy_figures
 
-    columns = st.columns(3)
-    chosen = _bilevel_game.noise_and_regularisation("one", columns)
-    with columns[2]:
-        seed = _bilevel_game.seed_of("one")
-    state = _bilevel_game.state_of("one", chosen | dict(epsilon=0.0, poison_points=0), seed)
+    left, right = st.columns([5, 3], gap="medium")
+    with right:
+        buttons, settings, measured = st.container(horizontal=True), st.container(), st.container()
+    with settings:
+        sigma = _bilevel_game.noise_of("one")
+        with st.expander("More settings"):
+            regularisation, seed = _bilevel_game.regularisation_of("one"), _bilevel_game.seed_of("one")
+    chosen = dict(sigma=sigma, regularisation=regularisation, epsilon=0.0, poison_points=0)
+    state = _bilevel_game.state_of("one", chosen, seed)
     if state is None:
         return
     if st.session_state.get("toy one playing"):
@@ -69,34 +73,32 @@ def _one_level(drawn_as_playing: bool) -> None:
     playing = bool(st.session_state.get("toy one playing"))
     if playing != drawn_as_playing:
         st.rerun()
-    with st.container(horizontal=True):
+    with buttons:
         _bilevel_game.play_button("one", playing)
+        _bilevel_game.reset_button("one")
         _bilevel_game.step_button("one", "One step", ":material/step:", _one_lower, disabled=playing)
         _bilevel_game.step_button(
             "one", "Ten steps", ":material/keyboard_double_arrow_right:", _ten_lower, disabled=playing
         )
-        _bilevel_game.reset_button("one")
-    left, right = st.columns([2, 1])
     with left:
         figure = toy_figures.plane(state, attacker=False)
         with _bilevel_game.place_of(figure):
             st.plotly_chart(figure, alt=style.alt(figure), config=PLOT, key="toy one plane")
-    with right:
+        st.caption(
+            "Each step lowers the training loss: the mean over all filled points, each seen under Gaussian noise. A "
+            "disc is a certificate of a held-out point (L2). The boundary is a line, so each disc just touches it; "
+            "points on the wrong side have none."
+        )
+    with measured:
         now, full = toy.mean_radius(state, state.weights), toy.mean_radius(state, state.clean)
         st.markdown(
             f"After **{len(state.losses)}** steps of gradient descent the mean certified radius of held-out points is "
-            f"**{now:.3f}** (L2, units of the plane); fully trained it will be {full:.3f}."
+            f"**{now:.3f}** (L2, units of the plane); when fully trained, {full:.3f}."
         )
         loss = float(toy.lower_loss(state)(state.weights, state.poison))
         figure = toy_figures.training(state.losses, loss)
         with _bilevel_game.place_of(figure):
             st.plotly_chart(figure, alt=style.alt(figure), config=PLOT, key="toy one losses")
-        st.caption(
-            "Each step moves the boundary downhill on the training loss: the mean over all filled points, each seen "
-            "under Gaussian noise. A disc is a certificate: as far as that (L2) its point may move, and the smoothed "
-            "victim's answer stays. The boundary is a line, so the disc just touches it. A point on the wrong side has "
-            "no disc."
-        )
 
 
 def _descended(state: State, steps: int) -> State:
@@ -121,7 +123,11 @@ def _ten_lower(state: State) -> State:
 def _two_levels(drawn_every: float | None) -> None:
     from engine.figures import toy as toy_figures
 
-    state = _bilevel_game.state_of("two", *_two_levels_settings())
+    left, right = st.columns([5, 3], gap="medium")
+    with right:
+        buttons, settings, measured = st.container(), st.container(), st.container()
+    with settings:
+        state = _bilevel_game.state_of("two", *_two_levels_settings())
     if state is None:
         return
     if drawn_every and drawn_every == _every_two():
@@ -130,8 +136,8 @@ def _two_levels(drawn_every: float | None) -> None:
     if drawn_every != _every_two():
         st.rerun()
     playing = drawn_every is not None
-    _buttons(playing, state)
-    left, right = st.columns([3, 2])
+    with buttons:
+        _buttons(playing, state)
     with left:
         figure = toy_figures.plane(state, chosen=_bilevel_point.chosen(state))
         with _bilevel_game.place_of(figure):
@@ -143,8 +149,8 @@ def _two_levels(drawn_every: float | None) -> None:
                 on_select=_bilevel_point.clicked,
                 selection_mode="points",
             )
-    with right:
         _captions(state, playing)
+    with measured:
         figure = toy_figures.measured(state)
         with _bilevel_game.place_of(figure):
             st.plotly_chart(figure, alt=style.alt(figure), config=PLOT, key="toy two measured")
@@ -155,19 +161,17 @@ def _two_levels(drawn_every: float | None) -> None:
 def _two_levels_settings() -> tuple[dict[str, Any], int]:
     from engine import toy
 
-    columns = st.columns([3, 3, 3, 3, 2])
-    with columns[0]:
-        epsilon = st.slider(
-            "Budget ε (L∞)",
-            *toy.EPSILONS,
-            0.4,
-            0.05,
-            key="toy two epsilon",
-            help="How far each poison point may move from its clean place in each coordinate, in units of the plane. "
-            "Another value starts anew, as with all of these.",
-        )
-    chosen = _bilevel_game.noise_and_regularisation("two", columns[1:3])
-    with columns[3]:
+    epsilon = st.slider(
+        "Budget ε (L∞, units of the plane)",
+        *toy.EPSILONS,
+        0.4,
+        0.05,
+        key="toy two epsilon",
+        help="How far each poison point may move in each coordinate. Any change of these settings starts over.",
+    )
+    sigma = _bilevel_game.noise_of("two")
+    with st.expander("More settings"):
+        regularisation = _bilevel_game.regularisation_of("two")
         count = st.slider(
             "Poison points",
             1,
@@ -177,9 +181,8 @@ def _two_levels_settings() -> tuple[dict[str, Any], int]:
             help=f"How many of the {toy.TARGET_POINTS} training points of the target class the attacker may move. "
             "Labels stay as they are.",
         )
-    with columns[4]:
         seed = _bilevel_game.seed_of("two")
-    return chosen | dict(epsilon=epsilon, poison_points=count), seed
+    return dict(epsilon=epsilon, sigma=sigma, regularisation=regularisation, poison_points=count), seed
 
 
 def _played(state: State) -> State:
@@ -198,16 +201,15 @@ def _buttons(playing: bool, state: State) -> None:
     from engine import toy
 
     ended = playing or state.upper_steps >= toy.MOST_STEPS
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True):
         _bilevel_game.play_button("two", playing, disabled=state.done)
-        _bilevel_game.step_button("two", "One lower step", ":material/looks_one:", toy.lower_step, disabled=playing)
-        _bilevel_game.step_button(
-            "two", "Solve the linear system", ":material/looks_two:", toy.solve_linear, disabled=playing
-        )
-        _bilevel_game.step_button("two", "One upper step", ":material/looks_3:", toy.upper_step, disabled=ended)
-        _bilevel_game.step_button("two", "One whole step", ":material/step:", toy.whole_step, disabled=ended)
         _bilevel_game.reset_button("two")
-        st.segmented_control("Speed", list(SPEEDS), default="Normal", required=True, key="toy two speed")
+    st.segmented_control("Speed", list(SPEEDS), default="Normal", required=True, key="toy two speed")
+    with st.container(horizontal=True):
+        _bilevel_game.step_button("two", "Lower step", ":material/looks_one:", toy.lower_step, disabled=playing)
+        _bilevel_game.step_button("two", "Linear system", ":material/looks_two:", toy.solve_linear, disabled=playing)
+        _bilevel_game.step_button("two", "Upper step", ":material/looks_3:", toy.upper_step, disabled=ended)
+        _bilevel_game.step_button("two", "Whole step", ":material/step:", toy.whole_step, disabled=ended)
 
 
 def _captions(state: State, playing: bool) -> None:
@@ -219,21 +221,20 @@ def _captions(state: State, playing: bool) -> None:
     loss = float(toy.lower_loss(state)(state.weights, state.poison))
     clean = toy.mean_radius(state, state.clean)
     last, control = state.history[-1].retrained, statistics.mean(state.control)
-    p = ", ".join(f"{value:.2f}" for value in state.p.tolist())
-    moved = "no step since" if state.moved == float("inf") else f"last step: at most {state.moved:.4f}"
+    moved = "" if state.moved == float("inf") else f"; the last one moved points by at most {state.moved:.4f}"
     parts = (
         ("The victim learns on the poisoned points.", f"Training loss {loss:.4f}, {len(state.losses)} lower steps"),
         (
-            "The attacker asks how the solution would move.",
-            f"Linear system: p = ({p}), residual {state.residual:.0e}",
+            "The attacker asks how the trained line would move.",
+            f"Linear system solved (residual {state.residual:.0e})",
         ),
         (
-            "Poison points step, and are cut at ε.",
-            f"{sentences.several(state.upper_steps, 'upper step')} against the hypergradient; {moved}",
+            "Poison points step against the hypergradient, inside their boxes of ε.",
+            f"{sentences.several(state.upper_steps, 'upper step')}{moved}",
         ),
         (
-            "Radii of held-out points are measured.",
-            f"Mean {last:.3f} when trained to the end, clean {clean:.3f}: {_drop(last, clean)}; random moves: "
+            "The radii of held-out points are measured.",
+            f"Mean {last:.3f} when fully trained, clean {clean:.3f}: {_drop(last, clean)}; random moves: "
             f"{_drop(control, clean)}",
         ),
     )
@@ -242,9 +243,9 @@ def _captions(state: State, playing: bool) -> None:
         icon = ":material/play_arrow:" if now else ":material/radio_button_unchecked:"
         st.markdown(f"{icon} **{number}** {text}{f' **({word})**' if now else ''}  \n:small[{numbers}]")
     if not state.done:
-        st.caption(f"It ends when poison points no longer move, or after {toy.MOST_STEPS} upper steps.")
+        st.caption(f"It ends when the poison points stop moving, or after {toy.MOST_STEPS} upper steps.")
     else:
-        why = "poison points no longer move" if state.moved < toy.STILL else f"{toy.MOST_STEPS} upper steps are done"
+        why = "the poison points stopped moving" if state.moved < toy.STILL else f"{toy.MOST_STEPS} upper steps done"
         st.caption(f":material/check_circle: Finished: {why}.")
 
 

@@ -45,34 +45,31 @@ def steps_due(which: str, speed: int) -> int:
     return max(1, round(speed * min(now - last, 1.0)))
 
 
-def noise_and_regularisation(which: str, columns: Any) -> dict[str, float]:
+def noise_of(which: str) -> float:
     from engine import toy
 
-    with columns[0]:
-        sigma = st.slider(
-            "Noise level σ",
-            *toy.SIGMAS,
-            0.2,
-            0.05,
-            key=f"toy {which} sigma",
-            help="Standard deviation, per coordinate, of the noise under which the victim sees its training points.",
-        )
-    with columns[1]:
-        regularisation = st.select_slider(
-            "Regularisation λ",
-            (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
-            0.01,
-            key=f"toy {which} regularisation",
-            help="The victim's training loss has λ/2·|w|² added. More of it makes training faster, and the victim "
-            "harder to bend.",
-        )
-    return dict(sigma=sigma, regularisation=regularisation)
+    return st.slider(
+        "Noise level σ (units of the plane)",
+        *toy.SIGMAS,
+        0.2,
+        0.05,
+        key=f"toy {which} sigma",
+        help="Standard deviation per coordinate of the noise that the victim is trained with.",
+    )
+
+
+def regularisation_of(which: str) -> float:
+    return st.select_slider(
+        "Regularisation λ",
+        (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+        0.01,
+        key=f"toy {which} regularisation",
+        help="Adds λ/2·|w|² to the training loss. A larger λ makes training faster and the victim harder to bend.",
+    )
 
 
 def seed_of(which: str) -> int:
-    return int(
-        st.number_input("Seed", 0, 999, 0, key=f"toy {which} seed", help="Of the points, and of the random moves.")
-    )
+    return int(st.number_input("Seed", 0, 999, 0, key=f"toy {which} seed", help="For the points and the random moves."))
 
 
 def step_button(which: str, label: str, icon: str, step: Any, *, disabled: bool) -> None:

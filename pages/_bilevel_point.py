@@ -30,35 +30,34 @@ def by_hand(state: State, playing: bool) -> None:
             0,
             len(state.poison) - 1,
             key="toy two point",
-            width=150,
-            help="Or click on a diamond in the chart.",
+            width=140,
+            help="Or click a diamond in the chart.",
         )
         with (
             st.form("toy two place", border=False, width="content"),  # which sends what was typed, and nothing stale
             st.container(horizontal=True, vertical_alignment="bottom", width="content"),
         ):
             for name in "xy":
-                st.number_input(
-                    f"Its {name}", step=NUDGE, format="%.3f", key=f"toy two {name}", disabled=playing, width=150
+                st.number_input(name, step=NUDGE, format="%.3f", key=f"toy two {name}", disabled=playing, width=140)
+            st.form_submit_button("Move point", key="toy two move", on_click=_typed, disabled=playing)
+        with st.container(horizontal=True, width="content"):  # in one row, wherever that is
+            for label, icon, axis, sign in ARROWS:
+                move = _room(state, index, axis, sign)
+                st.button(
+                    label,
+                    icon=icon,
+                    key=f"toy two {label}",
+                    on_click=_put,
+                    args=(axis, places[axis] + sign * move),
+                    disabled=playing or move < 1e-9,
+                    help=f"Moves the point by {NUDGE}, or to the edge of its box.",
                 )
-            st.form_submit_button("Move it there", key="toy two move", on_click=_typed, disabled=playing)
-        for label, icon, axis, sign in ARROWS:
-            move = _room(state, index, axis, sign)
-            st.button(
-                label,
-                icon=icon,
-                key=f"toy two {label}",
-                on_click=_put,
-                args=(axis, places[axis] + sign * move),
-                disabled=playing or move < 1e-9,
-                help=f"Moves the point by {NUDGE}, or to the edge of its box.",
-            )
     if error := st.session_state.pop("toy two error", None):
         st.error(error)
     else:
         st.caption(
-            "A point moved by hand stays inside its box. The victim is then trained to the end and the linear system "
-            "solved at once, so that boundary, discs and arrows follow."
+            "A point moved by hand stays inside its box (dotted: ε, L∞). The victim is then fully retrained and the "
+            "linear system solved, so the boundary, discs and arrows follow at once."
         )
 
 
@@ -116,7 +115,7 @@ def formula(state: State) -> None:
     """The hypergradient of the chosen point, symbol by symbol."""
     from engine import hypergradient, toy
 
-    opened = st.expander("The formula, with the numbers of the chosen point", on_change="rerun", key="toy two formula")
+    opened = st.expander("The formula with the numbers of the chosen point", on_change="rerun", key="toy two formula")
     if not opened.open:
         return
     index = chosen(state)
@@ -139,8 +138,8 @@ def formula(state: State) -> None:
         st.markdown(rf"$\dfrac{{df}}{{dx_{{{index}}}}} = -(g_{{xw}}\,p)_{{{index}}} = {_matrix([[v] for v in h])}$")
         st.caption(
             "f_x is 0, since moving a poison point moves no held-out point. Damping is 0, since regularisation alone "
-            "makes g_ww invertible here. p is of the last solve: solve again after lower steps, and it is exact again "
-            "once the victim has converged."
+            "makes g_ww invertible here. p comes from the last solve: after lower steps solve again; it is exact once "
+            "the victim has converged."
         )
 
 

@@ -1,4 +1,4 @@
-"""The lesson's ABX test: A is clean, B is poisoned, X is one of both. Which? The score is told when all is answered."""
+"""The lesson's ABX test: A is clean, B is poisoned. Which of them is X? The score comes when all is answered."""
 
 import secrets
 from typing import Any
@@ -9,7 +9,7 @@ import streamlit as st
 from engine import abx
 from engine.figures import lesson, pictures
 from engine.records import Run
-from pages import _images
+from pages import _images, _lesson_runs
 from pages._show import chart
 
 LENGTHS = (10, 20, 40)
@@ -18,13 +18,13 @@ SIZES = {"small": 56, "medium": 140, "large": 280}  # pixels on the screen
 
 
 def can_you_tell(run: Run, revealed: bool) -> None:
+    run, seed, count, size = settings(_lesson_runs.by_epsilon(run), run.config.threat.epsilon)
     poison = run.tensors("poison")
     assert poison is not None
     delta = poison["delta"][:PAIRS].astype(np.float32)
     clean = _images.training_images(run, poison["indices"][:PAIRS])
     if clean is None:
         return
-    seed, count, size = settings()
     name = f"abx {run.id} {seed} {count}"
     answered: list[dict[str, Any]] = st.session_state.setdefault(name, [])
     trials = abx.trials(seed, count=count, images=len(delta))
@@ -50,15 +50,23 @@ def can_you_tell(run: Run, revealed: bool) -> None:
             label, on_click=answer, args=(name, k, poisoned, size), key=f"lesson_abx_{label[-1]}", width="stretch"
         )
     st.caption(
-        "True brightness, nothing is stretched; each pixel is only enlarged as a whole. Right or wrong is told at "
-        "the end: a score proves nothing if one may stop as soon as it looks good."
+        "True brightness; pixels are only enlarged. A projector that crushes dark greys to black hides the change: use "
+        "a monitor. You see your score only at the end, because stopping when it looks good would bias it."
     )
 
 
-def settings() -> tuple[int, int, str]:
-    """(seed, number of trials, size on the screen)."""
+def settings(runs: dict[float, Run], at_first: float) -> tuple[Run, int, int, str]:
+    """(Run of the chosen ε, seed, number of trials, size on the screen)."""
     st.session_state.setdefault("lesson_abx_seed", secrets.randbelow(10_000))
+    epsilon: float | None = at_first
     with st.container(key="lesson-controls"):
+        if len(runs) > 1:
+            if st.session_state.get("lesson_abx_epsilon") not in (None, *runs):
+                del st.session_state["lesson_abx_epsilon"]  # of another run
+            epsilon = st.segmented_control(
+                "Budget ε (L∞, pixel units)", list(runs), default=at_first, required=True, key="lesson_abx_epsilon",
+                persist_state="session", help="Each has a run of its own: the same but for ε.",
+            )  # fmt: skip
         first, second, third = st.columns([2, 3, 4], vertical_alignment="bottom")
         seed = first.number_input(
             "Seed", 0, 9_999, key="lesson_abx_seed", persist_state="session", help="The same seed asks the same trials."
@@ -67,10 +75,10 @@ def settings() -> tuple[int, int, str]:
             "Trials", LENGTHS, default=LENGTHS[0], required=True, key="lesson_abx_count", persist_state="session"
         )
         size = third.segmented_control(
-            "Size on the screen", list(SIZES), default="medium", required=True, key="lesson_abx_size",
-            persist_state="session", help="Recorded with each answer: what is seen enlarged may be missed otherwise.",
+            "Size on screen", list(SIZES), default="medium", required=True, key="lesson_abx_size",
+            persist_state="session", help="Recorded with each answer: what you see enlarged you may miss when small.",
         )  # fmt: skip
-    return int(seed), int(count or LENGTHS[0]), str(size or "medium")
+    return runs[epsilon or at_first], int(seed), int(count or LENGTHS[0]), str(size or "medium")
 
 
 def answer(name: str, k: int, says_poisoned: bool, size: str) -> None:
@@ -84,19 +92,21 @@ def result(trials: list[abx.Trial], answered: list[dict[str, Any]], name: str) -
     hits = sum(given["says_poisoned"] == trial.x_is_poisoned for given, trial in zip(answered, trials, strict=True))
     low, high = abx.hit_rate_interval(hits, count)
     p, needed = abx.p_value(hits, count), abx.hits_needed(count)
-    st.markdown(f"## {hits} of {count} right")
+    st.markdown(f"## {hits} of {count} correct")
     left, middle, right = st.columns(3)
     left.metric("Hit rate", f"{hits / count:.0%}", border=True)
-    middle.metric("95 % interval of it", f"{low:.0%} to {high:.0%}", border=True, help="Clopper–Pearson, exact.")
-    right.metric("Guessers as good", f"{p:.1%}", border=True, help="One-sided p-value against guessing, exact.")
+    middle.metric("Its 95 % interval", f"{low:.0%} to {high:.0%}", border=True, help="Clopper–Pearson, exact.")
+    right.metric(
+        "Chance of guessing this well", f"{p:.1%}", border=True, help="One-sided p-value against guessing, exact."
+    )
     st.markdown(verdict(hits, count))
     figure = lesson.guessing(hits, count)
     chart(figure, "lesson_guessing")
     sizes = sorted({given["size"] for given in answered}, key=list(SIZES).index)
     st.caption(
-        f"To pass (p ≤ 0.05) with {count} trials takes {needed} right. Somebody who is right in 3 of 4 cases needs at "
-        f"least {abx.trials_needed(0.75)} trials to pass with probability 0.8; fewer than 5 can never be enough. Size "
-        f"on the screen: {', '.join(sizes)}."
+        f"With {count} trials you need {needed} correct to pass (p ≤ 0.05). Somebody who is right 3 times out of 4 "
+        f"needs at least {abx.trials_needed(0.75)} trials to pass with probability 0.8; fewer than 5 are never enough. "
+        f"Size on screen: {', '.join(sizes)}."
     )
     st.button("Again, with new trials", on_click=again, args=(name,), key="lesson_abx_again", icon=":material/replay:")
 
@@ -108,15 +118,15 @@ def again(name: str) -> None:
 
 
 def verdict(hits: int, count: int) -> str:
-    """What one may conclude, in a sentence."""
+    """What to conclude, in a sentence."""
     p = abx.p_value(hits, count)
     if p <= 0.05:
         return (
-            f"**You can tell**, at this size and on these images: guessing gets so far in {p:.1%} of cases only. The "
-            "poison is not imperceptible to you, when the clean image lies beside it."
+            f"**You can tell**, at this size and on these images: guessing does this well only {p:.1%} of the time. "
+            "The poison is not imperceptible to you when the clean image is next to it."
         )
     low, high = abx.hit_rate_interval(hits, count)
     return (
-        f"**This does not show that you can tell**: guessers do as well in {p:.0%} of cases. It doesn't show that you "
-        f"cannot, either: a hit rate anywhere from {low:.0%} to {high:.0%} fits."
+        f"**This does not show that you can tell**: guessing does this well {p:.0%} of the time. Nor does it show that "
+        f"you cannot: any hit rate from {low:.0%} to {high:.0%} fits."
     )

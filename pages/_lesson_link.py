@@ -8,7 +8,7 @@ HIDEABLE = {
     "questions": "the questions",
     "nav": "Back, Next and the choice of step",
     "sidebar": "the sidebar, and the bar of pages above",
-    "controls": "sliders and buttons of the view, which stays as the link sets it",
+    "controls": "the sliders and buttons of the view, which then stays as the link sets it",
     "teachers": "the part for teachers",
 }
 VALUES = ("lesson_image", "lesson_sigma", "lesson_draws", "lesson_n", "lesson_alpha")  # keys of widgets of the views

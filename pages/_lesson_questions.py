@@ -1,6 +1,7 @@
 """The lesson's questions: predict first, then reveal. The same list makes the page and the teachers' sheet."""
 
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from engine import spread
@@ -8,6 +9,7 @@ from engine.certification import radius_cap
 from engine.records import Run
 from engine.report import sentences
 from engine.studies import exhibits, results
+from pages import _lesson_runs
 
 
 @dataclass(frozen=True)
@@ -48,27 +50,27 @@ def noise(run: Run) -> Question:
         f"The victim was trained with noise of σ = {run.config.sigma:g}. You give it copies with four times as much. "
         "What does it do?",
         (
-            "It answers as before: noise changes no shape",
-            "It still answers each copy, but the copies get different answers",
+            "It answers as before: noise does not change the shape",
+            "It still gives an answer for every copy, but the answers differ",
             "It says that it does not know",
         ),
         1,
-        "A base classifier always answers, sure or not. With much noise its answers scatter over the classes. Only the "
-        "smoothed classifier, which lets many copies vote, can abstain.",
+        "A base classifier always answers, sure or not. Under strong noise its answers scatter over the classes. Only "
+        "the smoothed classifier, which lets many copies vote, can abstain.",
     )
 
 
 def voting(run: Run) -> Question:
     return Choice(
-        "Of 100 noisy copies, 90 got the same answer. You draw 10 times as many. What happens to that share?",
+        "Of 100 noisy copies, 90 got the same answer. You draw 10 times as many. What happens to this share?",
         (
             "It climbs towards 100 %",
-            "It stays near 90 %, and you know it more exactly",
+            "It stays near 90 %, and you know it more precisely",
             "It falls to 9 %",
         ),
         1,
         "The share estimates one fixed number: the probability that a noisy copy of this image gets this answer. More "
-        "draws do not change that number, they only tell it more exactly. That is why more draws are worth their time.",
+        "draws do not change that number; they only measure it more precisely.",
     )
 
 
@@ -78,12 +80,12 @@ def bound(run: Run) -> Question:
     return Choice(
         f"All of n = {settings.n} copies got the same answer. How large a radius can be certified?",
         (
-            "As large as you like: nobody disagreed",
-            "None: one must draw until somebody disagrees",
-            "One with a ceiling, which rises slowly with n",
+            "As large as you like: no copy disagreed",
+            "None: you must draw until one disagrees",
+            "One below a ceiling, which rises slowly with n",
         ),
         2,
-        f"{settings.n} agreeing votes do not prove that the next one agrees. The bound p_lower = α^(1/n) stays below "
+        f"{settings.n} votes that agree do not prove that the next one will. The bound p_lower = α^(1/n) stays below "
         f"1, so the radius stays below the cap: {caps[0]:.3f} here (L2, pixel units), and {caps[1]:.3f} with ten "
         "times as many draws.",
     )
@@ -91,30 +93,30 @@ def bound(run: Run) -> Question:
 
 def training(run: Run) -> Question:
     return Choice(
-        "Any classifier can be certified by letting noisy copies vote. What is training with noise good for, then?",
+        "Any classifier can be certified by letting noisy copies vote. So why train with noise?",
         (
-            "Nothing: the guarantee is the same",
-            "Noisy copies agree more often, so radii become larger",
+            "No reason: the guarantee is the same",
+            "Noisy copies agree more often, so the radii become larger",
             "Without it the certificates would be invalid",
         ),
         1,
-        "The certificate is valid for every classifier, however it was trained. But its size comes from the votes, "
-        "and a victim that has seen noise in training mostly gets more noisy copies right. Here lies the weak spot: "
-        "the size of a guarantee rests on the training data.",
+        "A certificate is valid however the classifier was trained. But its size comes from the votes, and a victim "
+        "that has seen noise in training usually gets more noisy copies right. This is the weak spot: the size of the "
+        "guarantee depends on the training data.",
     )
 
 
 def one_level(run: Run) -> Question:
     return Choice(
-        "A classifier is fixed. Somebody moves one training point. What happens to the boundary it has learnt?",
+        "A classifier is trained. Then somebody moves one training point. What happens to its boundary?",
         (
-            "Nothing, until it is trained again",
+            "Nothing, until the classifier is trained again",
             "It moves away from the point at once",
             "It moves towards the point at once",
         ),
         0,
-        "Training data act through training only. The classifier of now does not see the moved point; the next one, "
-        "trained on it, does. So an attacker has to foresee what training will make of the data.",
+        "Training data act only through training. The current classifier never sees the moved point; the next one, "
+        "trained on it, will. So an attacker has to foresee what training will make of the data.",
     )
 
 
@@ -122,13 +124,13 @@ def two_levels(run: Run) -> Question:
     return Choice(
         "The attacker wants to know where to move a point. Why is the gradient through a fixed victim not enough?",
         (
-            "Because the victim's weights depend on the point: they change with it",
+            "Because the victim's weights depend on the point, and change with it",
             "Because gradients need labels",
-            "Because the radius of a certificate is no number",
+            "Because a certified radius is not a number",
         ),
         0,
-        "With fixed weights, a training point does not even appear in the radius of a test point. Its whole effect "
-        "goes through the retrained weights. The hypergradient follows that way: it asks how the solution of "
+        "With the weights fixed, a training point does not appear in the radius of a test point at all. Its whole "
+        "effect goes through the retrained weights. The hypergradient follows that path: it asks how the solution of "
         "training moves.",
     )
 
@@ -137,28 +139,28 @@ def images(run: Run) -> Question:
     report = run.report or {}
     drop, noise = (report["relative_drop"].get(arm) for arm in ("poisoned", "random_noise"))
     lost, control = (((each or {}).get("mean") or 0.0) for each in (drop, noise))
-    verdict = "much of it is what any noise of that budget does"
+    verdict = "Much of the drop is what random noise of the same size causes, too."
     if spread.is_above_zero(spread.difference(drop, noise)) and lost > 2 * control:
-        verdict = "most of it is more than noise of that budget does"
+        verdict = "Most of the drop goes beyond what random noise of the same size causes."
     return Guess(
-        f"You see what was changed: no pixel by more than ε = {run.config.threat.epsilon:g} of 1, no label. What "
-        f"share of its average certified radius does {sentences.target_of(run)} lose, in percent?",
+        f"No pixel changed by more than ε = {run.config.threat.epsilon:g} (of 1), and no label. What share of its "
+        f"average certified radius does {sentences.target_of(run)} lose, in percent?",
         100 * lost,
-        f"{sentences.headline(report)} Against that control, {verdict}.",
+        f"{sentences.headline(report)} {verdict}",
     )
 
 
 def can_you_tell(run: Run) -> Question:
     return Choice(
-        "Somebody gets 7 of 10 right. What may one conclude?",
+        "Somebody gets 7 of 10 right. What can you conclude?",
         (
             "They can tell poisoned images from clean ones: 7 is more than half of 10",
             "They cannot tell: 3 of 10 were wrong",
             "Neither: 10 trials are too few to say",
         ),
         2,
-        "7 or more of 10 happen to guessers in about one case of six (probability 0.17). That is no proof that they "
-        "can tell, and no proof that they cannot: the 95 % interval of the hit rate runs from 0.35 to 0.93.",
+        "Somebody who only guesses gets 7 or more of 10 right about one time in six (probability 0.17). So this is no "
+        "proof that they can tell, nor that they cannot: the 95 % interval of the hit rate runs from 0.35 to 0.93.",
     )
 
 
@@ -166,7 +168,7 @@ def transfer(run: Run) -> Question:
     found = transfer_study()
     if found is None:
         return Choice(
-            "Poison was made against one way of training. Victims train another way. What do you expect?",
+            "Poison was made against one way of training, and the victims are trained another way. What do you expect?",
             ("No effect at all", "Some effect: similar victims learn similar things", "A larger effect"),
             1,
             "Poison works through what training learns from images, and different ways of training learn much the "
@@ -175,55 +177,77 @@ def transfer(run: Run) -> Question:
     row, columns = surprising_row(found), results.titles(found, "columns")
     cells = [results.cell_at(found, row, column) for column in range(len(columns))]
     drops = [cell["drop"]["mean"] for cell in cells]
-    told = ", ".join(f"{name} {sentences.percent(cell['drop'])}" for name, cell in zip(columns, cells, strict=True))
+    told = ", ".join(f"{name}: {sentences.percent(cell['drop'])}" for name, cell in zip(columns, cells, strict=True))
     best = max(range(len(drops)), key=drops.__getitem__)
     made_against = results.titles(found, "rows")[row]
     return Choice(
         f"Poison was made against {made_against}. Victims of which training procedure lose the largest share of their "
-        f"radius?",
+        "radius?",
         tuple(columns),
         best,
-        f"Drops: {told}. "
+        f"Drops. {told}. "
         + (
-            "Not those that the attacker aimed at: another procedure can be the softer target."
+            "Not the procedure the attacker targeted: another one can be more vulnerable."
             if columns[best] != made_against
-            else "Those that the attacker aimed at, but the others lose too."
+            else "The procedure the attacker targeted; but the others lose too."
         ),
     )
 
 
 def defender(run: Run) -> Question:
+    first, *others = _lesson_runs.defences(run)
+    known = of_the_same_data([first, *others])
+    if not known:
+        return Choice(
+            "Can you tell from its certificates that a model was trained on poisoned data?",
+            (
+                "Yes: they become invalid",
+                "Yes: the model abstains on poisoned images",
+                "No. They are still valid, just smaller",
+            ),
+            2,
+            "A certificate is about changes of a test image, not about the training data, and each one still holds. "
+            "You would notice only if you knew how large the radii should be, from clean data of the same kind.",
+        )
+    best = min(range(len(known)), key=lambda k: known[k]["drop"]["mean"])
+    told = ", ".join(f"{row['name']}: {sentences.percent(row['drop'])}" for row in known)
     return Choice(
-        "A model was trained on poisoned data. Do its certificates tell?",
-        (
-            "Yes: they become invalid",
-            "Yes: the model abstains on poisoned images",
-            "No: they are valid as ever, only smaller",
+        f"With no defence {sentences.target_of(run)} loses {sentences.percent(first['drop'])} of its radius. The "
+        "attacker controls the same data as before. Which defence leaves the smallest drop?",
+        tuple(row["name"] for row in known),
+        best,
+        f"Drops left. {told[0].upper()}{told[1:]}. "
+        + (
+            "The two grey levels are so far apart that a change of ε rarely reaches the other one."
+            if known[best]["name"] == _lesson_runs.SQUEEZING["one-bit"]
+            else "It depends on the data: a defence may also backfire."
         ),
-        2,
-        "A certificate speaks about changes of a test image, not about the training data. Each one is still true. "
-        "Only who knows how large radii should be, from clean data of the same kind, can see that something is "
-        "missing.",
     )
+
+
+def of_the_same_data(defences: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those to choose among: which need no other data, by name; none if there is nothing to choose."""
+    known = sorted((row for row in defences if row["field"] in _lesson_runs.ON_THE_SAME_DATA), key=itemgetter("name"))
+    return known if len(known) > 1 else []
 
 
 def limits(run: Run) -> Question:
     return Choice(
         "This run shows some drop. Which sentence does it support?",
         (
-            "Certified classifiers lose that share of their radius if they are poisoned",
+            "Certified classifiers lose that share of their radius when they are poisoned",
             "In this setting (data, class, ε, what the attacker knows) the radius fell by that much, give or take its "
             "spread",
-            "Randomized smoothing does not keep its promise",
+            "Randomized smoothing breaks its promise",
         ),
         1,
-        "One data set, one class, a small network, few draws, an attacker who owns all images of the class and knows "
-        "how victims train. Other settings give other numbers; the promise of each certificate holds in all of them.",
+        "One data set, one class, a small network, few draws, and an attacker who controls all images of the class and "
+        "knows how victims train. Other settings give other numbers; each certificate holds in all of them.",
     )
 
 
 def transfer_study() -> dict[str, Any] | None:
-    """The project's study of transfer between training procedures, if it is whole."""
+    """The project's study of transfer between training procedures, if it is complete."""
     for found in exhibits.exhibited():
         done, cells = results.finished(found)
         if found["study"]["kind"] == "transfer-procedure" and done == cells:

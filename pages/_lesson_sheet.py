@@ -20,11 +20,11 @@ details { border-left: 3px solid #0072b2; padding-left: .8rem } summary { cursor
 def sheet(steps: Sequence[Step], run: Run, *, answers: bool) -> str:
     """HTML text of all questions, numbered as the steps are."""
     parts = [_section(number, step, step.question(run), answers) for number, step in enumerate(steps, start=1)]
-    kind = "answers folded" if answers else "without answers"
+    kind = "answers folded away" if answers else "without answers"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>PACD Lab: questions</title>'
         f"<style>{STYLE}</style></head><body><h1>PACD Lab: questions of the lesson</h1>"
-        f'<p class="note">Predict first, then look. Numbers are of run {run.id}; {kind}.</p>\n'
+        f'<p class="note">Predict first, then look. The numbers are those of run {run.id}; {kind}.</p>\n'
         + "\n".join(parts)
         + "</body></html>\n"
     )

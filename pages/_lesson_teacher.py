@@ -21,7 +21,7 @@ def for_teachers(steps: Sequence[Step], run: Run) -> None:
 
 
 def links(steps: Sequence[Step], run: Run) -> None:
-    st.markdown("**A link to a step**, as it stands now")
+    st.markdown("**A link to a step**, as it is set now")
     number = st.selectbox(
         "Step", range(1, len(steps) + 1), key="lesson_link_step", format_func=lambda k: f"{k}. {steps[k - 1].title}",
         index=st.session_state.get("step", 1) - 1,
@@ -30,8 +30,8 @@ def links(steps: Sequence[Step], run: Run) -> None:
     without = st.toggle("Answers cannot be revealed", key="lesson_link_answers")
     st.code(link(number, hide=hide, answers_hidden=without, run=run), language=None, wrap_lines=True)
     st.caption(
-        "Append it to this app's address. It carries the open run and the sliders of the step on screen. It only "
-        "hides: anyone who edits the address can see everything."
+        "Append it to this app's address. It carries the open run and the sliders of the step on screen. Hiding is "
+        "no lock: anyone who edits the address can see everything."
     )
 
 
@@ -46,7 +46,7 @@ def link(number: int, *, hide: Sequence[str], answers_hidden: bool, run: Run) ->
 
 
 def sheets(steps: Sequence[Step], run: Run) -> None:
-    st.markdown("**Question sheets**, one HTML file each, to print or to open without network")
+    st.markdown("**Question sheets**: HTML files to print, or to open offline")
     for answers, label in ((True, "Sheet with answers folded away"), (False, "Sheet without answers")):
         st.download_button(
             label,
@@ -57,4 +57,4 @@ def sheets(steps: Sequence[Step], run: Run) -> None:
             icon=":material/download:",
             on_click="ignore",
         )
-    st.caption(f"The same questions as in the lesson, with the numbers of run {run.id}.")
+    st.caption(f"The questions of the lesson, with the numbers of run {run.id}.")

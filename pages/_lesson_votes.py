@@ -92,7 +92,7 @@ def choose_subject(run: Run) -> Subject:
     images, _ = _images.images_of(run, train=False)
     victim = victim_of(run)
     if victim is None:
-        st.info(f"Run {run.id} keeps no weights of this victim, so recorded votes stand in for fresh ones.")
+        st.info(f"Run {run.id} keeps no weights of this victim, so you see recorded votes instead of fresh ones.")
     image = int(row["image"])
     return Subject(image, images[image], int(row["label"]), row, victim, sentences.class_names_of(run))
 
@@ -141,10 +141,10 @@ def noise(run: Run) -> None:
             )
     if said is not None:
         right_ones = int((said == subject.label).sum())
-        st.markdown(f"**{right_ones} of {COPIES}** copies are answered right ({subject.name(subject.label)}).")
+        st.markdown(f"**{right_ones} of {COPIES}** copies are classified correctly ({subject.name(subject.label)}).")
     st.caption(
-        f"Test image {subject.image}, noise of standard deviation σ = {sigma:g} on every pixel, cut to [0, 1] only to "
-        f"be shown. The victim is one network, trained on unchanged images with noise of σ = {run.config.sigma:g}."
+        f"Test image {subject.image}, noise of standard deviation σ = {sigma:g} on every pixel; clipped to [0, 1] only "
+        f"for display. The victim is one network, trained on clean images with noise of σ = {run.config.sigma:g}."
     )
 
 
@@ -157,7 +157,7 @@ def answers(subject: Subject, noisy: np.ndarray) -> np.ndarray | None:
 
 
 def verdict(subject: Subject, said: int) -> str:
-    return f"says {subject.name(said)} {'✓ right' if said == subject.label else '✗ wrong'}"
+    return f"says {subject.name(said)} {'✓ correct' if said == subject.label else '✗ wrong'}"
 
 
 def voting(run: Run) -> None:
@@ -168,8 +168,8 @@ def voting(run: Run) -> None:
             subject = choose_subject(run)
         with right:
             n = st.segmented_control(
-                "Noisy copies that "
-                "vote", DRAWS, default=DRAWS[0], required=True, key="lesson_draws", bind="query-params",
+                "Noisy copies that vote", DRAWS, default=DRAWS[0], required=True, key="lesson_draws",
+                bind="query-params",
             )  # fmt: skip
     selection, estimation = votes_of(run, subject, int(n or DRAWS[0]))
     counted = int(estimation.sum())
@@ -186,10 +186,9 @@ def voting(run: Run) -> None:
         f"**{estimation[top]} of {counted}** copies voted for {subject.name(top)}: {estimation[top] / counted:.1%}."
     )
     st.caption(
-        f"Test image {subject.image}, σ = {run.config.sigma:g}; the noise is always the same for this image and "
-        f"number of copies. ★: the class that {N0 if subject.victim is not None else run.config.certification.n0} "
-        "votes before these chose. Choosing and counting on the same votes would be cheating: the winner would look "
-        "too good."
+        f"Test image {subject.image}, σ = {run.config.sigma:g}; the same image and number of copies always get the "
+        f"same noise. ★: the class that {N0 if subject.victim is not None else run.config.certification.n0} earlier "
+        "votes selected. Selecting and counting on the same votes would be cheating: the winner would look too good."
     )
 
 
@@ -222,7 +221,7 @@ def radius(run: Run, revealed: bool) -> None:
     st.markdown(symbols(k, counted, alpha, p_lower, sigma, found))
     st.caption(
         f"Test image {subject.image}. Selected class: {subject.name(selected)}, which is "
-        f"{'right' if selected == subject.label else 'wrong, so its radius counts as 0'}."
+        f"{'correct' if selected == subject.label else 'wrong, so its radius counts as 0'}."
     )
     figure = lesson.quantile(p_lower, k / counted, sigma=sigma, cap=cap, tells_cap=revealed)
     chart(figure, "lesson_quantile")
@@ -240,10 +239,10 @@ def symbols(k: int, n: int, alpha: float, p_lower: float, sigma: float, found: f
     lines = [
         ("$n$", "noisy copies that voted", f"{n}"),
         ("$k$", "votes for the selected class", f"{k}"),
-        (r"$\alpha$", "how often the bound may be wrong", f"{alpha:g}"),
+        (r"$\alpha$", "probability that the bound is wrong, at most", f"{alpha:g}"),
         (r"$p_{\text{lower}}$", "the true share is at least this", f"{p_lower:.4f}"),
         (r"$\sigma$", "noise level", f"{sigma:g}"),
-        ("$R$", "certified radius (L2)", f"{found:.3f}" if found else "none: it abstains"),
+        ("$R$", "certified radius (L2)", f"{found:.3f}" if found else "none: abstains"),
     ]
     return "| symbol | in words | here |\n|:-:|---|--:|\n" + "\n".join(
         f"| {symbol} | {words} | **{number}** |" for symbol, words, number in lines
@@ -262,5 +261,5 @@ def chain(k: int, n: int, alpha: float, p_lower: float, sigma: float, found: flo
             rf"&= {sigma:g}\cdot\Phi^{{-1}}({p_lower:.4f}) = {sigma:g}\cdot{ndtri(p_lower):.3f} = {found:.3f}",
         ]
     else:
-        lines.append(r"&\le \tfrac12:\ \text{no majority for certain, abstain}")
+        lines.append(r"&\le \tfrac12:\ \text{no certain majority: abstain}")
     return r"\begin{aligned} " + r" \\ ".join(lines) + r" \end{aligned}"

@@ -14,7 +14,9 @@ HIDING = {
     "sidebar": '[data-testid="stSidebar"], [data-testid="stSidebarCollapsedControl"], [data-testid="stToolbar"]',
 }
 NUMBERS = range(1, len(STEPS) + 1)
+TO_THE_TOP = """<script data-of="{}">document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0)</script>"""
 PREDICTED = "predicted"  # of the address
+CORRECT = ":green-badge[✓ correct]"
 
 
 def run_to_show() -> Run | None:
@@ -23,8 +25,8 @@ def run_to_show() -> Run | None:
     if run is None or suits(run):
         return run or _shared.example_run()
     st.info(
-        f"Run {run.id} is {run.status().state} and shows no attack on images that could be certified to its end, so "
-        "the lesson is about the example.",
+        f"Run {run.id} is {run.status().state} and has no finished attack on images to show, so the lesson uses the "
+        "example.",
         icon=":material/info:",
     )
     return _shared.example_run()
@@ -65,14 +67,27 @@ def is_right(question: Question, given: Any) -> bool:
     return given == question.right
 
 
-def current_step() -> int:
-    """The step of the session, else of the link, else where the reader was before leaving this page."""
+def choose_step() -> int:
+    """The ways to other steps, drawn: the step of the link or the session, else where the reader was before."""
     linked = st.query_params.get("step")
+    if "nav" in hidden:
+        return int(linked) if linked is not None and _links.fits(linked, NUMBERS) else 1
     if "step" not in st.session_state and linked is None:
         st.session_state["step"] = st.session_state.get("lesson step", 1)
-    of_link = int(linked) if linked is not None and _links.fits(linked, NUMBERS) else 1
-    st.session_state["lesson step"] = int(st.session_state.get("step") or of_link)
-    return st.session_state["lesson step"]
+    back, forward, jump = st.container(key="lesson-navigation").columns([2, 2, 3], vertical_alignment="bottom")
+    with jump:  # first, since only the widget knows the address that the browser's own Back and Forward lead to
+        number = int(st.number_input(f"Step, 1 to {len(STEPS)}", 1, len(STEPS), key="step", bind="query-params"))
+    st.session_state["lesson step"] = number
+    back.button(
+        "Back", on_click=move, args=(-1,), disabled=number == 1, key="lesson_back", icon=":material/arrow_back:",
+        width="stretch", shortcut="PageUp", help="Page Up, which a presenter's remote sends",
+    )  # fmt: skip
+    forward.button(
+        "Next", on_click=move, args=(1,), disabled=number == len(STEPS), key="lesson_next",
+        icon=":material/arrow_forward:", width="stretch", shortcut="PageDown",
+        help="Page Down, which a presenter's remote sends",
+    )  # fmt: skip
+    return number
 
 
 def move(by: int) -> None:
@@ -80,25 +95,24 @@ def move(by: int) -> None:
     st.session_state["step"] = min(max(st.session_state.get("step", 1) + by, 1), len(STEPS))
 
 
-def header(number: int, run: Run) -> None:
-    """How far the reader is, and how good the predictions were; the ways to other steps; the step's title."""
+def header(run: Run) -> int:
+    """The step that is asked for, with its title; how far the reader is, and how good the predictions were."""
     good = sum(is_right(STEPS[k - 1].question(run), given) for k, given in answered().items())
-    score = f" · {good} of {len(answered())} predictions right" if answered() else ""
+    score = f" · {good} of {len(answered())} predictions correct" if answered() else ""
     left, right = st.columns([1, 1], vertical_alignment="bottom", gap="large")
-    left.progress(number / len(STEPS), f"Lesson, step {number} of {len(STEPS)}{score}")
-    if "nav" not in hidden:
-        with right:
-            navigation(number)
+    with right:
+        number = choose_step()
+    with left:
+        # Streamlit stays where the last step was scrolled to. The script runs whenever its text is another.
+        st.html(TO_THE_TOP.format(f"{number}, {number in answered()}"), unsafe_allow_javascript=True)
+        st.progress(number / len(STEPS), f"Lesson, step {number} of {len(STEPS)}{score}")
     st.title(STEPS[number - 1].title)
+    return number
 
 
 def ask(number: int, question: Question, *, answers_hidden: bool) -> None:
-    """Predict, then reveal: the answer is not on the page before, and the prediction stands after."""
-    given = answered().get(number)
+    """Predict, then reveal: the answer is not on the page before."""
     st.markdown(f"**Predict.** {question.ask}")
-    if given is not None and not answers_hidden:
-        judge(number, question, given)
-        return
     if isinstance(question, Choice):
         prediction = st.radio(
             "Your prediction", range(len(question.options)), index=None, format_func=question.options.__getitem__,
@@ -112,7 +126,7 @@ def ask(number: int, question: Question, *, answers_hidden: bool) -> None:
         )  # fmt: skip
         prediction = value if st.session_state.get(moved) else None
     if answers_hidden:
-        st.caption("Answers are kept for the discussion in class.")
+        st.caption("The answers are kept for the discussion in class.")
         return
     st.button(
         "Reveal", on_click=reveal, args=(number, prediction), disabled=prediction is None,
@@ -124,55 +138,49 @@ def reveal(number: int, prediction: Any) -> None:
     answered()[number] = prediction
 
 
-def judge(number: int, question: Question, given: Any) -> None:
-    if isinstance(question, Guess):
-        said = f"You said {given} %, it is {question.right:.0f} %."
-    else:
-        st.markdown("\n".join(f"- {option}{marks(question, k, given)}" for k, option in enumerate(question.options)))
-        said = ""
-    if is_right(question, given):
-        st.success(f"**Right.** {said} {question.because}", icon=":material/check:")
-    else:
-        st.warning(f"**Not quite.** {said} {question.because}", icon=":material/close:")
-    if number < len(STEPS) and "nav" not in hidden:
-        st.button("Go on", on_click=move, args=(1,), key="lesson_go_on", icon=":material/arrow_forward:")
+def judge(number: int, question: Question, given: int) -> None:
+    """The prediction beside what is so, and why."""
+    told, why = st.columns(2, gap="large")
+    with told:
+        st.markdown(f"**{question.ask}**")
+        if isinstance(question, Choice):
+            st.markdown("\n".join(f"- {text}{marks(question, k, given)}" for k, text in enumerate(question.options)))
+        else:
+            st.markdown(f"- {question.right:.0f} % {CORRECT}\n- You said {given} %")
+    with why:
+        if is_right(question, given):
+            st.success(f"**Right.** {question.because}", icon=":material/check:")
+        else:
+            st.warning(f"**Not quite.** {question.because}", icon=":material/close:")
+        if number < len(STEPS) and "nav" not in hidden:
+            st.button("Next step", on_click=move, args=(1,), key="lesson_go_on", icon=":material/arrow_forward:")
 
 
 def marks(question: Choice, option: int, given: int) -> str:
-    words = ["your prediction"] * (option == given) + ["**this is so**"] * (option == question.right)
-    return f" ({', '.join(words)})" if words else ""
-
-
-def navigation(number: int) -> None:
-    """Back, Next, or any step by its number."""
-    back, forward, jump = st.container(key="lesson-navigation").columns([2, 2, 3], vertical_alignment="bottom")
-    back.button(
-        "Back", on_click=move, args=(-1,), disabled=number == 1, key="lesson_back", icon=":material/arrow_back:",
-        width="stretch",
-    )  # fmt: skip
-    forward.button(
-        "Next", on_click=move, args=(1,), disabled=number == len(STEPS), key="lesson_next",
-        icon=":material/arrow_forward:", width="stretch",
-    )  # fmt: skip
-    with jump:
-        st.number_input(f"Step, 1 to {len(STEPS)}", 1, len(STEPS), key="step", bind="query-params")
+    if option == question.right:
+        return f" {CORRECT}"
+    return " :red-badge[✗ your answer]" * (option == given)
 
 
 def show(number: int, run: Run) -> None:
-    """Words and question beside the view, or above and below one that needs the whole width."""
-    step = STEPS[number - 1]
-    first, second = st.columns([2, 1] if step.wide else [5, 9], gap="large")
-    formula, view, question = (second, st.container(), st.container()) if step.wide else (first, second, first)
+    """The answer once it is revealed; words and question beside the view, or above one that needs the whole width."""
+    step, asked = STEPS[number - 1], "questions" not in hidden
+    judged = asked and not answers_hidden and number in answered()
+    if judged:
+        with st.container(border=True):
+            judge(number, step.question(run), answered()[number])
+    asked = asked and not judged
+    first, second = st.columns(([1, 1] if asked else [2, 1]) if step.wide else [5, 9], gap="large")
     with first:
         st.markdown(step.idea)
         st.markdown(f":material/touch_app: **To do.** {step.task}")
     if step.formula:
-        with formula.expander("The formula", icon=":material/function:"):
+        with (second if step.wide and not asked else first).expander("The formula", icon=":material/function:"):
             st.markdown(step.formula)
-    if "questions" not in hidden:
-        with question.container(border=True):
+    if asked:
+        with (second if step.wide else first).container(border=True):
             ask(number, step.question(run), answers_hidden=answers_hidden)
-    with view:
+    with st.container() if step.wide else second:
         step.view(run, number in answered() or ("questions" in hidden and not answers_hidden))
 
 
@@ -185,13 +193,11 @@ if rules:
 shown = run_to_show()
 if shown is None:
     st.warning(
-        "No finished run is here, not even the project's examples (folder gallery/). Start one on the Poison page."
+        "There is no finished run, not even the project's examples (folder gallery/). Start one on the Poison page."
     )
     st.stop()
 _lesson_votes.check_link(shown)
 keep_predictions(shown)
-number = current_step()
-header(number, shown)
-show(number, shown)
+show(header(shown), shown)
 if "teachers" not in hidden:
     _lesson_teacher.for_teachers(STEPS, shown)

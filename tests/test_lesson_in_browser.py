@@ -30,11 +30,11 @@ def test_the_whole_lesson_by_keyboard(tmp_path: Path, browser_path: str) -> None
         for number, step in enumerate(STEPS, start=1):
             assert page.get_by_label(f"Step, 1 to {len(STEPS)}").input_value() == str(number)
             if number == 1:
-                before = page.get_by_text("copies are answered right").inner_text()
+                before = page.get_by_text("copies are classified correctly").inner_text()
                 tab_to(page, "Noise level σ")
                 page.keyboard.press("End")
                 page.get_by_text("σ = 2 on every pixel").wait_for()
-                assert page.get_by_text("copies are answered right").inner_text() != before
+                assert page.get_by_text("copies are classified correctly").inner_text() != before
             if number == step_of("Can you tell?"):
                 tab_to(page, "X is A")
                 page.keyboard.press("Enter")
@@ -44,12 +44,12 @@ def test_the_whole_lesson_by_keyboard(tmp_path: Path, browser_path: str) -> None
             idle(page)
             assert [rule for rule in page.evaluate("axe.run()")["violations"] if rule["impact"] in WORSE] == []
             if number < len(STEPS):
-                tab_to(page, "Go on")
+                tab_to(page, "Next step")
                 page.keyboard.press("Enter")
                 heading(page, STEPS[number].title).wait_for()
                 idle(page)  # the number of the step may be drawn after the title
                 assert f"step={number + 1}" in page.url
-        page.get_by_text(f"of {len(STEPS)} predictions right").wait_for()
+        page.get_by_text(f"of {len(STEPS)} predictions correct").wait_for()
         idle(page)
     assert seen.problems == []
     assert seen.away == []
@@ -81,3 +81,30 @@ def predict(page: Any, number: int, guess: bool) -> None:
     tab_to(page, "Reveal")
     page.keyboard.press("Enter")
     page.get_by_text("Right.").or_(page.get_by_text("Not quite.")).first.wait_for()
+
+
+def test_back_and_forward_of_the_browser_and_a_presenters_keys_open_the_step_at_its_top(
+    tmp_path: Path, browser_path: str
+) -> None:
+    with browser.serving(tmp_path) as server, browser.chromium(browser_path) as chromium:
+        page, seen = browser.new_page(chromium)
+        page.goto(f"{server.address}/lesson?run={EXAMPLE}")
+        at_the_top(page, 1)
+        for number in (2, 3):
+            page.evaluate("document.querySelector('[data-testid=\"stMain\"]').scrollTo(0, 300)")
+            page.keyboard.press("PageDown")
+            at_the_top(page, number)
+        for go, number in ((page.go_back, 2), (page.go_back, 1), (page.go_forward, 2)):
+            go()
+            at_the_top(page, number)
+        page.keyboard.press("PageUp")
+        at_the_top(page, 1)
+    assert seen.problems == []
+
+
+def at_the_top(page: Any, number: int) -> None:
+    heading(page, STEPS[number - 1].title).wait_for()
+    idle(page, timeout=60_000)
+    assert page.get_by_label(f"Step, 1 to {len(STEPS)}").input_value() == str(number)
+    assert page.locator("h1", has_text=STEPS[number - 1].title).count() == 1
+    assert page.evaluate("document.querySelector('[data-testid=\"stMain\"]').scrollTop") == 0

@@ -3,14 +3,16 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from engine import abx, records
+from engine.figures import lesson
 from engine.html_report import marked
 from engine.overrides import with_overrides
 from engine.records import GALLERY, Run
-from pages import _comparison, _glossary, _lesson_sheet
+from pages import _comparison, _glossary, _lesson_runs, _lesson_sheet
 from pages._lesson_questions import Choice
 from pages._lesson_steps import STEPS
 from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
@@ -18,7 +20,7 @@ from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
 PAGE = "pages/lesson.py"
 NUMBERS = range(1, len(STEPS) + 1)
 RUN = Run(GALLERY / EXAMPLE)
-SCORE = re.compile(r"^#+ (\d+) of 10 right", re.MULTILINE)
+SCORE = re.compile(r"^#+ (\d+) of 10 correct", re.MULTILINE)
 pytestmark = pytest.mark.usefixtures("place")
 
 
@@ -58,10 +60,10 @@ def test_a_wrong_prediction_is_told_as_such_and_cannot_be_changed_afterwards() -
     assert isinstance(question, Choice)
     test = predict(opened(PAGE), 1 - question.right)
     assert any("Not quite" in shown.value for shown in test.warning)
-    assert f"- {question.options[1 - question.right]} (your prediction)" in words(test)
-    assert f"- {question.options[question.right]} (**this is so**)" in words(test)
+    assert f"- {question.options[1 - question.right]} :red-badge[✗ your answer]" in words(test)
+    assert f"- {question.options[question.right]} :green-badge[✓ correct]" in words(test)
     assert not test.radio
-    assert "0 of 1 predictions right" in str(test.get("progress")[0].proto)
+    assert "0 of 1 predictions correct" in str(test.get("progress")[0].proto)
 
 
 def test_next_and_back_walk_through_all_steps_and_predictions_are_kept() -> None:
@@ -73,7 +75,7 @@ def test_next_and_back_walk_through_all_steps_and_predictions_are_kept() -> None
     test.number_input(key="step").set_value(1).run()
     assert test.title[0].value == STEPS[0].title
     assert button(test, "Back").disabled
-    assert "(your prediction" in words(test)
+    assert "✗ your answer" in words(test)
     assert not test.exception
 
 
@@ -88,10 +90,10 @@ def test_predictions_outlive_a_refresh() -> None:
     again = opened(PAGE, predicted=address)
     assert not again.error
     assert not again.radio
-    assert "(your prediction" in words(again)
-    assert "of 2 predictions right" in str(again.get("progress")[0].proto)
+    assert "✗ your answer" in words(again)
+    assert "of 2 predictions correct" in str(again.get("progress")[0].proto)
     again.number_input(key="step").set_value(number).run()
-    assert any("You said 37 %" in shown.value for shown in (*again.success, *again.warning))
+    assert "You said 37 %" in words(again)
     assert "predicted" not in opened(PAGE).query_params
 
 
@@ -117,12 +119,22 @@ def test_training_with_noise_is_set_beside_training_without(place: Path, monkeyp
     monkeypatch.setattr(_comparison, "ASPECTS", dict.fromkeys(_comparison.ASPECTS, "in other words"))
     without = ["procedure=standard", "attack.name=none", "victim_seeds=1"]
     own_copy(place, config=with_overrides(RUN.config, [*without, "certification.n=99"]))
-    test = opened(PAGE, step=str(step_of("What training with noise buys")), run=EXAMPLE)
+    test = opened(PAGE, step=str(step_of("Why train with noise?")), run=EXAMPLE)
     assert any("--set procedure=standard --set attack.name=none" in code.value for code in test.code)
     other = own_copy(place, config=with_overrides(RUN.config, without))
-    test = predict(opened(PAGE, step=str(step_of("What training with noise buys")), run=EXAMPLE), 1)
+    test = predict(opened(PAGE, step=str(step_of("Why train with noise?")), run=EXAMPLE), 1)
     assert not test.exception
     assert f"Runs {EXAMPLE} and {other.id}" in words(test)
+
+
+def test_the_curves_are_read_where_they_differ_most() -> None:
+    table = RUN.certificates()
+    assert table is not None
+    tables = {arm: table[table["arm"] == arm] for arm in ("clean", "poisoned")}
+    radius = lesson.widest_gap(tables, RUN.config, scope="target", radii=np.arange(0, 1, 0.01))
+    one, other = lesson.curves(tables, RUN.config, scope="target", radius=radius).data[::2]
+    gaps = np.abs(np.array(one.y) - np.array(other.y))
+    assert np.interp(radius, one.x, gaps) == pytest.approx(gaps.max(), abs=0.02)
 
 
 def test_the_lesson_lives_with_any_finished_run_of_the_readers(place: Path) -> None:
@@ -134,10 +146,25 @@ def test_the_lesson_lives_with_any_finished_run_of_the_readers(place: Path) -> N
     report["relative_drop"]["poisoned"] = {"mean": None, "sd": None, "seeds": []}
     report["arms"]["clean"]["average_certified_radius"]["target"]["mean"] = 0.0
     useless.write_json("report.json", report)
-    for title in ("What training with noise buys", "What a defender can do"):
+    for title in ("Why train with noise?", "What a defender can do"):
         assert not opened(PAGE, step=str(step_of(title)), run=EXAMPLE).exception
     (table,) = opened(PAGE, step=str(step_of("What a defender can do")), run=EXAMPLE).dataframe
-    assert list(table.value["defence"]) == ["as it was", f"noise σ = {useful.config.sigma}"]
+    assert list(table.value["defence"]) == ["no defence", f"noise σ = {useful.config.sigma}"]
+
+
+def test_where_there_are_defences_to_choose_among_the_question_is_which_helps_most(place: Path) -> None:
+    """The comparison waits for the prediction; that of the smallest drop is right."""
+    for name, drop in (("median", 0.3), ("one-bit", 0.1)):
+        run = own_copy(place, config=with_overrides(RUN.config, [f"training.squeezing={name}"]))
+        report = run.report or {}
+        report["relative_drop"]["poisoned"]["mean"] = drop
+        run.write_json("report.json", report)
+    test = opened(PAGE, step=str(step_of("What a defender can do")), run=EXAMPLE)
+    assert test.radio[0].options == ["median filter (3×3)", "two grey levels"]
+    assert not test.dataframe
+    test = predict(test, 1)
+    assert any("Right." in shown.value for shown in test.success)
+    assert list(test.dataframe[0].value["defence"]) == ["no defence", "two grey levels", "median filter (3×3)"]
 
 
 def test_the_radius_step_shows_the_numbers_of_its_image() -> None:
@@ -145,7 +172,7 @@ def test_the_radius_step_shows_the_numbers_of_its_image() -> None:
     assert "| $n$ | noisy copies that voted | **10** |" in words(test)
     test.select_slider(key="lesson_n").set_value(5).run()
     assert any("At least 7 are needed" in warning.value for warning in test.warning)
-    assert "no majority for certain, abstain" in words(test)
+    assert "no certain majority: abstain" in words(test)
 
 
 # --- can you tell? ---
@@ -165,6 +192,16 @@ def test_the_abx_test_scores_what_was_answered_and_only_at_the_end(honest: bool)
     assert int(score[1]) == (10 if honest else 0)
     assert ("You can tell" in words(test)) == honest
     assert not test.exception
+
+
+def test_the_abx_test_offers_runs_that_differ_in_epsilon_alone(place: Path) -> None:
+    own_copy(place, config=with_overrides(RUN.config, ["threat.epsilon=0.05"]))
+    own_copy(place, config=with_overrides(RUN.config, ["threat.epsilon=0.2", "seed=3"]))
+    assert list(_lesson_runs.by_epsilon(RUN)) == [0.05, 0.1]
+    test = opened(PAGE, step=str(step_of("Can you tell?")), run=EXAMPLE)
+    test.segmented_control(key="lesson_abx_epsilon").set_value(0.05).run()
+    assert not test.exception
+    assert "Trial 1 of 10" in words(test)
 
 
 # --- links ---
@@ -235,7 +272,7 @@ def test_the_sheet_has_every_question_and_needs_no_network(answers: bool) -> Non
 def test_the_lesson_says_so_when_the_open_run_does_not_suit_it(place: pytest.TempPathFactory) -> None:
     run = own_copy(place, state="failed")
     test = opened(PAGE, run=run.id)
-    assert any("the lesson is about the example" in info.value for info in test.info)
+    assert any("the lesson uses the example" in info.value for info in test.info)
     assert not test.exception
 
 

@@ -248,6 +248,18 @@ def test_the_boundary_is_drawn_where_the_victim_is_undecided() -> None:
     torch.testing.assert_close(toy.signed_distance(state.weights, points), torch.zeros(2, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_line_has_its_name_on_it_and_in_sight(seed: int) -> None:
+    state = toy.start(SETTINGS, seed)  # untrained: the boundary lies anyhow
+    names = {trace.name: trace for trace in toy_figures.plane(state).data if trace.mode == "text"}
+    for name, weights in (("victim now", state.weights), ("clean victim", state.clean)):
+        (x,), (y,) = names[name].x, names[name].y
+        assert abs(x) <= toy_figures.WIDTH + 1e-9
+        assert abs(y) <= toy_figures.HEIGHT
+        place = torch.tensor([[x, y]], dtype=torch.float64)
+        assert float(toy.signed_distance(weights, place)) == pytest.approx(0, abs=1e-9)
+
+
 def test_curves_are_the_history() -> None:
     state = attacked()
     retrained = next(trace for trace in toy_figures.measured(state).data if trace.name == "trained to the end")
@@ -290,15 +302,15 @@ def test_levels_are_stepped_separately_and_the_last_part_is_marked() -> None:
     test = opened(two)
     first = game(test)
     assert "ran last" not in words(test)
-    lower = game(press(test, "One lower step"))
+    lower = game(press(test, "Lower step"))
     assert (len(lower.losses), lower.upper_steps) == (1, 0)
     assert "**1** The victim learns on the poisoned points. **(ran last)**" in words(test)
-    assert game(press(test, "Solve the linear system")).level == 2
-    assert "how the solution would move. **(ran last)**" in words(test)
-    upper = game(press(test, "One upper step"))
+    assert game(press(test, "Linear system")).level == 2
+    assert "how the trained line would move. **(ran last)**" in words(test)
+    upper = game(press(test, "Upper step"))
     assert (len(upper.losses), upper.upper_steps) == (1, 1)
     assert words(test).count("(ran last)") == 2  # the step, and what was measured after it
-    assert game(press(test, "One whole step")).upper_steps == 2
+    assert game(press(test, "Whole step")).upper_steps == 2
     assert len(test.get("plotly_chart")) == 2
     assert same(game(press(test, "Reset")), first)
 
@@ -308,7 +320,7 @@ def test_it_plays_until_it_is_paused() -> None:
     press(test, "Play")
     assert game(test).upper_steps > 0
     assert words(test).count("runs now") == 4
-    assert button(test, "One lower step").disabled
+    assert button(test, "Lower step").disabled
     before = game(test).upper_steps
     assert game(test.run()).upper_steps > before
     press(test, "Pause")
@@ -330,7 +342,7 @@ def test_it_stops_by_itself_at_the_end() -> None:
     test.session_state["toy two state"] = attacked()
     test.run()
     assert button(test, "Play").disabled
-    assert "Finished: poison points no longer move" in words(test)
+    assert "Finished: the poison points stopped moving" in words(test)
     test.session_state["toy two playing"] = True
     test.run()
     assert game(test) is attacked()
@@ -347,10 +359,10 @@ def test_a_point_is_moved_by_buttons_and_by_numbers_and_not_out_of_its_box() -> 
     assert moved.poison[3].tolist() == pytest.approx([x, y - 0.05])
     assert not torch.equal(moved.weights, first.weights)
     test.number_input(key="toy two x").set_value(x + 0.3)
-    press(test, "Move it there")
+    press(test, "Move point")
     assert game(test).poison[3].tolist() == pytest.approx([x + 0.3, y - 0.05])
     test.number_input(key="toy two x").set_value(x + 0.9)
-    press(test, "Move it there")
+    press(test, "Move point")
     assert [error.value.split(":")[0] for error in test.error] == ["Poison point 3 was not moved"]
     assert "x must be in [" in test.error[0].value
     assert game(test).poison[3].tolist() == pytest.approx([x + 0.3, y - 0.05])
@@ -361,7 +373,7 @@ def test_a_point_is_moved_by_buttons_and_by_numbers_and_not_out_of_its_box() -> 
 
 
 def test_other_settings_begin_anew() -> None:
-    test = press(opened(two), "One whole step")
+    test = press(opened(two), "Whole step")
     test.slider(key="toy two epsilon").set_value(0.2).run()
     assert game(test).upper_steps == 0
     assert game(test).settings == replace(SETTINGS, epsilon=0.2)

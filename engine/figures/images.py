@@ -123,12 +123,13 @@ def vote_histogram(rows: pd.DataFrame, class_names: Sequence[str] = ()) -> go.Fi
     """
     arms = {arm: part.iloc[0] for arm, part in by_arm(rows, None)}
     image, n = f"test image {int(rows['image'].iloc[0])}", int(rows["n"].iloc[0])
+    whose = "one victim per arm" if len(arms) > 1 else "one victim"
     shares = {arm: np.asarray(row["estimation_votes"]) / row["estimation_votes"].sum() for arm, row in arms.items()}
     return shares_by_class(
         {image: shares},
         class_names or [str(k) for k in range(len(next(iter(shares.values()))))],
         title=f"Votes under noise, {image}",
-        subtitle=f"{n:,} draws, one victim per arm; ★ selected class; a certificate needs more than half",
+        subtitle=f"{n:,} draws, {whose}; ★ selected class; a certificate needs more than half",
         quantity="share of the noise draws",
         selected={(image, arm): int(row["selected_class"]) for arm, row in arms.items()},
         label=int(rows["label"].iloc[0]),
@@ -195,7 +196,9 @@ def shares_by_class(
     figure.update_xaxes(tickvals=list(range(len(ticks))), ticktext=ticks)
     figure.update_yaxes(range=[0, 1.2], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%", title_text=quantity)
     figure.update_layout(bargap=0.12)
-    return finish(figure, title, subtitle, f"{title}. {'; '.join(told)}.", height=210 + 230 * len(panels), bottom=76)
+    several_arms = len({arm for arms in panels.values() for arm in arms}) > 1
+    text = f"{title}. {'; '.join(told)}."
+    return finish(figure, title, subtitle, text, height=210 + 230 * len(panels), bottom=76, legend=several_arms)
 
 
 def picture_wall(

@@ -14,7 +14,10 @@ from engine.config import Config
 from engine.figures.style import ARM_STYLE, GREY, RADIUS, finish
 from engine.report.numbers import of_scope
 
-_LINES = (("#0072B2", "solid", "circle"), ("#E69F00", "dash", "square"))  # Okabe and Ito's blue and orange
+_LINES = (  # Okabe and Ito's blue and orange; the colour of words on it, and where they stand
+    ("#0072B2", "solid", "circle", "white", "left", 10),
+    ("#E69F00", "dash", "square", "black", "right", -10),
+)
 _STEPS = 400
 
 
@@ -25,7 +28,7 @@ def quantile(p_lower: float, share: float, *, sigma: float, cap: float, tells_ca
     figure = go.Figure()
     figure.add_scatter(x=p, y=sigma * ndtri(p), mode="lines", line=dict(color=GREY, width=3), hoverinfo="skip")
     figure.add_vrect(x0=0.3, x1=0.5, fillcolor="rgba(128,128,128,0.18)", line_width=0)
-    figure.add_annotation(x=0.4, y=top * 0.5, text="abstain:<br>no majority<br>for certain", showarrow=False)
+    figure.add_annotation(x=0.4, y=top * 0.5, text="abstain:<br>no certain<br>majority", showarrow=False)
     if cap and tells_cap:
         figure.add_hline(y=cap, line=dict(color=GREY, dash="dot"))
         figure.add_annotation(x=0.31, y=cap, text=f"cap {cap:.3f}", showarrow=False, xanchor="left", yanchor="bottom")
@@ -62,27 +65,37 @@ def quantile(p_lower: float, share: float, *, sigma: float, cap: float, tells_ca
     )
 
 
+def widest_gap(tables: Mapping[str, pd.DataFrame], config: Config, *, scope: str, radii: np.ndarray) -> float:
+    """The one of these radii at which the certified accuracies of two groups differ most."""
+    one, other = (_accuracy(of_scope(table, scope, config), radii) for table in tables.values())
+    return float(radii[np.abs(one - other).argmax()])
+
+
+def _accuracy(rows: pd.DataFrame, radii: np.ndarray) -> np.ndarray:
+    """Certified accuracy at each radius, the mean over victims."""
+    return np.mean([metrics.certified_accuracy(part, radii) for _, part in rows.groupby("victim")], axis=0)
+
+
 def curves(tables: Mapping[str, pd.DataFrame], config: Config, *, scope: str, radius: float) -> go.Figure:
     """Certified accuracy of two groups of clean victims, a line each, and where the reader's radius cuts them."""
     cap = radius_cap(n=config.certification.n, sigma=config.sigma, alpha=config.certification.alpha)
     radii = np.append(np.linspace(0, cap, _STEPS), cap * 1.0001)
     figure, told = go.Figure(), []
-    for (name, table), (colour, dash, symbol) in zip(tables.items(), _LINES, strict=False):
-        parts = [part for _, part in of_scope(table, scope, config).groupby("victim")]
-        mean = np.mean([metrics.certified_accuracy(part, radii) for part in parts], axis=0)
-        at = float(np.mean([metrics.certified_accuracy(part, np.array([radius]))[0] for part in parts]))
+    for (name, table), (colour, dash, symbol, ink, anchor, shift) in zip(tables.items(), _LINES, strict=False):
+        rows = of_scope(table, scope, config)
+        mean, at = _accuracy(rows, radii), float(_accuracy(rows, np.array([radius]))[0])
         line = dict(color=colour, dash=dash, width=2.5, shape="vh")
         figure.add_scatter(x=radii, y=mean, mode="lines", name=name, line=line, hovertemplate="%{y:.1%}")
         figure.add_scatter(
             x=[radius],
             y=[at],
-            mode="markers+text",
-            text=[f"{at:.0%}"],
-            textposition="middle right",
+            mode="markers",
             marker=dict(color=colour, symbol=symbol, size=12),
             showlegend=False,
             hoverinfo="skip",
         )
+        look = dict(showarrow=False, font=dict(color=ink), bgcolor=colour, borderpad=2)
+        figure.add_annotation(x=radius, y=at, text=f"{at:.0%}", xanchor=anchor, xshift=shift, **look)
         told.append(f"{name}: {at:.0%} at radius {radius:.2f}")
     figure.add_vline(x=radius, line=dict(color=GREY, dash="dash"))
     figure.add_vline(x=cap, line=dict(color=GREY, dash="dot", width=2))
@@ -90,12 +103,12 @@ def curves(tables: Mapping[str, pd.DataFrame], config: Config, *, scope: str, ra
     figure.update_xaxes(title_text=f"radius r: {RADIUS} at least r", range=[0, 1.08 * cap])
     figure.update_yaxes(title_text="certified accuracy (approximate)", range=[0, 1.05], tickformat=".0%")
     figure.update_layout(hovermode="x unified")
-    victims = " and ".join(str(table["victim"].nunique()) for table in tables.values())
+    counts = {name: table["victim"].nunique() for name, table in tables.items()}
+    victims = ", ".join(f"{name}: {count} {'victim' if count == 1 else 'victims'}" for name, count in counts.items())
     return finish(
         figure,
         "Certified accuracy, two ways of training",
-        f"{victims} victims, nobody poisoned; σ = {config.sigma:g}, n = {config.certification.n}; dashed upright "
-        f"line: r",
+        f"{victims}; clean data; σ = {config.sigma:g}, n = {config.certification.n}; dashed vertical line: r",
         f"Certified accuracy against radius. {'; '.join(told)}. The cap is {cap:.3f}.",
     )
 
@@ -113,18 +126,18 @@ def guessing(hits: int, count: int) -> go.Figure:
             color=np.where(reached, "#D55E00", "#8C8C8C"),
             pattern=dict(shape=list(np.where(reached, "/", "")), fgcolor="white", solidity=0.3, fillmode="overlay"),
         ),
-        hovertemplate="%{x} right: %{y:.1%} of guessers<extra></extra>",
+        hovertemplate="%{x} right: %{y:.1%} of those who guess<extra></extra>",
     )
     figure.add_vline(x=hits, line=dict(color=GREY, dash="dash"))
     figure.add_annotation(x=hits, y=1, yref="paper", text=f"you: {hits}", showarrow=False, yanchor="bottom")
-    figure.update_xaxes(title_text=f"right answers of {count}", tickformat="d")
-    figure.update_yaxes(title_text="share of guessers", tickformat=".0%")
+    figure.update_xaxes(title_text=f"correct answers out of {count}", tickformat="d")
+    figure.update_yaxes(title_text="share of those who guess", tickformat=".0%")
     return finish(
         figure,
         "What guessing would give",
-        "striped: at least as many right as you",
-        f"Binomial distribution of right answers among {count} guesses; {chance[reached].sum():.1%} of guessers get at "
-        f"least your {hits}.",
+        "striped: at least as many correct as you",
+        f"Binomial distribution of correct answers in {count} guesses; guessing gets at least your {hits} in "
+        f"{chance[reached].sum():.1%} of cases.",
         legend=False,
         height=320,
     )
@@ -159,7 +172,7 @@ def defences(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     return finish(
         figure,
         "What a defence saves, and what it costs",
-        "the line is what the attack takes; clean further left than without a defence is the price",
+        "line: what the attack takes; price: clean circle left of that of “no defence”",
         f"Average certified radius by defence. {told}.",
         height=220 + 44 * len(rows),
     )

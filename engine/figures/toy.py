@@ -18,6 +18,7 @@ TARGET, OTHER = "#2F8FC4", "#8A8A8A"  # points of the target class, of the other
 CLEAN, POISONED, CONTROL = (ARM_STYLE[arm].colour for arm in ("clean", "poisoned", "random_noise"))
 _TINT = {TARGET: "rgba(47,143,196,0.12)", OTHER: "rgba(138,138,138,0.12)"}
 _FAR = 20.0
+_ROOM = WIDTH - 1  # further from the middle there is none for words on the outer side
 _FIXED = dict(fixedrange=True)
 _LAYOUT: dict[str, Any] = dict(dragmode=False, uirevision="toy")
 Trace = dict[str, Any]  # all traces of a figure are checked at once, which is what makes it quick
@@ -26,30 +27,32 @@ Trace = dict[str, Any]  # all traces of a figure are checked at once, which is w
 def plane(state: toy.State, *, chosen: int | None = None, attacker: bool = True) -> go.Figure:
     """Points, boundary, certified radii as discs; with an attacker boxes, poison points, and where they are pushed.
 
-    Every trace is there in every figure, so that a chart that is drawn again only moves. Of the poison points,
-    customdata is their index.
+    Lines are named where they run, points in the legend. Every trace is there in every figure, so that a chart that
+    is drawn again only moves. Of the poison points, customdata is their index.
     """
-    beside, now = ("clean", POISONED) if attacker else ("fully trained", TARGET)
+    beside, now = ("clean victim", POISONED) if attacker else ("fully trained", TARGET)
     moved = len(state.poison) if attacker else 0
     traces = [
         *(_half_plane(state, side, colour) for side, colour in ((1, TARGET), (-1, OTHER))),
-        _discs(f"radius, {beside}", state, state.clean, GREY, "dot"),
+        _discs("radius beside", state, state.clean, GREY, "dot"),
         _discs("radius now", state, state.weights, now, "solid"),
-        _boundary(f"boundary, {beside}", state.clean, GREY, "dash", 2),
+        _boundary("boundary beside", state.clean, GREY, "dash", 2),
         _boundary("boundary now", state.weights, now, "solid", 3),
         *([_boxes(state)] if attacker else []),
         _points("other class", state.training[toy.TARGET_POINTS :], OTHER, "square"),
         _points("target class", state.training[moved : toy.TARGET_POINTS], TARGET, "circle"),
         _points("held out", state.held_out, TARGET, "circle-open"),
         *([_arrows(state), _ring(state, chosen), _poison(state)] if attacker else []),
+        _name_of_line("victim now", state.weights, 1),
+        _name_of_line(beside, state.clean, -1),
     ]
     axis = _FIXED | dict(showgrid=False, zeroline=False, constrain="domain")
     layout = _LAYOUT | dict(
-        xaxis=axis | dict(range=[-WIDTH, WIDTH]),
-        yaxis=axis | dict(range=[-HEIGHT, HEIGHT], scaleanchor="x"),
+        xaxis=axis | dict(range=[-WIDTH, WIDTH], title_text="x, units of the plane"),
+        yaxis=axis | dict(range=[-HEIGHT, HEIGHT], scaleanchor="x", title_text="y, units of the plane"),
         hovermode="closest",
     )
-    return finish(go.Figure(traces, layout), "", "", _told(state, attacker), height=480, top=10, bottom=96)
+    return finish(go.Figure(traces, layout), "", "", _told(state, attacker), height=410, top=10, bottom=90)
 
 
 def measured(state: toy.State) -> go.Figure:
@@ -60,11 +63,12 @@ def measured(state: toy.State) -> go.Figure:
     curves = (
         ("clean victim", [0, most], [clean, clean], CLEAN, "dot", 2),
         ("random moves of size ε", [0, most], [control, control], CONTROL, "dashdot", 2),
-        ("victim as it is", steps, [step.upper_loss for step in state.history], GREY, "solid", 1.5),
+        ("victim now", steps, [step.upper_loss for step in state.history], GREY, "solid", 1.5),
         ("trained to the end", steps, [step.retrained for step in state.history], POISONED, "dash", 2.5),
     )
     traces = [
-        _path(name, x, y, colour, dash, width) | dict(hovertemplate="step %{x}: %{y:.3f}", hoverinfo=None)
+        _path(name, x, y, colour, dash, width)
+        | dict(hovertemplate="step %{x}: %{y:.3f}", hoverinfo=None, showlegend=x is steps)
         for name, x, y, colour, dash, width in curves
     ]
     layout = _LAYOUT | dict(
@@ -75,8 +79,10 @@ def measured(state: toy.State) -> go.Figure:
         f"Mean certified radius of {toy.HELD_OUT} held-out points over upper steps: clean {clean:.3f}, after "
         f"{steps[-1]} steps {last:.3f} with a victim trained to the end; after random moves of size ε {control:.3f}."
     )
+    for name, y, other in (("clean", clean, control), ("random moves", control, clean)):
+        traces.append(_words(most, y, name, "top left" if (y, name) > (other, "clean") else "bottom left"))
     figure = go.Figure([*traces, _end(steps[-1], last, POISONED, "diamond")], layout)
-    return finish(figure, "", "", text, height=270, top=10, bottom=110)
+    return finish(figure, "", "", text, height=240, top=10, bottom=84)
 
 
 def training(losses: Sequence[float], last: float) -> go.Figure:
@@ -90,7 +96,7 @@ def training(losses: Sequence[float], last: float) -> go.Figure:
     )
     text = f"Training loss over {len(losses)} steps: {values[0]:.3f} at first, {last:.3f} now."
     figure = go.Figure([curve | dict(hoverinfo="x+y"), _end(len(losses), last, TARGET, "circle")], layout)
-    return finish(figure, "", "", text, legend=False, height=270, top=10)
+    return finish(figure, "", "", text, legend=False, height=220, top=10)
 
 
 def shown(state: toy.State) -> list[int]:
@@ -110,7 +116,26 @@ def _half_plane(state: toy.State, side: int, colour: str) -> Trace:
 def _boundary(name: str, weights: Tensor, colour: str, dash: str, width: float) -> Trace:
     foot, along, _ = _line(weights)
     x, y = (foot + np.array([[-_FAR], [_FAR]]) * along).T
-    return _path(name, x, y, colour, dash, width)
+    return _path(name, x, y, colour, dash, width) | dict(showlegend=False)
+
+
+def _name_of_line(name: str, weights: Tensor, end: int) -> Trace:
+    """Words at the upper (1) or lower (-1) end of what is seen of a boundary: nowhere if none of it is seen."""
+    foot, along, _ = _line(weights)
+    inside = np.array([WIDTH, HEIGHT - 0.12])
+    with np.errstate(divide="ignore"):
+        crossings = np.sort(np.stack([(-inside - foot) / along, (inside - foot) / along]), axis=0)
+    first, last = crossings[0].max(), crossings[1].min()
+    (x, y), (other, _) = (foot + t * along for t in ((last, first) if end * along[1] >= 0 else (first, last)))
+    if first >= last:
+        x = y = np.nan
+    left = x > -_ROOM if x < other + 1 else x > _ROOM  # where a tilted line does not run into the words
+    return _words(x, y, name, f"middle {'left' if left else 'right'}")
+
+
+def _words(x: float, y: float, text: str, place: str) -> Trace:
+    look = dict(showlegend=False, hoverinfo="skip", textposition=place)
+    return dict(type="scatter", x=[x], y=[y], mode="text", text=[f" {text} "], name=text) | look
 
 
 def _line(weights: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -126,13 +151,13 @@ def _discs(name: str, state: toy.State, weights: Tensor, colour: str, dash: str)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     centres, radii = state.held_out.numpy(), toy.radii(state, weights).tolist()
     x, y = _with_gaps([centres[i] + radii[i] * circle for i in shown(state)])
-    return _path(name, x, y, colour, dash, 1.5)
+    return _path(name, x, y, colour, dash, 1.5) | dict(showlegend=False)
 
 
 def _boxes(state: toy.State) -> Trace:
     corners = state.settings.epsilon * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
     x, y = _with_gaps([centre + corners for centre in state.training[: len(state.poison)].numpy()])
-    return _path("box of ε (L∞)", x, y, FAINT, "dot", 1)
+    return _path("box of ε (L∞)", x, y, FAINT, "dot", 1) | dict(showlegend=False)
 
 
 def _arrows(state: toy.State) -> Trace:
@@ -149,7 +174,7 @@ def _arrows(state: toy.State) -> Trace:
 def _ring(state: toy.State, chosen: int | None) -> Trace:
     places = state.poison[[] if chosen is None else [chosen]]
     marker = dict(color=GREY, symbol="circle-open", size=20, line=dict(width=3))
-    return _marks("chosen", places, marker) | dict(hoverinfo="skip")
+    return _marks("chosen", places, marker) | dict(hoverinfo="skip", showlegend=False)
 
 
 def _poison(state: toy.State) -> Trace:
