@@ -133,7 +133,7 @@ def history(everything: list[dict[str, Any]]) -> None:
             "noise": number(
                 "random noise", format="percent", help="Drop in ACR under random noise of the same ε (L∞)."
             ),
-            "victims": number("victims an arm"),
+            "victims": number("victims per arm"),
             "MB": number(format="%.1f", help="On disk."),
         },
     )

@@ -215,5 +215,5 @@ def test_a_reproduction_of_clean_victims_alone_has_results(tmp_path: Path) -> No
     report["arms"] = {"clean": report["arms"]["clean"]}
     text = tables.markdown(results.of(with_reports(study, tmp_path, [report])))
     assert "| gaussian | mnist | 0.5 | 0 | 2 | – | – | – | 1.000 ± 0.014 | – | – |" in text
-    assert "n: pairs of victims of the same seed, or clean ones alone." in text
+    assert "Victims are pairs of the same seed, or clean ones alone." in text
     assert "a processor, torch 2.0, commit abc" in text

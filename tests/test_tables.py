@@ -47,7 +47,7 @@ def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
     assert lines == ["| class | n |", "|---|---|", r"| a\|b | 2 |"]
 
 
-@pytest.mark.parametrize(("count", "said"), [(1, "1 victim an arm"), (2, "2 victims an arm")])
+@pytest.mark.parametrize(("count", "said"), [(1, "1 victim per arm"), (2, "2 victims per arm")])
 def test_a_summary_says_how_many_victims_an_arm_has(count: int, said: str, smoke: SimpleNamespace) -> None:
     report = smoke.report | {"config": smoke.report["config"] | {"victim_seeds": count}}
     assert f", {said}, " in tables.summary(report)

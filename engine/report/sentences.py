@@ -199,7 +199,7 @@ def limits_line(run: Run) -> str:
         f"{partial}{dataset_words(config)}. {found} test images of "
         f"{target_of(run)} and {settings.other_images} of each other class, n = {settings.n:,} draws, "
         f"α = {settings.alpha} for each certificate, σ = {config.sigma}, "
-        f"{several(config.victim_seeds, 'victim')} an arm, training.precision = {config.training.precision}. "
+        f"{several(config.victim_seeds, 'victim')} per arm, training.precision = {config.training.precision}. "
         f"ε is L∞, radii are L2, both in pixel units of [0, 1].{other}"
     )
 

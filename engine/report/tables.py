@@ -23,7 +23,7 @@ def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
         f"run {report['run_id']}  preset {report['preset']}  {report['dataset_note']}",
         f"{report['target_name']}, epsilon {config['threat']['epsilon']} (L∞), "
         f"sigma {config['sigma']}, {config['procedure']['name']} training, "
-        f"{several(config['victim_seeds'], 'victim')} an arm, n = {settings['n']}, "
+        f"{several(config['victim_seeds'], 'victim')} per arm, n = {settings['n']}, "
         f"alpha = {settings['alpha']}",
         "",
         f"{'arm':<16}{'ACR target (L2)':>20}{'ACR all':>18}{'accuracy target':>18}{'drop of ACR target':>22}",

@@ -98,7 +98,7 @@ def _grid_cell(cell: dict[str, Any]) -> str:
 
 
 def _cells(found: dict[str, Any]) -> str:
-    head = ["cell", "n", "drop", "random noise", "beyond it", "ACR clean", "ACR poisoned", "L2", "PSNR", "SSIM"]
+    head = ["cell", "victims", "drop", "random noise", "beyond it", "ACR clean", "ACR poisoned", "L2", "PSNR", "SSIM"]
     lines = [[*head, "attack s", "run s", "run"]]
     for cell in found["cells"]:
         lines.append(
@@ -155,7 +155,7 @@ def _paper_table(found: dict[str, Any]) -> str:
     """A line per setting and seed; where a setting has several seeds, one more with the spread over them."""
     lines = [
         [
-            *("procedure", "data set", "σ", "seed", "n", "drop", "random noise", "beyond it"),
+            *("procedure", "data set", "σ", "seed", "victims", "drop", "random noise", "beyond it"),
             *(f"{what} {arm}" for what in ("ACR", "accuracy") for arm in ("clean", "poisoned", "random noise")),
             *("seconds", "device"),
         ]
@@ -224,7 +224,7 @@ def grounds(found: dict[str, Any]) -> str:
         )
 
     return (
-        f"n: pairs of victims of the same seed{clean}. Beyond it: how many points more the poison takes than random "
+        f"Victims are pairs of the same seed{clean}. Beyond it: how many points more the poison takes than random "
         "noise, 95 % interval over these pairs (Student's t), not corrected for the number of cells; each cell has one "
         "poison and one split. "
         f"Data: {all_of('dataset')}; target class "
