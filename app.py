@@ -57,6 +57,7 @@ def run_picker() -> None:
             placeholder="Choose a run",
             on_change=choose_listed,
             disabled=elsewhere,
+            label_visibility="collapsed" if elsewhere else "visible",  # a disabled label is too pale to read
             help="Examples that come with the project, finished, partial and active runs. ε: L∞; σ: standard "
             "deviation; both in pixel units of [0, 1].",
         )

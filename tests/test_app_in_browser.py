@@ -51,15 +51,15 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
 
         page.reload()
         heading(page, "Poison").wait_for()
-        page.get_by_role("heading", name=f"Run {identifier}").wait_for()
+        page.get_by_text(f"Run {identifier}").wait_for()
         page.get_by_text(re.compile("Queued|Running")).first.wait_for()
         assert len(list(app.runs_root.glob("*/config.json"))) == 1  # the reload started nothing
-        page.get_by_text(f"Done: run {identifier}").wait_for(timeout=PATIENCE)
+        page.get_by_text("Done.", exact=True).wait_for(timeout=PATIENCE)
         no_exception(page)
 
-        page.get_by_role("link", name="See what it did: Certify").click()
+        page.get_by_role("link", name="See results (Certify)").click()
         heading(page, "Certify").wait_for()
-        page.get_by_role("heading", name="Average certified radius").first.wait_for()
+        page.get_by_role("heading", name="All test images").wait_for()
         page.locator(".js-plotly-plot .main-svg").first.wait_for()
         assert f"run={identifier}" in page.url
         no_exception(page)
@@ -71,7 +71,7 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("Cancelled. What was finished is kept").wait_for(timeout=PATIENCE)
         page.get_by_role("button", name="Resume").click()
-        page.get_by_text(re.compile("^Done: run ")).wait_for(timeout=PATIENCE)
+        page.get_by_text("Done.", exact=True).wait_for(timeout=PATIENCE)
         assert page.get_by_role("button", name="Resume").count() == 0
         no_exception(page)
 
@@ -126,17 +126,18 @@ def test_a_click_on_a_studys_cell_shows_the_run_behind_it(app: Server, browser_p
         page.goto(f"{app.address}/studies?study=43731ae460843f7d")
         cells = page.locator(".js-plotly-plot .nsewdrag").first
         cells.wait_for(state="attached", timeout=PATIENCE)
-        chosen = page.get_by_text(re.compile("^Drop [0-9]"))
+        chosen = page.get_by_text(re.compile("^Drop in ACR [0-9]"))
         for column, name in (
             (0, "SmoothAdv → Gaussian augmentation"),
             (2, "SmoothAdv → MACER"),
             (1, "SmoothAdv → SmoothAdv"),
         ):
             idle(page)
+            cells.scroll_into_view_if_needed()
             box = cells.bounding_box()
             page.mouse.move(box["x"] + box["width"] * (column + 0.4) / 3, box["y"] + box["height"] / 2)
             page.mouse.click(box["x"] + box["width"] * (column + 0.5) / 3, box["y"] + box["height"] / 2)
-            page.get_by_text(re.compile(rf"^{name}, run [0-9a-f]+ ")).wait_for()
+            page.locator("strong", has_text=name).wait_for()
         chosen.wait_for()
         page.get_by_role("button", name="Open in Certify").click()
         heading(page, "Certify").wait_for()
