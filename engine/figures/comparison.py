@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from engine import metrics
 from engine.figures.style import RADIUS, finish
+from engine.report.sentences import several
 
 RUN_STYLE = (  # colour and marker of each of several runs: none of an arm's colours, which would say more
     ("#8e6bbf", "circle"),
@@ -40,7 +41,7 @@ def several_runs(runs: Mapping[str, tuple[pd.DataFrame, float]]) -> go.Figure:
                 x=radii,
                 y=mean,
                 mode="lines+markers",
-                name=f"{label}: {arm} ({len(curves)} victims)",
+                name=f"{label}: {arm} ({several(len(curves), 'victim')})",
                 line=dict(color=colour, dash=dash, shape="vh", width=2.5),
                 marker=dict(symbol=marker, size=9, maxdisplayed=8),
                 hovertemplate="%{y:.1%}",
