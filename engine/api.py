@@ -10,6 +10,7 @@ A run is a process of its own, as from the app: the same configuration has the s
 """
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from engine import datasets, html_report, index, jobs, records
-from engine.config import Config, ConfigError
+from engine.config import DATASET_NAME, DATASETS, Config, ConfigError
 from engine.follow import follow
 from engine.overrides import field_names, with_overrides
 from engine.presets import find_preset
@@ -174,7 +175,8 @@ def open(identifier: str, *, runs_root: str | Path | None = None) -> Result:
 
 def runs(*, runs_root: str | Path | None = None) -> pd.DataFrame:
     """One's own runs, newest first: a row each with settings, state and drops."""
-    return pd.DataFrame(index.rows(_runs_root(runs_root)), columns=list(index.row_of(Run(Path("none yet")))))
+    columns = list(index.row_of(Run(Path("no run"))))  # where there are none yet, too
+    return pd.DataFrame(index.rows(_runs_root(runs_root)), columns=columns)
 
 
 def images(dataset: str, *, train: bool, data_root: str | Path | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -182,8 +184,9 @@ def images(dataset: str, *, train: bool, data_root: str | Path | None = None) ->
 
     Raises: ConfigError, of a name that no data set can have; datasets.DatasetUnavailable.
     """
-    found = with_overrides(find_preset("smoke").config, [f"dataset={json.dumps(dataset)}"]).dataset
-    return datasets.read(found, _data_root(data_root), train=train)
+    if not re.fullmatch(DATASET_NAME, dataset):
+        raise ConfigError(f"dataset must be one of {', '.join(DATASETS)} or folder:NAME, got {dataset!r}")
+    return datasets.read(dataset, _data_root(data_root), train=train)
 
 
 def certify(

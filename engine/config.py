@@ -108,6 +108,7 @@ DATASETS = {
     "digits": DataSet(_DIGITS, (1, 28, 28), 1_437, 360, _TEN),
     "cifar10": DataSet(_CIFAR10, (3, 32, 32), 50_000, 10_000, _THINGS),
 }
+DATASET_NAME = f"({'|'.join(DATASETS)}|{FOLDER}{FOLDER_NAME})"
 
 
 class ConfigError(ValueError):
@@ -299,7 +300,7 @@ class Config(Settings):
 
     protocol_version: Literal[3] = PROTOCOL_VERSION
     dataset: str = Field(
-        pattern=f"^({'|'.join(DATASETS)}|{FOLDER}{FOLDER_NAME})$",
+        pattern=f"^{DATASET_NAME}$",
         description="mnist, cifar10, digits (embedded), or folder:NAME for your own images",
     )
     architecture: Architecture = Field(default="lenet", description="architecture of the victims")

@@ -1,6 +1,5 @@
-"""Your own images: what is read, what is refused, and the whole protocol on them."""
+"""Your own images: what is read, and what is refused."""
 
-import json
 import os
 from pathlib import Path
 
@@ -9,29 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.numpy import load_file
 
 from engine import datasets
-from engine.config import ConfigError
 from engine.datasets import DatasetUnavailable, folder
-from engine.records import Run
-
-
-def pixels(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def save(path: Path, array: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-    return path
-
-
-def fill(where: Path, *, classes: tuple[str, ...] = ("cat", "dog"), count: int = 6, shape=(10, 12, 3)) -> Path:
-    for label, name in enumerate(classes):
-        for number in range(count):
-            save(where / name / f"{number}.png", pixels(*shape, seed=100 * label + number))
-    return where
+from tests.folders import fill, pixels, save
 
 
 @pytest.fixture
@@ -287,120 +267,3 @@ def test_a_changed_image_is_read_anew(own):
     assert datasets.read("folder:own", own.parent, train=True)[0] is first
     save(own / "cat" / "1.png", np.zeros((10, 12, 3), np.uint8))
     assert not datasets.read("folder:own", own.parent, train=True)[0][0].any()
-
-
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory):
-    """Three classes of 100 images for training and 25 for testing, 12×10 pixels."""
-    return fill(tmp_path_factory.mktemp("root") / "own", classes=("a", "b", "c"), count=125).parent
-
-
-SMALL = ("dataset=folder:own", "architecture=mlp", "attack.surrogate=mlp", "threat.target_class=2")
-
-
-@pytest.mark.parametrize(
-    ("override", "told"),
-    [
-        ("threat.target_class=3", "threat.target_class must be less than 3 for folder:own, got 3"),
-        ("data.train_size=101", r"data.train_size \+ data.validation_size must be at most 300 for folder:own, got 301"),
-        ("certification.target_images=26", "target_images must be at most 25, the test images of class c .*, got 26"),
-        ("architecture=lenet", "architecture lenet needs images of at least 16×16 pixels, and those .* have 12×10"),
-        ("attack.surrogate=lenet-narrow", "attack.surrogate lenet-narrow needs images of at least 16×16"),
-    ],
-)
-def test_what_a_folder_cannot_give_is_refused_before_any_work(checked, tiny, override, told):
-    exact = ("data.train_size=100", "data.validation_size=200", "certification.target_images=25")
-    datasets.check(tiny(*SMALL, *exact), checked)
-    with pytest.raises(ConfigError, match=told):
-        datasets.check(tiny(*SMALL, *exact, override), checked)
-
-
-def test_what_is_not_there_is_refused_too_and_other_data_sets_need_no_check(tmp_path, tiny):
-    with pytest.raises(DatasetUnavailable, match="is not there"):
-        datasets.check(tiny(*SMALL), tmp_path)
-    datasets.check(tiny("dataset=digits"), tmp_path)
-    datasets.check(tiny("dataset=cifar10", "architecture=resnet20"), tmp_path)
-
-
-def test_no_name_leads_out_of_the_data_folder(tiny):
-    for name in ("..", "../own", ".own", "a/b", "/etc", ""):
-        with pytest.raises(ConfigError):
-            tiny(f"dataset=folder:{name}")
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory) -> Path:
-    """Real colour images: 120 patches of 16×16 pixels out of each of three photographs that come with scikit-image."""
-    from skimage import data
-
-    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
-    for name, photograph in {"cat": data.chelsea(), "coffee": data.coffee(), "rocket": data.rocket()}.items():
-        smaller = np.asarray(Image.fromarray(photograph).reduce(4))
-        for number in range(120):
-            row, column = (int(rng.integers(0, side - 16)) for side in smaller.shape[:2])
-            save(root / "patches" / name / f"{number:03}.png", smaller[row : row + 16, column : column + 16])
-    return root
-
-
-def test_the_whole_protocol_runs_on_a_folder_of_photographs(photographs, runs_root, command_line, tiny_arguments):
-    fields = {
-        "dataset": "folder:patches",
-        "threat.target_class": 1,
-        "architecture": "resnet8",
-        "attack.surrogate": "resnet8",
-        "training.augmentation": "crop-flip-batch",
-        "training.batch_size": 50,
-        "data.train_size": 150,
-        "data.validation_size": 100,
-    }
-    arguments = [part for field, value in fields.items() for part in ("--set", f"{field}={value}")]
-    roots = ("--runs-root", runs_root, "--data-root", photographs)
-    done = command_line("run", *tiny_arguments, *arguments, "--json", *roots)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    run = Run(runs_root / report["run_id"])
-    assert report["complete"]
-    assert "your own images patches" in report["dataset_note"]
-    table = run.certificates()
-    assert sorted(table["label"].unique()) == [0, 1, 2]
-    assert set(table["arm"]) == {"clean", "poisoned", "random_noise", "shuffled_signs"}
-    poison = load_file(run.directory / "poison.safetensors")
-    images, labels = datasets.read("folder:patches", photographs, train=True)
-    assert poison["delta"].shape[1:] == (3, 16, 16)
-    assert set(labels[poison["indices"]]) == {1}
-    assert 0 < np.abs(poison["delta"]).max() <= run.config.threat.epsilon + 1e-6
-    changed = images[poison["indices"]] + poison["delta"]
-    assert changed.min() >= -1e-6
-    assert changed.max() <= 1 + 1e-6
-
-
-def test_numbers_of_a_run_are_not_taken_for_those_of_images_that_came_later(
-    tmp_path, runs_root, command_line, tiny_arguments
-):
-    fill(tmp_path / "own", count=100, shape=(16, 16))
-    fields = {
-        "dataset": "folder:own",
-        "threat.target_class": 1,
-        "data.train_size": 100,
-        "data.validation_size": 50,
-        "certification.target_images": 2,
-        "controls": "[]",
-        "attack.name": "none",
-    }
-    roots = ("--runs-root", runs_root, "--data-root", tmp_path)
-    ask = ("run", *tiny_arguments, *(part for item in fields.items() for part in ("--set", "{}={}".format(*item))))
-    first = command_line(*ask, "--json", *roots)
-    assert first.returncode == 0, first.stderr
-    run = Run(runs_root / json.loads(first.stdout)["run_id"])
-
-    save(tmp_path / "own" / "cat" / "0.png", pixels(16, 16, seed=1000))
-    for again in (ask, ("certify", run.id, "--n", "100")):
-        done = command_line(*again, *roots)
-        assert done.returncode == 2
-        assert f"the images of folder:own have changed since run {run.id} was computed" in done.stderr
-        assert "Traceback" not in done.stderr
-    page = command_line("report", run.id, "--html", str(tmp_path / "report.html"), *roots)
-    assert page.returncode == 0, page.stderr
-
-    save(tmp_path / "own" / "cat" / "0.png", pixels(16, 16, seed=0))
-    assert command_line(*ask, *roots).returncode == 0
