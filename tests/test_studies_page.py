@@ -126,10 +126,11 @@ def test_a_cell_that_has_not_started_shows_its_command_and_no_dashes(place: Path
 def test_the_projects_studies_go_by_their_titles_and_findings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exhibits, "exhibited", SHIPPED)
     st.cache_data.clear()
+    note = exhibits.notes()["43731ae460843f7d"]
     test = opened(study="43731")
     assert not test.exception
-    assert test.selectbox(key="study").options[0] == "Transfer between training procedures"
-    assert any(text.value.startswith("**Finding:** Poison carries over") for text in test.markdown)
+    assert test.selectbox(key="study").options[0] == note.title
+    assert any(text.value == f"**Finding:** {note.finding}" for text in test.markdown)
 
 
 def test_every_study_of_the_project_has_a_finding_whose_numbers_stand_in_the_documentation() -> None:
