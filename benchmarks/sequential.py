@@ -60,16 +60,17 @@ def draws(title: str, rounds: list[np.ndarray]) -> Table:
     """A row for each precision, for some radii, and one over all radii."""
     rows = []
     for precision in PRECISIONS:
-        stop = partial(sequential.settled, n=N, alpha=ALPHA, precision=precision)
-        cells, _ = compare(rounds, stop, worth=np.positive, precision=precision)
-        rows.append((f"mean radius to {precision:.0%}", *cells, *boundary(stop, 1.0)))
-    savings = []
+        plan = sequential.looks_for(precision, n=N, alpha=ALPHA)
+        stop = partial(sequential.settled, plan=plan, alpha=ALPHA, precision=precision)
+        cells, _ = compare(rounds, plan, stop, worth=np.positive, precision=precision)
+        rows.append((f"mean radius to {precision:.0%}", *cells, *boundary(plan, stop, 1.0)))
+    savings, plan = [], sequential.looks(N)
     for radius in RADII:
-        stop = partial(sequential.decided, n=N, alpha=ALPHA, radius=radius, sigma=1.0)
-        cells, saving = compare(rounds, stop, worth=partial(np.less_equal, radius), precision=0)
+        stop = partial(sequential.decided, plan=plan, alpha=ALPHA, radius=radius, sigma=1.0)
+        cells, saving = compare(rounds, plan, stop, worth=partial(np.less_equal, radius), precision=0)
         savings.append(saving)
         if radius in SHOWN:
-            rows.append((f"share certified at {radius}", *cells, *boundary(stop, radius)))
+            rows.append((f"share certified at {radius}", *cells, *boundary(plan, stop, radius)))
     mean = f"{fmean(savings):.0f} ({min(savings):.0f}–{max(savings):.0f} over radii)"
     rows.append((f"mean over the {len(RADII)} radii", "", mean, *[""] * (len(COLUMNS) - 3)))
     what = f"{len(rounds)} rounds of {len(rounds[0])} images, n = {N}, alpha = {ALPHA}"
@@ -104,10 +105,10 @@ def seconds() -> Table:
 
 
 def compare(
-    rounds: list[np.ndarray], stop: Callable, *, worth: Callable, precision: float
+    rounds: list[np.ndarray], plan: sequential.Looks, stop: Callable, *, worth: Callable, precision: float
 ) -> tuple[tuple[str, ...], float]:
     """(Cells of mean draws and of the mean worth of the radii that n draws and fewer certify, n over mean draws)."""
-    results = [follow(p, stop, np.random.default_rng(seed)) for seed, p in enumerate(rounds)]
+    results = [follow(p, plan, stop, np.random.default_rng(seed)) for seed, p in enumerate(rounds)]
     savings = [N / draws.mean() for draws, _, _ in results]
     draws, radii, fixed = (np.concatenate(parts) for parts in zip(*results, strict=True))
     worse = worth(radii) < (1 - precision) * worth(fixed)
@@ -121,21 +122,23 @@ def compare(
     ), saving
 
 
-def boundary(stop: Callable, radius: float) -> tuple[str, str]:
+def boundary(plan: sequential.Looks, stop: Callable, radius: float) -> tuple[str, str]:
     """Cells of mean draws and of false certificates where the true radius is a hair below this one."""
-    draws, radii, _ = follow(np.full(SEQUENCES, ndtr(radius) - 1e-12), stop, np.random.default_rng(0))
+    draws, radii, _ = follow(np.full(SEQUENCES, ndtr(radius) - 1e-12), plan, stop, np.random.default_rng(0))
     return f"{draws.mean():.0f}", f"{(radii >= radius).sum()} of {SEQUENCES}"
 
 
-def follow(p: np.ndarray, stop: Callable, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def follow(
+    p: np.ndarray, plan: sequential.Looks, stop: Callable, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(draws at the stop, radius certified there, radius from all N draws), one each for every vote probability p."""
     n_top, stopped_top, draws = (np.zeros(len(p), dtype=np.int64) for _ in range(3))
     before = 0
-    for look in sequential.looks(N):
+    for look in plan.draws:
         n_top += generator.binomial(look - before, p)
         going = np.flatnonzero(draws == 0)
         done = going[stop(n_top[going], draws=int(look)) != 0]
         stopped_top[done], draws[done] = n_top[done], look
         before = look
-    radii = sequential.certified_radius(stopped_top, draws=draws, n=N, sigma=1.0, alpha=ALPHA)
+    radii = sequential.certified_radius(stopped_top, draws=draws, plan=plan, sigma=1.0, alpha=ALPHA)
     return draws, radii, certification.certified_radius(n_top, n=N, sigma=1.0, alpha=ALPHA)

@@ -13,7 +13,17 @@ from scipy.stats import binom, hypergeom, norm
 from benchmarks.sequential import follow, mixture
 from engine import certification, sequential
 from engine.certification import ABSTAIN, lower_confidence_bound, radius_cap
-from engine.sequential import DOUBT, certified_radius, chance_of_so_few, decided, looks, lower_bound, settled
+from engine.sequential import (
+    DOUBT,
+    FOR_UNANIMOUS,
+    certified_radius,
+    chance_of_so_few,
+    decided,
+    looks,
+    looks_for,
+    lower_bound,
+    settled,
+)
 from engine.streams import stream
 from tests.test_votes import counted, network, some_images
 
@@ -37,11 +47,11 @@ def in_random_order(total: int) -> Callable:
     return advance
 
 
-def stops(advance: Callable, stop: Callable, *, n: int) -> Iterator[tuple[int, np.ndarray]]:
+def stops(advance: Callable, stop: Callable, *, plan: sequential.Looks) -> Iterator[tuple[int, np.ndarray]]:
     """(look, probability [look + 1] that an image stops there with so many votes), exactly."""
     going, before = np.ones(1), 0
-    for look in map(int, looks(n)):
-        going = advance(going, look - before, n - before)
+    for look in map(int, plan.draws):
+        going = advance(going, look - before, plan.n - before)
         stopping = stop(np.arange(look + 1), draws=look) != 0
         yield look, np.where(stopping, going, 0)
         going, before = np.where(stopping, 0, going), look
@@ -52,13 +62,15 @@ def stops(advance: Callable, stop: Callable, *, n: int) -> Iterator[tuple[int, n
     [(1, [1]), (100, [100]), (119, [119]), (400, [100, 200, 300, 400]), (700, [*range(100, 501, 100), 700])],
 )
 def test_the_looks_at_few_draws(n, expected):
-    assert looks(n).tolist() == expected
+    plan = looks(n)
+    assert plan.draws.tolist() == expected
+    assert plan.share == pytest.approx(np.diff(expected, prepend=0) / n)
 
 
 @quickly
 @given(st.integers(120, 10**7))
 def test_looks_are_few_and_their_last_is_n(n):
-    schedule = looks(n)
+    schedule = looks(n).draws
     assert schedule[0] == 100
     assert schedule[-1] == n
     assert (schedule[1:] >= 1.2 * schedule[:-1]).all()
@@ -66,73 +78,98 @@ def test_looks_are_few_and_their_last_is_n(n):
     assert len(schedule) <= 1 + np.log(n / 100) / np.log(1.2)
 
 
+@quickly
+@given(st.integers(1, 10**6), st.floats(1e-5, 0.1), st.floats(0.01, 0.5))
+def test_looks_for_a_precision_spend_what_there_is_and_one_is_where_unanimous_votes_have_it(n, alpha, precision):
+    plan, evenly, cap = looks_for(precision, n=n, alpha=alpha), looks(n), radius_cap(n=n, sigma=1.0, alpha=alpha)
+    assert plan.n == n
+    assert (np.diff(plan.draws) > 0).all()
+    assert (plan.share > 0).all()
+    assert plan.share.sum() == pytest.approx(1)
+    assert set(evenly.draws) <= set(plan.draws)
+    assert len(plan.draws) <= len(evenly.draws) + 1
+    own = int(plan.draws[plan.share > FOR_UNANIMOUS].min())
+    radius = certified_radius(own, draws=own, plan=plan, sigma=1.0, alpha=alpha)
+    assert radius >= (1 - precision) * cap or own == n
+
+
 @pytest.mark.parametrize("n", [37, 100])
 def test_with_one_look_the_bound_is_that_of_fixed_draws(n):
     votes = np.arange(n + 1)
-    assert (lower_bound(votes, draws=n, n=n, alpha=0.001) == lower_confidence_bound(votes, n=n, alpha=0.001)).all()
+    assert (
+        lower_bound(votes, draws=n, plan=looks(n), alpha=0.001) == lower_confidence_bound(votes, n=n, alpha=0.001)
+    ).all()
 
 
 def test_unanimous_votes_have_the_bound_of_their_looks_share_of_alpha():
-    schedule = looks(100_000)
-    gaps = np.diff(schedule, prepend=0)
+    plan = looks(100_000)
+    schedule, gaps = plan.draws, np.diff(plan.draws, prepend=0)
     assert gaps.sum() == 100_000
     expected = (0.001 * gaps / 100_000) ** (1 / schedule)
-    assert lower_bound(schedule, draws=schedule, n=100_000, alpha=0.001) == pytest.approx(expected, rel=1e-12)
-    assert certified_radius(schedule, draws=schedule, n=100_000, sigma=0.5, alpha=0.001) == pytest.approx(
+    assert lower_bound(schedule, draws=schedule, plan=plan, alpha=0.001) == pytest.approx(expected, rel=1e-12)
+    assert certified_radius(schedule, draws=schedule, plan=plan, sigma=0.5, alpha=0.001) == pytest.approx(
         0.5 * np.maximum(norm.ppf(expected), 0)
     )
 
 
-def test_unanimous_votes_stop_once_they_certify_95_percent_of_the_cap():
-    n, cap = 100_000, radius_cap(n=100_000, sigma=1.0, alpha=0.001)
-    for look in map(int, looks(n)):
-        enough = certified_radius(look, draws=look, n=n, sigma=1.0, alpha=0.001) >= 0.95 * cap
-        assert settled(look, draws=look, n=n, alpha=0.001, precision=0.05) == (enough or look == n)
-        assert enough == (look >= 64_000)  # no certificate at alpha can have it before 47 050 draws
+@pytest.mark.parametrize(("precision", "draws"), [(0.02, 83_500), (0.05, 53_300), (0.1, 26_000)])
+def test_unanimous_votes_stop_once_they_certify_nearly_the_cap(precision, draws):
+    """No certificate at alpha can have 95 % of the cap before 47 050 draws."""
+    n, cap, plan = 100_000, radius_cap(n=100_000, sigma=1.0, alpha=0.001), looks_for(precision, n=100_000, alpha=0.001)
+    for look in map(int, plan.draws):
+        enough = certified_radius(look, draws=look, plan=plan, sigma=1.0, alpha=0.001) >= (1 - precision) * cap
+        assert settled(look, draws=look, plan=plan, alpha=0.001, precision=precision) == (enough or look == n)
+        if enough:
+            break
+    assert look == draws
 
 
 @levels
-def test_a_bound_at_any_look_is_too_large_with_probability_at_most_alpha(n, alpha):
-    bounds = np.concatenate([lower_bound(np.arange(t + 1), draws=int(t), n=n, alpha=alpha) for t in looks(n)])
+@pytest.mark.parametrize("precision", [None, 0.05, 0.2])
+def test_a_bound_at_any_look_is_too_large_with_probability_at_most_alpha(n, alpha, precision):
+    plan = looks(n) if precision is None else looks_for(precision, n=n, alpha=alpha)
+    bounds = np.concatenate([lower_bound(np.arange(t + 1), draws=int(t), plan=plan, alpha=alpha) for t in plan.draws])
     # just below a bound is where coverage is worst
     grid = np.concatenate([np.linspace(0.005, 0.995, 50), np.unique(bounds[bounds > 0])[::17] * (1 - 1e-9)])
     errors = []
     for p in grid:
-        too_large = partial(lambda n_top, draws, p: lower_bound(n_top, draws=draws, n=n, alpha=alpha) > p, p=p)
-        errors.append(sum(stopped.sum() for _, stopped in stops(independent(p), too_large, n=n)))
+        too_large = partial(lambda n_top, draws, p: lower_bound(n_top, draws=draws, plan=plan, alpha=alpha) > p, p=p)
+        errors.append(sum(stopped.sum() for _, stopped in stops(independent(p), too_large, plan=plan)))
     assert 0.4 * alpha < max(errors) <= alpha * (1 + 1e-9)
 
 
 @levels
 @pytest.mark.parametrize("radius", [0.1, 0.5, 1.0, 2.0])
 def test_a_certificate_at_a_radius_is_false_as_rarely_as_stated(n, alpha, radius):
-    decide = partial(decided, n=n, alpha=alpha, radius=radius, sigma=1.0)
+    plan = looks(n)
+    decide = partial(decided, plan=plan, alpha=alpha, radius=radius, sigma=1.0)
     false = 0.0
-    for look, stopped in stops(independent(norm.cdf(radius) - 1e-12), decide, n=n):
+    for look, stopped in stops(independent(norm.cdf(radius) - 1e-12), decide, plan=plan):
         false += stopped[decide(np.arange(look + 1), draws=look) == 1].sum()
     assert false <= alpha
 
 
 @pytest.mark.parametrize("radius", [0.1, 0.5, 1.0])
 def test_a_radius_that_all_draws_certify_is_refused_before_as_rarely_as_stated(radius):
-    n, alpha = 500, 0.01
-    decide = partial(decided, n=n, alpha=alpha, radius=radius, sigma=1.0)
+    n, alpha, plan = 500, 0.01, looks(500)
+    decide = partial(decided, plan=plan, alpha=alpha, radius=radius, sigma=1.0)
     barely = int(sequential.votes_needed(norm.cdf(radius), n=n, alpha=alpha))
     refused = 0.0
-    for look, stopped in stops(in_random_order(barely), decide, n=n):
+    for look, stopped in stops(in_random_order(barely), decide, plan=plan):
         refused += stopped[decide(np.arange(look + 1), draws=look) == -1].sum() if look < n else 0
     assert 0.2 * DOUBT < refused <= DOUBT
 
 
 def test_a_radius_misses_its_precision_before_all_draws_as_rarely_as_stated():
     n, alpha, precision = 500, 0.01, 0.2
-    settle = partial(settled, n=n, alpha=alpha, precision=precision)
+    plan = looks_for(precision, n=n, alpha=alpha)
+    settle = partial(settled, plan=plan, alpha=alpha, precision=precision)
     misses = []
     for total in range(250, 501, 10):
         fixed = certification.certified_radius(total, n=n, sigma=1.0, alpha=alpha)
         missed = 0.0
-        for look, stopped in stops(in_random_order(total), settle, n=n):
-            now = certified_radius(np.arange(look + 1), draws=look, n=n, sigma=1.0, alpha=alpha)
+        for look, stopped in stops(in_random_order(total), settle, plan=plan):
+            now = certified_radius(np.arange(look + 1), draws=look, plan=plan, sigma=1.0, alpha=alpha)
             missed += stopped[now < (1 - precision) * fixed].sum() if look < n else 0
         misses.append(missed)
     assert 0.2 * DOUBT < max(misses) <= DOUBT
@@ -162,47 +199,49 @@ def test_the_votes_needed_for_a_bound_do_not_depend_on_what_else_is_asked():
 @quickly
 @given(st.integers(1, 5000), st.data(), st.floats(1e-5, 0.4), st.floats(0.05, 3), st.floats(0.1, 2))
 def test_more_votes_never_certify_less_and_at_n_nothing_is_open(n, data, alpha, radius, sigma):
-    look = int(data.draw(st.sampled_from(looks(n).tolist())))
+    plan = data.draw(st.sampled_from([looks(n), looks_for(0.05, n=n, alpha=alpha)]))
+    look = int(data.draw(st.sampled_from(plan.draws.tolist())))
     votes = np.arange(look + 1)
-    radii = certified_radius(votes, draws=look, n=n, sigma=sigma, alpha=alpha)
-    answers = decided(votes, draws=look, n=n, alpha=alpha, radius=radius, sigma=sigma)
+    radii = certified_radius(votes, draws=look, plan=plan, sigma=sigma, alpha=alpha)
+    answers = decided(votes, draws=look, plan=plan, alpha=alpha, radius=radius, sigma=sigma)
     assert (np.diff(radii) >= 0).all()
     assert (np.diff(answers) >= 0).all()
     assert ((answers == 1) == (radii >= radius)).all()
     assert (radii <= certification.certified_radius(votes, n=look, sigma=sigma, alpha=alpha)).all()
     assert look < n or (answers != 0).all()
-    assert look < n or settled(votes, draws=look, n=n, alpha=alpha, precision=0.05).all()
+    assert look < n or settled(votes, draws=look, plan=plan, alpha=alpha, precision=0.05).all()
 
 
 def test_a_saved_table_of_counts_gives_every_radius_again():
     draws = np.array([[100, 400], [1000, 100_000]])
     n_top = np.array([[99, 380], [612, 99_990]])
     again = [
-        certified_radius(k, draws=t, n=100_000, sigma=0.5, alpha=0.001)
+        certified_radius(k, draws=t, plan=looks(100_000), sigma=0.5, alpha=0.001)
         for k, t in zip(n_top.flat, draws.flat, strict=True)
     ]
-    assert certified_radius(n_top, draws=draws, n=100_000, sigma=0.5, alpha=0.001).flatten().tolist() == again
+    assert certified_radius(n_top, draws=draws, plan=looks(100_000), sigma=0.5, alpha=0.001).flatten().tolist() == again
 
 
 def test_false_certificates_at_the_boundary_are_as_rare_as_stated():
-    false = 0
+    false, plan = 0, looks(100_000)
     for seed, radius in enumerate((0.25, 1.0, 2.0, 3.0)):
-        stop = partial(decided, n=100_000, alpha=0.001, radius=radius, sigma=1.0)
-        _, radii, _ = follow(np.full(2500, norm.cdf(radius) - 1e-12), stop, np.random.default_rng(seed))
+        stop = partial(decided, plan=plan, alpha=0.001, radius=radius, sigma=1.0)
+        _, radii, _ = follow(np.full(2500, norm.cdf(radius) - 1e-12), plan, stop, np.random.default_rng(seed))
         false += (radii >= radius).sum()
     # Binomial(10 000, 0.001) exceeds 23 with probability 1.2e-4
     assert false <= 23
 
 
 def test_few_draws_decide_what_many_would():
-    p = mixture(np.random.default_rng(0))
-    stop = partial(settled, n=100_000, alpha=0.001, precision=0.05)
-    draws, radii, fixed = follow(p, stop, np.random.default_rng(1))
+    p, plan = mixture(np.random.default_rng(0)), looks_for(0.05, n=100_000, alpha=0.001)
+    stop = partial(settled, plan=plan, alpha=0.001, precision=0.05)
+    draws, radii, fixed = follow(p, plan, stop, np.random.default_rng(1))
     assert draws.mean() < 100_000 / 2
     assert 0.95 * fixed.mean() < radii.mean() < fixed.mean()
     for radius in (0.25, 1.0, 2.0, 3.0):
-        stop = partial(decided, n=100_000, alpha=0.001, radius=radius, sigma=1.0)
-        draws, radii, fixed = follow(p, stop, np.random.default_rng(1))
+        plan = looks(100_000)
+        stop = partial(decided, plan=plan, alpha=0.001, radius=radius, sigma=1.0)
+        draws, radii, fixed = follow(p, plan, stop, np.random.default_rng(1))
         assert draws.mean() < 100_000 / 10
         assert abs((radii >= radius).mean() - (fixed >= radius).mean()) < 0.01
 
@@ -211,11 +250,12 @@ def test_few_draws_decide_what_many_would():
     ("wrong", "message"),
     [
         (lambda: looks(0), "n must be"),
-        (lambda: lower_bound(5, draws=150, n=1000, alpha=0.01), "draws must be one of looks"),
-        (lambda: lower_bound(101, draws=100, n=1000, alpha=0.01), "n_top must be"),
-        (lambda: lower_bound(5, draws=100, n=1000, alpha=0.9), "alpha must be"),
-        (lambda: settled(5, draws=100, n=1000, alpha=0.01, precision=float("nan")), "precision must be"),
-        (lambda: decided(5, draws=100, n=1000, alpha=0.01, radius=0.0, sigma=0.5), "radius must be"),
+        (lambda: lower_bound(5, draws=150, plan=looks(1000), alpha=0.01), "draws must be those of a look"),
+        (lambda: lower_bound(101, draws=100, plan=looks(1000), alpha=0.01), "n_top must be"),
+        (lambda: lower_bound(5, draws=100, plan=looks(1000), alpha=0.9), "alpha must be"),
+        (lambda: settled(5, draws=100, plan=looks(1000), alpha=0.01, precision=float("nan")), "precision must be"),
+        (lambda: looks_for(1.0, n=1000, alpha=0.01), "precision must be"),
+        (lambda: decided(5, draws=100, plan=looks(1000), alpha=0.01, radius=0.0, sigma=0.5), "radius must be"),
     ],
 )
 def test_mistakes_are_refused(wrong, message):
