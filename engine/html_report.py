@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from engine import datasets
-from engine.figures import attack, pictures, radii, style
+from engine.figures import attack, pictures, radii, style, training
 from engine.records import Run
 from engine.report import citations, commands, sentences, wording
 from engine.report.sentences import percent, with_spread
@@ -38,6 +38,7 @@ CAPTIONS = {
     "perturbation_histogram": "All pixels (and colour channels) of all poison images. An attack that uses up its "
     "budget piles up at ±ε.",
     "attack_losses": "What the attack recorded at its steps.",
+    "training_curves": "Each arm's own training images: those of poisoned victims are poisoned.",
 }
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --line: #c9c9c9; --soft: #f3f4f6; }
@@ -117,6 +118,8 @@ def figures_of(run: Run) -> dict[str, go.Figure]:
         made["perturbation_histogram"] = attack.perturbation_histogram(poison["delta"], config.threat.epsilon)
     if len(steps) > 1:
         made["attack_losses"] = attack.attack_losses(steps, config.attack.restart_every)
+    if epochs := run.metrics("training"):
+        made["training_curves"] = training.training_curves(epochs)
     return made
 
 

@@ -9,7 +9,8 @@ runs/<id>/config.json            canonical JSON; the first 16 hex digits of its 
                                  where the attack changes those
           evolution.safetensors  delta of a few images after some upper steps: steps [S], delta [S, E, C, H, W],
                                  indices [E] into the original training set; and the attack's curves, a number a step
-          victims/<arm>-<k>.safetensors   weights of the k-th victim of an arm; before-<k> of one to be fine-tuned
+          victims/<arm>-<k>.safetensors   weights of the k-th victim of an arm; its loss and accuracy over epochs
+                                 are metadata; before-<k> of one to be fine-tuned
           votes/<arm>-<k>.safetensors     its votes under noise, image by image
           checkpoints/           where long stages stand, while they are unfinished
           certificates.parquet   one row per arm, victim and test image, with the votes (columns: engine/metrics.py)
@@ -99,9 +100,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_tensors(path: Path, **tensors: np.ndarray) -> None:
+def write_tensors(path: Path, metadata: dict[str, str] | None = None, /, **tensors: np.ndarray) -> None:
     """A safetensors file, replaced as a whole."""
-    write_atomically(path, save({name: np.asarray(value, order="C") for name, value in tensors.items()}))
+    write_atomically(path, save({name: np.asarray(value, order="C") for name, value in tensors.items()}, metadata))
 
 
 @dataclass(frozen=True)

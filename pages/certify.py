@@ -10,7 +10,7 @@ import streamlit as st
 from engine import metrics
 from engine.certification import radius_cap
 from engine.config import ARMS, Config, arms_of, smallest_useful_n
-from engine.figures import images, radii
+from engine.figures import images, radii, training
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
 from engine.report import numbers, sentences, wording
@@ -245,6 +245,20 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
         )
 
 
+def training_of_victims() -> None:
+    """How far each victim had learned its own training images, epoch by epoch."""
+    epochs = run.metrics("training")
+    with st.expander("How the victims trained", icon=":material/show_chart:"):
+        if not epochs:
+            st.caption("This run took its victims from an earlier run, which kept no curves.")
+            return
+        chart_and_data(training.training_curves(epochs), "training")
+        st.caption(
+            "Each arm learns its own training images: those of poisoned victims are poisoned. Where all curves lie "
+            "together, training does not give the poison away."
+        )
+
+
 def forget_arms(present: list[str]) -> None:
     chosen = st.session_state.get("arms")
     if chosen is not None and not set(chosen) <= set(present):
@@ -329,4 +343,5 @@ table, now = what_if(str(run.directory), stamp, run.config.canonical(), n, alpha
 with top:
     headline(now, table)
 whole_set(table, now, settings)
+training_of_victims()
 single_image(recorded, table, settings)

@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 from engine import metrics, records
 from engine.certification import ABSTAIN, radius_cap
 from engine.config import ARMS
-from engine.figures import attack, images, radii
+from engine.figures import attack, images, radii, training
 from engine.figures.style import ARM_STYLE, alt, finish
 from engine.records import GALLERY, Run, Status
 from engine.report import numbers
@@ -54,6 +54,7 @@ def all_figures(table: pd.DataFrame) -> list[go.Figure]:
         attack.attack_losses(RUN.metrics("attack"), 6),
         attack.attack_losses([dict(step=1, mean_size=0.1)]),
         attack.attack_losses([]),
+        training.training_curves(RUN.metrics("training")),
         attack.perturbation_histogram(np.zeros((2, 1, 28, 28)), 0.1),
         images.image_triple(square, square * 0.9, limit=0.1),
         images.blink(square, square * 0.9),
@@ -130,6 +131,22 @@ def test_histogram_accounts_for_every_image(table, scope):
         assert float(trace.customdata[1][1]) == pytest.approx(abstained)
         assert trace.x[0] < trace.x[1] < 0 < trace.x[2]
     assert len({tuple(trace.x) for trace in figure.data}) == 1
+
+
+def test_curves_of_training_are_what_the_run_recorded():
+    records = RUN.metrics("training")
+    figure = training.training_curves([*records, dict(victim="before-0", epoch=1, loss=9.0, accuracy=0.0)])
+    for arm, style in ARM_STYLE.items():
+        of_victims = [
+            [record for record in records if record["victim"] == f"{arm}-{k}"] for k in range(RUN.config.victim_seeds)
+        ]
+        for panel, name in enumerate(("loss", "accuracy")):
+            drawn = [trace for trace in figure.data if trace.name.startswith(style.name)][panel::2]
+            expected = [[record[name] for record in of_one] for of_one in of_victims]
+            assert [list(trace.y) for trace in drawn[:-1]] == expected
+            assert list(drawn[-1].y) == pytest.approx(np.mean(expected, axis=0))
+            assert drawn[-1].name == style.name
+    assert len(figure.data) == 2 * len(ARM_STYLE) * (RUN.config.victim_seeds + 1)
 
 
 def test_the_cap_is_drawn_where_it_is(table):

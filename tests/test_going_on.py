@@ -48,6 +48,10 @@ def assert_same(one: Run, other: Run, kinds: tuple[str, ...], *files: str) -> No
         assert (one.directory / path).read_bytes() == (other.directory / path).read_bytes(), name
 
 
+def by_victim(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(records, key=lambda record: (record["victim"], record["epoch"]))
+
+
 def test_from_the_epoch_that_a_victim_had_reached(
     tiny: Tiny, work_here: WorkHere, stopped: Callable[..., Run], tmp_path: Path
 ) -> None:
@@ -81,6 +85,8 @@ def test_from_the_step_that_an_attack_had_reached_with_the_events_so_far(
     assert again.report is not None
     assert "poison" in again.report["reused"]
     assert again.report["events"] == whole.report["events"]
+    of_first = [record for record in again.metrics("training") if record["victim"].endswith("-0")]
+    assert by_victim(of_first) == by_victim(whole.metrics("training"))  # though they were not trained again
     assert_same(run, whole, ("attack",), "poison", "evolution", "victims/poisoned-0", "votes/poisoned-0")
     assert not (run.directory / "checkpoints").exists()
 

@@ -1,15 +1,18 @@
 """Victims of one experiment: trained from scratch on what an arm sees, and certified; or taken from an earlier run."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file
 from torch import nn
 
@@ -27,6 +30,9 @@ from engine.training import make
 from engine.training.base import State, fit
 from engine.votes import BLOCK, GROUPS, count_votes, has_bfloat16
 
+Curve = list[list[float | None]]  # [loss, accuracy] of each epoch
+CURVE = "curve"  # its name in the metadata of a victim's file, as JSON
+
 
 class Retraining:
     """Trains and certifies the victims of all arms; several at once may be asked for, from different threads."""
@@ -34,7 +40,7 @@ class Retraining:
     def __init__(self, context: Context) -> None:
         self._at = context
         self._bfloat16 = context.config.training.precision == "fast" and has_bfloat16(context.device)
-        self._made: set[str] = set()  # victims that this run trained itself
+        self._made: set[str] = set()  # victims whose training this run has recorded
         self._clean_victims = [threading.Lock() for _ in range(context.config.victim_seeds)]
 
     def victim(self, arm: str, k: int, poison: Poison | None) -> tuple[str, int, pd.DataFrame]:
@@ -101,12 +107,15 @@ class Retraining:
         key, whole = self._at.cache.key("victim", depends_on), work_of_training(self._at.config, epochs=epochs)
         if self._at.cache.fetch(key, weights):
             self._at.book.add_reused(None if name in self._made else f"victim {name}", "train", whole)
+            if name not in self._made:
+                self._add_curve(name, _curve_in(weights))
         else:
-            self._made.add(name)
             checkpoint = Checkpoint(self._at.run.directory, key)
-            self._train(model, training, name, epochs, whole, generator, checkpoint)
-            write_tensors(weights, **{n: p.detach().cpu().numpy() for n, p in model.state_dict().items()})
+            curve = self._train(model, training, name, epochs, whole, generator, checkpoint)
+            tensors = {n: p.detach().cpu().numpy() for n, p in model.state_dict().items()}
+            write_tensors(weights, {CURVE: json.dumps(curve)}, **tensors)
             self._at.cache.share(key, weights)
+        self._made.add(name)
         model.load_state_dict({n: torch.from_numpy(p) for n, p in load_file(weights).items()})
         model.eval()
 
@@ -119,16 +128,15 @@ class Retraining:
         whole: float,
         generator: torch.Generator,
         checkpoint: Checkpoint,
-    ) -> None:
+    ) -> Curve:
         """Trains it to the end, from where an earlier attempt at this run was stopped if there was one."""
         config, started = self._at.config, time.monotonic()
         procedure = make(config.procedure, sigma=config.sigma)
         state = checkpoint.load()
-        curve: list[list[float | None]] = state.pop("curve").tolist() if state else []
+        curve: Curve = state.pop("curve").tolist() if state else []
         if curve:
             self._at.book.add_reused(f"victim {name} until epoch {len(curve)}", "train", whole * len(curve) / epochs)
-            for epoch, point in enumerate(curve, start=1):
-                self._add_epoch(name, epoch, *point)
+            self._add_curve(name, curve)
         for record in fit(
             model,
             training,
@@ -141,17 +149,20 @@ class Retraining:
         ):
             self._at.book.add_work("train", whole / record.steps, f"victim {name}: epoch {record.epoch} of {epochs}")
             if record.state is not None:
-                self._add_epoch(name, record.epoch, record.loss, record.accuracy)
                 curve.append([record.loss, record.accuracy])
+                self._add_curve(name, curve, until=record.epoch - 1)
                 checkpoint.keep(partial(_with_curve, record.state, curve))
             self._at.check_stop()
         with torch.no_grad():  # the last step comes after the last loss, and a NaN would vote like any class
             if not bool(model(training.images[:100]).isfinite().all()):
                 raise FloatingPointError(f"the logits of victim {name} are not finite after its training")
         self._at.book.add_seconds("train", started)
+        return curve
 
-    def _add_epoch(self, name: str, epoch: int, loss: float | None, accuracy: float | None) -> None:
-        self._at.book.add_metrics("training", victim=name, epoch=epoch, loss=loss, accuracy=accuracy)
+    def _add_curve(self, name: str, curve: Curve, *, until: int = 0) -> None:
+        """Records the epochs that come after `until`."""
+        for epoch, (loss, accuracy) in enumerate(curve[until:], start=until + 1):
+            self._at.book.add_metrics("training", victim=name, epoch=epoch, loss=loss, accuracy=accuracy)
 
     def _work_of_votes(self) -> float:
         return work_of_votes(self._at.config, classes=len(self._at.problem.class_names))
@@ -200,5 +211,12 @@ class Retraining:
         }
 
 
-def _with_curve(state: Callable[[], State], curve: list[list[float | None]]) -> State:
+def _with_curve(state: Callable[[], State], curve: Curve) -> State:
     return {**state(), "curve": torch.tensor(curve, dtype=torch.float64)}
+
+
+def _curve_in(weights: Path) -> Curve:
+    """How the victim in this file trained; empty where the file is of a time before that was kept."""
+    with safe_open(weights, "numpy") as file:
+        found: Curve = json.loads((file.metadata() or {}).get(CURVE, "[]"))
+    return found
