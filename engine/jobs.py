@@ -251,21 +251,21 @@ def seconds_left(fraction: float, elapsed: float, expected: float) -> float | No
 
 def perform(run: Run, status: Status) -> int:
     """Does a run in this process, whose turn it is, and writes how it went. Returns an exit code."""
-    book: Recorder | None = None  # once there is one
+    recorder: Recorder | None = None  # once there is one
     began, expected = time.time(), 0.0
 
     def beat() -> None:
         nonlocal status
         status = replace(status, heartbeat=time.time())
-        if book is not None:
-            fraction = book.fraction
+        if recorder is not None:
+            fraction = recorder.fraction
             status = replace(
                 status,
-                phase=book.phase,
-                detail=book.detail,
+                phase=recorder.phase,
+                detail=recorder.detail,
                 fraction=fraction,
                 eta_seconds=seconds_left(fraction, time.time() - began, expected),
-                events=tuple(book.events),
+                events=tuple(recorder.events),
             )
         run.write_status(status)
 
@@ -283,7 +283,7 @@ def perform(run: Run, status: Status) -> int:
             about = run.config.dataset, data_root
             shape, classes = datasets.shape(*about), len(datasets.class_names(*about))
             expected = estimate(run.config, device=device.type, shape=shape, classes=classes).seconds
-            book, began = experiment.book, time.time()
+            recorder, began = experiment.recorder, time.time()
             cancelled = (run.directory / "cancel").exists
             experiment.work(cancelled=lambda: cancelled() or not run.exists())
         status = replace(status, state="done", phase="done", detail="", fraction=1.0, eta_seconds=0.0)
@@ -292,7 +292,7 @@ def perform(run: Run, status: Status) -> int:
     except Exception as error:  # whatever it was, the record must say so
         traceback.print_exc()
         status = replace(status, state="failed", error=in_words(error), eta_seconds=None)
-    return end(run, replace(status, events=tuple(book.events) if book else ()))
+    return end(run, replace(status, events=tuple(recorder.events) if recorder else ()))
 
 
 @contextlib.contextmanager

@@ -26,8 +26,8 @@ def stopped(prepare: WorkHere, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     def stopped(config: Config, root: Path, **at: Any) -> Run:
         run = prepare(config, root)
 
-        def and_stop(book: Recorder, kind: str, **values: Any) -> None:
-            add(book, kind, **values)
+        def and_stop(recorder: Recorder, kind: str, **values: Any) -> None:
+            add(recorder, kind, **values)
             if at.items() <= values.items():
                 raise Cancelled
 

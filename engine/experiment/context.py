@@ -20,7 +20,7 @@ class Context:
     run: Run
     config: Config
     problem: Problem
-    book: Recorder
+    recorder: Recorder
     cache: StageCache
     depends_on: dict[str, Any]
     stop: threading.Event

@@ -36,7 +36,9 @@ LARGE = 500  # noisy images in a minibatch of the attack, from which a CPU takes
 PART, WHOLE = 100, 1_000_000  # noisy images in such a part: what fits the cache; all in one
 
 
-def with_file(problem: Problem, config: Config, *, runs_root: Path, book: Recorder) -> tuple[Problem, Tensor | None]:
+def with_file(
+    problem: Problem, config: Config, *, runs_root: Path, recorder: Recorder
+) -> tuple[Problem, Tensor | None]:
     """(The problem with a poison file's images, as far as this run has them, as those that may change; their delta).
 
     Of any other attack, the problem as it is and None.
@@ -53,7 +55,7 @@ def with_file(problem: Problem, config: Config, *, runs_root: Path, book: Record
     )
     chosen = torch.from_numpy(positions).to(training.images.device)
     delta, cut = poison_file.within_pixels(part, training.images[chosen].cpu().numpy())
-    book.add_event(
+    recorder.add_event(
         f"poison file: {len(positions)} of its {len(file.indices)} images are in this run's training set and may "
         "change" + (f"; {cut} values were cut by at most {file.rounding:.2g}, the file's rounding" if cut else "")
     )
@@ -150,27 +152,31 @@ class Poisoning:
     """
 
     def __init__(self, context: Context, *, each: ParallelMap, given: Tensor | None) -> None:
-        self._at, self._each, self._given = context, each, given
+        self._context, self._each, self._given = context, each, given
 
     def make(self) -> Poison:
         """The attack, or its result from an earlier run that asked for the same."""
-        config, problem, path = self._at.config, self._at.problem, self._at.run.directory / "poison.safetensors"
+        config, problem, path = (
+            self._context.config,
+            self._context.problem,
+            self._context.run.directory / "poison.safetensors",
+        )
         evolution_path = path.with_name("evolution.safetensors")
-        depends_on = self._at.depends_on | poison_depends_on(config)
+        depends_on = self._context.depends_on | poison_depends_on(config)
         keys = {
-            evolution_path: self._at.cache.key("evolution", depends_on),
-            path: self._at.cache.key("poison", depends_on),
+            evolution_path: self._context.cache.key("evolution", depends_on),
+            path: self._context.cache.key("poison", depends_on),
         }
         started, whole = time.monotonic(), work_of_attack(config)
-        checkpoint = Checkpoint(self._at.run.directory, keys[path])
-        if all(self._at.cache.fetch(key, file) for file, key in keys.items()):
-            self._at.book.add_reused("poison", "poison", whole)
+        checkpoint = Checkpoint(self._context.run.directory, keys[path])
+        if all(self._context.cache.fetch(key, file) for file, key in keys.items()):
+            self._context.recorder.add_reused("poison", "poison", whole)
             evolution = load_file(evolution_path)
-            _record_again(self._at.book, evolution, steps=len(evolution["upper_loss"]))
+            _record_again(self._context.recorder, evolution, steps=len(evolution["upper_loss"]))
         else:
             self._optimise(path, evolution_path, whole, checkpoint)
-            self._at.book.add_seconds("poison", started)
-        found = {name: torch.from_numpy(array).to(self._at.device) for name, array in load_file(path).items()}
+            self._context.recorder.add_seconds("poison", started)
+        found = {name: torch.from_numpy(array).to(self._context.device) for name, array in load_file(path).items()}
         poison = Poison(found["delta"], problem.poison_indices, found.get("labels"))
         threat.check(
             poison,
@@ -180,7 +186,7 @@ class Poisoning:
             clean_label=not config.attack.traits.changes_labels,
         )
         for file, key in keys.items():
-            self._at.cache.share(key, file)
+            self._context.cache.share(key, file)
         self._measure("poisoned", poison)
         return poison
 
@@ -189,16 +195,16 @@ class Poisoning:
 
         The poison of some steps, and the one at which it ends or is stopped if it made any, are written to disk.
         """
-        config, problem, book = self._at.config, self._at.problem, self._at.book
+        config, problem, recorder = self._context.config, self._context.problem, self._context.recorder
         poison = Poison(torch.zeros_like(problem.training.images[problem.poison_indices]), problem.poison_indices)
         evolution = Evolution(problem.training.indices[poison.indices[:EVOLVING]].cpu().numpy())
         kept = checkpoint.load()
         if kept:
-            poison = replace(poison, delta=kept["poison"].to(self._at.device))
+            poison = replace(poison, delta=kept["poison"].to(self._context.device))
             evolution.take_up(kept)
             behind, steps = evolution.steps, config.attack.upper_steps
-            _record_again(book, evolution.arrays(), steps=steps)
-            book.add_reused(f"poison until step {behind}", "poison", whole * behind / steps)
+            _record_again(recorder, evolution.arrays(), steps=steps)
+            recorder.add_reused(f"poison until step {behind}", "poison", whole * behind / steps)
 
         def save() -> None:
             _write_poison(path, problem, poison)
@@ -209,55 +215,55 @@ class Poisoning:
             for record in ATTACKS[config.attack.name](posed, config.attack, config.seed):
                 poison = Poison(record.delta, problem.poison_indices, record.labels)
                 point = evolution.add(record, epsilon=config.threat.epsilon)
-                book.add_metrics("attack", step=record.step, steps=record.steps, **point)
-                book.products += record.products
-                book.add_work("poison", whole / record.steps, f"attack: step {record.step} of {record.steps}")
+                recorder.add_metrics("attack", step=record.step, steps=record.steps, **point)
+                recorder.products += record.products
+                recorder.add_work("poison", whole / record.steps, f"attack: step {record.step} of {record.steps}")
                 if record.event:
-                    book.add_event(evolution.events[-1])
+                    recorder.add_event(evolution.events[-1])
                 if evolution.shown and evolution.shown[-1][0] == record.step:
                     save()
                 if record.state is not None:
                     checkpoint.keep(partial(_standing, record.state, evolution, poison))
-                self._at.check_stop()
+                self._context.check_stop()
         finally:
             if evolution.steps:
                 save()
         if len(problem.poison_indices) == 0:  # nothing may change, so there was nothing to do
             save()
-            book.add_work("poison", whole)
+            recorder.add_work("poison", whole)
 
     def control(self, arm: str, delta: Tensor | None = None) -> Poison:
         """random_noise, or shuffled_signs of a delta, on the very images that the attack may change."""
-        problem = self._at.problem
-        x_clean, epsilon = problem.training.images[problem.poison_indices], self._at.config.threat.epsilon
-        generator = stream(self._at.config.seed, arm, device=self._at.device)
+        problem = self._context.problem
+        x_clean, epsilon = problem.training.images[problem.poison_indices], self._context.config.threat.epsilon
+        generator = stream(self._context.config.seed, arm, device=self._context.device)
         if delta is None:
             control = random_noise(x_clean, epsilon=epsilon, generator=generator)
         else:
             control = shuffled_signs(x_clean, delta, epsilon=epsilon, generator=generator)
         poison = Poison(control, problem.poison_indices)
-        threat.check(poison, problem.training, target_class=self._at.config.threat.target_class, epsilon=epsilon)
+        threat.check(poison, problem.training, target_class=self._context.config.threat.target_class, epsilon=epsilon)
         self._measure(arm, poison)
         return poison
 
     def _measure(self, arm: str, poison: Poison) -> None:
-        x_clean = self._at.problem.training.images[poison.indices].cpu().numpy()
-        self._at.book.add_perturbation(arm, x_clean, poison.delta.cpu().numpy())
+        x_clean = self._context.problem.training.images[poison.indices].cpu().numpy()
+        self._context.recorder.add_perturbation(arm, x_clean, poison.delta.cpu().numpy())
 
 
 def _standing(state: Callable[[], State], evolution: Evolution, poison: Poison) -> State:
     return {**state(), **evolution.tensors(), "poison": poison.delta}
 
 
-def _record_again(book: Recorder, evolution: dict[str, np.ndarray], *, steps: int) -> None:
+def _record_again(recorder: Recorder, evolution: dict[str, np.ndarray], *, steps: int) -> None:
     """Writes the step records and events that are there of an attack of so many steps, as if it had run here."""
     curves = {name: evolution[name] for name in CURVES}
     for step in range(len(curves["upper_loss"])):
         point = {name: float(values[step]) for name, values in curves.items()}
-        book.add_metrics("attack", step=step + 1, steps=steps, **point)
-    book.products = int(curves["products"].sum())
+        recorder.add_metrics("attack", step=step + 1, steps=steps, **point)
+    recorder.products = int(curves["products"].sum())
     for event in _events(evolution):
-        book.add_event(event)
+        recorder.add_event(event)
 
 
 def _events(evolution: Mapping[str, np.ndarray | Tensor]) -> list[str]:

@@ -51,11 +51,11 @@ def pool_of_workers(device: torch.device, count: int | None = None) -> ThreadPoo
 
 
 class Experiment:
-    """One run of the protocol into its run directory; `work` does it, `book` says how far it is."""
+    """One run of the protocol into its run directory; `work` does it, `recorder` says how far it is."""
 
     def __init__(self, run: Run, *, runs_root: Path, data_root: Path, device: torch.device) -> None:
         self.run, self.config, self.device, self.data_root = run, run.config, device, data_root
-        self.book = Recorder(run)
+        self.recorder = Recorder(run)
         self._runs_root = runs_root
 
     def work(self, *, cancelled: Callable[[], bool]) -> None:
@@ -64,8 +64,8 @@ class Experiment:
         Raises: Cancelled soon after cancelled(), asked a few times a second, became true; whatever a stage raises.
         """
         posed = pose(self.config, self.data_root, self.device)
-        self.book.begin(posed.class_names)
-        problem, given = with_file(posed, self.config, runs_root=self._runs_root, book=self.book)
+        self.recorder.begin(posed.class_names)
+        problem, given = with_file(posed, self.config, runs_root=self._runs_root, recorder=self.recorder)
         depends_on = {
             "protocol": PROTOCOL_VERSION,
             "torch": torch.__version__,
@@ -77,7 +77,7 @@ class Experiment:
         }
         if self.device.type == "cuda":
             depends_on["tf32"] = torch.backends.cuda.matmul.allow_tf32
-        self.book.phase = "attack and first victims"
+        self.recorder.phase = "attack and first victims"
         seeds = range(self.config.victim_seeds)
         pool, helpers = (pool_of_workers(self.device) for _ in range(2))
         tasks: list[Future[Any]] = []
@@ -92,7 +92,7 @@ class Experiment:
             return (helpers.map if unfinished < workers_for(self.device.type) else map)(compute, parts)
 
         stop = threading.Event()
-        context = Context(self.run, self.config, problem, self.book, StageCache(self._runs_root), depends_on, stop)
+        context = Context(self.run, self.config, problem, self.recorder, StageCache(self._runs_root), depends_on, stop)
         poisoning, victims = Poisoning(context, each=helped, given=given), Retraining(context)
         try:
             arms = arms_of(self.config)
@@ -109,13 +109,13 @@ class Experiment:
                 for future in finished:
                     if future is attack:
                         poison = future.result()
-                        self.book.phase = "victims and certificates"
+                        self.recorder.phase = "victims and certificates"
                         pending |= {start(victims.victim, "poisoned", k, poison) for k in seeds}
                         if "shuffled_signs" in arms:
                             shuffled = poisoning.control("shuffled_signs", poison.delta)
                             pending |= {start(victims.victim, "shuffled_signs", k, shuffled) for k in seeds}
                     else:
-                        self.book.add_certificates(*future.result())
+                        self.recorder.add_certificates(*future.result())
                 if pending and cancelled():  # what is finished was not cancelled
                     raise Cancelled
             checkpoint.remove_all(self.run.directory)

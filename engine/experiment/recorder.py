@@ -1,4 +1,4 @@
-"""The book that a running experiment keeps: progress, events, seconds, metrics, and the report so far. Thread-safe."""
+"""What a running experiment writes down: progress, events, seconds, metrics, and the report so far. Thread-safe."""
 
 import threading
 import time

@@ -38,31 +38,31 @@ class Retraining:
     """Trains and certifies the victims of all arms; several at once may be asked for, from different threads."""
 
     def __init__(self, context: Context) -> None:
-        self._at = context
+        self._context = context
         self._bfloat16 = context.config.training.precision == "fast" and has_bfloat16(context.device)
         self._made: set[str] = set()  # victims whose training this run has recorded
         self._clean_victims = [threading.Lock() for _ in range(context.config.victim_seeds)]
 
     def victim(self, arm: str, k: int, poison: Poison | None) -> tuple[str, int, pd.DataFrame]:
         """Trains the arm's k-th victim from scratch and certifies it: (arm, k, its certificate table)."""
-        config, name = self._at.config, f"{arm}-{k}"
+        config, name = self._context.config, f"{arm}-{k}"
         model, victim_key = self._trained(name, k, poison)
         settings = config.certification
         sampling = settings.model_dump(exclude={"alpha"}) | {"target_class": config.threat.target_class}
-        path = self._at.run.directory / "votes" / f"{name}.safetensors"
-        key = self._at.cache.key("votes", victim_key | {"certification": sampling})
-        if self._at.cache.fetch(key, path):
-            self._at.book.add_reused(f"votes {name}", "certify", self._work_of_votes())
+        path = self._context.run.directory / "votes" / f"{name}.safetensors"
+        key = self._context.cache.key("votes", victim_key | {"certification": sampling})
+        if self._context.cache.fetch(key, path):
+            self._context.recorder.add_reused(f"votes {name}", "certify", self._work_of_votes())
         else:
             write_tensors(path, **self._vote(model, name, k))
-            self._at.cache.share(key, path)
+            self._context.cache.share(key, path)
         return arm, k, certificate_rows(arm, k, load_file(path), config=config)
 
     def _trained(self, name: str, k: int, poison: Poison | None) -> tuple[nn.Module, dict[str, Any]]:
         """A victim and what it depends on: trained here from scratch, or fine-tuned from a clean one, or reused."""
-        config, problem = self._at.config, self._at.problem
+        config, problem = self._context.config, self._context.problem
         epochs, more = config.training.epochs, config.training.fine_tune_epochs
-        depends_on = self._at.depends_on | {
+        depends_on = self._context.depends_on | {
             "procedure": config.procedure.model_dump(),
             "architecture": config.architecture,
             "sigma": config.sigma,
@@ -72,7 +72,7 @@ class Retraining:
         }
         data = self._squeezed(problem.training if poison is None else poison.apply(problem.training))
         poisoned = {"poison": None if poison is None else poison.digest()}
-        generator = stream(config.seed, "victim", k, device=self._at.device)
+        generator = stream(config.seed, "victim", k, device=self._context.device)
         shape, classes = tuple(data.images.shape[1:]), len(problem.class_names)
         model = build(config.architecture, shape=shape, num_classes=classes, generator=generator)
         if not more:
@@ -84,13 +84,13 @@ class Retraining:
             before = self._squeezed(problem.training)
             self._train_or_load(model, before, f"before-{k}", clean, epochs=epochs, generator=generator)
         depends_on |= poisoned | {"fine_tune_epochs": more}
-        generator = stream(config.seed, "fine-tuning", k, device=self._at.device)
+        generator = stream(config.seed, "fine-tuning", k, device=self._context.device)
         self._train_or_load(model, data, name, depends_on, epochs=more, generator=generator)
         return model, depends_on
 
     def _squeezed(self, data: LabelledImages) -> LabelledImages:
         """What victims see of it, after their defence if they have one."""
-        return replace(data, images=squeeze_features(data.images, self._at.config.training.squeezing))
+        return replace(data, images=squeeze_features(data.images, self._context.config.training.squeezing))
 
     def _train_or_load(
         self,
@@ -103,18 +103,21 @@ class Retraining:
         generator: torch.Generator,
     ) -> None:
         """Leaves the model trained from where it stands, in evaluation mode, its weights on disk."""
-        weights = self._at.run.directory / "victims" / f"{name}.safetensors"
-        key, whole = self._at.cache.key("victim", depends_on), work_of_training(self._at.config, epochs=epochs)
-        if self._at.cache.fetch(key, weights):
-            self._at.book.add_reused(None if name in self._made else f"victim {name}", "train", whole)
+        weights = self._context.run.directory / "victims" / f"{name}.safetensors"
+        key, whole = (
+            self._context.cache.key("victim", depends_on),
+            work_of_training(self._context.config, epochs=epochs),
+        )
+        if self._context.cache.fetch(key, weights):
+            self._context.recorder.add_reused(None if name in self._made else f"victim {name}", "train", whole)
             if name not in self._made:
                 self._add_curve(name, _curve_in(weights))
         else:
-            checkpoint = Checkpoint(self._at.run.directory, key)
+            checkpoint = Checkpoint(self._context.run.directory, key)
             curve = self._train(model, training, name, epochs, whole, generator, checkpoint)
             tensors = {n: p.detach().cpu().numpy() for n, p in model.state_dict().items()}
             write_tensors(weights, {CURVE: json.dumps(curve)}, **tensors)
-            self._at.cache.share(key, weights)
+            self._context.cache.share(key, weights)
         self._made.add(name)
         model.load_state_dict({n: torch.from_numpy(p) for n, p in load_file(weights).items()})
         model.eval()
@@ -130,12 +133,14 @@ class Retraining:
         checkpoint: Checkpoint,
     ) -> Curve:
         """Trains it to the end, from where an earlier attempt at this run was stopped if there was one."""
-        config, started = self._at.config, time.monotonic()
+        config, started = self._context.config, time.monotonic()
         procedure = make(config.procedure, sigma=config.sigma)
         state = checkpoint.load()
         curve: Curve = state.pop("curve").tolist() if state else []
         if curve:
-            self._at.book.add_reused(f"victim {name} until epoch {len(curve)}", "train", whole * len(curve) / epochs)
+            self._context.recorder.add_reused(
+                f"victim {name} until epoch {len(curve)}", "train", whole * len(curve) / epochs
+            )
             self._add_curve(name, curve)
         for record in fit(
             model,
@@ -147,25 +152,27 @@ class Retraining:
             bfloat16=self._bfloat16,
             state=state or None,
         ):
-            self._at.book.add_work("train", whole / record.steps, f"victim {name}: epoch {record.epoch} of {epochs}")
+            self._context.recorder.add_work(
+                "train", whole / record.steps, f"victim {name}: epoch {record.epoch} of {epochs}"
+            )
             if record.state is not None:
                 curve.append([record.loss, record.accuracy])
                 self._add_curve(name, curve, until=record.epoch - 1)
                 checkpoint.keep(partial(_with_curve, record.state, curve))
-            self._at.check_stop()
+            self._context.check_stop()
         with torch.no_grad():  # the last step comes after the last loss, and a NaN would vote like any class
             if not bool(model(training.images[:100]).isfinite().all()):
                 raise FloatingPointError(f"the logits of victim {name} are not finite after its training")
-        self._at.book.add_seconds("train", started)
+        self._context.recorder.add_seconds("train", started)
         return curve
 
     def _add_curve(self, name: str, curve: Curve, *, until: int = 0) -> None:
         """Records the epochs that come after `until`."""
         for epoch, (loss, accuracy) in enumerate(curve[until:], start=until + 1):
-            self._at.book.add_metrics("training", victim=name, epoch=epoch, loss=loss, accuracy=accuracy)
+            self._context.recorder.add_metrics("training", victim=name, epoch=epoch, loss=loss, accuracy=accuracy)
 
     def _work_of_votes(self) -> float:
-        return work_of_votes(self._at.config, classes=len(self._at.problem.class_names))
+        return work_of_votes(self._context.config, classes=len(self._context.problem.class_names))
 
     def _vote(self, model: nn.Module, name: str, k: int) -> dict[str, np.ndarray]:
         """Votes under noise for every image to certify. All arms' k-th victims see the same noise, to be paired.
@@ -173,16 +180,16 @@ class Retraining:
         An image belongs to a group by its index, and a group's images share their draws: whatever else is certified,
         an image sees the same noise.
         """
-        config, problem = self._at.config, self._at.problem
+        config, problem = self._context.config, self._context.problem
         settings, started = config.certification, time.monotonic()
         images, group_of = problem.test.images, problem.test.indices % GROUPS
         numbers = [int(number) for number in group_of.unique()]
-        block = BLOCK[self._at.device.type]
+        block = BLOCK[self._context.device.type]
         blocks = len(numbers) * -(-(settings.n0 + settings.n) // block)
         groups = (
             (
                 (group_of == number).nonzero().squeeze(1),
-                stream(config.seed, f"certification {k}", number, device=self._at.device),
+                stream(config.seed, f"certification {k}", number, device=self._context.device),
             )
             for number in numbers
         )
@@ -195,13 +202,15 @@ class Retraining:
             num_classes=len(problem.class_names),
             block=block,
             groups=groups,
-            screened=has_bfloat16(self._at.device),
+            screened=has_bfloat16(self._context.device),
         )
         for done, found in enumerate(counting, start=1):
             votes = found
-            self._at.book.add_work("certify", self._work_of_votes() / blocks, f"votes {name}: {done / blocks:.0%}")
-            self._at.check_stop()
-        self._at.book.add_seconds("certify", started)
+            self._context.recorder.add_work(
+                "certify", self._work_of_votes() / blocks, f"votes {name}: {done / blocks:.0%}"
+            )
+            self._context.check_stop()
+        self._context.recorder.add_seconds("certify", started)
         return {
             "image": problem.test.indices.cpu().numpy(),
             "label": problem.test.labels.cpu().numpy(),
