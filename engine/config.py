@@ -23,6 +23,7 @@ Architecture = Literal[
     "resnet20-pacd",
     "resnet18",
 ]
+LEAST_TRAINING, LEAST_VALIDATION = 100, 50  # images
 # Pixels a side that an architecture needs; those that are not named do with the 8 that any data set has.
 SMALLEST_SIDE = {"lenet": 16, "lenet-narrow": 16}
 AttackName = Literal[
@@ -159,7 +160,8 @@ class ProcedureConfig(Settings):
     @property
     def loss_passes(self) -> int:
         """How often the loss takes an image of a minibatch through the network and back."""
-        return max(1, self.draws) * (2 if self.name == "smoothmix" else 1)
+        on_adversary = bool(self.adversary_steps and self.weight)  # a robustness term of its own, beside that on noise
+        return max(1, self.draws) * (1 + on_adversary)
 
     @property
     def passes(self) -> int:
@@ -168,8 +170,10 @@ class ProcedureConfig(Settings):
 
 
 class DataConfig(Settings):
-    train_size: int = Field(ge=100, le=60_000, description="training images, drawn at random by the seed")
-    validation_size: int = Field(ge=50, le=20_000, description="held-out images; the attacker uses the target class's")
+    train_size: int = Field(ge=LEAST_TRAINING, le=60_000, description="training images, drawn at random by the seed")
+    validation_size: int = Field(
+        ge=LEAST_VALIDATION, le=20_000, description="held-out images; the attacker uses the target class's"
+    )
 
 
 class ThreatConfig(Settings):

@@ -154,9 +154,7 @@ def test_an_image_cut_short_is_named(own):
     """Its header fits, so that only reading it tells."""
     path = own / "cat" / "2.png"
     path.write_bytes(path.read_bytes()[:-200])
-    assert datasets.shape("folder:own", own.parent) == (3, 10, 12)
-    with pytest.raises(DatasetUnavailable, match=r"2\.png cannot be read"):
-        datasets.read("folder:own", own.parent, train=True)
+    assert "2.png cannot be read" in refusal(own)
 
 
 def test_a_decompression_bomb_is_refused_by_its_header(own, monkeypatch):
@@ -167,9 +165,9 @@ def test_a_decompression_bomb_is_refused_by_its_header(own, monkeypatch):
 
 def test_fewer_than_two_classes_are_refused(tmp_path):
     own = fill(tmp_path / "own", classes=("cat",))
-    assert "1 folders of images; at least 2" in refusal(own)
+    assert "at least 2 classes, and has 1" in refusal(own)
     (tmp_path / "none").mkdir()
-    assert "0 folders of images" in refusal(tmp_path / "none")
+    assert "and has 0" in refusal(tmp_path / "none")
 
 
 def test_an_empty_class_is_refused(own):

@@ -41,6 +41,12 @@ def test_what_a_folder_cannot_give_is_refused_before_any_work(checked, tiny, ove
         datasets.check(tiny(*SMALL, *exact, override), checked)
 
 
+def test_a_folder_of_too_few_images_for_any_setting_is_told_how_many_it_needs(tmp_path, tiny):
+    fill(tmp_path / "own", classes=("a", "b", "c"), count=30)
+    with pytest.raises(ConfigError, match="has 72 images for training; at least 150 are needed, 100 to train on"):
+        datasets.check(tiny(*SMALL), tmp_path)
+
+
 def test_what_is_not_there_is_refused_too_and_other_data_sets_need_no_check(tmp_path, tiny):
     with pytest.raises(DatasetUnavailable, match="is not there"):
         datasets.check(tiny(*SMALL), tmp_path)

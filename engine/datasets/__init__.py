@@ -13,7 +13,17 @@ from types import ModuleType
 
 import numpy as np
 
-from engine.config import DATASETS, FOLDER, FOLDER_NAME, SMALLEST_SIDE, Config, ConfigError, DataSet
+from engine.config import (
+    DATASETS,
+    FOLDER,
+    FOLDER_NAME,
+    LEAST_TRAINING,
+    LEAST_VALIDATION,
+    SMALLEST_SIDE,
+    Config,
+    ConfigError,
+    DataSet,
+)
 from engine.datasets import cifar10, digits, folder, mnist
 from engine.datasets.base import DatasetUnavailable as DatasetUnavailable
 
@@ -90,7 +100,7 @@ def read_training_images(dataset: str, root: Path, indices: np.ndarray) -> np.nd
 
 
 def check(config: Config, root: Path) -> None:
-    """That a folder of images has what the configuration asks of it; by names and headers, before any work starts.
+    """That a folder of images has what the configuration asks of it, before any work starts.
 
     Of the other data sets the configuration knows all that is needed.
     Raises: ConfigError; DatasetUnavailable, of a folder that is not there or does not fit.
@@ -102,6 +112,11 @@ def check(config: Config, root: Path) -> None:
     classes, images = len(found.class_names), found.count(train=True)
     if target >= classes:
         raise ConfigError(f"threat.target_class must be less than {classes} for {config.dataset}, got {target}")
+    if images < (least := LEAST_TRAINING + LEAST_VALIDATION):
+        raise ConfigError(
+            f"{config.dataset} has {images} images for training; at least {least} are needed, {LEAST_TRAINING} to "
+            f"train on and {LEAST_VALIDATION} held out for the attacker"
+        )
     if (wanted := config.data.train_size + config.data.validation_size) > images:
         raise ConfigError(
             f"data.train_size + data.validation_size must be at most {images} for {config.dataset}, got {wanted}"

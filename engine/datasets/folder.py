@@ -36,7 +36,7 @@ Files = tuple[tuple[Path, int], ...]  # of an image and its label each
 
 @dataclass(frozen=True)
 class Contents:
-    """What a folder holds, as far as names and headers tell."""
+    """What a folder holds."""
 
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]  # (C, H, W)
@@ -57,7 +57,7 @@ def fetch(folder: Path) -> None:
 
 
 def contents(folder: Path) -> Contents:
-    """Names and headers; read again only when a file's name, size or time has changed.
+    """Read from all images, and again only when a file's name, size or time has changed.
 
     Raises: DatasetUnavailable, naming the first file that does not fit, what was found and what is allowed.
     """
@@ -97,6 +97,7 @@ def _contents(folder: Path, _stamp: str) -> Contents:
                 raise DatasetUnavailable(
                     f"{path} has {_words(size)}, where {paths[0]} has {_words(first)}; all images must have one size"
                 )
+            image.load()  # a whole header may stand before half an image
     assert first is not None
     shape = (1 if kinds <= set(GREY) else 3, first[1], first[0])
     if (needed := 4 * len(paths) * int(np.prod(shape))) > MOST_BYTES:
@@ -179,7 +180,9 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
                 f"the class {of_class.path} has no image; allowed are files that end in {', '.join(ENDINGS)}"
             )
     if len(classes) < 2:
-        raise DatasetUnavailable(f"{folder} has {len(classes)} folders of images; at least 2 are needed, one a class")
+        raise DatasetUnavailable(
+            f"{folder} needs a folder of images for each of at least 2 classes, and has {len(classes)}"
+        )
     return classes
 
 
