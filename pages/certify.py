@@ -253,9 +253,13 @@ def training_of_victims() -> None:
             st.caption("This run took its victims from an earlier run, which kept no curves.")
             return
         chart_and_data(training.training_curves(epochs), "training")
+        drawn = {record["victim"] for record in epochs if not record["victim"].startswith("before-")}
+        lacking = len(arms_of(run.config)) * run.config.victim_seeds - len(drawn)
         st.caption(
             "Each arm learns its own training images: those of poisoned victims are poisoned. Where all curves lie "
             "together, training does not give the poison away."
+            + " Victims that were taken from an earlier run may be missing here."
+            * (lacking > 0)
         )
 
 

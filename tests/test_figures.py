@@ -320,6 +320,16 @@ def test_certify_shows_a_published_run_and_recertifies():
     assert [metric.value for metric in app.metric] == before
 
 
+def test_certify_says_where_curves_of_training_are_missing(copied):
+    assert "may be missing" not in told(page("certify", copied))
+    path = copied.directory / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"clean-' not in line))
+    assert "Victims that were taken from an earlier run may be missing" in told(page("certify", copied))
+    path.unlink()
+    assert "which kept no curves" in told(page("certify", copied))
+
+
 def test_certify_names_the_numbers_of_the_chosen_image(table):
     image = int(table.loc[table["label"] == RUN.config.threat.target_class, "image"].iloc[2])
     app = page("certify", RUN, test_image=image, victim=1)
