@@ -212,7 +212,10 @@ def _presets(options: argparse.Namespace) -> int:
 
 def _runs(options: argparse.Namespace) -> int:
     if options.cancel is not None:
-        jobs.stop_now(records.find(options.runs_root, options.cancel, gallery=False))
+        run = records.find(options.runs_root, options.cancel, gallery=False)
+        if not jobs.can_end(run.status()):
+            print(f"run {run.id} is {run.status().state}: nothing to cancel")
+        jobs.stop_now(run)
         return OK
     if options.delete is not None:
         jobs.delete(records.find(options.runs_root, options.delete, gallery=False))

@@ -119,6 +119,15 @@ class ConfigError(ValueError):
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        """Pydantic would take it for 1."""
+        for name, field in cls.model_fields.items() if isinstance(values, dict) else ():
+            if isinstance(values.get(name), bool) and field.annotation in (int, float, float | None):
+                raise ValueError(f"{name} must be a number, got {str(values[name]).lower()}")
+        return values
+
 
 class ProcedureConfig(Settings):
     """How a classifier is trained. A setting that the procedure does not take is 0, and may not be anything else."""

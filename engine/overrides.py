@@ -24,6 +24,8 @@ def _in_words(problem: Any) -> str:
         return f"there is no field {field}; the fields are {', '.join(field_names())}"
     if problem["type"] == "value_error":
         return message
+    if problem["type"] == "tuple_type":
+        message = 'input should be a list, as ["random_noise"]'
     message = message[0].lower() + message[1:]
     return f"{field}: {message}" if problem["type"] == "missing" else f"{field}: {message}, got {problem['input']!r}"
 

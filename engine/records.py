@@ -287,11 +287,15 @@ def the_one(known: "Iterable[AnyRecord]", identifier: str, what: str) -> "AnyRec
 
     Raises: RunNotFound; `what` says what was looked for and where ("run under runs/").
     """
+    kind = what.split()[0]
     if not identifier or not all(character in "0123456789abcdef" for character in identifier):
-        raise RunNotFound(f"a {what.split()[0]} id is up to 16 hexadecimal digits, got {identifier[:40]!r}")
+        raise RunNotFound(f"a {kind} id is up to 16 hexadecimal digits, got {identifier[:40]!r}")
     matches = {record.id: record for record in known if record.id.startswith(identifier)}
-    if len(matches) != 1:
-        raise RunNotFound(f"{'no' if not matches else 'more than one'} {what} has id {identifier}")
+    if not matches:
+        raise RunNotFound(f"no {what} has id {identifier}")
+    if len(matches) > 1:
+        first, second, *_ = sorted(matches)
+        raise RunNotFound(f"more than one {kind} has an id that begins with {identifier}, such as {first} and {second}")
     return next(iter(matches.values()))
 
 

@@ -293,6 +293,10 @@ def test_runs_are_cancelled_and_deleted_by_id(
     run = prepare(tiny(), runs_root)
     assert main(capsys, "runs", "--cancel", run.id, "--runs-root", runs_root)[0] == 0
     assert run.status().state == "cancelled"
+    assert main(capsys, "runs", "--cancel", run.id, "--runs-root", runs_root)[:2] == (
+        0,
+        f"run {run.id} is cancelled: nothing to cancel\n",
+    )
     assert main(capsys, "runs", "--delete", run.id, "--runs-root", runs_root)[0] == 0
     assert not run.directory.exists()
 

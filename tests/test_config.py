@@ -310,6 +310,17 @@ def test_arms_are_those_that_the_attack_and_the_controls_ask_for(typed, arms):
     assert arms_of(with_overrides(CONFIG, typed)) == arms
 
 
+@pytest.mark.parametrize("field", [field for field in BOUNDS if not field.startswith("attack.procedure")])
+def test_true_is_no_number(field):
+    with pytest.raises(ConfigError, match=f"{field.split('.')[-1]} must be a number, got true"):
+        with_overrides(CONFIG, [f"{field}=true"])
+
+
+def test_a_list_is_asked_for_where_there_is_none():
+    with pytest.raises(ConfigError, match=r'controls: input should be a list, as \["random_noise"\], got \'random_noi'):
+        with_overrides(CONFIG, ["controls=random_noise"])
+
+
 @pytest.mark.parametrize("controls", ['["random_noise", "random_noise"]', '["zeros"]', "random_noise", "null", "1"])
 def test_controls_are_different_and_known(controls):
     with pytest.raises(ConfigError, match="controls"):

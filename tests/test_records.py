@@ -227,7 +227,7 @@ def test_a_run_is_found_by_its_first_digits_if_they_are_its_own(tmp_path: Path) 
         (tmp_path / identifier).mkdir()
         (tmp_path / identifier / "config.json").write_text(SMOKE.canonical())
     assert records.find(tmp_path, "abcd1").id == "abcd" + "1" * 12
-    with pytest.raises(RunNotFound, match="more than one run"):
+    with pytest.raises(RunNotFound, match=r"more than one run .* abcd, such as abcd0+ and abcd1+"):
         records.find(tmp_path, "abcd")
     with pytest.raises(RunNotFound, match="no run"):
         records.find(tmp_path, "abce")

@@ -104,10 +104,8 @@ class Retraining:
     ) -> None:
         """Leaves the model trained from where it stands, in evaluation mode, its weights on disk."""
         weights = self._context.run.directory / "victims" / f"{name}.safetensors"
-        key, whole = (
-            self._context.cache.key("victim", depends_on),
-            work_of_training(self._context.config, epochs=epochs),
-        )
+        key = self._context.cache.key("victim", depends_on)
+        whole = work_of_training(self._context.config, epochs=epochs)
         if self._context.cache.fetch(key, weights):
             self._context.recorder.add_reused(None if name in self._made else f"victim {name}", "train", whole)
             if name not in self._made:
