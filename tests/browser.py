@@ -31,7 +31,8 @@ QUIET = [
 ]
 LAPTOP = {"width": 1366, "height": 768}
 # Streamlit's front end asks for the first beside each page's address before it asks at the right one. A picture of a
-# running job may have been replaced by the next one before a slow browser asks for it.
+# running job may have been replaced by the next one before a slow browser asks for it; of that both the browser and
+# Streamlit tell.
 HARMLESS = re.compile(r"/_stcore/(health|host-config)|/media/[0-9a-f]+\.png$")
 # When anything on the page last changed: DOM, attributes, text, or an image or font that arrived; how often its script
 # started.
@@ -161,7 +162,7 @@ def new_page(browser: Any, *, size: dict[str, int] = LAPTOP, scheme: str = "ligh
 
 def _note(message: Any, seen: Seen) -> None:
     place = message.location.get("url", "")
-    if message.type == "error" and not HARMLESS.search(place):
+    if message.type == "error" and not HARMLESS.search(place) and not HARMLESS.search(message.text):
         seen.problems.append(f"console: {message.text} ({place})")
 
 
