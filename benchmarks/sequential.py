@@ -58,23 +58,29 @@ def mixture(generator: np.random.Generator) -> np.ndarray:
 
 def draws(title: str, rounds: list[np.ndarray]) -> Table:
     """A row for each precision, for some radii, and one over all radii."""
-    rows = []
+    rows, of_precisions, of_radii = [], [], []
     for precision in PRECISIONS:
         plan = sequential.looks_for(precision, n=N, alpha=ALPHA)
         stop = partial(sequential.settled, plan=plan, alpha=ALPHA, precision=precision)
-        cells, _ = compare(rounds, plan, stop, worth=np.positive, precision=precision)
+        cells, saving = compare(rounds, plan, stop, worth=np.positive, precision=precision)
+        of_precisions.append(saving)
         rows.append((f"mean radius to {precision:.0%}", *cells, *boundary(plan, stop, 1.0)))
-    savings, plan = [], sequential.looks(N)
+    plan = sequential.looks(N)
     for radius in RADII:
         stop = partial(sequential.decided, plan=plan, alpha=ALPHA, radius=radius, sigma=1.0)
         cells, saving = compare(rounds, plan, stop, worth=partial(np.less_equal, radius), precision=0)
-        savings.append(saving)
+        of_radii.append(saving)
         if radius in SHOWN:
             rows.append((f"share certified at {radius}", *cells, *boundary(plan, stop, radius)))
-    mean = f"{fmean(savings):.0f} ({min(savings):.0f}–{max(savings):.0f} over radii)"
+    mean = f"{fmean(of_radii):.0f} ({min(of_radii):.0f}–{max(of_radii):.0f} over radii)"
     rows.append((f"mean over the {len(RADII)} radii", "", mean, *[""] * (len(COLUMNS) - 3)))
     what = f"{len(rounds)} rounds of {len(rounds[0])} images, n = {N}, alpha = {ALPHA}"
-    return Table(f"Draws: {title}; {what}", COLUMNS, rows, [{"savings at radii": savings}])
+    return Table(
+        f"Draws: {title}; {what}",
+        COLUMNS,
+        rows,
+        [{"savings at precisions": of_precisions, "savings at radii": of_radii}],
+    )
 
 
 def seconds() -> Table:

@@ -33,7 +33,7 @@ from engine.votes import count_votes
 DOUBT = 0.05
 FIRST_LOOK = 100
 GROWTH = 1.2
-FOR_UNANIMOUS = 0.4  # of alpha, to the look at which unanimous votes have the precision asked for; 0.3 does as well
+FOR_UNANIMOUS = 0.4  # of alpha, to the look at which unanimous votes have the precision asked for
 
 
 class Looks(NamedTuple):

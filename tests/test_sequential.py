@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, hypergeom, norm
 
@@ -80,6 +80,7 @@ def test_looks_are_few_and_their_last_is_n(n):
 
 @quickly
 @given(st.integers(1, 10**6), st.floats(1e-5, 0.1), st.floats(0.01, 0.5))
+@example(n=125, alpha=0.006, precision=0.0625)  # all evenly spent looks have a large share
 def test_looks_for_a_precision_spend_what_there_is_and_one_is_where_unanimous_votes_have_it(n, alpha, precision):
     plan, evenly, cap = looks_for(precision, n=n, alpha=alpha), looks(n), radius_cap(n=n, sigma=1.0, alpha=alpha)
     assert plan.n == n
@@ -88,7 +89,9 @@ def test_looks_for_a_precision_spend_what_there_is_and_one_is_where_unanimous_vo
     assert plan.share.sum() == pytest.approx(1)
     assert set(evenly.draws) <= set(plan.draws)
     assert len(plan.draws) <= len(evenly.draws) + 1
-    own = int(plan.draws[plan.share > FOR_UNANIMOUS].min())
+    extra = plan.share - (1 - FOR_UNANIMOUS) * np.diff(plan.draws, prepend=0) / n
+    assert extra.max() == pytest.approx(FOR_UNANIMOUS)
+    own = int(plan.draws[extra.argmax()])
     radius = certified_radius(own, draws=own, plan=plan, sigma=1.0, alpha=alpha)
     assert radius >= (1 - precision) * cap or own == n
 
