@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from filelock import FileLock, Timeout
 
 from engine import datasets, poison_file
@@ -28,6 +27,7 @@ from engine.config import Config
 from engine.costs import estimate
 from engine.experiment.environment import PROJECT, environment
 from engine.records import (
+    ACTIVE,
     Cancelled,
     Record,
     Run,
@@ -35,6 +35,7 @@ from engine.records import (
     Status,
     all_runs,
     process_exists,
+    process_start,
     run_id,
     write_atomically,
 )
@@ -73,19 +74,28 @@ def check(config: Config, *, runs_root: Path, data_root: Path) -> None:
 
 
 def submit(
-    config: Config, *, runs_root: Path, data_root: Path, preset: str | None = None, forked_from: str | None = None
+    config: Config,
+    *,
+    runs_root: Path,
+    data_root: Path,
+    preset: str | None = None,
+    forked_from: str | None = None,
+    study: str | None = None,
 ) -> Run:
     """The run of this configuration: the finished or live one if there is one, else a new process for it.
 
-    forked_from: the id of another run whose settings it started from; the run remembers it.
+    forked_from: the id of another run whose settings it started from; study: of the study that it is started for. The
+    run remembers both.
     """
     run = Run(runs_root / run_id(config))
-    fork = {"forked_from": forked_from} if forked_from not in (None, run.id) else {}
+    origin = {"forked_from": forked_from} if forked_from not in (None, run.id) else {}
+    if study:
+        origin["study"] = study
     launch(
         run,
         "work",
         config.canonical(),
-        request={"preset": preset, "data_root": str(data_root.resolve()), **fork},
+        request={"preset": preset, "data_root": str(data_root.resolve()), **origin},
         finished=lambda: run.report is not None,
         stale=STALE,
     )
@@ -214,7 +224,8 @@ def write_down_lost(runs_root: Path) -> None:
     """Ends the runs under a root whose process died with nobody looking, so that they say so for good."""
     for run in all_runs(runs_root):
         status = run.status()
-        if status.state == "lost" and status.ended is None:
+        told = (run.read_json("status.json") or {}).get("state")  # not of a file that this version cannot read
+        if status.state == "lost" and told in ACTIVE:
             with contextlib.suppress(OSError), _changes(runs_root):  # on a read-only disk it stays as it is
                 status = run.status()  # it may have been submitted anew
                 if status.state == "lost":
@@ -226,27 +237,42 @@ def work(directory: Path) -> int:
     run = Run(directory)
     if not run.exists():
         raise RunNotFound(f"{directory} is not a run directory")
-    status = begin(run)
     device = FileLock(directory.parent / ".device.lock")
-    while run.exists() and not (directory / "cancel").exists():
-        if queue_position(run) == 0:
-            with contextlib.suppress(Timeout), device.acquire(timeout=0):
-                return perform(run, replace(status, state="running", started=time.time(), phase="starting"))
-        status = replace(status, heartbeat=time.time())
-        with contextlib.suppress(OSError):  # deleted just now, or a full disk: the next look sees it
-            run.write_status(status)
-        time.sleep(0.3)
-    return end(run, replace(status, state="cancelled"))
+    with alone(run):
+        status = begin(run)
+        while run.exists() and not (directory / "cancel").exists():
+            if queue_position(run) == 0:
+                with contextlib.suppress(Timeout), device.acquire(timeout=0):
+                    return perform(run, replace(status, state="running", started=time.time(), phase="starting"))
+            status = replace(status, heartbeat=time.time())
+            with contextlib.suppress(OSError):  # deleted just now, or a full disk: the next look sees it
+                run.write_status(status)
+            time.sleep(0.3)
+        return end(run, replace(status, state="cancelled"))
+
+
+@contextlib.contextmanager
+def alone(record: Record) -> Iterator[None]:
+    """Only one process works on a record: one that was slow to start may have been replaced by another, or the reverse.
+
+    Raises: SystemExit, where another one still does after GRACE seconds.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(FileLock(record.directory / ".work.lock").acquire(timeout=GRACE))
+        except Timeout:
+            sys.exit(f"another process is at work in {record.directory}")
+        yield
 
 
 def seconds_left(fraction: float, elapsed: float, expected: float) -> float | None:
     """By the estimate until a tenth is done, since what comes first is slow, then by the run's own pace.
 
-    None once the estimate is used up.
+    None where the estimate is used up before that.
     """
     if fraction > 0.1:
         return elapsed * (1 - fraction) / fraction
-    return expected - elapsed if elapsed < expected else None
+    return expected * (1 - fraction) if elapsed < expected else None
 
 
 def perform(run: Run, status: Status) -> int:
@@ -325,13 +351,12 @@ def _read_ahead(dataset: str, data_root: Path) -> None:
 def begin(run: Record) -> Status:
     """Says that this process works on a run, which from now on SIGTERM asks to stop: its status, still queued."""
     asked = run.read_json("status.json") or {}
-    me = psutil.Process()
     status = Status(
         "queued",
         submitted=asked.get("submitted", time.time()),
         heartbeat=time.time(),
-        pid=me.pid,
-        pid_started=me.create_time(),
+        pid=os.getpid(),
+        pid_started=process_start(os.getpid()),
     )
     run.write_status(status)
     signal.signal(signal.SIGTERM, lambda *_: cancel(run))

@@ -15,7 +15,7 @@ runs/<id>/config.json            canonical JSON; the first 16 hex digits of its 
           checkpoints/           where long stages stand, while they are unfinished
           certificates.parquet   one row per arm, victim and test image, with the votes (columns: engine/metrics.py)
           report.json, log.txt, notes.json (name, star, note), cancel (present once asked for),
-          published (present where nobody may rename or delete the run)
+          published (present where nobody may rename or delete the run), .work.lock (held by its process)
 runs/poisons/                    poison files that were brought, by their hash (engine/poison_file.py)
 gallery/<id>                     copies of finished runs, smaller (`exhibit`): delta as int8 in units of `unit`, victims
                                  float16 or none, no votes
@@ -50,7 +50,7 @@ GRID = GALLERY / "grid"  # and those behind Explore's sliders (engine/grid.py) a
 ACTIVE = ("queued", "running")
 STATES = (*ACTIVE, "done", "cancelled", "failed", "lost")
 HEARTBEAT_LIMIT = 60.0  # seconds without a heartbeat after which a process that still exists counts as stuck
-START_TOLERANCE = 3.0  # seconds: a start time hangs on the boot time, which the kernel rounds to whole seconds
+START_TOLERANCE = 3.0  # seconds: the boot time, from which a start counts, is rounded to whole seconds
 
 
 class Cancelled(Exception):
@@ -71,7 +71,7 @@ class Status:
     eta_seconds: float | None = None
     detail: str = ""
     pid: int | None = None
-    pid_started: float | None = None  # with the pid it names one process for good: pids are used again
+    pid_started: float | None = None  # `process_start`: with it the pid names one process, as pids are used again
     heartbeat: float = 0.0
     submitted: float = 0.0
     started: float | None = None
@@ -158,8 +158,9 @@ class Record:
         path = self.directory / "status.json"
         try:
             write_atomically(path, text)
-        except OSError:  # a full disk may still have room where the old status stands
-            path.write_text(text)
+        except OSError:  # a full disk may still have room where the old status stands, unless that is given up first
+            with path.open("r+b") as file:
+                file.write(text.encode().ljust(path.stat().st_size))
 
     def log_tail(self) -> str:
         path = self.directory / "log.txt"
@@ -218,11 +219,11 @@ class Run(Record):
             file.write(canonical_json(record) + "\n")
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
-        """Records of one kind (attack or training) in order of writing."""
-        path = self.directory / "metrics.jsonl"
-        if not path.exists():
-            return []
-        records = (json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))
+        """Records of one kind (attack or training) in order of writing; a line that a full disk cut off is none."""
+        path, records = self.directory / "metrics.jsonl", []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
         return [record for record in records if record["kind"] == kind]
 
     def tensors(self, name: str) -> dict[str, np.ndarray] | None:
@@ -345,10 +346,13 @@ def _in_units(delta: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def process_start(pid: int) -> float | None:
-    """When the process started (seconds since the epoch), or None if there is none of this pid."""
+    """Seconds from the machine's boot to the process's start, or None if there is none of this pid.
+
+    Not its time of day: that moves with the machine's clock when somebody sets it.
+    """
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time() - psutil.boot_time()
     except psutil.Error:
         return None
 

@@ -279,7 +279,7 @@ def zipped(directory: Path) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(directory.rglob("*")):
-            if path.is_file():
+            if path.is_file() and not path.name.startswith("."):  # locks, and files half written
                 archive.write(path, Path(directory.name) / path.relative_to(directory))
     return buffer.getvalue()
 

@@ -221,6 +221,27 @@ def test_a_run_that_was_submitted_anew_is_not_written_off_as_lost(
     assert run.status() == queued
 
 
+def test_a_status_that_this_version_cannot_read_stays_as_it_is(tiny: Tiny, prepare: WorkHere, runs_root: Path) -> None:
+    run = prepare(tiny(), runs_root)
+    run.write_json("status.json", {"state": "done", "of a later version": 1})
+    assert run.status().state == "lost"
+    jobs.write_down_lost(runs_root)
+    assert run.read_json("status.json") == {"state": "done", "of a later version": 1}
+
+
+def test_of_two_processes_on_one_run_the_second_leaves_at_once_without_a_trace(
+    tiny: Tiny, prepare: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the first took minutes to start, and the run was asked for again in the meantime."""
+    monkeypatch.setattr(jobs, "GRACE", 0.1)
+    run = prepare(tiny(), runs_root)
+    with jobs.alone(run):
+        before = run.status()
+        with pytest.raises(SystemExit, match="another process is at work in"):
+            jobs.work(run.directory)
+        assert run.status() == before
+
+
 def test_sigterm_to_a_waiting_worker_cancels_it(tiny: Tiny, runs_root: Path) -> None:
     from filelock import FileLock
 
@@ -324,6 +345,7 @@ def test_who_waits_gives_a_process_time_to_say_that_it_only_slept(
 
 
 def test_the_time_left_is_estimated_until_a_tenth_is_done() -> None:
-    assert jobs.seconds_left(0.0, 2.0, expected=10.0) == 8.0
+    assert jobs.seconds_left(0.0, 2.0, expected=10.0) == 10.0
+    assert jobs.seconds_left(0.05, 9.0, expected=10.0) == 9.5  # slower than expected: no countdown that would jump up
     assert jobs.seconds_left(0.01, 20.0, expected=10.0) is None  # not half an hour, because what comes first is slow
     assert jobs.seconds_left(0.5, 20.0, expected=10.0) == 20.0

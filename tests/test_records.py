@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -170,6 +171,14 @@ def test_a_run_is_lost_when(change: Callable[[Status], Status], tmp_path: Path) 
     assert why in str(status.error)
 
 
+@pytest.mark.skipif(not psutil.LINUX, reason="elsewhere the boot time is asked for otherwise")
+def test_a_process_stays_the_same_when_somebody_sets_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, boot_time = new_run(tmp_path), psutil.boot_time()
+    run.write_status(live_status())
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot_time + 3600)
+    assert run.status().state == "running"
+
+
 def ended_process() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -204,6 +213,30 @@ def test_a_damaged_status_reads_as_lost(content: str, tmp_path: Path) -> None:
     run = new_run(tmp_path)
     (run.directory / "status.json").write_text(content)
     assert run.status() == Status("lost", error="the run's status cannot be read")
+
+
+def test_on_a_full_disk_a_status_is_written_over_the_old_one_which_is_never_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _content: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    run = new_run(tmp_path)
+    run.write_status(Status("failed", error="a long sentence"))
+    size = (run.directory / "status.json").stat().st_size
+    monkeypatch.setattr(records, "write_atomically", full)
+    run.write_status(Status("done"))
+    assert run.status() == Status("done")
+    assert (run.directory / "status.json").stat().st_size == size
+
+
+def test_a_line_that_a_full_disk_tore_costs_no_more_than_itself(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    with (run.directory / "metrics.jsonl").open("a") as file:
+        file.write('{"kind":"attack","st')
+    run.append_metrics({"kind": "attack", "step": 2})
+    run.append_metrics({"kind": "attack", "step": 3})
+    assert run.metrics("attack") == [{"kind": "attack", "step": 3}]
 
 
 def test_a_torn_last_line_of_metrics_is_ignored(tmp_path: Path) -> None:

@@ -235,6 +235,33 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
     assert in_this_process == ["study-work", "work", "work", "study-work", "work"]  # only the failed one again
 
 
+def test_cells_of_a_study_are_of_the_same_images(
+    study: Study, runs_root: Path, in_this_process: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody changes the folder behind the first cell."""
+    monkeypatch.setattr("engine.datasets.fingerprint", lambda *_: "before" if len(in_this_process) < 2 else "after")
+    monkeypatch.setattr(Run, "check_images", lambda *_: None)
+    record = process.submit(study, runs_root=runs_root, data_root=runs_root)
+    assert in_this_process == ["study-work", "work"]
+    status = record.status()
+    assert status.state == "failed"
+    assert "images have changed since the study was started" in str(status.error)
+
+
+def test_a_study_waits_for_somebody_elses_run_and_leaves_it_to_them(tiny: Tiny, runs_root: Path) -> None:
+    study = Study(kind="sweep", base=tiny(*LONG, "controls=[]"), rows=axis("seed", 0))
+    ours = jobs.submit(study.cells()[0].config, runs_root=runs_root, data_root=runs_root)
+    record = process.submit(study, runs_root=runs_root, data_root=runs_root)
+    try:
+        wait_for(lambda: record.status().detail == ours.id and ours.status().state == "running")
+        process.stop_now(record)
+        assert record.status().state == "cancelled"
+        assert ours.status().active
+    finally:
+        process.stop_now(record)
+        jobs.stop_now(ours)
+
+
 def wait_for(condition: Callable[[], Any], *, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

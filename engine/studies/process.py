@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from engine import jobs
+from engine import datasets, jobs
 from engine.costs import expected_device
 from engine.records import Record, Run, RunNotFound, Status, the_one
 from engine.report.sentences import several
@@ -74,21 +74,31 @@ def submit(study: Study, *, runs_root: Path, data_root: Path, preset: str | None
         record,
         "study-work",
         study.canonical(),
-        request={"preset": preset, "data_root": str(data_root.resolve())},
+        request={"preset": preset, "data_root": str(data_root.resolve()), "images": _images(study, data_root)},
         finished=lambda: not record.unfinished(),
     )
     return record
 
 
+def _images(study: Study, data_root: Path) -> dict[str, str]:
+    """Fingerprints of its data sets, by name."""
+    return {name: datasets.fingerprint(name, data_root) for name in {cell.config.dataset for cell in study.cells()}}
+
+
 def stop_now(record: StudyRecord) -> None:
-    """Stops a study and its current run, waiting for both."""
+    """Stops a study and the run that it has started, waiting for both."""
     status = record.status()
     if not jobs.can_end(status):
         return
     jobs.stop_now(record, grace=jobs.GRACE + 10)  # its process gives the run its own time to stop
     current = Run(record.runs_root / (status.detail or "none"))
-    if current.exists():
+    if current.exists() and _is_own(current, record):
         jobs.stop_now(current)
+
+
+def _is_own(run: Run, record: StudyRecord) -> bool:
+    """Whether the study started it, and it is not a run of somebody else's that it waits for as well."""
+    return run.request.get("study") == record.id
 
 
 def delete(record: StudyRecord) -> None:
@@ -102,21 +112,22 @@ def work(directory: Path) -> int:
     record = StudyRecord(directory.resolve())
     if not record.exists():
         raise RunNotFound(f"{directory} is not a study directory")
-    status = replace(jobs.begin(record), state="running", started=time.time())
-    try:
-        for status in _steps(record, status):  # noqa: B020 - the latest is the one that ends
-            record.write_status(status)
-            time.sleep(POLL)
-        failed = len(record.unfinished())
-        if (record.directory / "cancel").exists():
-            status = replace(status, state="cancelled", eta_seconds=None)
-        elif failed:
-            status = replace(status, state="failed", eta_seconds=None, error=f"{failed} cell(s) have no result")
-        else:
-            status = replace(status, state="done", phase="done", detail="", fraction=1.0, eta_seconds=0.0)
-    except Exception as error:  # whatever it was, the record must say so
-        status = replace(status, state="failed", error=jobs.in_words(error), eta_seconds=None)
-    return jobs.end(record, status)
+    with jobs.alone(record):
+        status = replace(jobs.begin(record), state="running", started=time.time())
+        try:
+            for status in _steps(record, status):  # noqa: B020 - the latest is the one that ends
+                record.write_status(status)
+                time.sleep(POLL)
+            failed = len(record.unfinished())
+            if (record.directory / "cancel").exists():
+                status = replace(status, state="cancelled", eta_seconds=None)
+            elif failed:
+                status = replace(status, state="failed", eta_seconds=None, error=f"{failed} cell(s) have no result")
+            else:
+                status = replace(status, state="done", phase="done", detail="", fraction=1.0, eta_seconds=0.0)
+        except Exception as error:  # whatever it was, the record must say so
+            status = replace(status, state="failed", error=jobs.in_words(error), eta_seconds=None)
+        return jobs.end(record, status)
 
 
 def _steps(record: StudyRecord, status: Status) -> Iterator[Status]:
@@ -129,17 +140,24 @@ def _steps(record: StudyRecord, status: Status) -> Iterator[Status]:
     for number, cell in enumerate(order, start=1):
         if cell.run_id not in ahead:
             continue
+        if _images(study, data_root) != request["images"]:
+            raise datasets.DatasetUnavailable(
+                "the images have changed since the study was started, and its cells must be of the same ones: put them "
+                "back, or give the new images a folder of another name"
+            )
         run = jobs.submit(
             cell.config,
             runs_root=record.runs_root,
             data_root=data_root,
             preset=request.get("preset"),
+            study=record.id,
         )
-        whole, began = ahead.pop(cell.run_id), time.monotonic()
+        whole = ahead.pop(cell.run_id)
         phase = f"cell {number} of {len(order)}: {study.name_of(cell)}"
         while (current := jobs.awaited(run)).active:
             if not record.exists() or (record.directory / "cancel").exists():
-                jobs.stop_now(run)
+                if _is_own(run, record):
+                    jobs.stop_now(run)
                 return
             rest = speed.seconds(sum(ahead.values())) + (current.eta_seconds or speed.seconds(whole))
             done = sum(expected.values()) - sum(ahead.values()) - whole * (1 - current.fraction)
@@ -150,8 +168,8 @@ def _steps(record: StudyRecord, status: Status) -> Iterator[Status]:
                 status, phase=phase + waits, detail=run.id, fraction=fraction, eta_seconds=rest, heartbeat=time.time()
             )
             yield status
-        if current.state == "done":
-            speed.add(time.monotonic() - began, whole)
+        if current.state == "done" and current.started and current.ended:  # not what it waited for others
+            speed.add(current.ended - current.started, whole)
         else:
             event = f"{study.name_of(cell)}: run {run.id} {current.state}" + (
                 f", {current.error}" if current.error else ""
