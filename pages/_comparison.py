@@ -29,6 +29,7 @@ ASPECTS = {  # field → its words, of all that runs must agree in to be set sid
     "architecture": "victims' architecture",
     **{f"training.{name}": f"victims' training ({name})" for name in TrainingConfig.model_fields},
     "data.train_size": "victims' training (train_size)",
+    "data.validation_size": "held-out images, hence other training images (validation_size)",
     "seed": "seed, hence other test images, training images and weights",
     "victim_seeds": "number of victim seeds",
 }

@@ -126,7 +126,8 @@ def votes_for_both(asked: list[_victims.Victim], pair: np.ndarray, k: int) -> No
             {name: {row.arm: row.estimation_votes / n for row in table.itertuples()} for name, table in tables.items()},
             names,
             title="Votes under noise",
-            subtitle=f"{n:,} fresh draws, the same for all; ★ selected class; a certificate needs more than half",
+            subtitle=f"{n:,} fresh draws for each image, the same for all victims; ★ selected class; "
+            "a certificate needs more than half",
             quantity="share of the noise draws",
             selected={(name, row.arm): row.selected_class for name, row in rows},
             label=config.threat.target_class,

@@ -61,6 +61,7 @@ def test_losses_are_exact() -> None:
             *(("poisoned", 0, 5, 3, 0.7), ("poisoned", 1, 5, 3, 0.1)),
             *(("poisoned", 0, 6, ABSTAIN, 0.0), ("poisoned", 1, 6, 8, 0.1)),
             ("clean", 0, 9, 8, 0.5),  # of no poisoned victim
+            ("clean", 2, 5, 8, 0.9),  # nor is there a third one yet
         )
     )
     assert list(found.index) == [5, 6]

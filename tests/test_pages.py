@@ -327,6 +327,7 @@ def test_the_history_leaves_out_what_all_runs_share_and_runs_of_studies(place: P
         "training.fine_tune_epochs=2",
         "training.epochs=5",
         "data.train_size=700",
+        "data.validation_size=350",
     ],
 )
 def test_each_of_these_makes_two_runs_incomparable(change: str) -> None:

@@ -160,11 +160,15 @@ def certificates_csv(table: pd.DataFrame | None) -> str:
 def losses(table: pd.DataFrame) -> pd.DataFrame:
     """What poisoning cost each test image: a row per image that clean and poisoned victims certified, by its number.
 
+    Of these two arms only victims of the same numbers count: a run that was stopped may have more of one.
+
     Returns: label; the mean radius over victims of each arm, a column each (0 where wrong or abstaining); `lost`, clean
         minus poisoned; `certified`, whether some clean victim certifies the right class; of the poisoned victims,
         `lost_with`, how many do not, `victims`, how many there are, and `flipped`, how many answer another class;
         `flipped_to`, the other class that most of them answer (the lower one of two), or ABSTAIN for none.
     """
+    paired = set.intersection(*(set(table.loc[table["arm"] == arm, "victim"]) for arm in ("clean", "poisoned")))
+    table = table[table["victim"].isin(paired) | ~table["arm"].isin(["clean", "poisoned"])]
     values = table.assign(value=metrics.correct_radius(table))
     means = values.pivot_table(index="image", columns="arm", values="value", aggfunc="mean")
     means = means[[arm for arm in ARMS if arm in means.columns]]
