@@ -16,7 +16,7 @@ from engine.overrides import parse, with_overrides
 from engine.presets import PRESETS, WIDTH, find_preset, kept_at_another_sigma
 from engine.records import Run, RunNotFound
 from engine.report import citations, tables
-from engine.report.sentences import duration
+from engine.report.sentences import duration, of_pairs
 from engine.studies import commands as study_commands
 
 NICENESS = 10  # of a worker: whoever clicks in the app comes first
@@ -246,6 +246,7 @@ def _runs(options: argparse.Namespace) -> int:
         print(f"no runs under {options.runs_root} yet; with the project come {examples}", file=sys.stderr)
     for row in rows:
         drop = "" if row["drop_poisoned"] is None else f"drop {row['drop_poisoned']:.0%}"
+        drop += of_pairs(row["drop_pairs"], row["victim_seeds"] or 0) if drop else ""
         print(
             f"{row['id']}  {row['state']:<10}{row['preset'] or '':<{WIDTH}}{row['dataset']!s:<8}  "
             f"{row['target_name']}  epsilon {row['epsilon']!s:<6}sigma {row['sigma']!s:<6}"

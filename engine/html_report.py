@@ -167,14 +167,13 @@ def numbers(report: dict[str, Any]) -> str:
     rows = []
     for arm, values in report["arms"].items():
         acr, accuracy, abstains = (values[name] for name in ("average_certified_radius", "accuracy", "abstention_rate"))
-        drop = report["relative_drop"].get(arm)
         rows.append(
             (
                 style.ARM_STYLE[arm].name,
                 *(with_spread(acr[scope]) for scope in wording.SCOPE_NAMES),
                 *(percent(accuracy[scope], 1) for scope in wording.SCOPE_NAMES),
                 percent(abstains["target"], 1),
-                percent(drop),
+                sentences.drop_of(report, arm),
             )
         )
     heads = [f"{name}, {words}" for name in ("ACR (L2)", "accuracy") for words in wording.SCOPE_NAMES.values()]
