@@ -11,7 +11,7 @@ from typing import Any
 from engine import datasets, grid, index, jobs, poison_file, records
 from engine.config import ARMS, FOLDER, Config, ConfigError
 from engine.costs import estimate, expected_device
-from engine.follow import BAD_INPUT, OK, add_data_root, values, wait_for
+from engine.follow import BAD_INPUT, OK, add_data_root, telling, values, wait_for
 from engine.overrides import parse, with_overrides
 from engine.presets import PRESETS, WIDTH, find_preset, kept_at_another_sigma
 from engine.records import Run, RunNotFound
@@ -269,6 +269,7 @@ def _certify(options: argparse.Namespace) -> int:
         options.arm,
         options.victim,
         data_root=options.data_root,
+        progress=telling("certified"),
         **{name: getattr(options, name) for name in names},
     )
     done: list[Any] = []

@@ -89,6 +89,7 @@ def test_a_victim_gives_the_certificates_of_a_smoothed_classifier(example: pacd.
         (lambda x: (x, x), {}, "must answer 1 images by logits"),
         (lambda x: x.flatten(1), {"sigma": float("inf")}, "sigma must be above 0 and finite"),
         (lambda x: x.flatten(1), {"n": 100.5}, "n must be a whole number"),
+        (lambda x: x.flatten(1), {"n": 10**12}, "n must be at most 1000000"),
         (lambda x: x.flatten(1), {"n0": 1.5}, "n0 must be a whole number"),
     ],
 )
