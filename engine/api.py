@@ -246,6 +246,8 @@ def _field(name: str) -> str:
 
 def _plain(value: Any) -> Any:
     """A NumPy scalar as Python's own. Raises: ConfigError, of what no field takes."""
+    if isinstance(value, np.floating):
+        return float(str(value))  # the shortest decimal: float32's 0.1 is 0.1, as the user wrote it
     if isinstance(value, np.generic):
         return value.item()
     raise ConfigError(f"a setting is a number, a text, or a list of them, got {value!r}")

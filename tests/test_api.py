@@ -129,6 +129,9 @@ def test_short_names_stand_for_fields(
     pacd.run("smoke", runs_root=runs_root, attack="universal", sigma=0.3, n=150, procedure="macer", controls=[])
     typed = ["attack.name=universal", "sigma=0.3", "certification.n=150", "procedure=macer", "controls=[]"]
     assert submitted == [with_overrides(PRESETS["smoke"].config, typed)]
+    pacd.run("smoke", runs_root=runs_root, epsilon=np.float32(0.15), sigma=np.float16(0.3), seed=np.int64(7))
+    typed = ["threat.epsilon=0.15", "sigma=0.3", "seed=7"]
+    assert submitted[1:] == [with_overrides(PRESETS["smoke"].config, typed)]
     with pytest.raises(ConfigError, match="preset must be one of"):
         pacd.run("fast")
 
