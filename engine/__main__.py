@@ -330,10 +330,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.html:
         from engine import html_report  # figures are slow to import, and only this needs them
 
-        if not options.html.parent.is_dir():
-            raise ConfigError(f"--html names a file in an existing folder, got {options.html}")
-        text = html_report.write(run, data_root=options.data_root)
-        records.write_atomically(options.html, text)
+        html_report.save(run, options.html, data_root=options.data_root)
         print(options.html)
         return OK
     if options.cite:

@@ -126,8 +126,8 @@ class Result:
         return victims.load(self.run, arm, k, shape=datasets.shape(self.config.dataset, self.run.data_root))
 
     def to_html(self, path: str | Path) -> Path:
-        """Writes the whole report as one file that works offline."""
-        records.write_atomically(Path(path), html_report.write(self.run, data_root=self.run.data_root))
+        """Writes the whole report as one file that works offline. Raises: ConfigError, unless its folder is there."""
+        html_report.save(self.run, Path(path), data_root=self.run.data_root)
         return Path(path)
 
     def __repr__(self) -> str:

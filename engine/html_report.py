@@ -14,8 +14,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from engine import datasets
+from engine.config import ConfigError
 from engine.figures import attack, pictures, radii, style, training
-from engine.records import Run
+from engine.records import Run, write_atomically
 from engine.report import citations, commands, sentences, wording
 from engine.report.sentences import percent, with_spread
 
@@ -100,6 +101,13 @@ def write(run: Run, *, data_root: Path) -> str:
         f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body><main>{''.join(parts)}</main>"
         "</body></html>\n"
     )
+
+
+def save(run: Run, path: Path, *, data_root: Path) -> None:
+    """Writes the page to a file. Raises: ConfigError unless its folder is there; RunNotFound as write."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"an HTML report is a file in an existing folder, got {path}")
+    write_atomically(path, write(run, data_root=data_root))
 
 
 def figures_of(run: Run) -> dict[str, go.Figure]:

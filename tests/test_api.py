@@ -109,6 +109,21 @@ def test_nan_that_only_noise_brings_out_is_no_vote() -> None:
 
 
 @pytest.mark.parametrize(
+    "model", [torch.nn.Conv2d(3, 2, 4), torch.nn.Linear(4, 2).double(), torch.nn.Linear(16, 2)], ids=str
+)
+def test_a_model_of_other_images_is_refused(model: torch.nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"must take float32 images \[N, 1, 4, 4\] on the CPU"):
+        pacd.certify(model.eval(), np.zeros((2, 1, 4, 4), np.float32), sigma=0.25, n=100)
+
+
+@pytest.mark.parametrize("path", ["nowhere/report.html", "."])
+def test_a_report_goes_to_a_file_in_a_folder_that_is_there(path: str, example: pacd.Result, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="an HTML report is a file in an existing folder"):
+        example.to_html(tmp_path / path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"epsilonn": 0.1}, "'epsilonn' is none of"),
