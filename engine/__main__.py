@@ -6,19 +6,21 @@ import os
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from engine import datasets, grid, index, jobs, poison_file, records
 from engine.config import ARMS, FOLDER, Config, ConfigError
 from engine.costs import estimate, expected_device
-from engine.follow import BAD_INPUT, OK, add_data_root, values, wait_for
+from engine.follow import BAD_INPUT, OK, add_data_root, telling, values, wait_for
 from engine.overrides import parse, with_overrides
 from engine.presets import PRESETS, WIDTH, find_preset, kept_at_another_sigma
 from engine.records import Run, RunNotFound
 from engine.report import citations, tables
-from engine.report.sentences import duration
+from engine.report.sentences import duration, of_pairs
 from engine.studies import commands as study_commands
 
+WRITERS = ("run", "study", "reproduce", "gallery", "poison-file")  # commands that keep something under the runs' root
 NICENESS = 10  # of a worker: whoever clicks in the app comes first
 
 
@@ -26,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0; 1 if a run failed or was cancelled; 2, with one line, for bad input."""
     options = _parser().parse_args(arguments)
     try:
+        if "runs_root" in options:
+            _check_root(options.runs_root, to_write=options.writes)
         return options.command(options)
     except BrokenPipeError:  # whoever read the output has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -35,13 +39,25 @@ def main(arguments: list[str] | None = None) -> int:
         return BAD_INPUT
 
 
+def _check_root(root: Path, *, to_write: bool) -> None:
+    """Raises ConfigError where runs can neither be nor, if `to_write`, be kept. It leaves nothing behind."""
+    try:
+        there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+        if not there.is_dir():
+            raise NotADirectoryError
+        if to_write:
+            TemporaryDirectory(prefix=".", dir=there).cleanup()
+    except OSError:
+        raise ConfigError(f"--runs-root must be a folder for runs, or where one can be made, got {root}") from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine", description="PACD Lab: poison, retrain, certify.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(name: str, function, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(command=function)
+        added.set_defaults(command=function, writes=name in WRITERS)
         if name != "presets":
             added.add_argument(
                 "--runs-root", type=Path, default=records.default_root(), help="default: runs/ or PACD_RUNS"
@@ -220,10 +236,15 @@ def _runs(options: argparse.Namespace) -> int:
     if options.delete is not None:
         jobs.delete(records.find(options.runs_root, options.delete, gallery=False))
         return OK
-    for wanted, change in ((options.publish, jobs.publish), (options.withdraw, jobs.withdraw)):
-        if wanted is not None:
-            change(records.find(options.runs_root, wanted, gallery=False))
-            return OK
+    if options.publish is not None:
+        jobs.publish(run := records.find(options.runs_root, options.publish, gallery=False))
+        print(f"run {run.id} is published, read-only")
+        return OK
+    if options.withdraw is not None:
+        run = records.find(options.runs_root, options.withdraw, gallery=False)
+        print(f"run {run.id} is {'withdrawn' if run.published else 'not published: nothing to withdraw'}")
+        jobs.withdraw(run)
+        return OK
     if options.exhibit is not None:
         run = records.find(options.runs_root, options.exhibit)
         if run.status().state != "done":
@@ -246,6 +267,7 @@ def _runs(options: argparse.Namespace) -> int:
         print(f"no runs under {options.runs_root} yet; with the project come {examples}", file=sys.stderr)
     for row in rows:
         drop = "" if row["drop_poisoned"] is None else f"drop {row['drop_poisoned']:.0%}"
+        drop += of_pairs(row["drop_pairs"], row["victim_seeds"] or 0) if drop else ""
         print(
             f"{row['id']}  {row['state']:<10}{row['preset'] or '':<{WIDTH}}{row['dataset']!s:<8}  "
             f"{row['target_name']}  epsilon {row['epsilon']!s:<6}sigma {row['sigma']!s:<6}"
@@ -268,6 +290,7 @@ def _certify(options: argparse.Namespace) -> int:
         options.arm,
         options.victim,
         data_root=options.data_root,
+        progress=telling("certified"),
         **{name: getattr(options, name) for name in names},
     )
     done: list[Any] = []
@@ -328,10 +351,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.html:
         from engine import html_report  # figures are slow to import, and only this needs them
 
-        if not options.html.parent.is_dir():
-            raise ConfigError(f"--html names a file in an existing folder, got {options.html}")
-        text = html_report.write(run, data_root=options.data_root)
-        records.write_atomically(options.html, text)
+        html_report.save(run, options.html, data_root=options.data_root)
         print(options.html)
         return OK
     if options.cite:

@@ -126,8 +126,8 @@ class Result:
         return victims.load(self.run, arm, k, shape=datasets.shape(self.config.dataset, self.run.data_root))
 
     def to_html(self, path: str | Path) -> Path:
-        """Writes the whole report as one file that works offline."""
-        records.write_atomically(Path(path), html_report.write(self.run, data_root=self.run.data_root))
+        """Writes the whole report as one file that works offline. Raises: ConfigError, unless its folder is there."""
+        html_report.save(self.run, Path(path), data_root=self.run.data_root)
         return Path(path)
 
     def __repr__(self) -> str:
@@ -246,6 +246,8 @@ def _field(name: str) -> str:
 
 def _plain(value: Any) -> Any:
     """A NumPy scalar as Python's own. Raises: ConfigError, of what no field takes."""
+    if isinstance(value, np.floating):
+        return float(str(value))  # the shortest decimal: float32's 0.1 is 0.1, as the user wrote it
     if isinstance(value, np.generic):
         return value.item()
     raise ConfigError(f"a setting is a number, a text, or a list of them, got {value!r}")

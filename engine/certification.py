@@ -5,7 +5,7 @@ from numbers import Integral
 import numpy as np
 from scipy.special import betaincinv, ndtri  # scipy.stats would take a second to import
 
-from engine.config import smallest_useful_n
+from engine.config import MOST_DRAWS, smallest_useful_n
 
 ABSTAIN = -1
 
@@ -56,6 +56,8 @@ def check(*, sigma: float, n0: int, n: int, alpha: float) -> None:
     for name, draws in (("n0", n0), ("n", n)):
         if not isinstance(draws, Integral):
             raise ValueError(f"{name} must be a whole number, got {draws!r}")
+        if draws > MOST_DRAWS:
+            raise ValueError(f"{name} must be at most {MOST_DRAWS}, got {draws}")
     if n0 < 1:
         raise ValueError(f"n0 must be at least 1, got {n0}")
     lower_confidence_bound(0, n=1, alpha=alpha)  # says what alpha may be

@@ -24,6 +24,7 @@ Architecture = Literal[
     "resnet18",
 ]
 LEAST_TRAINING, LEAST_VALIDATION = 100, 50  # images
+MOST_DRAWS = 1_000_000  # for a selection or an estimation
 # Pixels a side that an architecture needs; those that are not named do with the 8 that any data set has.
 SMALLEST_SIDE = {"lenet": 16, "lenet-narrow": 16}
 AttackName = Literal[
@@ -303,8 +304,8 @@ class TrainingConfig(Settings):
 class CertificationConfig(Settings):
     target_images: int = Field(ge=1, description="test images of the target class to certify")
     other_images: int = Field(ge=1, description="test images of each other class to certify")
-    n0: int = Field(ge=1, description="selection draws")
-    n: int = Field(ge=1, le=1_000_000, description="estimation draws")
+    n0: int = Field(ge=1, le=MOST_DRAWS, description="selection draws")
+    n: int = Field(ge=1, le=MOST_DRAWS, description="estimation draws")
     alpha: float = Field(gt=0, lt=0.5, description="failure probability of one certificate")
 
 

@@ -52,6 +52,21 @@ def wait_for(run: Run) -> int:
     return FAILED
 
 
+def telling(what: str) -> Callable[[float], None]:
+    """A function that tells the share done and the time left on standard error, every few seconds."""
+    started = told = time.monotonic()
+
+    def tell(share: float) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if share > 0 and now - told >= PROGRESS_EVERY:
+            told = now
+            left = duration((now - started) * (1 - share) / share)
+            print(f"{share:4.0%} {what}, about {left} left", file=sys.stderr, flush=True)
+
+    return tell
+
+
 def follow(run: Record, queue_position: Callable[[], int] = lambda: 0) -> None:
     """Shows progress on standard error until it ends; off a terminal a line per phase, or every few seconds."""
     live = sys.stderr.isatty()

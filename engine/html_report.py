@@ -14,8 +14,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from engine import datasets
+from engine.config import ConfigError
 from engine.figures import attack, pictures, radii, style, training
-from engine.records import Run
+from engine.records import Run, write_atomically
 from engine.report import citations, commands, sentences, wording
 from engine.report.sentences import percent, with_spread
 
@@ -102,6 +103,13 @@ def write(run: Run, *, data_root: Path) -> str:
     )
 
 
+def save(run: Run, path: Path, *, data_root: Path) -> None:
+    """Writes the page to a file. Raises: ConfigError unless its folder is there; RunNotFound as write."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"an HTML report is a file in an existing folder, got {path}")
+    write_atomically(path, write(run, data_root=data_root))
+
+
 def figures_of(run: Run) -> dict[str, go.Figure]:
     """The run's main figures by the name of the function that makes each, as far as the run has what they show."""
     report, table, config, target = run.report, run.certificates(), run.config, sentences.target_of(run)
@@ -167,14 +175,13 @@ def numbers(report: dict[str, Any]) -> str:
     rows = []
     for arm, values in report["arms"].items():
         acr, accuracy, abstains = (values[name] for name in ("average_certified_radius", "accuracy", "abstention_rate"))
-        drop = report["relative_drop"].get(arm)
         rows.append(
             (
                 style.ARM_STYLE[arm].name,
                 *(with_spread(acr[scope]) for scope in wording.SCOPE_NAMES),
                 *(percent(accuracy[scope], 1) for scope in wording.SCOPE_NAMES),
                 percent(abstains["target"], 1),
-                percent(drop),
+                sentences.drop_of(report, arm),
             )
         )
     heads = [f"{name}, {words}" for name in ("ACR (L2)", "accuracy") for words in wording.SCOPE_NAMES.values()]

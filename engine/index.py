@@ -53,6 +53,7 @@ def _facts(run: Run, _stamp: tuple[int, ...]) -> dict[str, Any]:
         "attack": _name_in(config.get("attack")),
         "seed": config.get("seed"),
         "victim_seeds": config.get("victim_seeds"),
+        "drop_pairs": len(drops.get("poisoned", {}).get("seeds", ())),
         **{f"drop_{arm}": drops.get(arm, {}).get("mean") for arm in ARMS[1:]},
         "bytes": run.disk_bytes(),
     }

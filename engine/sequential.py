@@ -17,6 +17,7 @@ as many draws, and know a radius later. Clopper–Pearson at a few growing numbe
 arXiv:2406.17830; these looks, their shares and the prediction are not.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +76,7 @@ def certify(
     num_classes: int,
     block: int = 100,
     screened: bool = False,
+    progress: Callable[[float], None] = lambda share: None,
     generator: torch.Generator,
 ) -> Certificates:
     """Certificates of images [N, C, H, W] under shared noise, each with n draws or, if asked so, as many as it needs.
@@ -84,6 +86,7 @@ def certify(
         precision: as for settled: an image stops once its radius is nearly what n draws would certify.
         radius: or, in its place, L2 as for decided: it stops once it is known whether it is certified there.
         block, screened: as for votes.count_votes.
+        progress: is told the share of all N·n draws that have been made.
     Raises: ValueError, as check.
     """
     check(sigma=sigma, n0=n0, n=n, alpha=alpha, precision=precision, radius=radius)
@@ -98,7 +101,7 @@ def certify(
 
     early = precision is not None or radius is not None
 
-    *_, votes = count_votes(
+    for votes in count_votes(
         base_classifier,
         images,
         sigma=sigma,
@@ -110,7 +113,8 @@ def certify(
         screened=screened,
         looks=plan.draws.tolist() if early else (),
         settled=enough if early else None,
-    )
+    ):
+        progress(float(votes.estimation.sum()) / (len(images) * n))
     selected, n_top, draws = (t.cpu().numpy() for t in (votes.selected_class, votes.n_top, votes.estimation.sum(dim=1)))
     if early:
         p_lower = lower_bound(n_top, draws=draws, plan=plan, alpha=alpha)

@@ -36,6 +36,12 @@ def difference(one: Summary | None, other: Summary | None) -> Summary | None:
     return summary([a - b for a, b in pairs]) if pairs else None
 
 
+def among(found: Summary, other: Summary) -> Summary:
+    """Of those victims alone that the other has, too; one at least."""
+    ours = _by_victim(found)
+    return summary([ours[k] for k in sorted(ours.keys() & _by_victim(other).keys())])
+
+
 def _by_victim(found: Summary | None) -> dict[int, float]:
     values = found["seeds"] if found else []
     return dict(zip((found or {}).get("victims", range(len(values))), values, strict=True))

@@ -25,6 +25,7 @@ BLOCK = {"cpu": 250, "cuda": 10_000}  # noisy copies at once: what fits the cach
 CALIBRATED = 512  # noisy copies on which bfloat16's error is measured
 SAFETY = 4.0  # a margin below this many times the largest error seen is computed again in float32
 GROUPS = 8  # of test images, by their number in the test set: each group shares its noise
+ROUNDING = 1e-6  # how far, relatively, an affine stem may be from its sum in float64
 COMPILED = 1_500_000  # votes for which compiling pays: it takes seconds, at times twenty
 Margins = Callable[[Network, Tensor, Tensor], tuple[Tensor, Tensor]]  # see `_margins`
 Settled = Callable[[Tensor, int], Tensor]  # (votes for the selected class [G], of so many draws) → bool [G]
@@ -82,9 +83,12 @@ def count_votes(
             device has bfloat16 arithmetic. For a `Network`.
         looks: numbers of estimation draws after which `settled` is asked; whoever it settles gets no more draws, and
             a row of `estimation` adds up to those that its image got.
+    Raises: ValueError of a network whose stem is not affine.
     """
     counts = [torch.zeros(len(images), num_classes, dtype=torch.int64, device=images.device) for _ in (n0, n)]
     votes = Votes(*counts)
+    if isinstance(base_classifier, Network):
+        _check_stem(base_classifier, images, sigma=sigma)
     screen = None
     if screened and isinstance(base_classifier, Network) and len(images) > 0:
         base_classifier = base_classifier.aligned() if images.device.type == "cuda" else base_classifier
@@ -199,3 +203,21 @@ def _halves(base_classifier: Classifier) -> tuple[Classifier, Classifier]:
     if isinstance(base_classifier, Network):
         return base_classifier.stem, base_classifier.rest
     return lambda x: x, base_classifier
+
+
+def _check_stem(network: Network, images: Tensor, *, sigma: float) -> None:
+    """Raises ValueError unless the stem is affine at random images under noise, which the votes rest on.
+
+    In float64, where nothing but rounding is small, and with draws that nothing else uses.
+    """
+    generator, exact = stream(0, "stem", device=images.device), copy.deepcopy(network).double()
+    shape = (4, *images.shape[1:])  # not of the images themselves: a black one would show nothing
+    x = torch.rand(shape, generator=generator, device=images.device).double()
+    noise = gaussian_noise(shape, sigma=sigma, generator=generator).double()
+    with torch.inference_mode():
+        whole, parts = exact.stem(x + noise), exact.stem(x) + exact.stem(noise) - exact.stem(torch.zeros_like(x))
+    if not torch.allclose(whole, parts, rtol=0, atol=ROUNDING * float(whole.abs().max())):
+        raise ValueError(
+            f"the stem of {type(network).__name__} must be affine, stem(x + e) = stem(x) + stem(e) − stem(0), and is "
+            "not: put the nonlinearity into rest"
+        )

@@ -135,7 +135,7 @@ def headline(now: dict[str, Any], table: pd.DataFrame) -> None:
         st.info("The drop needs clean victims and others. This partial run has certificates of one arm only.")
     else:
         st.markdown(sentences.headline(now))
-        _drops.cards(drops)
+        _drops.cards(now)
     with st.expander("How sure is this?", icon=":material/straighten:"):
         how_sure(now, table)
 

@@ -190,7 +190,7 @@ def grid_view() -> None:
     run, line = known[point], {other.epsilon: r for other, r in known.items() if other[:3] == point[:3]}
     accuracy, radii, by_arm = charts(str(run.directory), stamp(run))
     st.markdown(sentences.headline(run.report or {}))
-    _drops.cards((run.report or {})["relative_drop"])
+    _drops.cards(run.report or {})
     left, right = st.columns(2, gap="medium")
     with left:
         images(run, max(line))

@@ -101,7 +101,8 @@ def cards(report: dict[str, Any]) -> None:
     shown = [arm for arm in ("clean", "poisoned", "random_noise") if arm in report["arms"]]
     for place, arm in zip(st.columns(len(shown)), shown, strict=True):
         drop = report["relative_drop"].get(arm) or {"mean": None}
-        less = drop["mean"] is not None and f"{'-' if drop['mean'] >= 0 else '+'}{sentences.percent(drop).lstrip('-')}"
+        sign = "-" if (drop["mean"] or 0) >= 0 else "+"
+        less = drop["mean"] is not None and f"{sign}{sentences.drop_of(report, arm).lstrip('-')}"
         place.metric(
             f"ACR, {ARM_STYLE[arm].name}",
             sentences.with_spread(report["arms"][arm]["average_certified_radius"]["target"]),

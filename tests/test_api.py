@@ -89,6 +89,7 @@ def test_a_victim_gives_the_certificates_of_a_smoothed_classifier(example: pacd.
         (lambda x: (x, x), {}, "must answer 1 images by logits"),
         (lambda x: x.flatten(1), {"sigma": float("inf")}, "sigma must be above 0 and finite"),
         (lambda x: x.flatten(1), {"n": 100.5}, "n must be a whole number"),
+        (lambda x: x.flatten(1), {"n": 10**12}, "n must be at most 1000000"),
         (lambda x: x.flatten(1), {"n0": 1.5}, "n0 must be a whole number"),
     ],
 )
@@ -105,6 +106,21 @@ def test_nan_that_only_noise_brings_out_is_no_vote() -> None:
 
     with pytest.raises(ValueError, match="not finite"):
         pacd.certify(breaks, np.zeros((1, 1, 4, 4), np.float32), sigma=0.25, n=100)
+
+
+@pytest.mark.parametrize(
+    "model", [torch.nn.Conv2d(3, 2, 4), torch.nn.Linear(4, 2).double(), torch.nn.Linear(16, 2)], ids=str
+)
+def test_a_model_of_other_images_is_refused(model: torch.nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"must take float32 images \[N, 1, 4, 4\] on the CPU"):
+        pacd.certify(model.eval(), np.zeros((2, 1, 4, 4), np.float32), sigma=0.25, n=100)
+
+
+@pytest.mark.parametrize("path", ["nowhere/report.html", "."])
+def test_a_report_goes_to_a_file_in_a_folder_that_is_there(path: str, example: pacd.Result, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="an HTML report is a file in an existing folder"):
+        example.to_html(tmp_path / path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -128,6 +144,9 @@ def test_short_names_stand_for_fields(
     pacd.run("smoke", runs_root=runs_root, attack="universal", sigma=0.3, n=150, procedure="macer", controls=[])
     typed = ["attack.name=universal", "sigma=0.3", "certification.n=150", "procedure=macer", "controls=[]"]
     assert submitted == [with_overrides(PRESETS["smoke"].config, typed)]
+    pacd.run("smoke", runs_root=runs_root, epsilon=np.float32(0.15), sigma=np.float16(0.3), seed=np.int64(7))
+    typed = ["threat.epsilon=0.15", "sigma=0.3", "seed=7"]
+    assert submitted[1:] == [with_overrides(PRESETS["smoke"].config, typed)]
     with pytest.raises(ConfigError, match="preset must be one of"):
         pacd.run("fast")
 

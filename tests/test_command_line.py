@@ -171,6 +171,20 @@ def test_bad_input_is_told_in_one_line_and_creates_nothing(
     assert not runs_root.exists()
 
 
+@pytest.mark.parametrize("root", ["file", "file/runs", "/proc/x"])
+@pytest.mark.parametrize("command", [["run", "--preset", "smoke"], ["runs"], ["study", "sweep", "--dry-run"]])
+def test_runs_are_kept_in_a_folder(
+    command: list[str], root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if root == "/proc/x" and (command == ["runs"] or sys.platform != "linux"):
+        pytest.skip("nothing is to be written there")
+    (tmp_path / "file").touch()
+    code, output, error = main(capsys, *command, "--runs-root", tmp_path / root)
+    assert (code, output) == (2, "")
+    assert error == f"error: --runs-root must be a folder for runs, or where one can be made, got {tmp_path / root}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("arguments", [["--preset", "nonsense"], ["--set", "threat.epsilon=2"]])
 def test_bad_input_ends_the_process_with_exit_code_2(
     arguments: list[str], runs_root: Path, command_line: CommandLine

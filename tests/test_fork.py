@@ -11,6 +11,7 @@ from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GRID, Run
 from tests.app import EXAMPLE, button, opened, own_copy, words
+from tests.commanding import main
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -32,6 +33,14 @@ def test_a_published_run_can_be_neither_deleted_nor_renamed_and_says_so(place: P
     assert run.exists()
     assert run.notes["name"] == "Homework 3"
     assert [row["published"] for row in index.rows(place)] == [1]
+
+
+def test_the_command_line_says_what_became_of_a_publication(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = own_copy(place)
+    said = [main(capsys, "runs", option, run.id, "--runs-root", place) for option in ("--publish", *["--withdraw"] * 2)]
+    told = ("is published, read-only", "is withdrawn", "is not published: nothing to withdraw")
+    assert said == [(0, f"run {run.id} {each}\n", "") for each in told]
+    assert not run.published
 
 
 def test_only_a_finished_run_can_be_published(place: Path) -> None:

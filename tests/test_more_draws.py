@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import __main__
+from engine import __main__, follow
 from engine.certification import ABSTAIN, radius_cap
+from engine.experiment import more_draws
 from engine.experiment.more_draws import certify_again
 from engine.experiment.victims import VictimUnavailable
 from engine.records import Run
@@ -69,6 +70,21 @@ def test_one_image_alone_is_asked_and_one_that_the_run_has_not_is_named(smoke: S
         again(smoke.run, images=[first, 123456])
 
 
+def test_what_is_done_grows_to_all_of_it_and_is_told(
+    smoke: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(more_draws, "workers_for", lambda device: 1)
+    again(smoke.run, precision=0.2, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[0] < 0.5
+    assert shares[-1] == pytest.approx(1)
+    monkeypatch.setattr(follow, "PROGRESS_EVERY", 0)
+    typed = ["certify", smoke.run.id, "--runs-root", str(smoke.root), "--n", "100"]
+    assert __main__.main(typed) == 0
+    assert "100% certified, about 0 s left\n" in capsys.readouterr().err
+
+
 def test_the_same_seed_gives_the_same_and_another_another(smoke: SimpleNamespace) -> None:
     first, second, other = again(smoke.run), again(smoke.run), again(smoke.run, seed=1)
     assert first.equals(second)
@@ -88,6 +104,8 @@ def test_the_recorded_radii_are_those_of_the_same_victim(smoke: SimpleNamespace)
     ("changed", "said"),
     [
         (dict(n=5), "n must be at least 10"),
+        (dict(n=10**12), "n must be at most 1000000"),
+        (dict(n0=10**12), "n0 must be at most 1000000"),
         (dict(n0=0), "n0 must be at least 1"),
         (dict(alpha=0.7), "alpha must be in"),
         (dict(precision=1.0), "precision must be in"),

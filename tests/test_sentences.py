@@ -5,13 +5,16 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from engine import metrics, spread
 from engine.config import Config
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
-from engine.report import sentences
+from engine.report import numbers, sentences
 
 NO_EFFECT = "With these victims the poison may take nothing (95 %: −27 to 57 %)."
 NO_MORE = "With these victims the poison may take nothing beyond that (95 %: −10 to 10 points more)."
@@ -26,9 +29,9 @@ def three(mean: float, sd: float | None) -> list[float]:
 
 def report(poisoned: tuple[float, float | None], noise: tuple[float, float | None] | None) -> dict[str, Any]:
     drops = {"poisoned": poisoned, "random_noise": noise}
-    acr = {"average_certified_radius": {"target": {"mean": 0.5, "sd": 0.1}}}
+    acr = {"average_certified_radius": {"target": {"mean": 0.5, "sd": 0.1, "seeds": [0.4, 0.5, 0.6]}}}
     return {
-        "config": PRESETS["quick"].config.model_dump(mode="json"),
+        "config": PRESETS["quick"].config.model_dump(mode="json") | {"victim_seeds": len(three(*poisoned))},
         "arms": {"clean": acr, "poisoned": acr},
         "target_name": "digit 8",
         "relative_drop": {
@@ -68,11 +71,35 @@ def test_a_headline_says_how_sure_it_is(
     assert text.endswith(more or said)
 
 
+def told(clean: list[float], poisoned: list[float]) -> str:
+    """The headline of victims of these ACR."""
+    found = report((0.0, 0.0), None)
+    found["config"]["victim_seeds"] = len(clean)
+    for arm, values in (("clean", clean), ("poisoned", poisoned)):
+        found["arms"][arm] = {"average_certified_radius": {"target": spread.summary(values)}}
+    drops = pd.Series(metrics.relative_drop(np.array(clean), np.array(poisoned)))
+    found["relative_drop"] = {"poisoned": numbers.summary(drops)}
+    return sentences.headline(found)
+
+
+def test_a_pair_that_has_nothing_to_lose_is_in_none_of_the_headlines_numbers() -> None:
+    """Else it said "0.073 instead of 0.067: 9 % less"."""
+    said = told([0.0, 0.134], [0.024, 0.122])
+    assert "(ACR) of **0.122** instead of **0.134**: **9 % less** (1 of 2 pairs)." in said
+
+
+def test_a_mean_of_ratios_that_contradicts_the_means_says_what_it_is() -> None:
+    said = told([0.1, 1.0], [0.05, 1.2])
+    instead = "**0.625 ± 0.813** instead of **0.550 ± 0.636**"
+    assert f"{instead}: averaged over pairs of victims of the same seed, however, **15 ± 49 % less**." in said
+
+
 @pytest.mark.parametrize("seeds", [[0.01, 0.21], [-0.3, 0.11, 0.52]])
 def test_an_interval_that_says_nothing_is_not_told(seeds: list[float]) -> None:
     """Two victims, or 100 points: such a limit may round to 100 without exceeding it."""
     found = report((0.11, 0.12), (0.01, 0.0))
     found["relative_drop"]["poisoned"]["seeds"] = seeds
+    found["config"]["victim_seeds"] = len(seeds)
     found["relative_drop"]["random_noise"]["seeds"] = [0.01] * len(seeds)
     found["relative_drop"]["poisoned"]["sd"] = stdev(seeds)
     assert sentences.headline(found).endswith(SO_FEW)

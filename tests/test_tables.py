@@ -1,15 +1,20 @@
 """Reports as text: the numbers of the report, and nothing from an unfinished run."""
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from engine import api, html_report
 from engine.overrides import with_overrides
 from engine.records import Run
 from engine.report import tables
 from engine.report.numbers import estimates
 from engine.report.sentences import percent
+from engine.spread import summary
+from tests.commanding import main
 
 
 def test_a_summary_has_a_line_for_each_arm_with_the_reports_numbers(smoke: SimpleNamespace) -> None:
@@ -40,6 +45,21 @@ def test_a_summary_says_of_how_many_pairs_a_drop_is(smoke: SimpleNamespace) -> N
     count = smoke.report["config"]["victim_seeds"]
     assert f"({count - 1} of {count} pairs)" in tables.summary(smoke.report | {"relative_drop": fewer})
     assert "pairs)" not in tables.summary(smoke.report)
+
+
+def test_wherever_a_drop_is_told_it_says_of_how_many_pairs_it_is(
+    smoke: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(Path(shutil.copytree(smoke.run.directory, tmp_path / smoke.run.id)))
+    drop = smoke.report["relative_drop"]["poisoned"]
+    drops = smoke.report["relative_drop"] | {"poisoned": summary(drop["seeds"][1:]) | {"victims": [1]}}
+    run.write_json("report.json", smoke.report | {"relative_drop": drops})
+    _, listed, _ = main(capsys, "runs", "--runs-root", tmp_path)
+    _, as_table, _ = main(capsys, "runs", "--markdown", "--runs-root", tmp_path)
+    notebook = api.open(run.id, runs_root=tmp_path)._repr_html_()
+    page = html_report.numbers(run.need_report())
+    assert [text.count("(1 of 2 pairs)") for text in (listed, as_table, notebook, page)] == [1, 1, 2, 1]
+    assert "pairs)" not in api.open(smoke.run.id, runs_root=smoke.root)._repr_html_()
 
 
 def test_a_bar_in_a_name_does_not_end_its_cell() -> None:

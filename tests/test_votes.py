@@ -2,14 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from engine import datasets, records
+from engine import api, datasets, records
 from engine.experiment import victims
 from engine.models import BUILDERS, build
+from engine.models.lenet import LeNet
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 from engine.votes import Answers, Screen, Votes, count_votes
@@ -173,6 +175,24 @@ def test_screened_votes_of_a_trained_victim_are_float32s(arm):
     plain = counted(model, images, 500)
     assert (plain.estimation > 0).sum(dim=1).max() > 1
     assert torch.equal(counted(model, images, 500, screened=True).estimation, plain.estimation)
+
+
+@pytest.mark.parametrize(
+    "bent", [torch.relu, torch.tanh, lambda h: h / (1 + 1e-4 * h.square().mean())], ids=["relu", "tanh", "scaled"]
+)
+@pytest.mark.parametrize("screened", [False, True])
+def test_a_network_whose_stem_is_not_affine_gets_no_votes(bent: Classifier, screened: bool) -> None:
+    """They would be of images that nobody asked about; a black one alone would not show it."""
+
+    class Bent(LeNet):
+        def stem(self, x: Tensor) -> Tensor:
+            return bent(super().stem(x))
+
+    model = Bent((1, 28, 28), 10).eval()
+    with pytest.raises(ValueError, match=r"the stem of Bent must be affine.*into rest"):
+        counted(model, torch.zeros(2, 1, 28, 28), 50, screened=screened)
+    with pytest.raises(ValueError, match="the stem of Bent must be affine"):
+        api.certify(model, np.zeros((1, 1, 28, 28)), sigma=0.5, n=50)
 
 
 def test_what_the_screen_calls_sure_leaves_little_to_repeat_and_errors_far_behind():

@@ -32,6 +32,7 @@ def certify_again(
     precision: float | None = None,
     radius: float | None = None,
     seed: int = 0,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Iterator[pd.DataFrame]:
     """Certificates of the run's test images by the arm's k-th victim under fresh noise, a few images at a time.
 
@@ -45,6 +46,7 @@ def certify_again(
         precision, radius: as for sequential.certify: stop each image when it is settled.
         seed: of the noise. Answers of the same seed, for another n say, share draws (all, where C·H·W is a multiple of
             16; see votes.count_votes): each holds with 1 − alpha, but they fail together.
+        progress: is told, by any thread, the share of the draws that is made or no longer needed.
     Raises: ValueError, before anything is computed; VictimUnavailable; DatasetUnavailable.
     """
     config, table = run.config, run.certificates()
@@ -67,7 +69,13 @@ def certify_again(
     groups = [group for _, group in known.groupby(known["image"] % GROUPS)]
     parts = [group.iloc[first : first + TOGETHER] for group in groups for first in range(0, len(group), TOGETHER)]
 
+    done = dict.fromkeys(known["image"], 0.0)  # by the first image of each part; keys are there from the beginning
+
     def certified(part: pd.DataFrame) -> pd.DataFrame:
+        def made(share: float) -> None:
+            done[part["image"].iloc[0]] = share * len(part)
+            progress(sum(done.values()) / len(known))
+
         found = sequential.certify(
             model,
             torch.tensor(pixels[part["image"].to_numpy()]),
@@ -75,8 +83,10 @@ def certify_again(
             num_classes=num_classes,
             block=BLOCK["cpu"],
             screened=has_bfloat16(),
+            progress=made,
             generator=stream(seed, "certified again", int(part["image"].iloc[0]) % GROUPS),
         )
+        made(1.0)
         return part[["image", "label", "weight"]].reset_index(drop=True).assign(**found._asdict())
 
     return _side_by_side(certified, parts)

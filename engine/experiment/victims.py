@@ -42,11 +42,15 @@ def votes(model: nn.Module, images: np.ndarray, *, sigma: float, n0: int, n: int
     """Votes of a victim on images [N, C, H, W] in [0, 1] under fresh noise; image by image, each with its own draws.
 
     An image's draws depend on its pixels and the seed: it gets the same votes whatever else is asked. N at least 1.
-    Raises: ValueError, where the model's answers are not finite logits [N, K].
+    Raises: ValueError, where the model does not take such images, or its answers are not finite logits [N, K].
     """
     points = torch.tensor(images)
-    with torch.no_grad():
-        num_classes = _finite_logits(model, points[:1]).shape[1]
+    try:
+        with torch.no_grad():
+            num_classes = _finite_logits(model, points[:1]).shape[1]
+    except RuntimeError as error:  # of torch: other channels, sizes or types
+        shape = ", ".join(map(str, points.shape[1:]))
+        raise ValueError(f"the model must take float32 images [N, {shape}] on the CPU: {error}") from error
     alone = (
         (torch.tensor([k]), stream(seed, f"votes on {sha256(point.numpy()).hexdigest()}"))
         for k, point in enumerate(points)

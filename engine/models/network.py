@@ -13,7 +13,8 @@ Shape = tuple[int, int, int]  # (C, H, W) of the images that a network is built 
 class Network(nn.Module):
     """A base classifier whose first layer is affine: images [N, C, H, W] → stem → rest → logits [N, K].
 
-    Whoever evaluates many images under the same noise may use that stem(x + noise) = stem(x) + stem(noise) − stem(0).
+    Whoever evaluates many images under the same noise may use that stem(x + noise) = stem(x) + stem(noise) − stem(0);
+    votes.py checks it, and certifies no other network.
     """
 
     def stem(self, x: Tensor) -> Tensor:

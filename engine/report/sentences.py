@@ -39,6 +39,17 @@ def percent(share: dict[str, Any] | None, digits: int = 0) -> str:
     return f"{100 * share['mean']:z.{digits}f}{spread} %"
 
 
+def drop_of(report: dict[str, Any], arm: str) -> str:
+    """The arm's drop, as `percent`, and of how many pairs of victims it is where some have none."""
+    found = report["relative_drop"].get(arm)
+    return percent(found) + (of_pairs(len(found["seeds"]), report["config"]["victim_seeds"]) if found else "")
+
+
+def of_pairs(counted: int, pairs: int) -> str:
+    """ " (1 of 2 pairs)", where a pair has no drop: a clean victim without a radius has none to lose; else ""."""
+    return f" ({counted} of {pairs} pairs)" if counted < pairs else ""
+
+
 def interval(found: dict[str, Any] | None) -> str:
     """A share's 95 % interval in per cent, for sentences: "−10 to 57"."""
     return spread.percent(found).replace("-", "−")
@@ -56,23 +67,30 @@ def headline(report: dict[str, Any]) -> str:
     """What happened, in one sentence with the report's numbers."""
     config, arms = report["config"], report["arms"]
     target, drop = report.get("target_name", TARGET), report["relative_drop"].get("poisoned")
-    acr = {arm: with_spread(values["average_certified_radius"]["target"]) for arm, values in arms.items()}
+    acr = {arm: values["average_certified_radius"]["target"] for arm, values in arms.items()}
     if config["attack"]["name"] == "none" and "clean" in acr:
-        return f"Clean victims certify {target} with an average certified radius (ACR) of **{acr['clean']}**."
+        found = with_spread(acr["clean"])
+        return f"Clean victims certify {target} with an average certified radius (ACR) of **{found}**."
     if drop and drop["mean"] is None and drop.get("seeds") == [] and {"clean", "poisoned"} <= set(acr):
-        return f"Clean victims certify nothing of {target} (ACR {acr['clean']}), so there was nothing to lose."
+        found = with_spread(acr["clean"])
+        return f"Clean victims certify nothing of {target} (ACR {found}), so there was nothing to lose."
     if not drop or drop["mean"] is None:
         return f"No victim of the clean and the poisoned arm is certified yet, so the drop for {target} is unknown."
+    clean, poisoned = (spread.among(acr[arm], drop) for arm in ("clean", "poisoned"))  # in the pairs of the drop
+    radii = f"an average certified radius (ACR) of **{with_spread(poisoned)}** instead of **{with_spread(clean)}**"
+    pairs = of_pairs(len(drop["seeds"]), config["victim_seeds"])
     if drop["mean"] < -1:
         return (
-            f"Retrained victims certify {target} with an average certified radius (ACR) of **{acr['poisoned']}** "
-            f"instead of **{acr['clean']}**. Some clean victim certifies almost nothing, so that a relative drop means "
-            "nothing."
+            f"Retrained victims certify {target} with {radii}{pairs}. Some clean victim certifies almost nothing, so "
+            "that a relative drop means nothing."
         )
-    share = f"{_size(drop)} {'less' if drop['mean'] >= 0 else 'more'}"
+    share = f"**{_size(drop)} {'less' if drop['mean'] >= 0 else 'more'}**{pairs}"
+    if (clean["mean"] - poisoned["mean"]) * drop["mean"] < 0:  # a mean of ratios is not the ratio of means
+        share = f"averaged over pairs of victims of the same seed, however, {share}"
     noise, control = report["relative_drop"].get("random_noise"), ""
     if noise and noise["mean"] is not None:
-        control = f" Random noise of the same ε {'takes' if noise['mean'] >= 0 else 'adds'} {_size(noise)}."
+        takes, pairs = "takes" if noise["mean"] >= 0 else "adds", of_pairs(len(noise["seeds"]), config["victim_seeds"])
+        control = f" Random noise of the same ε {takes} {_size(noise)}{pairs}."
     beyond = spread.difference(drop, noise)  # the surer of the two where there is a control: victims are paired
     if len(drop["seeds"]) == 1:
         control += " One pair of victims cannot say how sure that is."
@@ -84,10 +102,7 @@ def headline(report: dict[str, Any]) -> str:
             found = f"{interval(beyond)} points more" if beyond else f"{interval(drop)} %"
             control += f" With these victims the poison may take nothing{than_noise} (95 %: {found})."
     victims = "fine-tuned" if config["training"]["fine_tune_epochs"] else "retrained"
-    return (
-        f"After poisoning, {victims} victims certify {target} with an average certified radius (ACR) of "
-        f"**{acr['poisoned']}** instead of **{acr['clean']}**: **{share}**.{control}"
-    )
+    return f"After poisoning, {victims} victims certify {target} with {radii}: {share}.{control}"
 
 
 def _size(share: dict[str, Any]) -> str:

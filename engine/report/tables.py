@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from engine.config import CONTROLS, Config
 from engine.records import Run
 from engine.report.commands import asked_for, values_of
-from engine.report.sentences import is_the_papers, percent, several, victims_line, with_spread
+from engine.report.sentences import drop_of, is_the_papers, several, victims_line, with_spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,11 +31,9 @@ def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
 
     for arm, values in report["arms"].items():
         acr, accuracy = values["average_certified_radius"], values["accuracy"]
-        drop = percent(lost := report["relative_drop"].get(arm))
-        if lost and len(lost["seeds"]) < config["victim_seeds"]:  # a clean victim without a radius has none to lose
-            drop += f" ({len(lost['seeds'])} of {config['victim_seeds']} pairs)"
         lines.append(
-            f"{arm:<16}{with_spread(acr['target']):>20}{with_spread(acr['all']):>18}{with_spread(accuracy['target']):>18}{drop:>22}"
+            f"{arm:<16}{with_spread(acr['target']):>20}{with_spread(acr['all']):>18}"
+            f"{with_spread(accuracy['target']):>18}{drop_of(report, arm):>22}"
         )
     lines += ["", *filter(None, [victims_line(report)])]
     if found is not None and (shown := found.dropna(subset=["drop"])).shape[0]:
@@ -87,7 +85,7 @@ def markdown(runs: Sequence[Run]) -> str:
     grounds: dict[str, set[str]] = {}
     for run in finished:
         report, environment = run.report or {}, run.environment
-        config, arms, drops = report["config"], report["arms"], report["relative_drop"]
+        config, arms = report["config"], report["arms"]
         settings = config["certification"]
         row = [
             config["procedure"]["name"],
@@ -98,7 +96,7 @@ def markdown(runs: Sequence[Run]) -> str:
             config["seed"],
             config["victim_seeds"],
             with_spread(arms["clean"]["average_certified_radius"]["target"]),
-            *(percent(drops.get(arm)) for arm in ("poisoned", *CONTROLS)),
+            *(drop_of(report, arm) for arm in ("poisoned", *CONTROLS)),
             f"{report['seconds']['total']:.0f}",
             *[", ".join(others[run.id])] * any(others.values()),
         ]
