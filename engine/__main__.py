@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import datasets, grid, index, jobs, poison_file, records
-from engine.config import ARMS, FOLDER, Config, ConfigError
+from engine.config import ARMS, Config, ConfigError, dataset_name
 from engine.costs import estimate, expected_device
 from engine.follow import BAD_INPUT, OK, add_data_root, values, wait_for
 from engine.overrides import parse, with_overrides
@@ -350,9 +350,7 @@ def _poison_file(options: argparse.Namespace) -> int:
         poison, dataset = poison_file.of_run(run), dataset or run.config.dataset
     else:
         raise ConfigError(f"FILE must be a file or a run's id, and there is no file {options.file!r}")
-    dataset = dataset or "mnist"
-    if dataset not in datasets.BUILT_IN and not dataset.startswith(FOLDER):
-        raise ConfigError(f"--dataset must be one of {', '.join(datasets.BUILT_IN)} or folder:NAME, got {dataset!r}")
+    dataset = dataset_name(dataset or "mnist")
     data_root = options.data_root
     target_class, epsilon = poison_file.fit(poison, dataset, data_root)
     poison_file.keep(poison, options.runs_root)

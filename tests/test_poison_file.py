@@ -285,6 +285,8 @@ def test_the_command_line_says_how_to_run_it(command_line: Callable[..., Any], t
     refused = command_line("poison-file", tmp_path / "mine.npz", "--dataset", "digits", "--runs-root", tmp_path)
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1
+    nowhere = command_line("poison-file", tmp_path / "mine.npz", "--dataset", "folder:../x", "--runs-root", tmp_path)
+    assert "error: dataset must be mnist, digits, cifar10 or folder:NAME" in nowhere.stderr
     done = command_line("poison-file", EXAMPLE, "--runs-root", tmp_path)
     assert done.returncode == 0, done.stderr
     typed = done.stdout.splitlines()[-1].split()
