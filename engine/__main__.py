@@ -108,7 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     poison = command(
         "poison-file", _poison_file, "Check a poison that somebody brings, and keep it for attack from-file."
     )
-    poison.add_argument("file", metavar="FILE", help="a .safetensors or .npz file of delta and indices, or a run's id")
+    poison.add_argument(
+        "file",
+        metavar="FILE",
+        help="a .safetensors or .npz file of delta, float32 [P, C, H, W], and indices, int64 [P], which number images "
+        "of the original training set; or a run's id",
+    )
     poison.add_argument("--dataset", help="whose training images it changes (default: the run's, else mnist)")
     add_data_root(poison)
 
@@ -349,7 +354,8 @@ def _poison_file(options: argparse.Namespace) -> int:
         run = records.find(options.runs_root, options.file)
         poison, dataset = poison_file.of_run(run), dataset or run.config.dataset
     else:
-        raise ConfigError(f"FILE must be a file or a run's id, and there is no file {options.file!r}")
+        found = f"{options.file!r} is no regular file" if path.exists() else f"there is no file {options.file!r}"
+        raise ConfigError(f"FILE must be a file or a run's id, and {found}")
     dataset = dataset_name(dataset or "mnist")
     data_root = options.data_root
     target_class, epsilon = poison_file.fit(poison, dataset, data_root)
