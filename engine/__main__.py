@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from engine import datasets, grid, index, jobs, poison_file, records
-from engine.config import ARMS, FOLDER, Config, ConfigError
+from engine.config import ARMS, Config, ConfigError, dataset_name
 from engine.costs import estimate, expected_device
 from engine.follow import BAD_INPUT, OK, add_data_root, telling, values, wait_for
 from engine.overrides import parse, with_overrides
@@ -124,7 +124,12 @@ def _parser() -> argparse.ArgumentParser:
     poison = command(
         "poison-file", _poison_file, "Check a poison that somebody brings, and keep it for attack from-file."
     )
-    poison.add_argument("file", metavar="FILE", help="a .safetensors or .npz file of delta and indices, or a run's id")
+    poison.add_argument(
+        "file",
+        metavar="FILE",
+        help="a .safetensors or .npz file of delta, float32 [P, C, H, W], and indices, int64 [P], which number images "
+        "of the original training set; or a run's id",
+    )
     poison.add_argument("--dataset", help="whose training images it changes (default: the run's, else mnist)")
     add_data_root(poison)
 
@@ -369,10 +374,9 @@ def _poison_file(options: argparse.Namespace) -> int:
         run = records.find(options.runs_root, options.file)
         poison, dataset = poison_file.of_run(run), dataset or run.config.dataset
     else:
-        raise ConfigError(f"FILE must be a file or a run's id, and there is no file {options.file!r}")
-    dataset = dataset or "mnist"
-    if dataset not in datasets.BUILT_IN and not dataset.startswith(FOLDER):
-        raise ConfigError(f"--dataset must be one of {', '.join(datasets.BUILT_IN)} or folder:NAME, got {dataset!r}")
+        found = f"{options.file!r} is no regular file" if path.exists() else f"there is no file {options.file!r}"
+        raise ConfigError(f"FILE must be a file or a run's id, and {found}")
+    dataset = dataset_name(dataset or "mnist")
     data_root = options.data_root
     target_class, epsilon = poison_file.fit(poison, dataset, data_root)
     poison_file.keep(poison, options.runs_root)

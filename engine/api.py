@@ -10,7 +10,6 @@ A run is a process of its own, as from the app: the same configuration has the s
 """
 
 import json
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from engine import datasets, html_report, index, jobs, records
-from engine.config import DATASET_NAME, DATASETS, Config, ConfigError
+from engine.config import Config, ConfigError, dataset_name
 from engine.follow import follow
 from engine.overrides import field_names, with_overrides
 from engine.presets import find_preset
@@ -184,9 +183,7 @@ def images(dataset: str, *, train: bool, data_root: str | Path | None = None) ->
 
     Raises: ConfigError, of a name that no data set can have; datasets.DatasetUnavailable.
     """
-    if not re.fullmatch(DATASET_NAME, dataset):
-        raise ConfigError(f"dataset must be one of {', '.join(DATASETS)} or folder:NAME, got {dataset!r}")
-    return datasets.read(dataset, _data_root(data_root), train=train)
+    return datasets.read(dataset_name(dataset), _data_root(data_root), train=train)
 
 
 def certify(

@@ -2,13 +2,13 @@
 
 import json
 import math
-from typing import Any, Literal, NamedTuple, get_args
+import re
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-PROTOCOL_VERSION: Literal[3] = (
-    3  # raise it when the same configuration no longer gives the same numbers: ids and caches follow
-)
+# Raise it when the same configuration no longer gives the same numbers: ids and caches follow.
+PROTOCOL_VERSION: Literal[3] = 3
 
 Architecture = Literal[
     "mlp",
@@ -110,11 +110,20 @@ DATASETS = {
     "digits": DataSet(_DIGITS, (1, 28, 28), 1_437, 360, _TEN),
     "cifar10": DataSet(_CIFAR10, (3, 32, 32), 50_000, 10_000, _THINGS),
 }
-DATASET_NAME = f"({'|'.join(DATASETS)}|{FOLDER}{FOLDER_NAME})"
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the field, what is allowed and what was given."""
+
+
+def dataset_name(name: str) -> str:
+    """The name, if a data set can have it. Raises: ConfigError."""
+    if name not in DATASETS and not re.fullmatch(FOLDER + FOLDER_NAME, name):
+        raise ConfigError(
+            f"dataset must be {', '.join(DATASETS)} or {FOLDER}NAME, where NAME has only letters a-z and A-Z, digits, "
+            f"_, - and ., and does not begin with a dot, got {name!r}"
+        )
+    return name
 
 
 class Settings(BaseModel):
@@ -255,7 +264,6 @@ class AttackConfig(Settings):
     )
     file: str = Field(
         default="",
-        pattern=r"^([0-9a-f]{64})?$",
         description="SHA-256 of a poison file that was brought here (attack from-file; empty for all others)",
     )
 
@@ -265,7 +273,7 @@ class AttackConfig(Settings):
 
     @model_validator(mode="after")
     def _file_and_name(self) -> "AttackConfig":
-        if (self.name == "from-file") != bool(self.file):
+        if not re.fullmatch("[0-9a-f]{64}" if self.name == "from-file" else "", self.file):
             raise ValueError(
                 f"attack.file must be the SHA-256 of a poison file for attack from-file, and empty for all others, "
                 f"got attack {self.name} and file {self.file!r}"
@@ -313,9 +321,8 @@ class Config(Settings):
     """Everything that an experiment's numbers depend on, and nothing else."""
 
     protocol_version: Literal[3] = PROTOCOL_VERSION
-    dataset: str = Field(
-        pattern=f"^{DATASET_NAME}$",
-        description="mnist, cifar10, digits (embedded), or folder:NAME for your own images",
+    dataset: Annotated[str, AfterValidator(dataset_name)] = Field(
+        description="mnist, cifar10, digits (embedded), or folder:NAME for your own images"
     )
     architecture: Architecture = Field(default="lenet", description="architecture of the victims")
     procedure: ProcedureConfig = Field(description="how victims are trained")

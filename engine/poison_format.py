@@ -50,7 +50,10 @@ def _check_headers(headers: dict[str, tuple[str, tuple[int, ...]]]) -> None:
     unit = headers.get("unit")
     wanted = "|i1" if unit else "<f4"
     if kind != wanted:
-        raise PoisonFileRefused(f"delta must be float32, or int8 beside a unit, got {_name(kind)}")
+        raise PoisonFileRefused(
+            f"delta must be float32, as np.ascontiguousarray(delta, np.float32) makes it, or int8 beside a unit, got "
+            f"{_name(kind)}"
+        )
     if unit and unit != ("<f4", (1,)):
         raise PoisonFileRefused(f"unit must be float32 of shape [1], got {_name(unit[0])} of shape {list(unit[1])}")
     if len(shape) != 4 or shape[0] < 1 or shape[1] not in (1, 3) or not all(1 <= s <= LARGEST_SIDE for s in shape[2:]):
@@ -62,8 +65,8 @@ def _check_headers(headers: dict[str, tuple[str, tuple[int, ...]]]) -> None:
         raise PoisonFileRefused(f"delta may have at most {MOST_VALUES:,} values, got {math.prod(shape):,}")
     if index_kind != "<i8" or index_shape != shape[:1]:
         raise PoisonFileRefused(
-            f"indices must be int64 of shape [{shape[0]}], one for each image, got {_name(index_kind)} of shape "
-            f"{list(index_shape)[:8]}"
+            f"indices must be int64 of shape [{shape[0]}], one for each image, as np.ascontiguousarray(indices, "
+            f"np.int64) makes them, got {_name(index_kind)} of shape {list(index_shape)[:8]}"
         )
 
 
@@ -122,8 +125,13 @@ def _npy_header(file: Any) -> tuple[str, tuple[int, ...]]:
         shape, in_columns, kind = readers[np.lib.format.read_magic(file)](file)
     except Exception:  # NumPy gives the header to Python's parser
         raise PoisonFileRefused("an array of the .npz file has no header that can be read") from None
-    if in_columns or kind.hasobject or kind.fields:
-        raise PoisonFileRefused("arrays of a poison file hold plain numbers, row by row, and no Python objects")
+    if kind.hasobject or kind.fields:
+        raise PoisonFileRefused("arrays of a poison file hold plain numbers, and no Python objects")
+    if in_columns:
+        raise PoisonFileRefused(
+            "arrays of a poison file must be in C order, and one is in Fortran order; "
+            "np.ascontiguousarray(delta, np.float32) is in C order"
+        )
     return kind.str, tuple(shape)
 
 

@@ -170,9 +170,9 @@ def test_runs_are_listed_and_examples_open(tmp_path: Path) -> None:
     assert pacd.open(EXAMPLE, runs_root=str(tmp_path / "none")).drop is not None
 
 
-@pytest.mark.parametrize("name", ["foo", "folder:../x"])
+@pytest.mark.parametrize("name", ["foo", "folder:../x", "folder:ünïcode ☃"])
 def test_what_is_no_data_set_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="dataset"):
+    with pytest.raises(ConfigError, match=r"dataset must be .* NAME has only letters"):
         pacd.images(name, train=True, data_root=str(tmp_path))
 
 

@@ -27,10 +27,13 @@ SMALL = ("dataset=folder:own", "architecture=mlp", "attack.surrogate=mlp", "thre
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("threat.target_class=3", "threat.target_class must be less than 3 for folder:own, got 3"),
-        ("data.train_size=101", r"data.train_size \+ data.validation_size must be at most 300 for folder:own, got 301"),
-        ("certification.target_images=26", "target_images must be at most 25, the test images of class c .*, got 26"),
-        ("architecture=lenet", "architecture lenet needs images of at least 16×16 pixels, and those .* have 12×10"),
+        ("threat.target_class=3", "threat.target_class must be less than 3, got 3"),
+        ("data.train_size=101", r"data.train_size \+ data.validation_size must be at most 300, got 301"),
+        (
+            "certification.target_images=26",
+            "25 test images of class c.*; certification.target_images must be .* 25, got",
+        ),
+        ("architecture=lenet", "of 12×10 pixels; architecture lenet needs images of at least 16×16 pixels"),
         ("attack.surrogate=lenet-narrow", "attack.surrogate lenet-narrow needs images of at least 16×16"),
     ],
 )
@@ -41,9 +44,27 @@ def test_what_a_folder_cannot_give_is_refused_before_any_work(checked, tiny, ove
         datasets.check(tiny(*SMALL, *exact, override), checked)
 
 
+def test_all_that_a_folder_cannot_give_is_told_at_once_with_what_it_has(checked, tiny):
+    asked = (
+        "threat.target_class=8",
+        "data.train_size=800",
+        "data.validation_size=400",
+        "certification.target_images=50",
+    )
+    with pytest.raises(ConfigError) as refused:
+        datasets.check(tiny("dataset=folder:own", "architecture=mlp", "attack.surrogate=lenet", *asked), checked)
+    assert str(refused.value) == (
+        "folder:own has 3 classes, 300 training images and 25 or more test images a class, of 12×10 pixels; "
+        "threat.target_class must be less than 3, got 8; "
+        "data.train_size + data.validation_size must be at most 300, got 1200; "
+        "certification.target_images must be at most 25, got 50; "
+        "attack.surrogate lenet needs images of at least 16×16 pixels"
+    )
+
+
 def test_a_folder_of_too_few_images_for_any_setting_is_told_how_many_it_needs(tmp_path, tiny):
     fill(tmp_path / "own", classes=("a", "b", "c"), count=30)
-    with pytest.raises(ConfigError, match="has 72 images for training; at least 150 are needed, 100 to train on"):
+    with pytest.raises(ConfigError, match=r"72 training images .*; at least 150 training images are needed, 100 to"):
         datasets.check(tiny(*SMALL), tmp_path)
 
 

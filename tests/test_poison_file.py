@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import struct
 import tracemalloc
@@ -121,14 +122,16 @@ REFUSED = {
     "P at least 1": save({"delta": DELTA[:0], "indices": INDICES[:0]}),
     "C 1 or 3": save({"delta": DELTA.reshape(3, 2, 4, 8), "indices": INDICES}),
     "must be .P, C, H, W.": save({"delta": DELTA[0], "indices": INDICES}),
-    "float32, or int8 beside a unit, got float64": npz(delta=DELTA.astype(np.float64), indices=INDICES),
+    r"ascontiguousarray\(delta, np.float32\) makes it, or int8 beside a unit, got float64": npz(
+        delta=DELTA.astype(np.float64), indices=INDICES
+    ),
     "int8 beside a unit, got int8": save({"delta": DELTA.astype(np.int8), "indices": INDICES}),
     "beside a unit, got float32": save({**SOUND, "unit": np.ones(1, np.float32)}),
     "unit must be float32 of shape .1.": save(
         {"delta": DELTA.astype(np.int8), "indices": INDICES, "unit": np.ones(2, np.float32)}
     ),
     "unit must be in": save({"delta": DELTA.astype(np.int8), "indices": INDICES, "unit": np.float32([np.nan])}),
-    "indices must be int64 of shape .3., one for each image, got int32": npz(
+    r"int64 of shape .3., one for each image, as np.ascontiguousarray\(indices, np.int64\) makes them, got int32": npz(
         delta=DELTA, indices=INDICES.astype(np.int32)
     ),
     "got int64 of shape .2.": npz(delta=DELTA, indices=INDICES[:2]),
@@ -146,7 +149,9 @@ REFUSED = {
     "no header": packed("delta", b"plain text"),
     "has no header that can": packed("delta", npy("((")),
     "packed in a way that is not read": packed("δ", b"").replace("δ".encode(), b"\xff\xfe"),
-    "row by row": npz(delta=np.asfortranarray(RNG.uniform(size=(3, 3, 4, 8)).astype(np.float32)), indices=INDICES),
+    r"in Fortran order; np.ascontiguousarray\(delta, np.float32\)": npz(
+        delta=np.asfortranarray(RNG.uniform(size=(3, 3, 4, 8)).astype(np.float32)), indices=INDICES
+    ),
     "not as many bytes": packed("delta", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 1, 8, 8)}")),
     "as many bytes as its header says": packed(
         "delta", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 1, 8, 8)}") + b"\0" * 5_000_000
@@ -285,6 +290,15 @@ def test_the_command_line_says_how_to_run_it(command_line: Callable[..., Any], t
     refused = command_line("poison-file", tmp_path / "mine.npz", "--dataset", "digits", "--runs-root", tmp_path)
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1
+    nowhere = command_line("poison-file", tmp_path / "mine.npz", "--dataset", "folder:../x", "--runs-root", tmp_path)
+    assert "error: dataset must be mnist, digits, cifar10 or folder:NAME" in nowhere.stderr
+    for file, told in (
+        (os.devnull, "is no regular file"),
+        (tmp_path, "is no regular file"),
+        ("gone", "there is no file"),
+    ):
+        unread = command_line("poison-file", file, "--runs-root", tmp_path)
+        assert (unread.returncode, told in unread.stderr) == (2, True)
     done = command_line("poison-file", EXAMPLE, "--runs-root", tmp_path)
     assert done.returncode == 0, done.stderr
     typed = done.stdout.splitlines()[-1].split()

@@ -103,37 +103,35 @@ def check(config: Config, root: Path) -> None:
     """That a folder of images has what the configuration asks of it, before any work starts.
 
     Of the other data sets the configuration knows all that is needed.
-    Raises: ConfigError; DatasetUnavailable, of a folder that is not there or does not fit.
+    Raises: ConfigError, with what the folder has and all that does not fit; DatasetUnavailable, of a folder that is not
+        there or cannot be read.
     """
     own = folder_of(config.dataset, root)
     if own is None:
         return
     found, target = folder.contents(own), config.threat.target_class
-    classes, images = len(found.class_names), found.count(train=True)
-    if target >= classes:
-        raise ConfigError(f"threat.target_class must be less than {classes} for {config.dataset}, got {target}")
+    classes, images, misfits = len(found.class_names), found.count(train=True), []
+    if target < classes:
+        most, of_class = found.count(train=False, label=target), f"test images of class {found.class_names[target]}"
+    else:
+        most, of_class = min(found.count(train=False, label=k) for k in range(classes)), "or more test images a class"
+        misfits.append(f"threat.target_class must be less than {classes}, got {target}")
     if images < (least := LEAST_TRAINING + LEAST_VALIDATION):
-        raise ConfigError(
-            f"{config.dataset} has {images} images for training; at least {least} are needed, {LEAST_TRAINING} to "
-            f"train on and {LEAST_VALIDATION} held out for the attacker"
+        misfits.append(
+            f"at least {least} training images are needed, {LEAST_TRAINING} to train on and {LEAST_VALIDATION} held "
+            "out for the attacker"
         )
-    if (wanted := config.data.train_size + config.data.validation_size) > images:
-        raise ConfigError(
-            f"data.train_size + data.validation_size must be at most {images} for {config.dataset}, got {wanted}"
-        )
-    most, wanted = found.count(train=False, label=target), config.certification.target_images
-    if wanted > most:
-        raise ConfigError(
-            f"certification.target_images must be at most {most}, the test images of class "
-            f"{found.class_names[target]} in {config.dataset}, got {wanted}"
-        )
+    elif (wanted := config.data.train_size + config.data.validation_size) > images:
+        misfits.append(f"data.train_size + data.validation_size must be at most {images}, got {wanted}")
+    if (wanted := config.certification.target_images) > most:
+        misfits.append(f"certification.target_images must be at most {most}, got {wanted}")
     _, height, width = found.shape
     for field, architecture in (("architecture", config.architecture), ("attack.surrogate", config.attack.surrogate)):
         if min(height, width) < (side := SMALLEST_SIDE.get(architecture, 0)):
-            raise ConfigError(
-                f"{field} {architecture} needs images of at least {side}×{side} pixels, and those of {config.dataset} "
-                f"have {width}×{height}"
-            )
+            misfits.append(f"{field} {architecture} needs images of at least {side}×{side} pixels")
+    if misfits:
+        has = f"{classes} classes, {images} training images and {most} {of_class}, of {width}×{height} pixels"
+        raise ConfigError("; ".join([f"{config.dataset} has {has}", *misfits]))
 
 
 def folder_of(dataset: str, root: Path) -> Path | None:

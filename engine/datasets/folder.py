@@ -6,9 +6,12 @@ yourself. Labels follow the classes' sorted names. All images have one size, of 
 they have one channel; else all have three.
 
 Departs: ImageFolder itself would import torch, for which pages would wait. Names that begin with a dot are passed over
-    (systems leave such files about), and folders inside a class's folder and links are refused, where ImageFolder reads
-    on: a folder of train/ and validation/ would pass for one of two classes, and a link may lead anywhere. The folder
-    itself may be a link. Transparency, CMYK and grey of 16 bits are refused instead of being converted.
+    (systems leave such files about), as are notes beside images, but files of other endings are refused, so that no
+    image is left out unnoticed. Folders inside a class's folder or beside train and test, and links, are refused, where
+    ImageFolder reads on: a folder of train/ and validation/ would pass for one of two classes, and a link may lead
+    anywhere. The folder itself may be a link. Transparency, CMYK and grey of 16 bits are refused instead of being
+    converted, files of several pictures because only the first would be read, and photographs that only their EXIF
+    data would turn upright because they would lie on their side.
 """
 
 import os
@@ -20,11 +23,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from engine.datasets.base import DatasetUnavailable
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+NOTES = (".txt", ".md", ".rst", ".csv", ".json", ".xml", ".db", ".ini")  # Thumbs.db and desktop.ini are Windows' own
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # of the files' contents; no others' decoders are run
 GREY, COLOUR = ("1", "L"), ("P", "RGB")  # what Pillow calls the kinds of pixels that fit
 SMALLEST, LARGEST = 8, 224  # pixels a side
@@ -98,6 +102,11 @@ def _contents(folder: Path, _stamp: str) -> Contents:
                     f"{path} has {_words(size)}, where {paths[0]} has {_words(first)}; all images must have one size"
                 )
             image.load()  # a whole header may stand before half an image
+            if (turned := image.getexif().get(ExifTags.Base.Orientation, 1)) != 1:  # Pillow turns TIFF files itself
+                raise DatasetUnavailable(
+                    f"{path} is not upright: its EXIF orientation is {turned}; allowed is 1 or none "
+                    "(PIL.ImageOps.exif_transpose turns an image)"
+                )
     assert first is not None
     shape = (1 if kinds <= set(GREY) else 3, first[1], first[0])
     if (needed := 4 * len(paths) * int(np.prod(shape))) > MOST_BYTES:
@@ -133,6 +142,12 @@ def _list(folder: Path) -> tuple[tuple[str, ...], dict[bool, Files]]:
     if not folder.is_dir():
         fetch(folder)
     if all((folder / part).is_dir() for part in ("train", "test")):
+        for entry in _entries(folder):
+            if entry.is_dir() and entry.name not in ("train", "test"):
+                raise DatasetUnavailable(
+                    f"{entry.path} is a folder beside train and test; allowed are only these two, and images for "
+                    "validation are drawn from train"
+                )
         parts = {True: _classes(folder / "train"), False: _classes(folder / "test")}
         if only := set(parts[True]) ^ set(parts[False]):
             raise DatasetUnavailable(
@@ -171,10 +186,16 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
                     f"{entry.path} is a folder inside the class {of_class.name}; allowed are images. To choose the "
                     f"images for testing, name two folders train and test, with a folder for each class in both"
                 )
-            if entry.name.lower().endswith(ENDINGS):
+            name = entry.name.lower()
+            if name.endswith(ENDINGS):
                 if not entry.is_file():
                     raise DatasetUnavailable(f"{entry.path} is no file; allowed are files of images")
                 found.append(Path(entry))
+            elif "." in name and not name.endswith(NOTES):
+                raise DatasetUnavailable(
+                    f"{entry.path} would not be read; allowed are images, which end in {', '.join(ENDINGS)}, and "
+                    f"notes, which end in {', '.join(NOTES)} or have no ending"
+                )
         if not found:
             raise DatasetUnavailable(
                 f"the class {of_class.path} has no image; allowed are files that end in {', '.join(ENDINGS)}"
@@ -222,9 +243,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise DatasetUnavailable(
                     f"{path} has {kind}; allowed are grey and RGB of 8 bits a channel, palettes, and black and white"
                 )
+            if (pictures := getattr(image, "n_frames", 1)) > 1:
+                raise DatasetUnavailable(f"{path} holds {pictures} pictures; allowed is one a file")
             yield image
     except DatasetUnavailable:
         raise
+    except Image.DecompressionBombError as error:
+        raise DatasetUnavailable(
+            f"{path} is far too large; allowed are {SMALLEST} to {LARGEST} pixels a side"
+        ) from error
     except Exception as error:  # decoders raise nearly anything for a damaged file
         raise DatasetUnavailable(
             f"{path} cannot be read; allowed are whole {', '.join(FORMATS)} images: {error}"
