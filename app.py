@@ -11,6 +11,7 @@ from pages import _form, _glossary, _grid, _links, _shared
 from pages._shared import RUN_PARAMETER
 
 STYLE = Path(__file__).parent / "pages" / "_frame.css"  # what Streamlit has no settings for
+SIDEBAR = 220  # pixels wide, of a projector's 1024
 
 
 @st.cache_resource(show_spinner=False)
@@ -80,8 +81,8 @@ def link_to_view() -> None:
 
 def device_badge() -> None:
     device = expected_device()
-    names = {"cpu": ":material/memory: CPU", "cuda": ":material/developer_board: GPU (CUDA)"}
-    st.badge(f"New runs compute on: {names[device]}", color="gray")
+    names = {"cpu": ":material/memory: CPU", "cuda": ":material/developer_board: GPU"}
+    st.badge(f"Computes on: {names[device]}", color="gray")
 
 
 def safety_note() -> None:
@@ -102,7 +103,7 @@ def safety_note() -> None:
 page = _shared.navigation()
 st.session_state["page title"] = page.title
 # The tab shows an emoji: a Material icon would come from the network.
-st.set_page_config(page_title=f"{page.title} · PACD Lab", page_icon="🧪", layout="wide")
+st.set_page_config(page_title=f"{page.title} · PACD Lab", page_icon="🧪", layout="wide", initial_sidebar_state=SIDEBAR)
 st.html(STYLE)
 _links.go_to_form()
 write_down_lost(str(_shared.runs_root()))

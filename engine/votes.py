@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ SAFETY = 4.0  # a margin below this many times the largest error seen is compute
 GROUPS = 8  # of test images, by their number in the test set: each group shares its noise
 ROUNDING = 1e-6  # how far, relatively, an affine stem may be from its sum in float64
 COMPILED = 1_500_000  # votes for which compiling pays: it takes seconds, at times twenty
+_affine: WeakSet[Network] = WeakSet()  # those whose stem has been looked at: copying a large network takes a while
 Margins = Callable[[Network, Tensor, Tensor], tuple[Tensor, Tensor]]  # see `_margins`
 Settled = Callable[[Tensor, int], Tensor]  # (votes for the selected class [G], of so many draws) → bool [G]
 Group = tuple[Tensor, torch.Generator]  # positions [G] of images that share the generator's draws
@@ -210,6 +212,8 @@ def _check_stem(network: Network, images: Tensor, *, sigma: float) -> None:
 
     In float64, where nothing but rounding is small, and with draws that nothing else uses.
     """
+    if network in _affine:
+        return
     generator, exact = stream(0, "stem", device=images.device), copy.deepcopy(network).double()
     shape = (4, *images.shape[1:])  # not of the images themselves: a black one would show nothing
     x = torch.rand(shape, generator=generator, device=images.device).double()
@@ -221,3 +225,4 @@ def _check_stem(network: Network, images: Tensor, *, sigma: float) -> None:
             f"the stem of {type(network).__name__} must be affine, stem(x + e) = stem(x) + stem(e) − stem(0), and is "
             "not: put the nonlinearity into rest"
         )
+    _affine.add(network)

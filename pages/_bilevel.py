@@ -55,10 +55,8 @@ def _one_level(drawn_as_playing: bool) -> None:
     from engine import toy
     from engine.figures import toy as toy_figures
 
-    left, right = st.columns([5, 3], gap="medium")
-    with right:
-        buttons, settings, measured = st.container(horizontal=True), st.container(), st.container()
-    with settings:
+    buttons, plane, rest = _bilevel_game.parts()
+    with rest:
         sigma = _bilevel_game.noise_of("one")
         with st.expander("More settings"):
             regularisation, seed = _bilevel_game.regularisation_of("one"), _bilevel_game.seed_of("one")
@@ -73,14 +71,14 @@ def _one_level(drawn_as_playing: bool) -> None:
     playing = bool(st.session_state.get("toy one playing"))
     if playing != drawn_as_playing:
         st.rerun()
-    with buttons:
+    with buttons, st.container(horizontal=True):
         _bilevel_game.play_button("one", playing)
         _bilevel_game.reset_button("one")
         _bilevel_game.step_button("one", "One step", ":material/step:", _one_lower, disabled=playing)
         _bilevel_game.step_button(
             "one", "Ten steps", ":material/keyboard_double_arrow_right:", _ten_lower, disabled=playing
         )
-    with left:
+    with plane:
         figure = toy_figures.plane(state, attacker=False)
         with _bilevel_game.place_of(figure):
             st.plotly_chart(figure, alt=style.alt(figure), config=PLOT, key="toy one plane")
@@ -89,7 +87,7 @@ def _one_level(drawn_as_playing: bool) -> None:
             "disc is a certificate of a held-out point (L2). The boundary is a line, so each disc just touches it; "
             "points on the wrong side have none."
         )
-    with measured:
+    with rest:
         now, full = toy.mean_radius(state, state.weights), toy.mean_radius(state, state.clean)
         st.markdown(
             f"After **{len(state.losses)}** steps of gradient descent the mean certified radius of held-out points is "
@@ -123,10 +121,8 @@ def _ten_lower(state: State) -> State:
 def _two_levels(drawn_every: float | None) -> None:
     from engine.figures import toy as toy_figures
 
-    left, right = st.columns([5, 3], gap="medium")
-    with right:
-        buttons, settings, measured = st.container(), st.container(), st.container()
-    with settings:
+    buttons, plane, rest = _bilevel_game.parts()
+    with rest:
         state = _bilevel_game.state_of("two", *_two_levels_settings())
     if state is None:
         return
@@ -136,9 +132,9 @@ def _two_levels(drawn_every: float | None) -> None:
     if drawn_every != _every_two():
         st.rerun()
     playing = drawn_every is not None
-    with buttons:
+    with buttons, st.container(horizontal=True):
         _buttons(playing, state)
-    with left:
+    with plane:
         figure = toy_figures.plane(state, chosen=_bilevel_point.chosen(state))
         with _bilevel_game.place_of(figure):
             st.plotly_chart(
@@ -149,8 +145,9 @@ def _two_levels(drawn_every: float | None) -> None:
                 on_select=_bilevel_point.clicked,
                 selection_mode="points",
             )
-        _captions(state, playing)
-    with measured:
+        with st.container(gap="xsmall"):
+            _captions(state, playing)
+    with rest:
         figure = toy_figures.measured(state)
         with _bilevel_game.place_of(figure):
             st.plotly_chart(figure, alt=style.alt(figure), config=PLOT, key="toy two measured")
@@ -201,11 +198,12 @@ def _buttons(playing: bool, state: State) -> None:
     from engine import toy
 
     ended = playing or state.upper_steps >= toy.MOST_STEPS
-    with st.container(horizontal=True):
-        _bilevel_game.play_button("two", playing, disabled=state.done)
-        _bilevel_game.reset_button("two")
-    st.segmented_control("Speed", list(SPEEDS), default="Normal", required=True, key="toy two speed")
-    with st.container(horizontal=True):
+    _bilevel_game.play_button("two", playing, disabled=state.done)
+    _bilevel_game.reset_button("two")
+    st.segmented_control(
+        "Speed", list(SPEEDS), default="Normal", required=True, key="toy two speed", label_visibility="collapsed"
+    )
+    with st.container(horizontal=True, width="content"):
         _bilevel_game.step_button("two", "Lower step", ":material/looks_one:", toy.lower_step, disabled=playing)
         _bilevel_game.step_button("two", "Linear system", ":material/looks_two:", toy.solve_linear, disabled=playing)
         _bilevel_game.step_button("two", "Upper step", ":material/looks_3:", toy.upper_step, disabled=ended)

@@ -32,6 +32,13 @@ def state_of(which: str, chosen: dict[str, Any], seed: int) -> State | None:
     return state
 
 
+def parts() -> tuple[Any, Any, Any]:
+    """Places of the buttons, of the figure and of the rest: below each other where there is little room, which keeps
+    buttons and figure together on a projector; else the first and the last beside the second."""
+    with st.container(key="toy"):
+        return st.container(key="toy-buttons"), st.container(key="toy-figure"), st.container(key="toy-rest")
+
+
 def place_of(figure: Any) -> Any:
     """A place of the figure's height: charts are made anew with each figure, and what is below must not jump."""
     return st.container(height=figure.layout.height + 8, border=False)

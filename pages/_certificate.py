@@ -15,10 +15,13 @@ from engine.records import Run
 from pages import _images
 
 
-def from_votes_to_radius(rows: pd.DataFrame, settings: Config, class_names: Sequence[str]) -> None:
+def from_votes_to_radius(
+    rows: pd.DataFrame, settings: Config, class_names: Sequence[str], *, titled: bool = True
+) -> None:
     """The chain of CERTIFY with this image's numbers; label −1: an image without a right answer."""
     n, alpha, sigma = int(rows["n"].iloc[0]), settings.certification.alpha, settings.sigma
-    st.markdown("**From votes to radius**")
+    if titled:
+        st.markdown("**From votes to radius**")
     lines = []
     for row in rows.itertuples():
         right = "certified" if row.label < 0 else "correct" if row.prediction == row.label else "wrong"

@@ -9,7 +9,8 @@ from engine.figures.style import ARM_STYLE
 from engine.report import sentences
 
 
-def cards(report: dict[str, Any]) -> None:
+def cards(report: dict[str, Any], what_if: str = "") -> None:
+    """Args: what_if: at which n and α, where these are not the recorded."""
     drops = report["relative_drop"]
     shown = [arm for arm in ARMS if arm in drops]
     for place, arm in zip(st.columns(len(shown)), shown, strict=True):
@@ -22,4 +23,12 @@ def cards(report: dict[str, Any]) -> None:
                 f"{sentences.several(len(found['seeds']), 'victim seed')}. Seed by seed: "
                 f"{', '.join(f'{value:.1%}' for value in found['seeds'])}."
             )
-        place.metric(f"Drop in ACR, {ARM_STYLE[arm].name}", sentences.drop_of(report, arm), border=True, help=meaning)
+        place.metric(
+            f"Drop in ACR, {ARM_STYLE[arm].name}",
+            sentences.drop_of(report, arm),
+            f"what if {what_if}" if what_if else None,
+            "off",
+            delta_arrow="off",
+            border=True,
+            help=meaning,
+        )

@@ -7,6 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.certification import radius_cap
+from engine.config import Config
 from engine.figures import lesson, radii, study
 from engine.records import Run
 from engine.report import commands, sentences, wording
@@ -134,7 +135,9 @@ def transfer(run: Run, revealed: bool) -> None:
     row = _lesson_questions.surprising_row(found)
     drops = [results.cell_at(found, row, column)["drop"]["mean"] for column in range(len(columns))]
     figure = study.heat_map(found, (row, drops.index(max(drops))))
-    chart(figure, "lesson_transfer")
+    figure.update_traces(showscale=False, selector=dict(type="heatmap"))  # each cell has its number
+    with st.container(key="lesson-whole"):
+        chart(figure, "lesson_transfer")
     st.caption(
         "Share of its average certified radius that the target class loses, mean ± standard deviation over victims; "
         "below it, what random noise of the same ε (L∞) takes. Framed: the largest drop of the row in question."
@@ -157,16 +160,17 @@ def defender(run: Run, revealed: bool) -> None:
         waiting("The comparison stays covered until you reveal the answer.")
         return
     first, others = rows[0], [row["name"] for row in rows[1:]]
-    if others:
-        chart(lesson.defences([row for row in rows if row["cap"] == first["cap"]]), "lesson_defence")
+    with st.container(key="lesson-whole"):
+        if others:
+            chart(lesson.defences([row for row in rows if row["cap"] == first["cap"]]), "lesson_defence")
     st.dataframe(
         pd.DataFrame(
             {
                 "defence": [row["name"] for row in rows],
                 "drop left": [sentences.percent(row["drop"]) for row in rows],
+                "price": [_price(row, first) for row in rows],
                 "ACR clean": [sentences.with_spread(row["acr"]["clean"]) for row in rows],
                 "ACR poisoned": [sentences.with_spread(row["acr"]["poisoned"]) for row in rows],
-                "price": [_price(row, first) for row in rows],
             }
         ),
         hide_index=True,
@@ -217,6 +221,20 @@ LINKS = """
 """
 
 
+def _attacker(config: Config) -> str:
+    """How much this run's attacker has in its hands, and knows of victims."""
+    share = config.threat.poison_fraction * config.threat.attacker_share
+    of_class = "the images of a whole class" if share == 1 else f"{share:.0%} of the training images of a class"
+    if not config.attack.traits.surrogates:
+        return f"This one controls {of_class}."
+    wrong = sentences.taken_wrongly(config)
+    return (
+        f"This one controls {of_class} and knows how victims train"
+        + (f", except for their {' and '.join(wrong)}" if wrong else "")
+        + "."
+    )
+
+
 def limits(run: Run, revealed: bool) -> None:
     report = run.report or {}
     drop, victims = sentences.percent(report["relative_drop"]["poisoned"]), run.config.victim_seeds
@@ -224,11 +242,12 @@ def limits(run: Run, revealed: bool) -> None:
         f"**What the {drop} of this run does not show**\n"
         f"- *Other data.* {dataset_words(run.config)}; one class, {report['certified_images']['target']} test "
         f"images, {sentences.several(victims, 'victim')} for each arm.\n"
-        "- *A weaker attacker.* This one controls the images of a whole class and knows how victims train.\n"
+        f"- *A weaker attacker.* {_attacker(run.config)}\n"
         f"- *The full radius.* With n = {run.config.certification.n} draws no radius exceeds "
         f"{report['radius_cap']:.3f}.\n"
-        "- *That it takes a bilevel attack.* On MNIST, making every pixel of the class brighter by ε, which optimises "
-        "nothing, takes as much (attack *Brightness*; docs/reproduction.md, section 5).\n"
+        "- *That it takes a bilevel attack.* In small presets on MNIST, making every pixel of the class brighter by ε, "
+        "which optimises nothing, takes as much; at the authors' scale most of it (attack *Brightness*; "
+        "docs/reproduction.md, section 5).\n"
         "- *That certificates are wrong.* Each one still holds, around its test image, for the model that was "
         "trained.\n\n"
         "**What to do with it**\n"

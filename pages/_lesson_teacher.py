@@ -33,6 +33,7 @@ def links(steps: Sequence[Step], run: Run) -> None:
         "Append it to this app's address. It carries the open run and the sliders of the step on screen. Hiding is "
         "no lock: anyone who edits the address can see everything."
     )
+    st.caption("On a small projector, close the sidebar («): the lesson then uses the full width.")
 
 
 def link(number: int, *, hide: Sequence[str], answers_hidden: bool, run: Run) -> str:

@@ -17,6 +17,7 @@ from engine.report import numbers, sentences, wording
 from pages import _certificate, _drops, _links, _pinned, _selection, _shared, _test_images
 from pages._export import chart_and_data
 
+PARTS = ("All test images", "One test image", "From votes to radius")
 VOTES = ["selection_votes", "estimation_votes"]
 ALPHAS = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)
 
@@ -111,31 +112,32 @@ def choose_settings(recorded: pd.DataFrame) -> tuple[int, float]:
                 f"n = {n} is too small for α = {alpha:g}: even a unanimous vote certifies nothing, so every image "
                 f"abstains. At least {smallest_useful_n(alpha)} draws are needed."
             )
-        changed = (
-            ""
-            if (n, alpha) == (most, alpha_then)
-            else f"**What if**, not as recorded (n = {most:,}, α = {alpha_then:g}). "
-        )
         st.caption(
-            f"{changed}All certificates on this page are at n = {n:,} and α = {alpha:g}, from the stored votes. No "
+            f"All certificates on this page are at n = {n:,} and α = {alpha:g}, from the stored votes. No "
             f"radius can exceed the cap σ·Φ⁻¹(α^(1/n)) = {cap:.3f} (L2, pixel units), so do not compare radii across "
             "different n or α."
         )
     return n, alpha
 
 
-def headline(now: dict[str, Any], table: pd.DataFrame) -> None:
-    """The drop in the target class's ACR, arm by arm, and how sure it is."""
+def at(config: Config) -> str:
+    """What certificates are made with, in words."""
+    return f"n = {config.certification.n:,}, α = {config.certification.alpha:g}"
+
+
+def headline(now: dict[str, Any], table: pd.DataFrame, moved: str) -> None:
+    """The drop in the target class's ACR, arm by arm, and how sure it is; moved: n and α if not as recorded."""
     drops = now["relative_drop"]
+    words = f"**What if {moved}** (recorded: {at(run.config)}): " * bool(moved) + sentences.headline(now)
     if run.config.attack.name == "none":
-        st.markdown(sentences.headline(now))
+        st.markdown(words)
     elif not now["radius_cap"]:
         st.info("With so few draws nothing can be certified, so nothing is known of what was lost.")
     elif not drops:
         st.info("The drop needs clean victims and others. This partial run has certificates of one arm only.")
     else:
-        st.markdown(sentences.headline(now))
-        _drops.cards(now)
+        st.markdown(words)
+        _drops.cards(now, moved)
     with st.expander("How sure is this?", icon=":material/straighten:"):
         how_sure(now, table)
 
@@ -198,7 +200,7 @@ def estimates(table: pd.DataFrame) -> pd.DataFrame:
 
 def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> None:
     """ACR by arm; certified accuracy and radii of the chosen scope and arms."""
-    st.header("All test images")
+    st.header(PARTS[0])
     chart_and_data(radii.acr_by_arm(now), "acr")
     left, right = st.columns([2, 3])
     with left:
@@ -272,7 +274,7 @@ def forget_arms(present: list[str]) -> None:
 @st.fragment
 def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) -> None:
     """The scatter of all target images, and one of them: picture, noisy copies, votes, and the way to its radius."""
-    st.header("One test image")
+    st.header(PARTS[1])
     means = radii.radii_by_image(table, settings)
     others = [arm for arm in ARMS if arm in means.columns and arm != "clean"]
     left, right = st.columns([3, 2], gap="medium")
@@ -313,6 +315,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
                 if run.config.attack.name == "none"
                 else "The scatter needs clean victims and others. This partial run lacks one of them."
             )
+    st.subheader(PARTS[2])
     one = recorded["image"].eq(image) & recorded["victim"].eq(victim)
     if not one.any():
         st.info(f"Victim seed {victim} has no certificate of image {image} yet.")
@@ -326,7 +329,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
             "for the certificate."
         )
     with chain:
-        _certificate.from_votes_to_radius(table[one.to_numpy()], settings, class_names)
+        _certificate.from_votes_to_radius(table[one.to_numpy()], settings, class_names, titled=False)
     with place:
         _certificate.noisy_pictures(run, image, class_names)
     _pinned.show(run, limit=run.config.threat.epsilon or 1e-3, victim=victim)
@@ -335,7 +338,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
 run = _shared.open_run()
 class_names, target = sentences.class_names_of(run), sentences.target_of(run)
 st.title("Certify")
-st.caption(sentences.limits_line(run))
+st.markdown(" · ".join(f"[{part}](#{part.lower().replace(' ', '-')})" for part in PARTS))
 recorded = _shared.open_certificates(run)
 stamp = (run.directory / "certificates.parquet").stat().st_mtime_ns
 missing_arms(recorded)
@@ -344,8 +347,10 @@ top = st.container()
 n, alpha = choose_settings(recorded)
 settings = with_settings(run.config, n, alpha)
 table, now = what_if(str(run.directory), stamp, run.config.canonical(), n, alpha)
+moved = "" if at(settings) == at(run.config) else at(settings)
 with top:
-    headline(now, table)
+    st.caption(sentences.limits_line(run, what_if=bool(moved)))
+    headline(now, table, moved)
 whole_set(table, now, settings)
 training_of_victims()
 single_image(recorded, table, settings)

@@ -192,9 +192,7 @@ def grid_view() -> None:
     st.markdown(sentences.headline(run.report or {}))
     _drops.cards(run.report or {})
     left, right = st.columns(2, gap="medium")
-    with left:
-        images(run, max(line))
-    with right:
+    with left:  # first where columns stand below each other: a slider's effect is to be seen beside it
         figure = drop_by_epsilon(
             {epsilon: drops(str(r.directory), stamp(r)) for epsilon, r in line.items()}, point.epsilon
         )
@@ -204,6 +202,8 @@ def grid_view() -> None:
             st.markdown(":material/touch_app: Click a point to go there.")
             chart_and_data(figure, "explore_line", on_select=take_epsilon, selection_mode="points")
         st.caption("The controls (random noise, shuffled signs) change each pixel independently.")
+    with right:
+        images(run, max(line))
     left, right = st.columns(2, gap="medium")
     with left:
         chart_and_data(accuracy, "explore_accuracy")

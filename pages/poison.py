@@ -144,15 +144,14 @@ def before_the_start(config: Config, target: str) -> None:
         )
 
 
-def existing(config: Config, shown: Run | None) -> bool:
-    """Says if this very configuration was run before, and offers the result; returns whether it is active now."""
+def existing(config: Config, shown: Run | None) -> Run | None:
+    """The run of this very configuration, if there is one; says so, and offers its result."""
     try:
         run = records.find(_shared.runs_root(), records.run_id(config))
     except records.RunNotFound:
-        return False
-    state = run.status().state
-    offer(run, state, shown)
-    return state in records.ACTIVE
+        return None
+    offer(run, run.status().state, shown)
+    return run
 
 
 def offer(run: Run, state: str, shown: Run | None) -> None:
@@ -161,8 +160,12 @@ def offer(run: Run, state: str, shown: Run | None) -> None:
         return
     if state == "done":
         st.info(
-            "A run with exactly these settings is finished. Starting it again would give the same numbers (on another "
-            "machine, nearly the same)."
+            "A run with exactly these settings is finished"
+            + (
+                ", an example. Computing it here would give the same numbers (on another machine, nearly the same)."
+                if _shared.is_example(run)
+                else ", and is not computed twice."
+            )
         )
     elif state in records.ACTIVE:
         st.info(f"A run with exactly these settings is {state} now.")
@@ -170,7 +173,12 @@ def offer(run: Run, state: str, shown: Run | None) -> None:
         st.info(f"A run with exactly these settings is {state}. Starting it again continues where it stopped.")
         return
     opened = st.button(
-        "Open it", key="open_existing", on_click=_shared.choose, args=(run.id,), icon=":material/open_in_new:"
+        "Open it",
+        key="open_existing",
+        on_click=_shared.choose,
+        args=(run.id,),
+        type="primary",
+        icon=":material/open_in_new:",
     )
     if opened and state == "done":
         _shared.go("pages/certify.py")
@@ -229,11 +237,15 @@ def summary(config: Config) -> None:
     if said := kept_at_another_sigma(st.session_state["preset"], config):
         st.info(f"{said[0].upper()}{said[1:]}.")
     available = availability(config.dataset)
-    active = existing(config, open_now)
-    st.button(
-        "Start poisoning", on_click=start, disabled=active or not available, type="primary",
-        icon=":material/play_arrow:",
-    )  # fmt: skip
+    run = existing(config, open_now)
+    state = None if run is None else run.status().state
+    if run is None or state != "done":
+        st.button(
+            "Start poisoning", on_click=start, disabled=state in records.ACTIVE or not available, type="primary",
+            icon=":material/play_arrow:",
+        )  # fmt: skip
+    elif _shared.is_example(run):
+        st.button("Compute it here all the same", on_click=start, disabled=not available, icon=":material/play_arrow:")
     if problem := st.session_state.get("start problem"):
         st.error(problem, icon=":material/error:")
     _threat.card(config, target)

@@ -105,16 +105,22 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
         "architecture": [wording.ARCHITECTURE_NAMES[row["architecture"] or ""] for row in rows],
         "data set": [wording.dataset_name(row["dataset"] or "") for row in rows],
         "victims": [row["victim_seeds"] for row in rows],
+        "n": [settings.get("n") for settings in certification_of(rows)],
         "MB": [row["bytes"] / 1e6 for row in rows],
         "id": [row["id"] for row in rows],
     }
+
+
+def certification_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each run's settings of certification; {} of a run that cannot be read."""
+    return [(_shared.run_of(row).read_json("config.json") or {}).get("certification") or {} for row in rows]
 
 
 def history(everything: list[dict[str, Any]]) -> None:
     show, rows = shown_rows(everything)
     st.caption("Tick a row to open its run. Tick two or more to compare them.")
     columns = columns_of(rows)
-    settings = ("attack", "procedure", "class", "ε (L∞)", "σ", "seed", "architecture", "data set", "victims")
+    settings = ("attack", "procedure", "class", "ε (L∞)", "σ", "seed", "architecture", "data set", "victims", "n")
     shared = {name: columns[name][0] for name in settings if len(rows) > 1 and len(set(columns[name])) == 1}
     number, key = st.column_config.NumberColumn, f"history {show}"
     st.session_state["history ids"] = [row["id"] for row in rows]
@@ -134,6 +140,7 @@ def history(everything: list[dict[str, Any]]) -> None:
                 "random noise", format="percent", help="Drop in ACR under random noise of the same ε (L∞)."
             ),
             "victims": number("victims per arm"),
+            "n": number(help="Draws for each certificate."),
             "MB": number(format="%.1f", help="On disk."),
         },
     )
@@ -148,7 +155,19 @@ def history(everything: list[dict[str, Any]]) -> None:
     st.caption(
         f"{same}{len(rows)} of {len(everything)} runs; yours use {own / 1e6:.1f} MB in {_shared.runs_root()} (stages "
         "that runs share are counted for each of them). Drop in ACR: 1 − ACR(arm)/ACR(clean) of the target class, L2 "
-        "radii, victims of the same seed."
+        f"radii, victims of the same seed.{not_comparable(rows)}"
+    )
+
+
+def not_comparable(rows: list[dict[str, Any]]) -> str:
+    """What to know of drops at different n or α; "" where all are the same."""
+    found = certification_of([row for row in rows if row["drop_poisoned"] is not None])
+    differ = [name for key, name in (("n", "n"), ("alpha", "α")) if len({each.get(key) for each in found}) > 1]
+    if not differ:
+        return ""
+    return (
+        f" These runs have different {' and '.join(differ)}: their drops must not be compared (fewer draws and a "
+        "smaller α cap the radii and hide a part of the drop)."
     )
 
 

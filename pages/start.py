@@ -80,12 +80,14 @@ def images_changed(run: Run) -> str:
     """How many, of which class, and which share of those that the victims see."""
     threat, poison = run.config.threat, run.tensors("poison")
     count = "the" if poison is None else f"{len(poison['indices'])}"
-    images = f"training images of {sentences.target_of(run)}"
+    target = sentences.target_of(run)
+    images = f"training images of {target}"
     share = threat.poison_fraction * threat.attacker_share
     if run.config.attack.name == "from-file":  # which may have fewer than the threat allows
         return f"**{count} {images}**"
     if share == 1:
-        return f"**all {count} {images}**".replace("all the", "all")
+        which = "all" if poison is None else f"all {count}"
+        return f"**{which} images of {target}** among the {run.config.data.train_size:,} training images"
     return f"**{count} {images}** ({share:.0%} of those that the victims see)"
 
 

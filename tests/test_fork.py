@@ -126,3 +126,14 @@ def test_a_parent_that_is_gone_is_said_to_be(place: Path) -> None:
 def test_an_example_can_be_forked_from_the_runs_page() -> None:
     test = opened("pages/runs.py", run=EXAMPLE)
     assert "Fork: run it with other settings" in {each.label for each in test.button}
+
+
+def test_the_history_says_where_drops_must_not_be_compared(place: Path) -> None:
+    test = opened("pages/runs.py")  # examples alone, which have different n
+    assert "n" in test.dataframe[0].value.columns
+    assert "different n" in words(test)
+    for seed in (7, 8):
+        own_copy(place, config=with_overrides(PRESETS["smoke"].config, [f"seed={seed}"]))
+    test = opened("pages/runs.py")
+    assert "n" not in test.dataframe[0].value.columns
+    assert "different n" not in words(test)

@@ -1,5 +1,6 @@
 """Inspect and Certify show whole runs, and survive partial, damaged and empty ones."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -68,17 +69,23 @@ def test_certify_shows_a_published_run_and_recertifies():
     app = page("certify", RUN)
     assert not app.exception
     assert len(app.metric) == 3
+    titles = {title.value.lower().replace(" ", "-") for title in [*app.header, *app.subheader]}
+    assert set(re.findall(r"\(#([a-z-]+)\)", told(app))) == titles
     assert "What if" not in told(app)
     before = [metric.value for metric in app.metric]
     app.select_slider(key="what_if_n").set_value(50).run()
     assert not app.exception
-    assert "What if" in told(app)
+    n = RUN.config.certification.n
+    assert f"**What if n = 50, α = 0.001** (recorded: n = {n}, α = 0.001): After poisoning" in told(app)
+    assert f"recorded with n = {n} draws" in told(app)
+    assert {metric.delta for metric in app.metric} == {"what if n = 50, α = 0.001"}
     app.select_slider(key="what_if_n").set_value(5).run()
     assert "too small" in told(app)
     assert not app.exception
     (back,) = (button for button in app.button if button.label == "Back to recorded")
     back.click().run()
-    assert [metric.value for metric in app.metric] == before
+    assert [(metric.value, metric.delta) for metric in app.metric] == [(value, "") for value in before]
+    assert "recorded with" not in told(app)
 
 
 def test_certify_says_where_curves_of_training_are_missing(copied):

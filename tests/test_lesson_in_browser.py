@@ -108,3 +108,21 @@ def at_the_top(page: Any, number: int) -> None:
     assert page.get_by_label(f"Step, 1 to {len(STEPS)}").input_value() == str(number)
     assert page.locator("h1", has_text=STEPS[number - 1].title).count() == 1
     assert page.evaluate("document.querySelector('[data-testid=\"stMain\"]').scrollTop") == 0
+
+
+def test_on_a_projector_buttons_stand_above_the_figure_and_on_a_laptop_beside_it(
+    tmp_path: Path, browser_path: str
+) -> None:
+    with browser.serving(tmp_path) as server, browser.chromium(browser_path) as chromium:
+        page, _ = browser.new_page(chromium)
+        page.goto(f"{server.address}/lesson?run={EXAMPLE}&step=6")
+        idle(page, timeout=60_000)
+        for width, beside in ((1366, True), (1024, False)):
+            page.set_viewport_size({"width": width, "height": 768})
+            idle(page, timeout=60_000)
+            buttons, figure = (page.locator(f".st-key-toy-{part}").bounding_box() for part in ("buttons", "figure"))
+            if beside:
+                assert buttons["x"] >= figure["x"] + figure["width"]
+            else:
+                assert buttons["y"] + buttons["height"] <= figure["y"]
+                assert figure["y"] + figure["height"] - buttons["y"] < 850

@@ -146,7 +146,7 @@ def test_a_configuration_that_cannot_be_run_is_explained(submitted: list[Any]) -
 def test_mnist_runs_do_not_start_where_there_is_no_mnist(submitted: list[Any]) -> None:
     test = opened("pages/poison.py")
     test.selectbox(key="preset").set_value("quick").run()
-    assert button(test, "Start poisoning").disabled
+    assert button(test, "Compute it here all the same").disabled  # these settings are those of an example
     assert any("not on this machine" in warning.value for warning in test.warning)
 
 
@@ -277,8 +277,15 @@ def test_an_existing_result_is_offered(place: Path) -> None:
     config = with_overrides(PRESETS["smoke"].config, ["seed=7"])
     own_copy(place, config=config)
     test = opened("pages/poison.py", preset="smoke", seed="7")
-    assert any("with exactly these settings is finished" in info.value for info in test.info)
-    button(test, "Open it")
+    assert any("with exactly these settings is finished, and is not computed twice" in info.value for info in test.info)
+    assert button(test, "Open it").proto.type == "primary"
+    assert "Start poisoning" not in [found.label for found in test.button]
+
+
+def test_an_example_is_offered_before_it_is_computed_here() -> None:
+    test = opened("pages/poison.py", preset="smoke")
+    assert button(test, "Open it").proto.type == "primary"
+    assert button(test, "Compute it here all the same").proto.type == "secondary"
 
 
 def test_an_emptied_field_is_the_presets() -> None:
@@ -288,7 +295,7 @@ def test_an_emptied_field_is_the_presets() -> None:
     test.selectbox(key="field dataset").set_value("digits").run()
     assert not test.exception
     assert "python -m engine run --preset smoke\n" in words(test) + "\n"
-    button(test, "Start poisoning")
+    button(test, "Compute it here all the same")
 
 
 def test_after_a_refresh_the_form_has_the_open_runs_settings(place: Path) -> None:

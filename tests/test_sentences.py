@@ -15,6 +15,7 @@ from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
 from engine.report import numbers, sentences
+from pages import _lesson_effect
 
 NO_EFFECT = "With these victims the poison may take nothing (95 %: −27 to 57 %)."
 NO_MORE = "With these victims the poison may take nothing beyond that (95 %: −10 to 10 points more)."
@@ -118,3 +119,16 @@ def test_an_interval_that_says_nothing_is_not_told(seeds: list[float]) -> None:
 )
 def test_another_threat_model_is_not_the_papers_setting(override: str, is_it: bool) -> None:
     assert sentences.is_the_papers(with_overrides(PRESETS["paper-ga-mnist"].config, [override])) == is_it
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "This one controls the images of a whole class and knows how victims train."),
+        (["threat.poison_fraction=0.5"], "This one controls 50% of the training images of a class and knows how"),
+        (["attack.sigma=1"], "knows how victims train, except for their noise level."),
+        (["attack.name=brightness"], "This one controls the images of a whole class."),
+    ],
+)
+def test_the_lesson_names_the_limits_of_this_runs_attacker(overrides: list[str], said: str) -> None:
+    assert said in _lesson_effect._attacker(with_overrides(PRESETS["smoke"].config, overrides))

@@ -166,7 +166,7 @@ def defences(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
             marker=dict(color=style.colour, symbol=style.symbol, size=13),
             hovertemplate=f"%{{y}}<br>{style.name} ACR %{{x:.3f}}<extra></extra>",
         )
-    figure.update_xaxes(title_text="average certified radius of the target class (L2, pixel units)", rangemode="tozero")
+    figure.update_xaxes(title_text="ACR of the target class (L2)", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True)
     told = "; ".join(f"{row['name']}: clean {row['clean']:.3f}, poisoned {row['poisoned']:.3f}" for row in rows)
     return finish(

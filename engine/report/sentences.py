@@ -201,8 +201,11 @@ def is_the_papers(config: Config) -> bool:
     return any(config == as_ours(authors) for authors in settings)
 
 
-def limits_line(run: Run) -> str:
-    """What a reader must know before trusting a number of this run: sizes, draws, seeds, data set, whole or partial."""
+def limits_line(run: Run, *, what_if: bool = False) -> str:
+    """What a reader must know before trusting a number of this run: sizes, draws, seeds, data set, whole or partial.
+
+    Args: what_if: whether it stands beside numbers at another n or α than the run's.
+    """
     config, settings = run.config, run.config.certification
     state = run.status().state
     partial = f"Still {state}: partial result. " if state in ACTIVE else f"Partial result ({state}). "
@@ -211,8 +214,9 @@ def limits_line(run: Run) -> str:
     certified = (run.report or {}).get("certified_images", {})
     found = certified.get("target", settings.target_images)  # a class may have fewer than were asked for
     return (
-        f"{partial}{dataset_words(config)}. {found} test images of "
-        f"{target_of(run)} and {settings.other_images} of each other class, n = {settings.n:,} draws, "
+        f"{partial}{dataset_words(config)}. {config.data.train_size:,} training images. {found} test images of "
+        f"{target_of(run)} and {settings.other_images} of each other class, "
+        f"{'recorded with ' * what_if}n = {settings.n:,} draws, "
         f"α = {settings.alpha} for each certificate, σ = {config.sigma}, "
         f"{several(config.victim_seeds, 'victim')} per arm, training.precision = {config.training.precision}. "
         f"ε is L∞, radii are L2, both in pixel units of [0, 1].{other}"
@@ -235,28 +239,36 @@ def threat_model(config: Config, target: str) -> list[str]:
     ]
 
 
+def _believed(config: Config) -> dict[str, tuple[str, str]]:
+    """Of what the attacker believes of victims: (what it takes it to be, what it is)."""
+    procedure, sigma = lower_level(config)
+    believed = {
+        "procedure": (wording.procedure_line(procedure), wording.procedure_line(config.procedure)),
+        "noise level": (f"σ = {sigma:g}", f"σ = {config.sigma:g}"),
+        "architecture": (
+            wording.ARCHITECTURE_NAMES[config.attack.surrogate],
+            wording.ARCHITECTURE_NAMES[config.architecture],
+        ),
+    }
+    if config.attack.augmentation:
+        believed["augmentation"] = (
+            f"augmentation {config.attack.augmentation}",
+            f"augmentation {config.training.augmentation}",
+        )
+    return believed
+
+
+def taken_wrongly(config: Config) -> dict[str, str]:
+    """What the attacker believes of victims and is not so, with what is: {"procedure": "MACER"}."""
+    return {what: is_so for what, (taken, is_so) in _believed(config).items() if taken != is_so}
+
+
 def _knowledge(config: Config) -> str:
     share = config.threat.attacker_share
     data = "the training data" if share == 1 else f"{share:.0%} of the training data"
     if not config.attack.traits.surrogates:
         return f"**Knowledge**: {data}, labels included; nothing of how victims train, and no test image."
-    procedure, sigma = lower_level(config)
-    believed = {
-        "procedure": wording.procedure_line(procedure),
-        "noise level": f"σ = {sigma:g}",
-        "architecture": wording.ARCHITECTURE_NAMES[config.attack.surrogate],
-    }
-    true = [
-        wording.procedure_line(config.procedure),
-        f"σ = {config.sigma:g}",
-        wording.ARCHITECTURE_NAMES[config.architecture],
-    ]
-    if config.attack.augmentation:
-        believed["augmentation"] = f"augmentation {config.attack.augmentation}"
-        true.append(f"augmentation {config.training.augmentation}")
-    differs = [
-        f"{what} ({is_so})" for (what, taken), is_so in zip(believed.items(), true, strict=True) if taken != is_so
-    ]
+    differs = [f"{what} ({is_so})" for what, is_so in taken_wrongly(config).items()]
     truth = (
         f"; victims differ in {' and '.join(differs)}, so the poison has to transfer"
         if differs
@@ -264,7 +276,7 @@ def _knowledge(config: Config) -> str:
     )
     return (
         f"**Knowledge**: {data}, and held-out images of the class, on which no victim trains; no victim's weights, and "
-        f"no test image. Its surrogates: {', '.join(believed.values())}{truth}."
+        f"no test image. Its surrogates: {', '.join(taken for taken, _ in _believed(config).values())}{truth}."
     )
 
 
