@@ -3,7 +3,7 @@
 The import line; every module or folder may import only what comes before it (tests/test_line.py):
 
     random draws, graphs, settings
-        streams → replay → compiling → config → overrides → paper → presets → costs
+        streams → replay → compiling → choices → config → overrides → paper → presets → costs
     data
         → datasets → data → augmentation → squeezing
     networks and certificates

@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from engine import datasets, grid, index, jobs, poison_file, records
-from engine.config import ARMS, Config, ConfigError, dataset_name
+from engine.choices import ARMS
+from engine.config import Config, ConfigError, dataset_name
 from engine.costs import estimate, expected_device
 from engine.follow import BAD_INPUT, OK, add_data_root, telling, values, wait_for
 from engine.overrides import parse, with_overrides
@@ -242,7 +243,8 @@ def _runs(options: argparse.Namespace) -> int:
         jobs.delete(records.find(options.runs_root, options.delete, gallery=False))
         return OK
     if options.publish is not None:
-        jobs.publish(run := records.find(options.runs_root, options.publish, gallery=False))
+        run = records.find(options.runs_root, options.publish, gallery=False)
+        jobs.publish(run)
         print(f"run {run.id} is published, read-only")
         return OK
     if options.withdraw is not None:

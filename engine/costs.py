@@ -8,7 +8,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from engine.config import DATASETS, AttackConfig, Config, arms_of, lower_level
+from engine.choices import DATASETS
+from engine.config import AttackConfig, Config, arms_of, lower_level
 
 # The forward pass of one 28×28 image, in units of the 20-50-500 LeNet's: measured on one CPU thread, in batches of 100.
 # Networks with batch normalisation take a sixth less than this in certification, and a third more in training.

@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine.config import ARMS
+from engine.choices import ARMS
 from engine.datasets import class_in_words
 from engine.records import Run, all_runs
 
@@ -34,7 +34,7 @@ def _changed(path: Path) -> int:
 def _facts(run: Run, _stamp: tuple[int, ...]) -> dict[str, Any]:
     """What was so when one of the stamped files last changed."""
     config = run.read_json("config.json") or {}
-    threat = config.get("threat") or {}
+    threat, certification = config.get("threat") or {}, config.get("certification") or {}
     target = threat.get("target_class")
     notes, report = run.notes, run.report or {}
     drops = report.get("relative_drop", {})
@@ -53,6 +53,8 @@ def _facts(run: Run, _stamp: tuple[int, ...]) -> dict[str, Any]:
         "attack": _name_in(config.get("attack")),
         "seed": config.get("seed"),
         "victim_seeds": config.get("victim_seeds"),
+        "n": certification.get("n"),
+        "alpha": certification.get("alpha"),
         "drop_pairs": len(drops.get("poisoned", {}).get("seeds", ())),
         **{f"drop_{arm}": drops.get(arm, {}).get("mean") for arm in ARMS[1:]},
         "bytes": run.disk_bytes(),

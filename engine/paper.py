@@ -5,8 +5,8 @@ Read in their released code (commit 52ae594): its constants, not the paper's tex
 
 from typing import Any
 
+from engine.choices import Architecture
 from engine.config import (
-    Architecture,
     AttackConfig,
     CertificationConfig,
     Config,

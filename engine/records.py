@@ -40,7 +40,8 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file, save
 
 from engine import datasets
-from engine.config import ARMS, Config, canonical_json
+from engine.choices import ARMS
+from engine.config import Config, canonical_json
 
 if TYPE_CHECKING:
     import pandas as pd

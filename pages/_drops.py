@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from engine.config import ARMS
+from engine.choices import ARMS
 from engine.figures.style import ARM_STYLE
 from engine.report import sentences
 

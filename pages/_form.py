@@ -6,7 +6,8 @@ from typing import Any, Literal, get_args, get_origin
 import streamlit as st
 
 from engine import datasets, jobs
-from engine.config import DATASETS, FOLDER, PROCEDURES, Config, ConfigError, ProcedureConfig, Settings
+from engine.choices import DATASETS, FOLDER, PROCEDURES
+from engine.config import Config, ConfigError, ProcedureConfig, Settings
 from engine.costs import estimate, expected_device
 from engine.datasets import BUILT_IN, DatasetUnavailable, class_in_words
 from engine.overrides import field_names, with_overrides

@@ -5,7 +5,7 @@ import pandas as pd
 import streamlit as st
 
 from engine import perception
-from engine.config import CONTROLS
+from engine.choices import CONTROLS
 from engine.figures import images, pictures
 from engine.figures.style import ARM_STYLE
 from engine.records import Run

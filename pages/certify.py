@@ -9,7 +9,8 @@ import streamlit as st
 
 from engine import metrics
 from engine.certification import radius_cap
-from engine.config import ARMS, Config, arms_of, smallest_useful_n
+from engine.choices import ARMS
+from engine.config import Config, arms_of, smallest_useful_n
 from engine.figures import images, radii, training
 from engine.figures.style import ARM_STYLE
 from engine.records import Run

@@ -8,7 +8,8 @@ import streamlit as st
 
 from engine import datasets, jobs, records
 from engine.certification import radius_cap
-from engine.config import ATTACK_TRAITS, Config, ConfigError, arms_of, smallest_useful_n
+from engine.choices import ATTACK_TRAITS
+from engine.config import Config, ConfigError, arms_of, smallest_useful_n
 from engine.costs import estimate, expected_device
 from engine.datasets import DatasetUnavailable
 from engine.presets import PRESETS, kept_at_another_sigma
@@ -144,14 +145,13 @@ def before_the_start(config: Config, target: str) -> None:
         )
 
 
-def existing(config: Config, shown: Run | None) -> Run | None:
-    """The run of this very configuration, if there is one; says so, and offers its result."""
+def existing(config: Config) -> tuple[Run | None, str]:
+    """The run of this very configuration, if there is one, and its state."""
     try:
         run = records.find(_shared.runs_root(), records.run_id(config))
     except records.RunNotFound:
-        return None
-    offer(run, run.status().state, shown)
-    return run
+        return None, ""
+    return run, run.status().state
 
 
 def offer(run: Run, state: str, shown: Run | None) -> None:
@@ -237,8 +237,9 @@ def summary(config: Config) -> None:
     if said := kept_at_another_sigma(st.session_state["preset"], config):
         st.info(f"{said[0].upper()}{said[1:]}.")
     available = availability(config.dataset)
-    run = existing(config, open_now)
-    state = None if run is None else run.status().state
+    run, state = existing(config)
+    if run is not None:
+        offer(run, state, open_now)
     if run is None or state != "done":
         st.button(
             "Start poisoning", on_click=start, disabled=state in records.ACTIVE or not available, type="primary",

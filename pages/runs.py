@@ -105,15 +105,10 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
         "architecture": [wording.ARCHITECTURE_NAMES[row["architecture"] or ""] for row in rows],
         "data set": [wording.dataset_name(row["dataset"] or "") for row in rows],
         "victims": [row["victim_seeds"] for row in rows],
-        "n": [settings.get("n") for settings in certification_of(rows)],
+        "n": [row["n"] for row in rows],
         "MB": [row["bytes"] / 1e6 for row in rows],
         "id": [row["id"] for row in rows],
     }
-
-
-def certification_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each run's settings of certification; {} of a run that cannot be read."""
-    return [(_shared.run_of(row).read_json("config.json") or {}).get("certification") or {} for row in rows]
 
 
 def history(everything: list[dict[str, Any]]) -> None:
@@ -161,8 +156,8 @@ def history(everything: list[dict[str, Any]]) -> None:
 
 def not_comparable(rows: list[dict[str, Any]]) -> str:
     """What to know of drops at different n or α; "" where all are the same."""
-    found = certification_of([row for row in rows if row["drop_poisoned"] is not None])
-    differ = [name for key, name in (("n", "n"), ("alpha", "α")) if len({each.get(key) for each in found}) > 1]
+    found = [row for row in rows if row["drop_poisoned"] is not None]
+    differ = [name for key, name in (("n", "n"), ("alpha", "α")) if len({row[key] for row in found}) > 1]
     if not differ:
         return ""
     return (

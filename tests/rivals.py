@@ -11,7 +11,8 @@ from engine import models
 from engine.attacks import ATTACKS
 from engine.attacks.base import AttackProblem, AttackRecord
 from engine.attacks.random_noise import random_noise
-from engine.config import ATTACK_TRAITS, ProcedureConfig
+from engine.choices import ATTACK_TRAITS
+from engine.config import ProcedureConfig
 from engine.data import LabelledImages
 from engine.hypergradient import ApproxGrad
 from engine.overrides import with_overrides

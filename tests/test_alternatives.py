@@ -7,7 +7,7 @@ import torch
 
 from engine import costs, models
 from engine.attacks import ATTACKS
-from engine.config import ATTACK_TRAITS, Architecture, AttackName
+from engine.choices import ATTACK_TRAITS, Architecture, AttackName
 from engine.report import wording
 from engine.streams import stream
 from engine.votes import count_votes

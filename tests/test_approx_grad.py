@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from engine import hypergradient
-from engine.config import LinearSolver
+from engine.choices import LinearSolver
 from engine.hypergradient import Part, Sum, cross_term, hessian
 from engine.solvers import Adam, Operator
 from tests.bilevel import INPUT, LABEL, WEIGHTS, Quadratic, approx_grad, exact, network_loss, normal

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.config import ARMS, Config
+from engine.choices import ARMS
+from engine.config import Config
 from engine.records import Run
 
 Tiny = Callable[..., Config]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from engine import follow, jobs
-from engine.config import ARMS, CONTROLS
+from engine.choices import ARMS, CONTROLS
 from engine.presets import PRESETS
 from engine.records import Run
 from tests.commanding import main

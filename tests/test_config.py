@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from engine.config import PROCEDURES, ConfigError, arms_of, smallest_useful_n
+from engine.choices import PROCEDURES
+from engine.config import ConfigError, arms_of, smallest_useful_n
 from engine.overrides import field_names, parse, with_overrides
 from engine.presets import PRESETS
 from engine.records import run_id

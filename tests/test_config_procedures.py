@@ -6,14 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import (
-    PROCEDURES,
-    ConfigError,
-    ProcedureConfig,
-    attackers_augmentation,
-    lower_level,
-    poison_depends_on,
-)
+from engine.choices import PROCEDURES
+from engine.config import ConfigError, ProcedureConfig, attackers_augmentation, lower_level, poison_depends_on
 from engine.overrides import differences, parse, with_overrides
 from tests.configuring import CONFIG, changed, complaint
 

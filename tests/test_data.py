@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import datasets
-from engine.config import DATASETS
+from engine.choices import DATASETS
 from engine.data import LabelledImages, load, split
 from engine.datasets import DatasetUnavailable, cifar10
 

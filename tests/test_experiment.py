@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
 from engine import hypergradient, jobs, metrics
-from engine.config import ARMS, Config
+from engine.choices import ARMS
+from engine.config import Config
 from engine.experiment import poisoning, protocol
 from engine.records import Run
 from engine.report.numbers import build_report

@@ -9,7 +9,7 @@ import pytest
 
 from engine import metrics
 from engine.certification import ABSTAIN, radius_cap
-from engine.config import ARMS
+from engine.choices import ARMS
 from engine.figures import attack, images, radii, training
 from engine.figures.style import ARM_STYLE, alt, finish
 from engine.records import GALLERY, Run

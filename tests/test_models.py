@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from engine.config import SMALLEST_SIDE, Config
+from engine.choices import SMALLEST_SIDE
+from engine.config import Config
 from engine.hypergradient import hessian
 from engine.models import BUILDERS, build, flat_weights, with_weights
 from engine.models.initialise import he_normal, he_normal_truncated

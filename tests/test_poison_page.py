@@ -227,13 +227,13 @@ def test_the_threat_card_tells_shares_beliefs_fine_tuning_and_missing_controls()
 def test_every_choice_of_the_configuration_has_a_plain_name() -> None:
     from typing import get_args
 
-    from engine import config
+    from engine import choices
 
-    assert set(wording.ATTACKS) == set(get_args(config.AttackName))
-    assert set(wording.ARCHITECTURE_NAMES) == set(get_args(config.Architecture))
-    assert set(wording.PROCEDURE_NAMES) <= set(config.PROCEDURES)
+    assert set(wording.ATTACKS) == set(get_args(choices.AttackName))
+    assert set(wording.ARCHITECTURE_NAMES) == set(get_args(choices.Architecture))
+    assert set(wording.PROCEDURE_NAMES) <= set(choices.PROCEDURES)
     assert wording.PROCEDURE_NAMES["brought along"] == "brought along"  # a new one needs no line here
-    assert set(wording.CONTROL_NAMES) == set(get_args(config.Control))
+    assert set(wording.CONTROL_NAMES) == set(get_args(choices.Control))
 
 
 def test_a_folder_of_images_is_offered_with_its_class_names_and_checked(folder: Path) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from engine.attacks import ATTACKS
 from engine.attacks.base import AttackRecord
 from engine.attacks.pacd import MOST_RESTARTS
-from engine.config import AttackName, ProcedureConfig
+from engine.choices import AttackName
+from engine.config import ProcedureConfig
 from engine.costs import work_of_attack
 from engine.overrides import with_overrides
 from engine.threat import Poison, check

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from engine import costs, jobs, paper, records
-from engine.config import PROCEDURES, Config, ConfigError, arms_of, canonical_json, poison_depends_on
+from engine.choices import PROCEDURES
+from engine.config import Config, ConfigError, arms_of, canonical_json, poison_depends_on
 from engine.overrides import differences, with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, GRID, Run, RunNotFound

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from engine.config import PROCEDURES as SETTINGS_OF
+from engine.choices import PROCEDURES as SETTINGS_OF
 from engine.config import ProcedureConfig, TrainingConfig
 from engine.data import LabelledImages
 from engine.models import flat_weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine import datasets, records
-from engine.config import ARMS
+from engine.choices import ARMS
 from engine.experiment import victims
 from engine.experiment.victims import VictimUnavailable
 

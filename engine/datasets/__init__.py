@@ -13,17 +13,8 @@ from types import ModuleType
 
 import numpy as np
 
-from engine.config import (
-    DATASETS,
-    FOLDER,
-    FOLDER_NAME,
-    LEAST_TRAINING,
-    LEAST_VALIDATION,
-    SMALLEST_SIDE,
-    Config,
-    ConfigError,
-    DataSet,
-)
+from engine.choices import DATASETS, FOLDER, FOLDER_NAME, SMALLEST_SIDE, DataSet
+from engine.config import LEAST_TRAINING, LEAST_VALIDATION, Config, ConfigError
 from engine.datasets import cifar10, digits, folder, mnist
 from engine.datasets.base import DatasetUnavailable as DatasetUnavailable
 

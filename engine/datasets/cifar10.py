@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.config import DATASETS
+from engine.choices import DATASETS
 from engine.datasets.base import DatasetUnavailable
 
 KNOWN = DATASETS["cifar10"]

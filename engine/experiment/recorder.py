@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from engine import perception
-from engine.config import ARMS, CONTROLS, arms_of
+from engine.choices import ARMS, CONTROLS
+from engine.config import arms_of
 from engine.costs import Work, work_of
 from engine.datasets import describe
 from engine.records import Run, write_atomically

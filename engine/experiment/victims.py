@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.config import DATASETS
+from engine.choices import DATASETS
 from engine.models import Network, build
 from engine.records import Run
 from engine.smoothing import Classifier

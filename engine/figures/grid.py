@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from engine.config import ARMS
+from engine.choices import ARMS
 from engine.figures.style import ARM_STYLE, FAINT, GREY, finish
 
 

@@ -11,7 +11,8 @@ from plotly.subplots import make_subplots
 
 from engine import metrics
 from engine.certification import ABSTAIN, radius_cap
-from engine.config import ARMS, Config
+from engine.choices import ARMS
+from engine.config import Config
 from engine.figures.style import ARM_STYLE, FAINT, GREY, RADIUS, by_arm, finish, transparent
 from engine.report.numbers import of_scope
 from engine.report.sentences import TARGET, several

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from engine.config import ARMS
+from engine.choices import ARMS
 
 RADIUS = "certified radius (L2, pixel units)"
 # For plotly_chart(config=…). Buttons of tools for the pointer alone would only be stops on the keyboard's way.

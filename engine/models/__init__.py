@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from engine.config import SMALLEST_SIDE
+from engine.choices import SMALLEST_SIDE
 from engine.models.initialise import Initialiser, glorot_uniform, he_normal, he_normal_truncated
 from engine.models.lenet import LeNet
 from engine.models.network import Network, Shape

@@ -5,7 +5,8 @@ import shlex
 from typing import Any
 from urllib.parse import urlencode
 
-from engine.config import PROCEDURES, Config, ProcedureConfig
+from engine.choices import PROCEDURES
+from engine.config import Config, ProcedureConfig
 from engine.overrides import field_names
 from engine.presets import PRESETS
 from engine.records import Run

@@ -8,7 +8,8 @@ import pandas as pd
 
 from engine import metrics
 from engine.certification import ABSTAIN, radius_cap
-from engine.config import ARMS, Config
+from engine.choices import ARMS
+from engine.config import Config
 from engine.datasets import class_in_words
 from engine.overrides import with_overrides
 from engine.spread import Summary

@@ -3,7 +3,8 @@
 from typing import Any
 
 from engine import datasets, paper, spread
-from engine.config import CONTROLS, Config, arms_of, lower_level
+from engine.choices import CONTROLS
+from engine.config import Config, arms_of, lower_level
 from engine.records import ACTIVE, Run
 from engine.report import wording
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.config import CONTROLS, Config
+from engine.choices import CONTROLS
+from engine.config import Config
 from engine.records import Run
 from engine.report.commands import asked_for, values_of
 from engine.report.sentences import drop_of, is_the_papers, several, victims_line, with_spread

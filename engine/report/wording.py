@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from engine.config import DATASETS, FOLDER, PROCEDURES, Config, ProcedureConfig
+from engine.choices import DATASETS, FOLDER, PROCEDURES
+from engine.config import Config, ProcedureConfig
 
 
 class Names(dict[str, str]):

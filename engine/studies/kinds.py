@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from engine import paper, presets
-from engine.config import FOLDER, Architecture, AttackName, Config, ConfigError, lower_level
+from engine.choices import FOLDER, Architecture, AttackName
+from engine.config import Config, ConfigError, lower_level
 from engine.overrides import differences, field_names, with_overrides
 from engine.presets import PRESETS
 from engine.studies.study import Axis, Point, Study, checked

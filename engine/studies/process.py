@@ -168,8 +168,8 @@ def _steps(record: StudyRecord, status: Status) -> Iterator[Status]:
                 status, phase=phase + waits, detail=run.id, fraction=fraction, eta_seconds=rest, heartbeat=time.time()
             )
             yield status
-        if current.state == "done" and current.started and current.ended:  # not what it waited for others
-            speed.add(current.ended - current.started, whole)
+        if current.state == "done":  # not counting what it waited for others
+            speed.add((current.ended or 0.0) - (current.started or 0.0), whole)
         else:
             event = f"{study.name_of(cell)}: run {run.id} {current.state}" + (
                 f", {current.error}" if current.error else ""
