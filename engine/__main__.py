@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from engine import datasets, grid, index, jobs, poison_file, records
@@ -30,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if "runs_root" in options:
-            _check_root(options.runs_root, to_write=options.writes)
+            records.check_root(options.runs_root, to_write=options.writes)
         return options.command(options)
     except BrokenPipeError:  # whoever read the output has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -38,18 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, RunNotFound, OSError, ValueError) as error:
         print("error:", *str(error).split(), file=sys.stderr)  # in one line, whatever it was
         return BAD_INPUT
-
-
-def _check_root(root: Path, *, to_write: bool) -> None:
-    """Raises ConfigError where runs can neither be nor, if `to_write`, be kept. It leaves nothing behind."""
-    try:
-        there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
-        if not there.is_dir():
-            raise NotADirectoryError
-        if to_write:
-            TemporaryDirectory(prefix=".", dir=there).cleanup()
-    except OSError:
-        raise ConfigError(f"--runs-root must be a folder for runs, or where one can be made, got {root}") from None
 
 
 def _parser() -> argparse.ArgumentParser:

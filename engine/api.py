@@ -159,7 +159,7 @@ def run(
     start = find_preset(preset).config
     typed = [f"{_field(name)}={json.dumps(value, default=_plain)}" for name, value in settings.items()]
     config = with_overrides(start, typed)
-    runs_root, data_root = _runs_root(runs_root), _data_root(data_root)
+    runs_root, data_root = _runs_root(runs_root, to_write=True), _data_root(data_root)
     jobs.check(config, runs_root=runs_root, data_root=data_root)
     datasets.fetch(config.dataset, data_root)
     started = jobs.submit(config, runs_root=runs_root, data_root=data_root, preset=preset)
@@ -168,12 +168,15 @@ def run(
 
 
 def open(identifier: str, *, runs_root: str | Path | None = None) -> Result:
-    """The run of this id, or of the one id that begins so, the project's examples included. Raises: RunNotFound."""
+    """The run of this id, or of the one id that begins so, the project's examples included.
+
+    Raises: RunNotFound; ConfigError, where runs_root is no folder.
+    """
     return Result(records.find(_runs_root(runs_root), str(identifier)))
 
 
 def runs(*, runs_root: str | Path | None = None) -> pd.DataFrame:
-    """One's own runs, newest first: a row each with settings, state and drops."""
+    """One's own runs, newest first: a row each with settings, state and drops. Raises: as open."""
     columns = list(index.row_of(Run(Path("no run"))))  # where there are none yet, too
     return pd.DataFrame(index.rows(_runs_root(runs_root)), columns=columns)
 
@@ -221,8 +224,11 @@ def certify(
     return table[["prediction", "radius", "selected_class", "n_top", "n", "p_lower"]]
 
 
-def _runs_root(given: str | Path | None) -> Path:
-    return Path(given) if given is not None else records.default_root()
+def _runs_root(given: str | Path | None, *, to_write: bool = False) -> Path:
+    """Raises: ConfigError."""
+    root = Path(given) if given is not None else records.default_root()
+    records.check_root(root, to_write=to_write)
+    return root
 
 
 def _data_root(given: str | Path | None) -> Path:

@@ -32,6 +32,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -41,7 +42,7 @@ from safetensors.numpy import load_file, save
 
 from engine import datasets
 from engine.choices import ARMS
-from engine.config import Config, canonical_json
+from engine.config import Config, ConfigError, canonical_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +89,18 @@ class Status:
 def default_root() -> Path:
     """Where runs are kept: the environment variable PACD_RUNS, or runs/ beside the project."""
     return Path(os.environ.get("PACD_RUNS") or Path(__file__).parents[1] / "runs")
+
+
+def check_root(root: Path, *, to_write: bool) -> None:
+    """Raises ConfigError where runs can neither be nor, if `to_write`, be kept. It leaves nothing behind."""
+    try:
+        there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+        if not there.is_dir():
+            raise NotADirectoryError
+        if to_write:
+            TemporaryDirectory(prefix=".", dir=there).cleanup()
+    except OSError:
+        raise ConfigError(f"runs are kept in a folder that is there or can be made, got {root}") from None
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

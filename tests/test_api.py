@@ -183,3 +183,17 @@ def test_importing_it_imports_no_torch_and_no_streamlit() -> None:
     code = "import sys, engine.api; print({'torch', 'streamlit'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda root: pacd.run("smoke", runs_root=root),
+        lambda root: pacd.open("73b3", runs_root=root),
+        lambda root: pacd.runs(runs_root=root),
+    ],
+)
+def test_runs_are_kept_in_a_folder(ask: Callable[[Path], Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=re.escape(f"can be made, got {tmp_path / 'file'}")):
+        ask(tmp_path / "file")

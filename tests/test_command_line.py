@@ -186,7 +186,7 @@ def test_runs_are_kept_in_a_folder(
     (tmp_path / "file").touch()
     code, output, error = main(capsys, *command, "--runs-root", tmp_path / root)
     assert (code, output) == (2, "")
-    assert error == f"error: --runs-root must be a folder for runs, or where one can be made, got {tmp_path / root}\n"
+    assert error == f"error: runs are kept in a folder that is there or can be made, got {tmp_path / root}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
