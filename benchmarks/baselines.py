@@ -23,7 +23,7 @@ from engine.config import Config, ConfigError
 from engine.metrics import correct_radius, interval_of_mean
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
-from engine.records import Run, Status, default_root, run_id
+from engine.records import GALLERY, Run, Status, default_root, run_id
 
 Key = tuple[str, str, float]  # data set, procedure, σ
 # The target class's ACR, its standard deviation over five seeds and its accuracy where they are known: all test images,
@@ -109,6 +109,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     runs = {key: Run(root / run_id(config)) for key, config in configs.items()}
     open_still = [configs[key] for key, run in runs.items() if not run.exists() or run.status().state != "done"]
+    if open_still and root.resolve().is_relative_to(GALLERY.resolve()):
+        parser.error(f"{root} comes with the project and has no such runs: name another folder, to compute them there")
     (side_by_side if torch.cuda.is_available() else one_by_one)(open_still, root)
     finished = {key: run for key, run in runs.items() if run.status().state == "done"}
     if finished:

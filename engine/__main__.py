@@ -66,7 +66,11 @@ def _parser() -> argparse.ArgumentParser:
 
     presets = command("presets", _presets, "List the presets.")
     presets.add_argument("--json", action="store_true", help="with their configurations, as JSON")
-    presets.add_argument("--markdown", action="store_true", help="the authors' settings beside each other, as a table")
+    presets.add_argument(
+        "--markdown",
+        action="store_true",
+        help="every setting of the authors' six beside each other, and of the others, as tables",
+    )
     presets.add_argument("--departs", action="store_true", help="and how each differs from the authors' setting")
 
     runs = command("runs", _runs, "List the runs, newest first; or cancel or delete one.")
@@ -207,7 +211,9 @@ def _presets(options: argparse.Namespace) -> int:
         print(json.dumps({name: preset.config.model_dump(mode="json") for name, preset in PRESETS.items()}, indent=1))
         return OK
     if options.markdown:
-        print(tables.settings({name: preset.config for name, preset in PRESETS.items() if name.startswith("paper-")}))
+        of_the_paper = {name for name in PRESETS if name.startswith("paper-")}
+        tell = [of_the_paper, PRESETS.keys() - of_the_paper]
+        print(*(tables.settings({n: p.config for n, p in PRESETS.items() if n in names}) for names in tell), sep="\n\n")
         return OK
     indent = " " * WIDTH
     device = expected_device()

@@ -47,12 +47,14 @@ _FASTER = (
     "has to carry over to the victims' architecture",
     "two MINRES steps on one noise draw of the linear system per upper step, instead of ten Adam steps with fresh "
     "noise in each: three Hessian-vector products in place of 21 (docs/solvers.md compares solvers)",
-    "fewer upper steps, lower steps, images and noise draws, and a surrogate that learns twice as fast and has trained "
-    "a little before its first upper step",
+    "fewer upper steps, images and noise draws, two lower steps where the authors have ten (one against SmoothAdv), "
+    "and a surrogate that learns twice as fast and has trained a little before its first upper step",
+    "of the attacker's minibatch four to six tenths are poisoned images, of the authors' one tenth: the class weighs "
+    "more in the surrogate than in the victims",
     "Adam's moments of the poison belong to images, not to positions in the minibatch (attack.poison_moments)",
-    "victims see fewer images, train for fewer epochs with a learning rate that falls to zero, with products in "
-    "bfloat16 where the processor has them, and are certified with fewer draws, so their radii are smaller and capped "
-    "lower",
+    "victims see fewer images, train for fewer epochs with a higher learning rate that falls to zero, with products in "
+    "bfloat16 where the processor has them, and are certified on fewer test images with fewer draws, so their radii "
+    "are smaller and capped lower",
 )
 
 _FASTER_SMOOTHADV = (
@@ -60,6 +62,7 @@ _FASTER_SMOOTHADV = (
     "victims and attacker alike, where the authors' has Adam and one noise draw for ever per image",
     "the inner adversary grows over the first quarter of every training, where the authors' does over a tenth of the "
     "victims' and after some rest in the attack",
+    "radii in the upper loss are squeezed by 1e-3, the authors' by 1e-4",
 )
 _FASTER_MACER = (
     "MACER as Zhai et al. have it, without the authors' squeezing of the radius, and without its robustness term in "

@@ -96,7 +96,9 @@ def numbers_of(run: Run, k: int, table: pd.DataFrame) -> None:
         column_config={
             "L∞": st.column_config.NumberColumn(format="%.4f", help="largest change of a pixel, pixel units"),
             "L2": st.column_config.NumberColumn(format="%.3f", help="Euclidean length of δ, pixel units"),
-            "PSNR (dB)": st.column_config.NumberColumn(format="%.1f", help="higher: less visible"),
+            "PSNR (dB)": st.column_config.NumberColumn(
+                format="%.1f", help="higher: less visible; none where nothing changed"
+            ),
             "SSIM": st.column_config.NumberColumn(format="%.3f", help="structural similarity, 1: identical"),
             "changed": st.column_config.NumberColumn(format="percent", help="share of pixels that changed at all"),
         },

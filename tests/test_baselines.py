@@ -78,3 +78,10 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path, capsys, wrong):
         baselines.main(["--runs", str(tmp_path), *wrong])
     assert wrong[-1].partition("=")[0] in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_new_is_computed_among_the_projects_own_runs(capsys, monkeypatch):
+    monkeypatch.setattr(baselines.jobs, "submit", None)
+    with pytest.raises(SystemExit):
+        baselines.main([*ARGUMENTS, "--runs", str(PROJECT / "gallery" / "baselines")])
+    assert "name another folder" in capsys.readouterr().err

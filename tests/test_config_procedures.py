@@ -41,7 +41,7 @@ def test_a_procedure_takes_its_own_settings_and_no_others(name):
 def test_a_procedure_that_does_not_exist_is_refused_with_those_that_do(procedure):
     for where in ("procedure", "attack.procedure"):
         message = complaint(changed(where, procedure))
-        assert "a procedure is one of standard, gaussian" in message
+        assert f"a procedure is one of {', '.join(PROCEDURES)}" in message
         assert "'sgd'" in message
 
 

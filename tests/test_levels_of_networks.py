@@ -146,7 +146,10 @@ def slope(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     return torch.autograd.grad(loss(at), at)[0]
 
 
-@pytest.fixture(params=[("lenet", "gaussian"), ("lenet", "macer-pacd"), ("resnet20-pacd", "gaussian")], ids="-".join)
+@pytest.fixture(
+    params=[(network, procedure) for network in ("lenet", "resnet20-pacd") for procedure in ("gaussian", "macer-pacd")],
+    ids="-".join,
+)
 def game(request) -> Game:
     return Game(*request.param)
 

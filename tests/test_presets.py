@@ -37,7 +37,8 @@ def test_the_papers_presets_have_the_authors_numbers(procedure: str, dataset: st
         *(attack.fixed_lower_noise, attack.fixed_upper_noise),
         *(training.epochs, training.batch_size, training.augmentation),
     )
-    assert attack.restart_every * 5 == attack.upper_steps
+    assert (attack.restart_every * 5, attack.warmup_steps) == (attack.upper_steps, 0)
+    assert attack.poison_moments == "position"
     assert (attack.linear_steps, attack.linear_solver, attack.damping, attack.inverse_temperature) == (
         10,
         "adam",

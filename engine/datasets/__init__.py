@@ -5,7 +5,6 @@ depends on its contents is looked up there.
 """
 
 import os
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from types import ModuleType
 
 import numpy as np
 
-from engine.choices import DATASETS, FOLDER, FOLDER_NAME, SMALLEST_SIDE, DataSet
+from engine.choices import DATASETS, FOLDER, SMALLEST_SIDE, DataSet
 from engine.config import LEAST_TRAINING, LEAST_VALIDATION, Config, ConfigError
 from engine.datasets import cifar10, digits, folder, mnist
 from engine.datasets.base import DatasetUnavailable as DatasetUnavailable
@@ -141,10 +140,11 @@ def _known(dataset: str, root: Path) -> DataSet | folder.Contents:
 
 
 def folders(root: Path) -> list[str]:
-    """Names under root that may be folders of images: those with two or more folders in them."""
-    return sorted(
-        path.name for path in _folders_in(root) if re.fullmatch(FOLDER_NAME, path.name) and len(_folders_in(path)) >= 2
-    )
+    """Names under root that may be folders of images: those with two or more folders in them.
+
+    Names that no data set can have are among them, so that whoever chooses one is told what is allowed.
+    """
+    return sorted(path.name for path in _folders_in(root) if path.name[0] != "." and len(_folders_in(path)) >= 2)
 
 
 def _folders_in(folder: Path) -> list[Path]:
