@@ -11,6 +11,7 @@ from engine.experiment.environment import PROJECT
 COMMANDS = {
     "Python alone": ["-c", "pass"],
     "import torch": ["-c", "import torch"],
+    "the command line: --help": ["-m", "engine", "--help"],
     "the command line: presets": ["-m", "engine", "presets"],
     "the command line: a dry run": ["-m", "engine", "run", "--preset", "smoke", "--dry-run"],
     "a run's process: import engine.experiment.protocol": ["-c", "import engine.experiment.protocol"],
