@@ -81,6 +81,7 @@ PROCEDURES: dict[str, dict[str, float]] = {
 }
 
 FOLDER = "folder:"  # a data set of this prefix is the folder of that name under the data root
+CLASS_NAME = r"[^\[\]<>`$|\\]+"  # printable; these would be taken for links, pictures or markup where a name is shown
 FOLDER_NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 
 

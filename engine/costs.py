@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from engine.choices import DATASETS
 from engine.config import AttackConfig, Config, arms_of, lower_level
+
+CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
 # The forward pass of one 28×28 image, in units of the 20-50-500 LeNet's: measured on one CPU thread, in batches of 100.
 # Networks with batch normalisation take a sixth less than this in certification, and a third more in training.
@@ -142,7 +145,16 @@ def workers_for(device: str) -> int:
     if device == "cuda":
         return MOST_WORKERS
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cpus, MOST_WORKERS)
+    return max(1, min(cpus, _container_cpus(), MOST_WORKERS))
+
+
+def _container_cpus() -> int:
+    """Whole CPUs that a Linux container's quota allows; without one, more than there are."""
+    try:
+        quota, period = CGROUP.read_text().split()
+        return int(quota) // int(period)
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return sys.maxsize
 
 
 def estimate(config: Config, *, device: str, shape: Shape | None = None, classes: int = CLASSES) -> Estimate:

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from engine import datasets, poison_file
@@ -123,7 +124,7 @@ def launch(
         if record.exists() and (status.active or (status.state == "done" and finished())):
             return
         if status.state == "lost" and process_exists(status):  # stuck: it must not wake up beside its successor
-            _kill_group(status)
+            _kill_group(record, status)
         lay_out(record, definition, request=request, stale=stale)
         with (record.directory / "log.txt").open("w") as log:
             subprocess.Popen(
@@ -140,7 +141,7 @@ def launch(
 def lay_out(record: Record, definition: str, *, request: dict[str, Any], stale: tuple[str, ...] = STALE) -> None:
     """Makes a directory a record, queued, without what an earlier attempt left there."""
     record.directory.mkdir(parents=True, exist_ok=True)
-    for name in ("cancel", *stale):
+    for name in ("cancel", "log.txt", *stale):
         (record.directory / name).unlink(missing_ok=True)
     now = time.time()
     record.write_json("request.json", request | {"submitted": now})
@@ -178,7 +179,7 @@ def stop_now(run: Record, grace: float | None = None) -> None:
     deadline = time.monotonic() + (GRACE if grace is None else grace)
     while can_end(status := run.status()):
         if time.monotonic() > deadline:
-            _kill_group(status)
+            _kill_group(run, status)
             run.write_status(replace(status, state="cancelled", ended=time.time(), error="it had to be killed"))
         time.sleep(0.1)
 
@@ -381,7 +382,9 @@ def _changes(runs_root: Path) -> FileLock:
     return FileLock(runs_root / ".changes.lock")
 
 
-def _kill_group(status: Status) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if status.pid is not None:
-            os.killpg(status.pid, signal.SIGKILL)  # the process leads its own group
+def _kill_group(record: Record, status: Status) -> None:
+    """The group that a record's process leads; no other, since a status may come from anywhere, with any pid."""
+    with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
+        ours = str(record.directory.resolve()) in psutil.Process(status.pid).cmdline()
+        if ours and status.pid is not None and os.getpgid(status.pid) == status.pid:
+            os.killpg(status.pid, signal.SIGKILL)

@@ -9,7 +9,6 @@ Two forms are read: safetensors, as a run's poison.safetensors has it, and NumPy
 import json
 import math
 import zipfile
-from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -81,6 +80,8 @@ def _from_safetensors(content: bytes) -> dict[str, np.ndarray]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
+        if any(side >= 2**63 for _, shape in headers.values() for side in shape):
+            raise ValueError
     except Exception:  # whatever the parser makes of what a stranger wrote
         raise PoisonFileRefused("the header of the safetensors file cannot be read") from None
     _check_headers(headers)
@@ -97,6 +98,8 @@ def _from_npz(content: bytes) -> dict[str, np.ndarray]:
             if len(members) > 3:
                 raise PoisonFileRefused(f"a poison file has at most 3 arrays, got {len(members)}")
             headers = {member.filename.removesuffix(".npy"): _header(archive, member) for member in members}
+            if len(headers) < len(members):
+                raise PoisonFileRefused("the arrays of a poison file have different names")
             _check_headers(headers)
             return {
                 member.filename.removesuffix(".npy"): _array(
@@ -117,12 +120,13 @@ def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[str, tup
 
 
 def _npy_header(file: Any) -> tuple[str, tuple[int, ...]]:
-    readers: dict[tuple[int, int], Callable[..., Any]] = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
     try:
-        shape, in_columns, kind = readers[np.lib.format.read_magic(file)](file)
+        if np.lib.format.read_magic(file) != (
+            1,
+            0,
+        ):  # what NumPy writes for plain arrays; later ones have no small limit
+            raise ValueError
+        shape, in_columns, kind = np.lib.format.read_array_header_1_0(file)
     except Exception:  # NumPy gives the header to Python's parser
         raise PoisonFileRefused("an array of the .npz file has no header that can be read") from None
     if kind.hasobject or kind.fields:

@@ -33,11 +33,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import psutil
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.numpy import load_file, save
 
 from engine import datasets
@@ -63,27 +63,35 @@ class RunNotFound(ValueError):
     """No run (or study) of this id, or its directory is not one."""
 
 
+Time = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]  # seconds; what a calendar can show
+
+
 @dataclass(frozen=True)
 class Status:
     """What a run is doing. state: queued, running, done, cancelled, failed or lost."""
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")  # for statuses read from files
+
     state: str
     phase: str = ""
     fraction: float = 0.0  # of the whole run's work, in [0, 1]
-    eta_seconds: float | None = None
+    eta_seconds: Time | None = None
     detail: str = ""
-    pid: int | None = None
+    pid: Annotated[int, Field(gt=1)] | None = None
     pid_started: float | None = None  # `process_start`: with it the pid names one process, as pids are used again
-    heartbeat: float = 0.0
-    submitted: float = 0.0
-    started: float | None = None
-    ended: float | None = None
+    heartbeat: Time = 0.0
+    submitted: Time = 0.0
+    started: Time | None = None
+    ended: Time | None = None
     error: str | None = None
     events: tuple[str, ...] = ()
 
     @property
     def active(self) -> bool:
         return self.state in ACTIVE
+
+
+_STATUS = TypeAdapter(Status)
 
 
 def default_root() -> Path:
@@ -135,9 +143,10 @@ class Record:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The object in a file; None where there is none, or something else."""
+        path = self.directory / name
         try:
-            found = json.loads((self.directory / name).read_bytes())
-        except (OSError, ValueError):
+            found = json.loads(path.read_bytes()) if path.is_file() else None
+        except (OSError, ValueError, RecursionError):
             return None
         return found if isinstance(found, dict) else None
 
@@ -152,8 +161,8 @@ class Record:
         """The recorded status, except that one whose process is gone reads as lost."""
         try:
             raw = self.read_json("status.json") or {}
-            status = Status(**{**raw, "events": tuple(raw.get("events", ()))})
-        except (AttributeError, TypeError):  # not there, not an object, or of other fields
+            status = _STATUS.validate_python(raw)
+        except ValidationError:  # not there, or of other fields
             status = Status("")
         if status.state not in STATES:
             return Status("lost", error="the run's status cannot be read")
@@ -178,7 +187,9 @@ class Record:
 
     def log_tail(self) -> str:
         path = self.directory / "log.txt"
-        return "\n".join(path.read_text(errors="replace").splitlines()[-200:]) if path.exists() else ""
+        if path.is_symlink() or not path.is_file():  # a link in a stranger's run may lead anywhere
+            return ""
+        return "\n".join(path.read_text(errors="replace").splitlines()[-200:])
 
 
 @dataclass(frozen=True)

@@ -293,7 +293,7 @@ def zipped(directory: Path) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(directory.rglob("*")):
-            if path.is_file() and not path.name.startswith("."):  # locks, and files half written
+            if path.is_file() and not path.is_symlink() and path.name[0] != ".":  # locks, and files half written
                 archive.write(path, Path(directory.name) / path.relative_to(directory))
     return buffer.getvalue()
 

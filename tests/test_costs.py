@@ -109,3 +109,11 @@ def test_a_cpu_is_taken_to_multiply_in_bfloat16_if_torch_says_so():
     costs._of_a_cpu.cache_clear()
     believed = has_bfloat16() or not Path("/proc/cpuinfo").exists()
     assert costs._of_a_cpu() == (costs.UNITS_PER_SECOND if believed else costs.UNITS_PER_SECOND_IN_FLOAT32)
+
+
+@pytest.mark.parametrize(("quota", "workers"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", 7), ("", 7)])
+def test_a_containers_quota_counts(quota: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(costs, "CGROUP", tmp_path / "cpu.max")
+    monkeypatch.setattr(costs.os, "sched_getaffinity", lambda _: set(range(7)))
+    assert costs.workers_for("cpu") == workers

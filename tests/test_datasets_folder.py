@@ -299,3 +299,11 @@ def test_a_changed_image_is_read_anew(own):
     assert datasets.read("folder:own", own.parent, train=True)[0] is first
     save(own / "cat" / "1.png", np.zeros((10, 12, 3), np.uint8))
     assert not datasets.read("folder:own", own.parent, train=True)[0][0].any()
+
+
+@pytest.mark.parametrize("name", ["![t](http:&#47;&#47;example.org)", "<b>", "a`b", "$x$", "a\nb"])
+def test_class_names_that_pages_would_take_for_markup_are_refused(name, tmp_path):
+    fill(tmp_path, classes=("cat", "dog"))
+    (tmp_path / "dog").rename(tmp_path / name.replace("/", "&#47;"))
+    with pytest.raises(DatasetUnavailable, match=r"no name for a class; allowed are printable names without \[ \]"):
+        folder.contents(tmp_path)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,3 +122,28 @@ def test_runs_are_listed_while_others_are_added(runs: list[Run], runs_root: Path
     assert process.returncode == 0
     assert {row["seed"] for row in json.loads(output)} <= {0, 1, 2, *range(10, 30)}
     assert len(index.rows(runs_root)) == 23
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("notes.json", {"name": ["x"]}),
+        ("request.json", {"preset": {"x": 1}}),
+        ("report.json", {"relative_drop": [1]}),
+        ("report.json", {"relative_drop": {"poisoned": None}}),
+        ("report.json", {"target_name": {"x": 1}}),
+        ("config.json", {"threat": [1]}),
+        ("config.json", {"dataset": ["x"], "seed": "x"}),
+    ],
+)
+def test_one_malformed_directory_does_not_hide_the_others(file: str, content: dict[str, Any], tmp_path: Path) -> None:
+    good, bad = (Run(tmp_path / (letter * 16)) for letter in "ab")
+    for run in (good, bad):
+        run.directory.mkdir()
+        (run.directory / "config.json").write_text(json.dumps({"dataset": "mnist", "seed": 3}))
+        run.write_status(Status("done"))
+    (bad.directory / file).write_text(json.dumps(content))
+    rows = {row["id"]: row for row in index.rows(tmp_path)}
+    assert (rows[good.id]["seed"], rows[good.id]["name"]) == (3, "")
+    assert rows[bad.id]["name"] == "(cannot be read)"
+    assert rows[bad.id].keys() == rows[good.id].keys()

@@ -178,9 +178,29 @@ def test_a_finished_run_whose_report_is_gone_is_run_again(
     assert prepare(tiny(), runs_root).status().state == "queued"
 
 
+def worker_of(run: Run) -> "subprocess.Popen[bytes]":
+    """A process that looks like a run's own."""
+    directory = str(run.directory.resolve())
+    return subprocess.Popen([sys.executable, "-c", "while True: pass", directory], start_new_session=True)
+
+
+def test_a_process_that_is_not_the_runs_own_is_not_killed(tiny: Tiny, prepare: WorkHere, runs_root: Path) -> None:
+    """Whoever hands on a run directory writes its status, and could name any process of the user's."""
+    run = prepare(tiny(), runs_root)
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    run.write_status(Status("running", pid=other.pid, pid_started=records.process_start(other.pid), heartbeat=0.0))
+    try:
+        prepare(tiny(), runs_root)
+        jobs.stop_now(run, grace=0.1)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
 def test_a_stuck_worker_is_killed_before_its_successor_starts(tiny: Tiny, prepare: WorkHere, runs_root: Path) -> None:
     run = prepare(tiny(), runs_root)
-    stuck = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    stuck = worker_of(run)
     status = Status("running", pid=stuck.pid, pid_started=records.process_start(stuck.pid), heartbeat=0.0)
     run.write_status(status)
     assert run.status().state == "lost"
@@ -193,7 +213,7 @@ def test_a_worker_that_does_not_listen_is_killed_and_counts_as_cancelled(
 ) -> None:
     monkeypatch.setattr(jobs, "GRACE", 0.3)
     run = prepare(tiny(), runs_root)
-    deaf = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    deaf = worker_of(run)
     now = time.time()
     run.write_status(
         Status("running", pid=deaf.pid, pid_started=records.process_start(deaf.pid), heartbeat=now, submitted=now)

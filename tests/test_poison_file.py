@@ -337,3 +337,23 @@ def test_the_page_refuses_an_upload_with_a_sentence():
     test.file_uploader(key="poison file").upload("evil.npz", REFUSED["no Python objects"], "application/zip").run()
     assert any("no Python objects" in error.value for error in test.error)
     assert not test.exception
+
+
+def test_a_header_that_a_stranger_made_long_is_not_read():
+    """NumPy would read as many bytes as the later forms of a header say, up to 4 GB, before it looks at any."""
+    long = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**30) + b" " * 2**20
+    with pytest.raises(PoisonFileRefused, match="no header that can be read"):
+        poison_file.read(packed("delta", long))
+
+
+def test_names_that_come_twice_and_sides_of_thousands_of_digits_are_refused():
+    file = io.BytesIO()
+    member = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1, 8, 8), }")
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("delta.npy", member)
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("delta.npy", member)
+    with pytest.raises(PoisonFileRefused, match="different names"):
+        poison_file.read(file.getvalue())
+    with pytest.raises(PoisonFileRefused, match="header of the safetensors file cannot be read"):
+        poison_file.read(tensors({"delta": entry("F32", [10**4000, 1, 8, 8], 0, 4)}))

@@ -25,19 +25,20 @@ from engine.presets import PRESETS
 from engine.records import Run, RunNotFound, Status, process_exists
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
+times = st.floats(0, 1e11)
 ended = st.builds(
     Status,
     state=st.sampled_from(["done", "cancelled", "failed", "lost"]),
     phase=st.text(),
     fraction=finite,
-    eta_seconds=st.none() | finite,
+    eta_seconds=st.none() | times,
     detail=st.text(),
-    pid=st.none() | st.integers(),
+    pid=st.none() | st.integers(2),
     pid_started=st.none() | finite,
-    heartbeat=finite,
-    submitted=finite,
-    started=st.none() | finite,
-    ended=st.none() | finite,
+    heartbeat=times,
+    submitted=times,
+    started=st.none() | times,
+    ended=st.none() | times,
     error=st.none() | st.text(),
     events=st.lists(st.text()).map(tuple),
 )
@@ -208,7 +209,15 @@ def test_a_run_that_ends_while_somebody_looks_is_not_lost(tmp_path: Path, monkey
     assert run.status().state == "done"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '"text"', '{"state": "done", "of another layout": 1}', "{}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[1]", '"text"', "{}", "[" * 200_000, '{"state": "done", "of another layout": 1}'),
+        *(f'{{"state": "running", "pid": {pid}, "pid_started": 0}}' for pid in (-1, 0, 1, 1e30, '"x"', "[2]")),
+        *(f'{{"state": "done", "submitted": {time}}}' for time in ("null", "NaN", "1e300", '"abc"')),
+        '{"state": "done", "events": 3}',
+    ],
+)
 def test_a_damaged_status_reads_as_lost(content: str, tmp_path: Path) -> None:
     run = new_run(tmp_path)
     (run.directory / "status.json").write_text(content)

@@ -15,6 +15,7 @@ Departs: ImageFolder itself would import torch, for which pages would wait. Name
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from engine.choices import CLASS_NAME
 from engine.datasets.base import DatasetUnavailable
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
@@ -177,8 +179,10 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     for of_class in _entries(folder):
         if not of_class.is_dir():
             continue
-        if not of_class.name.isprintable():
-            raise DatasetUnavailable(f"{of_class.path!a} is no name for a class; allowed are printable names")
+        if not of_class.name.isprintable() or not re.fullmatch(CLASS_NAME, of_class.name):
+            raise DatasetUnavailable(
+                f"{of_class.path!a} is no name for a class; allowed are printable names without [ ] < > ` $ | and \\"
+            )
         found = classes[of_class.name] = []
         for entry in _entries(Path(of_class)):
             if entry.is_dir():
