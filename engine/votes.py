@@ -120,7 +120,7 @@ class Answers:
 
     def __init__(self, base_classifier: Classifier, images: Tensor, screen: "Screen | None" = None) -> None:
         self._screen = screen
-        self._stem, self._rest = _halves(base_classifier)
+        self._stem, self._rest_of_sum = _halves(base_classifier)
         with torch.inference_mode():
             self._at_images = self._stem(images) - self._stem(torch.zeros_like(images[:1]))
 
@@ -129,7 +129,7 @@ class Answers:
         """Answers int64 [N, M] at the N images under noise [M, C, H, W]."""
         shared = self._stem(noise)
         if self._screen is None:
-            return torch.stack([self._rest(shared + at).argmax(dim=1) for at in self._at_images.split(1)])
+            return torch.stack([self._rest_of_sum(shared, at).argmax(dim=1) for at in self._at_images.split(1)])
         narrow, narrow_at = shared.to(torch.bfloat16), self._at_images.to(torch.bfloat16)
         screened = [self._screen(narrow, at) for at in narrow_at.split(1)]
         answers, sure = (torch.stack(parts) for parts in zip(*screened, strict=True))
@@ -200,11 +200,11 @@ def _margins(network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tens
     return classes, logits.amax(dim=1) - logits.masked_fill(answered, -torch.inf).amax(dim=1)
 
 
-def _halves(base_classifier: Classifier) -> tuple[Classifier, Classifier]:
-    """(stem, rest) of a network; any other classifier is all rest."""
+def _halves(base_classifier: Classifier) -> tuple[Classifier, Callable[[Tensor, Tensor], Tensor]]:
+    """(stem, rest_of_sum) of a network; any other classifier is all rest."""
     if isinstance(base_classifier, Network):
-        return base_classifier.stem, base_classifier.rest
-    return lambda x: x, base_classifier
+        return base_classifier.stem, base_classifier.rest_of_sum
+    return lambda x: x, lambda x, shift: base_classifier(x + shift)
 
 
 def _check_stem(network: Network, images: Tensor, *, sigma: float) -> None:

@@ -153,6 +153,16 @@ def test_answers_on_shared_noise_are_those_of_the_network_at_the_noisy_images(na
     assert torch.equal(Answers(model, images)(noise)[clear], logits.argmax(dim=2)[clear])
 
 
+def test_a_network_never_writes_the_sum_of_noise_and_image_down(monkeypatch):
+    model, images = network(), some_images(2)
+    noise = gaussian_noise((8, 1, 28, 28), sigma=0.5, generator=stream(0, "noise"))
+    with torch.no_grad():
+        at = model.stem(images) - model.stem(torch.zeros_like(images[:1]))
+        written = torch.stack([model.rest(model.stem(noise) + one).argmax(dim=1) for one in at.split(1)])
+    monkeypatch.delattr(LeNet, "rest")
+    assert torch.equal(Answers(model, images)(noise), written)
+
+
 @pytest.mark.parametrize("name", SHORT)
 def test_screened_votes_are_the_votes_of_float32(name):
     shape = (1, 16, 16)
