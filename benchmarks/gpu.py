@@ -32,7 +32,7 @@ from engine.presets import PRESETS
 from engine.streams import stream
 from engine.training import make
 from engine.training.base import fit
-from engine.votes import BLOCK, count_votes, has_bfloat16
+from engine.votes import BLOCK, count_votes
 
 FORWARD, GRADIENT, PRODUCT = 4.586e6, 13.182e6, 25.788e6  # a LeNet's operations for an image, as `ceilings` counts them
 SECOND = 2 * 8 * 8 * 50 * 5 * 5 * 20  # of these its second convolution's
@@ -171,7 +171,7 @@ def certification(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
             num_classes=10,
             block=BLOCK["cuda"],
             groups=((group, stream(k, "benchmark votes", device="cuda")) for k, group in enumerate(groups)),
-            screened=has_bfloat16("cuda"),
+            screened=True,
         )
         found.estimation.cpu()
 

@@ -31,7 +31,7 @@ RELATIVE_COST = {
 }
 IMAGE_COST = {"cifar10": 1.4}  # of an image, where it is not one of 28×28 in one channel
 BACKWARD, HESSIAN_VECTOR = 2.0, 8.0  # in forward passes
-VOTE = 0.6  # of a forward pass: the first layer is shared, and most of the rest is in bfloat16
+VOTE = 0.6  # of a forward pass: the first layer is shared, and most of the rest is in a narrow type
 UNITS_PER_SECOND = 17_000.0  # of a worker on a CPU that multiplies in bfloat16
 UNITS_PER_SECOND_IN_FLOAT32 = 8_000.0  # on one that does not: quick on an Intel Xeon of 2019
 UNITS_PER_SECOND_OF_A_GPU = 3_700_000.0  # of all workers together: paper-ga-mnist on an H200

@@ -18,15 +18,17 @@ from torch import Tensor
 
 from engine.compiling import can_compile, compiled
 from engine.models.network import Network
+from engine.models.quantised import QuantisedLeNet, quantisable
 from engine.replay import gpu_lock
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 
 BLOCK = {"cpu": 250, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
-CALIBRATED = 512  # noisy copies on which bfloat16's error is measured
+CALIBRATED = 512  # noisy copies on which a narrow type's error is measured
 SAFETY = 4.0  # a margin below this many times the largest error seen is computed again in float32
 GROUPS = 8  # of test images, by their number in the test set: each group shares its noise
 ROUNDING = 1e-6  # how far, relatively, an affine stem may be from its sum in float64
+SCREENED = 4_000  # votes for which a screen pays: it first needs answers to calibrate it
 COMPILED = 1_500_000  # votes for which compiling pays: it takes seconds, at times twenty
 _affine: WeakSet[Network] = WeakSet()  # those whose stem has been looked at: copying a large network takes a while
 Margins = Callable[[Network, Tensor, Tensor], tuple[Tensor, Tensor]]  # see `_margins`
@@ -40,6 +42,13 @@ def has_bfloat16(device: torch.device | str = "cpu") -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def narrow_type(network: Network, device: torch.device) -> torch.dtype | None:
+    """What its votes are screened in, see `Screen`: bfloat16, int8, or None where neither is faster than float32."""
+    if has_bfloat16(device):
+        return torch.bfloat16
+    return torch.int8 if device.type == "cpu" and quantisable(network) else None
 
 
 @dataclass(frozen=True)
@@ -81,21 +90,23 @@ def count_votes(
         block: noisy copies at once. On a CPU votes do not depend on it if C·H·W is a multiple of 16, in which torch's
             generator fills; elsewhere other blocks are other draws, as good as these.
         groups: (positions of images, generator) for each group; the images of one group share its draws.
-        screened: see `Screen`; the votes are float32's own with it and without, but it takes half the time where the
-            device has bfloat16 arithmetic. For a `Network`.
+        screened: see `Screen`; the votes are float32's own with it and without, but many take half the time or
+            less where there is a `narrow_type`.
         looks: numbers of estimation draws after which `settled` is asked; whoever it settles gets no more draws, and
             a row of `estimation` adds up to those that its image got.
     Raises: ValueError of a network whose stem is not affine.
     """
     counts = [torch.zeros(len(images), num_classes, dtype=torch.int64, device=images.device) for _ in (n0, n)]
     votes = Votes(*counts)
+    screen = None
     if isinstance(base_classifier, Network):
         _check_stem(base_classifier, images, sigma=sigma)
-    screen = None
-    if screened and isinstance(base_classifier, Network) and len(images) > 0:
-        base_classifier = base_classifier.aligned() if images.device.type == "cuda" else base_classifier
-        pays = len(images) * n >= COMPILED and can_compile(images.device)
-        screen = Screen(base_classifier, images, sigma=sigma, compiled_for=block if pays else None)
+        pays = screened and len(images) * (n0 + n) >= SCREENED
+        narrow = narrow_type(base_classifier, images.device) if pays else None
+        if narrow is not None:
+            base_classifier = base_classifier.aligned() if images.device.type == "cuda" else base_classifier
+            compiled_for = block if len(images) * n >= COMPILED and can_compile(images.device) else None
+            screen = Screen(base_classifier, images, sigma=sigma, narrow=narrow, compiled_for=compiled_for)
     for positions, generator in groups:
         answers = Answers(base_classifier, images[positions], screen)
         for first, last in pairwise(sorted({0, n0 + n, *(n0 + look for look in looks)})):
@@ -120,7 +131,7 @@ class Answers:
 
     def __init__(self, base_classifier: Classifier, images: Tensor, screen: "Screen | None" = None) -> None:
         self._screen = screen
-        self._stem, self._rest = _halves(base_classifier)
+        self._stem, self._rest_of_sum = _halves(base_classifier)
         with torch.inference_mode():
             self._at_images = self._stem(images) - self._stem(torch.zeros_like(images[:1]))
 
@@ -129,8 +140,8 @@ class Answers:
         """Answers int64 [N, M] at the N images under noise [M, C, H, W]."""
         shared = self._stem(noise)
         if self._screen is None:
-            return torch.stack([self._rest(shared + at).argmax(dim=1) for at in self._at_images.split(1)])
-        narrow, narrow_at = shared.to(torch.bfloat16), self._at_images.to(torch.bfloat16)
+            return torch.stack([self._rest_of_sum(shared, at).argmax(dim=1) for at in self._at_images.split(1)])
+        narrow, narrow_at = self._screen.narrowed(shared), self._screen.narrowed(self._at_images)
         screened = [self._screen(narrow, at) for at in narrow_at.split(1)]
         answers, sure = (torch.stack(parts) for parts in zip(*screened, strict=True))
         rows, draws = (~sure).nonzero(as_tuple=True)
@@ -144,30 +155,38 @@ class Answers:
 
 
 class Screen:
-    """Answers in bfloat16, and which of them certainly agree with float32.
+    """Answers in a type narrower than float32, and which of them certainly agree with float32.
 
     It is sure where the two largest logits are further apart than SAFETY times the largest error of such a distance
-    among CALIBRATED noisy copies. That is measured, not proved; tests/test_votes.py holds the counts to float32's.
+    among CALIBRATED noisy copies. That is measured, not proved; tests/test_votes.py holds the counts to float32's. Of
+    logits that are NaN it is never sure, and neither of any if an error was.
     """
 
-    def __init__(self, base_classifier: Network, images: Tensor, *, sigma: float, compiled_for: int | None) -> None:
+    def __init__(
+        self, base_classifier: Network, images: Tensor, *, sigma: float, narrow: torch.dtype, compiled_for: int | None
+    ) -> None:
+        """narrow: bfloat16, or int8 for a LeNet on a CPU."""
         self._exact = base_classifier
         if images.device.type == "cuda":  # whose float32 may be TF32
             self._exact = copy.deepcopy(base_classifier).double()
-        self._narrow = copy.deepcopy(base_classifier).to(torch.bfloat16).eval()
         self._compiled_for = compiled_for
         self._margins: Margins = self._first_margins
         generator = stream(0, "screen", device=images.device)
         with torch.inference_mode():
             noise = gaussian_noise((CALIBRATED, *images.shape[1:]), sigma=sigma, generator=generator)
             chosen = images[torch.arange(CALIBRATED, device=images.device) * len(images) // CALIBRATED]
-            errors = torch.cat(
-                [self._error(base_classifier, *part) for part in zip(noise.split(64), chosen.split(64), strict=True)]
-            )
+        parts = list(zip(noise.split(64), chosen.split(64), strict=True))
+        if narrow == torch.int8:
+            seen = (base_classifier.stem(torch.add(*part)) for part in parts)
+            self._narrow: Network = QuantisedLeNet(base_classifier, seen)
+        else:
+            self._narrow = copy.deepcopy(base_classifier).to(narrow).eval()
+        with torch.inference_mode():
+            errors = torch.cat([self._error(base_classifier, *part) for part in parts])
         self.threshold = SAFETY * float((errors.amax(dim=1) - errors.amin(dim=1)).max())
 
     def __call__(self, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """(Answers int64 [M], whether they are sure [M]) for the stem at shared [M, …] + at [1, …], in bfloat16."""
+        """(Answers int64 [M], whether they are sure [M]) for the stem at shared [M, …] + at [1, …], both `narrowed`."""
         margins = self._margins if len(shared) == self._compiled_for else _margins
         classes, margin = margins(self._narrow, shared, at)
         return classes, margin > self.threshold
@@ -181,15 +200,19 @@ class Screen:
         """Answers int64 [M] where the stem is h [M, …], in float32; on a GPU in float64."""
         return self._exact.rest(h.to(next(self._exact.parameters()).dtype)).argmax(dim=1)
 
+    def narrowed(self, h: Tensor) -> Tensor:
+        """Outputs of the stem in the type that is taken: bfloat16, or float32 for int8."""
+        return h.to(next(self._narrow.parameters()).dtype)
+
     def logits(self, shared: Tensor, at: Tensor) -> Tensor:
-        """[M, K] for the stem at shared [M, …] + at [1, …], in bfloat16."""
+        """[M, K] for the stem at shared [M, …] + at [1, …] or [M, …], both `narrowed`."""
         return self._narrow.rest(shared + at).float()
 
     def _error(self, base_classifier: Network, noise: Tensor, images: Tensor) -> Tensor:
         """Of the logits [N, K] at images [N, C, H, W] with a noise draw each."""
         stem = base_classifier.stem
         shared, at = stem(noise), stem(images) - stem(torch.zeros_like(images[:1]))
-        return self.logits(shared.to(torch.bfloat16), at.to(torch.bfloat16)) - base_classifier.rest(shared + at)
+        return self.logits(self.narrowed(shared), self.narrowed(at)) - base_classifier.rest(shared + at)
 
 
 def _margins(network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,11 +223,11 @@ def _margins(network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tens
     return classes, logits.amax(dim=1) - logits.masked_fill(answered, -torch.inf).amax(dim=1)
 
 
-def _halves(base_classifier: Classifier) -> tuple[Classifier, Classifier]:
-    """(stem, rest) of a network; any other classifier is all rest."""
+def _halves(base_classifier: Classifier) -> tuple[Classifier, Callable[[Tensor, Tensor], Tensor]]:
+    """(stem, rest_of_sum) of a network; any other classifier is all rest."""
     if isinstance(base_classifier, Network):
-        return base_classifier.stem, base_classifier.rest
-    return lambda x: x, base_classifier
+        return base_classifier.stem, base_classifier.rest_of_sum
+    return lambda x: x, lambda x, shift: base_classifier(x + shift)
 
 
 def _check_stem(network: Network, images: Tensor, *, sigma: float) -> None:

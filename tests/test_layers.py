@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.models.network import as_product, convolved
-from engine.models.pooling import pooled, pooled_sum
+from engine.models.pooling import pooled, pooled_bytes, pooled_sum, pooled_sum_in_bytes
 from engine.streams import stream
 
 
@@ -121,3 +121,17 @@ def test_pooling_of_a_sum_is_pooling_of_torchs_sum(dtype, size, memory_format):
         assert torch.equal(ours.isnan(), theirs.isnan())  # of infinity less infinity
         assert torch.equal(ours.nan_to_num(1.0), theirs.nan_to_num(1.0))
     assert ours.shape == (16, 4, 32, size[1] // 2)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [(64, 64), (65, 67)])
+def test_pooling_in_bytes_rounds_to_units_and_a_byte_is_full_where_a_value_is_too_large_or_none(size, memory_format):
+    h = every_bfloat16(size, memory_format, nans=True).float()
+    unit, shift = 0.25, torch.full_like(h[:1], 0.03)
+    found = pooled_sum_in_bytes(h, shift, unit=unit)
+    exact = pooled_by_torch(h + shift)
+    expected = torch.where(exact / unit < 254.5, (exact / unit + 0.5).floor(), 255.0)  # of a NaN no comparison holds
+    assert torch.equal(found.float(), expected)
+    assert (exact.isnan() & (found == 255)).any()
+    raw = torch.randint(256, (5, 3, *size), dtype=torch.uint8, generator=stream(0, "bytes"))
+    assert torch.equal(pooled_bytes(raw).float(), pooled_by_torch(raw.float()))

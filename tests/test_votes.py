@@ -1,6 +1,7 @@
 """Votes: exact where they can be, independent of blocks and order, and float32's own whatever counts them."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,16 +9,31 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from engine import api, datasets, records
+from engine import api, datasets, records, votes
 from engine.experiment import victims
 from engine.models import BUILDERS, build
 from engine.models.lenet import LeNet
+from engine.models.quantised import multiplies_bytes
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 from engine.votes import Answers, Screen, Votes, count_votes
 from tests.app import EXAMPLE
 
 SHORT = [name for name in BUILDERS if name not in ("resnet32", "resnet44", "resnet56")]  # those are resnet20 but longer
+
+VNNI = pytest.mark.skipif(not multiplies_bytes(), reason="this CPU has no AVX512-VNNI")
+BYTES = pytest.param(torch.int8, marks=VNNI)  # bfloat16 any CPU can emulate
+
+
+@pytest.fixture
+def screen_in(monkeypatch):
+    """Makes screened votes be so in this type, however few they are."""
+
+    def told(narrow: torch.dtype) -> None:
+        monkeypatch.setattr(votes, "narrow_type", lambda network, device: narrow)
+        monkeypatch.setattr(votes, "SCREENED", 0)
+
+    return told
 
 
 def counted(
@@ -34,7 +50,7 @@ def counted(
     """Votes where each group of positions has a stream of its own, by the group's name."""
     groups = [list(range(len(images)))] if groups is None else groups
     names = list(range(len(groups))) if names is None else names
-    *_, votes = count_votes(
+    *_, found = count_votes(
         classifier,
         images,
         n0=10,
@@ -44,7 +60,7 @@ def counted(
         groups=[(torch.tensor(group), stream(0, "votes", n)) for group, n in zip(groups, names, strict=True)],
         **{"sigma": 0.5} | settings,
     )
-    return votes
+    return found
 
 
 def network(name: str = "lenet-narrow", shape: tuple[int, int, int] = (1, 28, 28)):
@@ -59,15 +75,15 @@ def test_votes_add_up_to_the_draws_and_name_every_class():
     def always_two(images: Tensor) -> Tensor:
         return torch.eye(4)[2].expand(len(images), 4)
 
-    votes = counted(always_two, torch.zeros(3, 1, 4, 4), 257, num_classes=4, block=50)
-    assert votes.estimation.tolist() == [[0, 0, 257, 0]] * 3
-    assert votes.selection.tolist() == [[0, 0, 10, 0]] * 3
-    assert votes.selected_class.tolist() == [2, 2, 2]
+    found = counted(always_two, torch.zeros(3, 1, 4, 4), 257, num_classes=4, block=50)
+    assert found.estimation.tolist() == [[0, 0, 257, 0]] * 3
+    assert found.selection.tolist() == [[0, 0, 10, 0]] * 3
+    assert found.selected_class.tolist() == [2, 2, 2]
 
 
 def test_the_selected_class_is_that_of_the_selection_votes():
-    votes = Votes(torch.tensor([[1, 5, 4], [3, 3, 0]]), torch.tensor([[100, 0, 0], [0, 0, 9]]))
-    assert votes.selected_class.tolist() == [1, 0]
+    found = Votes(torch.tensor([[1, 5, 4], [3, 3, 0]]), torch.tensor([[100, 0, 0], [0, 0, 9]]))
+    assert found.selected_class.tolist() == [1, 0]
 
 
 def test_a_half_space_is_voted_for_with_its_gaussian_probability():
@@ -125,8 +141,8 @@ def test_votes_on_images_of_odd_size_depend_on_blocks_but_not_on_what_else_is_co
 
 def test_what_is_yielded_on_the_way_are_the_votes_so_far():
     totals = [
-        int(votes.selection.sum() + votes.estimation.sum())
-        for votes in count_votes(
+        int(found.selection.sum() + found.estimation.sum())
+        for found in count_votes(
             network(),
             some_images(2),
             sigma=0.5,
@@ -153,28 +169,114 @@ def test_answers_on_shared_noise_are_those_of_the_network_at_the_noisy_images(na
     assert torch.equal(Answers(model, images)(noise)[clear], logits.argmax(dim=2)[clear])
 
 
-@pytest.mark.parametrize("name", SHORT)
-def test_screened_votes_are_the_votes_of_float32(name):
+def test_a_network_never_writes_the_sum_of_noise_and_image_down(monkeypatch):
+    model, images = network(), some_images(2)
+    noise = gaussian_noise((8, 1, 28, 28), sigma=0.5, generator=stream(0, "noise"))
+    with torch.no_grad():
+        at = model.stem(images) - model.stem(torch.zeros_like(images[:1]))
+        written = torch.stack([model.rest(model.stem(noise) + one).argmax(dim=1) for one in at.split(1)])
+    monkeypatch.delattr(LeNet, "rest")
+    assert torch.equal(Answers(model, images)(noise), written)
+
+
+def level(model: nn.Module, images: Tensor) -> None:
+    """Makes no class more likely than another."""
+    *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
+    noise = gaussian_noise(images.shape, sigma=0.5, generator=stream(0, "test"))
+    with torch.no_grad():
+        last.bias -= model(images + noise).mean(dim=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "narrow"),
+    [
+        *((name, torch.bfloat16) for name in SHORT),
+        *(pytest.param(name, torch.int8, marks=VNNI) for name in ("lenet", "lenet-narrow")),
+    ],
+)
+def test_screened_votes_are_the_votes_of_float32(name, narrow, screen_in):
     shape = (1, 16, 16)
     model, images, draws = network(name, shape), some_images(6, shape), 100 if name == "resnet18" else 500
-    *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
-    with torch.no_grad():  # no class is more likely than another
-        last.bias -= model(images + gaussian_noise((6, *shape), sigma=0.5, generator=stream(0, "test"))).mean(dim=0)
+    level(model, images)
     plain = counted(model, images, draws)
     assert (plain.estimation > 0).sum(dim=1).max() > 1  # noise moves some image across a boundary
+    screen_in(narrow)
     assert torch.equal(counted(model, images, draws, screened=True).estimation, plain.estimation)
 
 
+@pytest.mark.parametrize("narrow", [torch.bfloat16, BYTES])
 @pytest.mark.parametrize("arm", ["clean", "poisoned"])
-def test_screened_votes_of_a_trained_victim_are_float32s(arm):
-    """Its logits are larger than a fresh network's, and so are bfloat16's errors."""
+def test_screened_votes_of_a_trained_victim_are_float32s(arm, narrow, screen_in):
+    """Its logits are larger than a fresh network's, and so are a narrow type's errors."""
     run = records.find(records.GALLERY, EXAMPLE)
     pixels, _ = datasets.read("digits", datasets.default_root(), train=False)
     images = torch.tensor(pixels[:60])
     model = victims.load(run, arm, 0, shape=pixels.shape[1:])
     plain = counted(model, images, 500)
     assert (plain.estimation > 0).sum(dim=1).max() > 1
+    screen_in(narrow)
     assert torch.equal(counted(model, images, 500, screened=True).estimation, plain.estimation)
+
+
+def one_loud_channel(model: LeNet) -> None:
+    """Of the first layer, which sets the unit of all bytes; the others' values all but vanish in it."""
+    model.conv1.weight[0] *= 1e3
+    model.conv2.weight[:, 0] /= 1e3
+
+
+def one_loud_output(model: LeNet) -> None:
+    model.conv2.weight[0] *= 1e3
+
+
+def rare_activations(model: LeNet) -> None:
+    """Some hidden activations are 0 under most draws, and large under a few."""
+    model.conv2.bias -= 2.0
+    model.conv2.weight *= 3.0
+
+
+def tiny_and_huge(model: LeNet) -> None:
+    model.conv1.weight *= 1e-20
+    model.conv2.weight *= 1e20
+
+
+def no_numbers(model: LeNet) -> None:
+    model.fc1.weight[0, 0] = torch.nan
+
+
+def all_zero(model: LeNet) -> None:
+    model.conv1.weight.zero_()
+
+
+@VNNI
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 17, 19)])
+@pytest.mark.parametrize(
+    "scale", [one_loud_channel, one_loud_output, rare_activations, tiny_and_huge, no_numbers, all_zero]
+)
+def test_votes_screened_in_bytes_are_float32s_of_badly_scaled_weights_too(scale, shape, screen_in):
+    model, images = network(shape=shape), some_images(4, shape)
+    with torch.no_grad():
+        scale(model)
+    level(model, images)
+    plain = counted(model, images, 500)
+    screen_in(torch.int8)
+    assert torch.equal(counted(model, images, 500, screened=True).estimation, plain.estimation)
+
+
+@VNNI
+def test_votes_screened_in_bytes_depend_neither_on_blocks_nor_on_what_runs_beside_them(screen_in):
+    model, images = network(), some_images(5)
+    plain = counted(model, images, 500)
+    screen_in(torch.int8)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda block: counted(model, images, 500, block=block, screened=True), (7, 33, 250, 999)))
+    assert all(torch.equal(each.estimation, plain.estimation) for each in found)
+
+
+def test_few_votes_are_not_screened(monkeypatch):
+    monkeypatch.setattr(votes, "narrow_type", lambda network, device: pytest.fail("a screen was asked for"))
+    counted(network(), some_images(2), 50, screened=True)
+    with pytest.raises(pytest.fail.Exception):
+        counted(network(), some_images(2), votes.SCREENED // 2, screened=True)
 
 
 @pytest.mark.parametrize(
@@ -195,20 +297,36 @@ def test_a_network_whose_stem_is_not_affine_gets_no_votes(bent: Classifier, scre
         api.certify(model, np.zeros((1, 1, 28, 28)), sigma=0.5, n=50)
 
 
-def test_what_the_screen_calls_sure_leaves_little_to_repeat_and_errors_far_behind():
+@pytest.mark.parametrize("narrow", [torch.bfloat16, BYTES])
+def test_what_the_screen_calls_sure_leaves_little_to_repeat_and_errors_far_behind(narrow):
     model, images = network("lenet"), some_images(4)
-    screen = Screen(model, images, sigma=0.5, compiled_for=None)
+    screen = Screen(model, images, sigma=0.5, narrow=narrow, compiled_for=None)
     with torch.inference_mode():
         shared = model.stem(gaussian_noise((500, 1, 28, 28), sigma=0.5, generator=stream(0, "noise")))
         at = model.stem(images[:1]) - model.stem(torch.zeros_like(images[:1]))
-        narrow, narrow_at = shared.to(torch.bfloat16), at.to(torch.bfloat16)
-        answers, sure = screen(narrow, narrow_at)
+        narrow_shared, narrow_at = screen.narrowed(shared), screen.narrowed(at)
+        answers, sure = screen(narrow_shared, narrow_at)
         exact = model.rest(shared + at)
-        found = screen.logits(narrow, narrow_at)
+        found = screen.logits(narrow_shared, narrow_at)
     assert torch.equal(answers[sure], exact.argmax(dim=1)[sure])
-    error = found - exact
+    kept = ~found.isnan().any(dim=1)  # of bytes that were full
+    assert kept.float().mean() > 0.99
+    error = (found - exact)[kept]
     assert float((error.amax(dim=1) - error.amin(dim=1)).max()) < 0.5 * screen.threshold
     assert 0 < float((~sure).float().mean()) < 0.9  # fresh weights know no class, so that many margins are small
+
+
+@VNNI
+def test_where_activations_exceed_all_that_calibrated_the_bytes_answers_are_float32s():
+    model, dark = network("lenet"), 0.1 * some_images(3)
+    bright = 20 * dark
+    screen = Screen(model, dark, sigma=0.25, narrow=torch.int8, compiled_for=None)
+    noise = gaussian_noise((50, 1, 28, 28), sigma=0.25, generator=stream(0, "noise"))
+    with torch.inference_mode():
+        shared, at = model.stem(noise), model.stem(bright[:1]) - model.stem(torch.zeros_like(bright[:1]))
+        assert not screen(shared, at)[1].any()
+    for images in (dark, bright, torch.cat([bright, dark])):
+        assert torch.equal(Answers(model, images, screen)(noise), Answers(model, images)(noise))
 
 
 def test_whoever_is_settled_gets_no_more_draws_and_the_others_see_what_they_would_have_seen():

@@ -200,7 +200,7 @@ class Retraining:
             num_classes=len(problem.class_names),
             block=block,
             groups=groups,
-            screened=has_bfloat16(self._context.device),
+            screened=True,
         )
         for done, found in enumerate(counting, start=1):
             votes = found

@@ -77,10 +77,11 @@ def gather(images, chosen, pooled):
 
 
 @njit(nogil=True, cache=True)
-def pool_sums(values, shift, maxima):
+def pool_sums(values, shift, maxima, scale):
     """`choose` without the choices, for values + shift [H, W, C]: float32, or bits of bfloat16 as int16.
 
-    The sums are float32's, of which the largest is rounded: the same as the largest of rounded sums.
+    The sums are float32's, of which the largest is rounded: the same as the largest of rounded sums. Maxima are in the
+    values' form, with a scale of 1, or bytes: `scale` times the largest, and 255 for a NaN or what is more.
     """
     images, rows, columns, channels = maxima.shape
     zero = np.float32(0)
@@ -94,7 +95,21 @@ def pool_sums(values, shift, maxima):
                     d = _widened(values[n, 2 * i + 1, 2 * j + 1, k]) + _widened(shift[2 * i + 1, 2 * j + 1, k])
                     top, bottom = a if (a >= b) | (a != a) else b, c if (c >= d) | (c != c) else d
                     best = top if (top >= bottom) | (top != top) else bottom
-                    maxima[n, i, j, k] = _narrowed(zero if best <= zero else best, values[n, 2 * i, 2 * j, k])
+                    maxima[n, i, j, k] = _narrowed(zero if best <= zero else best * scale, maxima[n, i, j, k])
+
+
+@njit(nogil=True, cache=True)
+def pool_bytes(values, maxima):
+    """The largest of each window's pixels, of bytes."""
+    images, rows, columns, channels = maxima.shape
+    for n in range(images):
+        for i in range(rows):
+            for j in range(columns):
+                for k in range(channels):
+                    a, b = values[n, 2 * i, 2 * j, k], values[n, 2 * i, 2 * j + 1, k]
+                    c, d = values[n, 2 * i + 1, 2 * j, k], values[n, 2 * i + 1, 2 * j + 1, k]
+                    top, bottom = a if a >= b else b, c if c >= d else d
+                    maxima[n, i, j, k] = top if top >= bottom else bottom
 
 
 def _widened(value):
@@ -116,6 +131,8 @@ def _widened_in(value):
 def _narrowed_in(value, like):
     if isinstance(like, types.Float):
         return lambda value, like: value
+    if like == types.uint8:
+        return lambda value, like: _to_byte(value)
     return lambda value, like: _rounded(value)
 
 
@@ -125,3 +142,9 @@ def _rounded(value):
     bits = np.float32(value).view(np.int32)
     nearest = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
     return np.int16(nearest if value == value else np.int32(0x7FC0))
+
+
+@njit
+def _to_byte(value):
+    """The nearest; 255 of a NaN or what is more."""
+    return np.uint8(np.int32((value if value < np.float32(255) else np.float32(255)) + np.float32(0.5)))
