@@ -1,13 +1,15 @@
 """Layers with derivatives of their own: values and derivatives are torch's."""
 
+import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.network import as_product, convolved
+from engine.models.convolution import as_product, convolved
 from engine.models.pooling import pooled, pooled_sum
 from engine.streams import stream
 
@@ -21,15 +23,29 @@ def drawn(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
+class Convolved(nn.Module):
+    """A layer as the engine computes it."""
+
+    def __init__(self, layer: nn.Conv2d, compute: Callable[[nn.Conv2d, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.compute = layer, compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(self.layer, x)
+
+
+def function_of(layer: nn.Conv2d, compute: Callable[[nn.Conv2d, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """The layer as a function of (images, weight, bias)."""
+    module = Convolved(layer, compute)
+    return lambda x, weight, bias: torch.func.functional_call(module, {"layer.weight": weight, "layer.bias": bias}, x)
+
+
 @pytest.mark.parametrize(("channels", "kernel", "size"), [((1, 4), (5, 5), 9), ((3, 2), (2, 2), 4)])
 def test_a_convolution_as_a_product_is_the_convolution_and_so_are_its_derivatives(channels, kernel, size):
     layer = drawn(nn.Conv2d(*channels, kernel))
     x = torch.rand(2, channels[0], size, size, generator=stream(0, "x"), dtype=torch.float64).requires_grad_()
     given = (x, layer.weight, layer.bias)
-
-    def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.func.functional_call(Convolution(layer), {"layer.weight": weight, "layer.bias": bias}, (x,))
-
+    product = function_of(layer, as_product)
     assert torch.allclose(product(*given), layer(x), rtol=1e-13)
     assert torch.autograd.gradcheck(product, given)
     assert torch.autograd.gradgradcheck(product, given)
@@ -37,20 +53,9 @@ def test_a_convolution_as_a_product_is_the_convolution_and_so_are_its_derivative
     assert all(torch.allclose(*pair, rtol=1e-12) for pair in zip(*slopes, strict=True))
 
 
-class Convolution(nn.Module):
-    """A layer's convolution as a product."""
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return as_product(self.layer, x)
-
-
 def test_a_convolution_of_constant_images_has_the_derivatives_of_torchs():
-    layer = drawn(nn.Conv2d(1, 3, 5))
-    images = torch.rand(2, 1, 7, 7, generator=stream(0, "images"), dtype=torch.float64)
+    layer = drawn(nn.Conv2d(3, 2, 5))
+    images = torch.rand(2, 3, 7, 7, generator=stream(0, "images"), dtype=torch.float64)
     vector = [torch.ones_like(p) for p in layer.parameters()]
 
     def derivatives(convolution) -> list[Tensor]:
@@ -60,6 +65,41 @@ def test_a_convolution_of_constant_images_has_the_derivatives_of_torchs():
 
     pairs = zip(derivatives(convolved), derivatives(lambda layer, images: layer(images)), strict=True)
     assert all(torch.allclose(*pair, rtol=1e-12) for pair in pairs)
+
+
+def test_a_convolution_of_one_channel_has_the_derivatives_of_torchs_of_both_orders():
+    layer = drawn(nn.Conv2d(1, 3, 3))
+    x = torch.rand(2, 1, 5, 6, generator=stream(0, "x"), dtype=torch.float64).requires_grad_()
+    given, ours = (x, layer.weight, layer.bias), function_of(layer, convolved)
+    assert torch.autograd.gradcheck(ours, given)
+    assert torch.autograd.gradgradcheck(ours, given)
+    assert "_Convolution" in str(ours(*given).grad_fn)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("images", [1, 16, 37])  # parts of 16, whole and not
+def test_gradients_of_images_are_torchs_to_float32s_last_digits(images, memory_format):
+    layer = drawn(nn.Conv2d(1, 20, 5)).float()
+    x = torch.rand(images, 1, 28, 28, generator=stream(0, "x")).requires_grad_()
+    gradient = torch.randn(images, 20, 24, 24, generator=stream(0, "gradient")).contiguous(memory_format=memory_format)
+    (found,) = torch.autograd.grad(convolved(layer, x), x, gradient)
+    (exact,) = torch.autograd.grad(copy.deepcopy(layer).double()(x.double()), x, gradient.double())
+    assert close(found, exact)
+    assert torch.equal(found, torch.autograd.grad(convolved(layer, x), x, gradient)[0])
+    (none,) = torch.autograd.grad(convolved(layer, x), x, torch.zeros_like(gradient))
+    assert not none.any()
+
+
+def close(found: Tensor, exact: Tensor) -> bool:
+    return bool((found - exact).norm() <= 1e-6 * exact.norm())
+
+
+def test_autocast_keeps_to_torch():
+    layer, x = nn.Conv2d(1, 20, 5), torch.rand(2, 1, 28, 28).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = convolved(layer, x)
+    assert logits.dtype == torch.bfloat16
+    assert torch.autograd.grad(logits.float().sum(), x)[0].dtype == torch.float32
 
 
 def pooled_by_torch(h: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.network import Network, Shape, convolved
+from engine.models.convolution import convolved
+from engine.models.network import Network, Shape
 from engine.models.pooling import pooled, pooled_sum
 
 
