@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.experiment.protocol import pool_of_workers
+from engine.models import build
 from engine.models.convolution import as_product, convolved
-from engine.models.pooling import pooled, pooled_sum
+from engine.models.pooling import convolved_and_pooled, pooled, pooled_sum
 from engine.streams import stream
 
 
@@ -118,6 +120,61 @@ def test_pooling_has_the_derivatives_of_torchs(shape):
     assert torch.equal(*slopes)
 
 
+def convolved_and_pooled_by_torch(layer: nn.Conv2d, h: Tensor) -> Tensor:
+    return pooled_by_torch(layer(h))
+
+
+SECOND = (2, 20, 7, 8)  # images for a convolution like a LeNet's second; the last row of its outputs is in no window
+
+
+def test_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders():
+    layer = drawn(nn.Conv2d(20, 3, 5))
+    x = torch.rand(SECOND, generator=stream(0, "x"), dtype=torch.float64).requires_grad_()
+    given, ours = (x, layer.weight, layer.bias), function_of(layer, convolved_and_pooled)
+    theirs = function_of(layer, convolved_and_pooled_by_torch)
+    assert 0 < (ours(*given) > 0).double().mean() < 1
+    assert torch.allclose(ours(*given), theirs(*given), rtol=1e-12)
+    assert "_ConvolvedAndPooled" in str(ours(*given).grad_fn)
+    assert torch.autograd.gradcheck(ours, given)
+
+    def derivatives(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(function(*given).pow(3).sum(), given, create_graph=True)
+        second = torch.autograd.grad(sum(each.square().sum() for each in first), given)
+        return (*first, *second)
+
+    for pair in zip(derivatives(ours), derivatives(theirs), strict=True):
+        assert torch.allclose(*pair, rtol=1e-10)
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (True,) * 3])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("images", [1, 9])
+def test_gradients_of_a_convolution_and_pooling_are_torchs_to_float32s_last_digits(images, memory_format, wanted):
+    layer = drawn(nn.Conv2d(20, 50, 5)).float()
+    given = [torch.rand(images, 20, 12, 12, generator=stream(0, "x")), *layer.parameters()]
+    given[0] = given[0].contiguous(memory_format=memory_format)
+    for tensor, is_wanted in zip(given, wanted, strict=True):
+        tensor.requires_grad_(is_wanted)
+    gradient = torch.randn(images, 50, 4, 4, generator=stream(0, "gradient")).contiguous(memory_format=memory_format)
+    asked = [tensor for tensor in given if tensor.requires_grad]
+
+    def gradients(upstream: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(function_of(layer, convolved_and_pooled)(*given), asked, upstream)
+
+    found = gradients(gradient)
+    # float32's own choices: of two outputs that are close float64's may be the other one
+    outputs = layer(given[0]).detach()
+    chosen = F.max_pool2d(outputs, 2, return_indices=True)[1]
+    spread = F.max_unpool2d(gradient * (pooled_by_torch(outputs) > 0), chosen, 2)
+    doubles = [tensor.detach().double().requires_grad_() for tensor in given]
+    exact = torch.autograd.grad(F.conv2d(*doubles), doubles, spread.double())
+    for ours, theirs in zip(found, [e for e, w in zip(exact, wanted, strict=True) if w], strict=True):
+        assert ours.shape == theirs.shape
+        assert close(ours, theirs)
+    assert all(torch.equal(*pair) for pair in zip(found, gradients(gradient), strict=True))
+    assert not any(each.any() for each in gradients(torch.zeros_like(gradient)))
+
+
 def every_bfloat16(size: tuple[int, int], memory_format: torch.memory_format, *, nans: bool) -> Tensor:
     """[16, 4, *size] with each of them in each channel, in four orders; infinities and denormals included."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
@@ -161,3 +218,16 @@ def test_pooling_of_a_sum_is_pooling_of_torchs_sum(dtype, size, memory_format):
         assert torch.equal(ours.isnan(), theirs.isnan())  # of infinity less infinity
         assert torch.equal(ours.nan_to_num(1.0), theirs.nan_to_num(1.0))
     assert ours.shape == (16, 4, 32, size[1] // 2)
+
+
+@pytest.mark.usefixtures("busy")
+def test_gradients_of_a_lenet_are_the_same_bytes_from_four_workers_as_from_one_beside_other_work():
+    model = build("lenet", generator=stream(0, "model"))
+    images = torch.rand(37, 1, 28, 28, generator=stream(0, "images")).requires_grad_()
+
+    def gradients(_: int) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(model(images).square().sum(), [images, *model.parameters()])
+
+    with pool_of_workers(torch.device("cpu"), 1) as one, pool_of_workers(torch.device("cpu"), 4) as four:
+        first, *others = [*one.map(gradients, range(2)), *four.map(gradients, range(12))]
+    assert all(torch.equal(*pair) for each in others for pair in zip(first, each, strict=True))

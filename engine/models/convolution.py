@@ -1,4 +1,4 @@
-"""Convolutions without padding or strides. Derivatives are quicker than torch's: the same sums in other orders."""
+"""Convolutions, square, without padding or strides. Derivatives are quicker than torch's: the same sums reordered."""
 
 from typing import Any
 
@@ -19,12 +19,12 @@ def convolved(layer: nn.Conv2d, h: Tensor) -> Tensor:
     if h.device.type == "cuda" and (torch.is_grad_enabled() or h.dtype == torch.float64):
         return as_product(layer, h)
     h = h.to(memory_format=torch.channels_last)
-    if _is_differentiated(h) and (h.shape[1] == 1 or not h.requires_grad):
+    if is_differentiated(h) and (h.shape[1] == 1 or not h.requires_grad):
         return _Convolution.apply(h, layer.weight, layer.bias)
     return layer(h)
 
 
-def _is_differentiated(h: Tensor) -> bool:
+def is_differentiated(h: Tensor) -> bool:
     """Whether a graph is made of it, and of no bfloat16."""
     narrow = torch.is_autocast_enabled(h.device.type) or h.dtype not in (torch.float32, torch.float64)
     return torch.is_grad_enabled() and not narrow
@@ -71,7 +71,7 @@ class _Pixels(torch.autograd.Function):
 
     oneDNN takes this for a convolution with one output channel, and nearly all of its vector instructions are idle.
     Here a matrix product over the output channels gives what each output owes to each pixel of its patch, and a loop
-    adds that up, a patch's places one after the other: a seventh of the time for LeNet's 20 channels.
+    adds that up, one place of all patches after the other, in a fraction of the time.
     """
 
     @staticmethod
