@@ -27,7 +27,7 @@ from engine.experiment.poisoning import pose_attack
 from engine.experiment.problem import Problem, pose
 from engine.experiment.protocol import choose_device, pool_of_workers
 from engine.models import build
-from engine.models.network import convolved
+from engine.models.convolution import convolved
 from engine.presets import PRESETS
 from engine.streams import stream
 from engine.training import make

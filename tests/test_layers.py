@@ -1,14 +1,18 @@
 """Layers with derivatives of their own: values and derivatives are torch's."""
 
+import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.network import as_product, convolved
-from engine.models.pooling import pooled, pooled_bytes, pooled_sum, pooled_sum_in_bytes
+from engine.experiment.protocol import pool_of_workers
+from engine.models import build
+from engine.models.convolution import as_product, convolved
+from engine.models.pooling import convolved_and_pooled, pooled, pooled_bytes, pooled_sum, pooled_sum_in_bytes
 from engine.streams import stream
 
 
@@ -21,15 +25,29 @@ def drawn(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
+class Convolved(nn.Module):
+    """A layer as the engine computes it."""
+
+    def __init__(self, layer: nn.Conv2d, compute: Callable[[nn.Conv2d, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.compute = layer, compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(self.layer, x)
+
+
+def function_of(layer: nn.Conv2d, compute: Callable[[nn.Conv2d, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """The layer as a function of (images, weight, bias)."""
+    module = Convolved(layer, compute)
+    return lambda x, weight, bias: torch.func.functional_call(module, {"layer.weight": weight, "layer.bias": bias}, x)
+
+
 @pytest.mark.parametrize(("channels", "kernel", "size"), [((1, 4), (5, 5), 9), ((3, 2), (2, 2), 4)])
 def test_a_convolution_as_a_product_is_the_convolution_and_so_are_its_derivatives(channels, kernel, size):
     layer = drawn(nn.Conv2d(*channels, kernel))
     x = torch.rand(2, channels[0], size, size, generator=stream(0, "x"), dtype=torch.float64).requires_grad_()
     given = (x, layer.weight, layer.bias)
-
-    def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.func.functional_call(Convolution(layer), {"layer.weight": weight, "layer.bias": bias}, (x,))
-
+    product = function_of(layer, as_product)
     assert torch.allclose(product(*given), layer(x), rtol=1e-13)
     assert torch.autograd.gradcheck(product, given)
     assert torch.autograd.gradgradcheck(product, given)
@@ -37,20 +55,9 @@ def test_a_convolution_as_a_product_is_the_convolution_and_so_are_its_derivative
     assert all(torch.allclose(*pair, rtol=1e-12) for pair in zip(*slopes, strict=True))
 
 
-class Convolution(nn.Module):
-    """A layer's convolution as a product."""
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return as_product(self.layer, x)
-
-
 def test_a_convolution_of_constant_images_has_the_derivatives_of_torchs():
-    layer = drawn(nn.Conv2d(1, 3, 5))
-    images = torch.rand(2, 1, 7, 7, generator=stream(0, "images"), dtype=torch.float64)
+    layer = drawn(nn.Conv2d(3, 2, 5))
+    images = torch.rand(2, 3, 7, 7, generator=stream(0, "images"), dtype=torch.float64)
     vector = [torch.ones_like(p) for p in layer.parameters()]
 
     def derivatives(convolution) -> list[Tensor]:
@@ -60,6 +67,41 @@ def test_a_convolution_of_constant_images_has_the_derivatives_of_torchs():
 
     pairs = zip(derivatives(convolved), derivatives(lambda layer, images: layer(images)), strict=True)
     assert all(torch.allclose(*pair, rtol=1e-12) for pair in pairs)
+
+
+def test_a_convolution_of_one_channel_has_the_derivatives_of_torchs_of_both_orders():
+    layer = drawn(nn.Conv2d(1, 3, 3))
+    x = torch.rand(2, 1, 5, 6, generator=stream(0, "x"), dtype=torch.float64).requires_grad_()
+    given, ours = (x, layer.weight, layer.bias), function_of(layer, convolved)
+    assert torch.autograd.gradcheck(ours, given)
+    assert torch.autograd.gradgradcheck(ours, given)
+    assert "_Convolution" in str(ours(*given).grad_fn)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("images", [1, 16, 37])  # parts of 16, whole and not
+def test_gradients_of_images_are_torchs_to_float32s_last_digits(images, memory_format):
+    layer = drawn(nn.Conv2d(1, 20, 5)).float()
+    x = torch.rand(images, 1, 28, 28, generator=stream(0, "x")).requires_grad_()
+    gradient = torch.randn(images, 20, 24, 24, generator=stream(0, "gradient")).contiguous(memory_format=memory_format)
+    (found,) = torch.autograd.grad(convolved(layer, x), x, gradient)
+    (exact,) = torch.autograd.grad(copy.deepcopy(layer).double()(x.double()), x, gradient.double())
+    assert close(found, exact)
+    assert torch.equal(found, torch.autograd.grad(convolved(layer, x), x, gradient)[0])
+    (none,) = torch.autograd.grad(convolved(layer, x), x, torch.zeros_like(gradient))
+    assert not none.any()
+
+
+def close(found: Tensor, exact: Tensor) -> bool:
+    return bool((found - exact).norm() <= 1e-6 * exact.norm())
+
+
+def test_autocast_keeps_to_torch():
+    layer, x = nn.Conv2d(1, 20, 5), torch.rand(2, 1, 28, 28).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = convolved(layer, x)
+    assert logits.dtype == torch.bfloat16
+    assert torch.autograd.grad(logits.float().sum(), x)[0].dtype == torch.float32
 
 
 def pooled_by_torch(h: Tensor) -> Tensor:
@@ -76,6 +118,61 @@ def test_pooling_has_the_derivatives_of_torchs(shape):
     assert torch.autograd.gradgradcheck(pooled, h)
     slopes = [torch.autograd.grad(pool(h).square().sum(), h)[0] for pool in (pooled, pooled_by_torch)]
     assert torch.equal(*slopes)
+
+
+def convolved_and_pooled_by_torch(layer: nn.Conv2d, h: Tensor) -> Tensor:
+    return pooled_by_torch(layer(h))
+
+
+SECOND = (2, 20, 7, 8)  # images for a convolution like a LeNet's second; the last row of its outputs is in no window
+
+
+def test_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders():
+    layer = drawn(nn.Conv2d(20, 3, 5))
+    x = torch.rand(SECOND, generator=stream(0, "x"), dtype=torch.float64).requires_grad_()
+    given, ours = (x, layer.weight, layer.bias), function_of(layer, convolved_and_pooled)
+    theirs = function_of(layer, convolved_and_pooled_by_torch)
+    assert 0 < (ours(*given) > 0).double().mean() < 1
+    assert torch.allclose(ours(*given), theirs(*given), rtol=1e-12)
+    assert "_ConvolvedAndPooled" in str(ours(*given).grad_fn)
+    assert torch.autograd.gradcheck(ours, given)
+
+    def derivatives(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(function(*given).pow(3).sum(), given, create_graph=True)
+        second = torch.autograd.grad(sum(each.square().sum() for each in first), given)
+        return (*first, *second)
+
+    for pair in zip(derivatives(ours), derivatives(theirs), strict=True):
+        assert torch.allclose(*pair, rtol=1e-10)
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (True,) * 3])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("images", [1, 9])
+def test_gradients_of_a_convolution_and_pooling_are_torchs_to_float32s_last_digits(images, memory_format, wanted):
+    layer = drawn(nn.Conv2d(20, 50, 5)).float()
+    given = [torch.rand(images, 20, 12, 12, generator=stream(0, "x")), *layer.parameters()]
+    given[0] = given[0].contiguous(memory_format=memory_format)
+    for tensor, is_wanted in zip(given, wanted, strict=True):
+        tensor.requires_grad_(is_wanted)
+    gradient = torch.randn(images, 50, 4, 4, generator=stream(0, "gradient")).contiguous(memory_format=memory_format)
+    asked = [tensor for tensor in given if tensor.requires_grad]
+
+    def gradients(upstream: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(function_of(layer, convolved_and_pooled)(*given), asked, upstream)
+
+    found = gradients(gradient)
+    # float32's own choices: of two outputs that are close float64's may be the other one
+    outputs = layer(given[0]).detach()
+    chosen = F.max_pool2d(outputs, 2, return_indices=True)[1]
+    spread = F.max_unpool2d(gradient * (pooled_by_torch(outputs) > 0), chosen, 2)
+    doubles = [tensor.detach().double().requires_grad_() for tensor in given]
+    exact = torch.autograd.grad(F.conv2d(*doubles), doubles, spread.double())
+    for ours, theirs in zip(found, [e for e, w in zip(exact, wanted, strict=True) if w], strict=True):
+        assert ours.shape == theirs.shape
+        assert close(ours, theirs)
+    assert all(torch.equal(*pair) for pair in zip(found, gradients(gradient), strict=True))
+    assert not any(each.any() for each in gradients(torch.zeros_like(gradient)))
 
 
 def every_bfloat16(size: tuple[int, int], memory_format: torch.memory_format, *, nans: bool) -> Tensor:
@@ -135,3 +232,16 @@ def test_pooling_in_bytes_rounds_to_units_and_a_byte_is_full_where_a_value_is_to
     assert (exact.isnan() & (found == 255)).any()
     raw = torch.randint(256, (5, 3, *size), dtype=torch.uint8, generator=stream(0, "bytes"))
     assert torch.equal(pooled_bytes(raw).float(), pooled_by_torch(raw.float()))
+
+
+@pytest.mark.usefixtures("busy")
+def test_gradients_of_a_lenet_are_the_same_bytes_from_four_workers_as_from_one_beside_other_work():
+    model = build("lenet", generator=stream(0, "model"))
+    images = torch.rand(37, 1, 28, 28, generator=stream(0, "images")).requires_grad_()
+
+    def gradients(_: int) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(model(images).square().sum(), [images, *model.parameters()])
+
+    with pool_of_workers(torch.device("cpu"), 1) as one, pool_of_workers(torch.device("cpu"), 4) as four:
+        first, *others = [*one.map(gradients, range(2)), *four.map(gradients, range(12))]
+    assert all(torch.equal(*pair) for each in others for pair in zip(first, each, strict=True))

@@ -4,14 +4,26 @@ Images are C-contiguous [N, H, W, C], pooled ones [N, H // 2, W // 2, C]; an odd
 The loops over channels are what becomes vector instructions: they must stay free of branches.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+
+def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled at its first call, without the interpreter's lock; kept for later processes, if there is where."""
+    try:
+        return njit(nogil=True, cache=True)(loop)
+    except RuntimeError:  # neither the project nor the user's cache folder can be written
+        return njit(nogil=True)(loop)
+
+
 NONE = np.uint8(4)  # of a window in which nothing is above 0; its pixels are 0 to 3, row by row
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def choose(values, maxima, chosen, infinity, minus_infinity, nan):
     """The largest of 0 and of each window's pixels, and which it is, the first of several: uint8.
 
@@ -42,7 +54,7 @@ def choose(values, maxima, chosen, infinity, minus_infinity, nan):
                     chosen[n, i, j, k] = which if best > zero else NONE
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def scatter(pooled, chosen, images):
     """Brings each value to the pixel that its window chose; the window's others become 0."""
     number, rows, columns, channels = pooled.shape
@@ -58,7 +70,7 @@ def scatter(pooled, chosen, images):
                     images[n, 2 * i + 1, 2 * j + 1, k] = value if which == np.uint8(3) else zero
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def gather(images, chosen, pooled):
     """The pixel that each window chose, or 0: the transpose of `scatter`."""
     number, rows, columns, channels = pooled.shape
@@ -76,7 +88,7 @@ def gather(images, chosen, pooled):
                     pooled[n, i, j, k] = d if which == np.uint8(3) else value
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pool_sums(values, shift, maxima, scale):
     """`choose` without the choices, for values + shift [H, W, C]: float32, or bits of bfloat16 as int16.
 
@@ -98,7 +110,7 @@ def pool_sums(values, shift, maxima, scale):
                     maxima[n, i, j, k] = _narrowed(zero if best <= zero else best * scale, maxima[n, i, j, k])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pool_bytes(values, maxima):
     """The largest of each window's pixels, of bytes."""
     images, rows, columns, channels = maxima.shape

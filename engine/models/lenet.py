@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.network import Network, Shape, convolved
-from engine.models.pooling import pooled, pooled_sum
+from engine.models.convolution import convolved
+from engine.models.network import Network, Shape
+from engine.models.pooling import convolved_and_pooled, pooled, pooled_sum
 
 
 class LeNet(Network):
@@ -55,6 +56,6 @@ class LeNet(Network):
         return self._after_pooling(pooled_sum(h, shift))
 
     def _after_pooling(self, h: Tensor) -> Tensor:
-        h = pooled(convolved(self.conv2, h))
+        h = convolved_and_pooled(self.conv2, h)
         h = h.permute(0, 2, 3, 1).flatten(1)  # [N, 800] in (H, W, C) order: free in channels_last, and as Keras has it
         return self.fc2(F.relu(self.fc1(h)))

@@ -6,8 +6,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from engine.models.convolution import convolved
 from engine.models.lenet import LeNet
-from engine.models.network import Network, convolved
+from engine.models.network import Network
 from engine.models.pooling import pooled, pooled_bytes, pooled_sum_in_bytes
 
 ROOM = 1.05  # activations may be so many times the largest seen
