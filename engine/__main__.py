@@ -1,6 +1,7 @@
 """The command line, on the same run directories as the app."""
 
 import argparse
+import io
 import json
 import os
 import re
@@ -26,6 +27,9 @@ NICENESS = 10  # of a worker: whoever clicks in the app comes first
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0; 1 if a run failed or was cancelled; 2, with one line, for bad input."""
+    for stream in (sys.stdout, sys.stderr):  # σ and ± need not be in the terminal's alphabet
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         if "runs_root" in options:

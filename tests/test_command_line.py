@@ -18,6 +18,7 @@ from engine import follow, jobs
 from engine.choices import ARMS, CONTROLS
 from engine.presets import PRESETS
 from engine.records import Run
+from tests.app import EXAMPLE, PROJECT
 from tests.commanding import main
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
@@ -338,3 +339,10 @@ def test_the_command_line_answers_without_loading_what_only_workers_need() -> No
         [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+def test_letters_that_the_terminal_has_not_are_escaped() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, "-m", "engine", "report", EXAMPLE]
+    found = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, check=True)
+    assert rb"\u03c3" in found.stdout or rb"\u221e" in found.stdout
