@@ -170,7 +170,7 @@ def show(found: dict[str, Any]) -> None:
     key = f"cell {found['id']}"
     options = list(range(len(found["cells"])))
     _links.check(cell=options)
-    if key not in st.session_state and (asked := st.query_params.get("cell")) in map(str, options):
+    if key not in st.session_state and (asked := st.query_params.get("cell", "")) in map(str, options):
         st.session_state[key] = int(asked)
     if st.session_state.get(key) not in options:
         st.session_state[key] = next((k for k in options if found["cells"][k]["drop"]), 0)
