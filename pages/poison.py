@@ -230,12 +230,21 @@ def availability(dataset: str) -> bool:
     return available
 
 
+def nothing_changes(config: Config) -> str:
+    """The setting that leaves the attacker nothing, in words; "" where none does."""
+    if config.attack.name == "none" or config.attack.traits.changes_labels:
+        return ""
+    return "ε" if not config.threat.epsilon else "Poison fraction" if not config.threat.poison_fraction else ""
+
+
 def summary(config: Config) -> None:
     """What will happen, what it will take, and the button that starts it."""
     target = datasets.class_in_words(config.dataset, config.threat.target_class, _form.class_names(config.dataset))
     before_the_start(config, target)
     if said := kept_at_another_sigma(st.session_state["preset"], config):
         st.info(f"{said[0].upper()}{said[1:]}.")
+    if name := nothing_changes(config):
+        st.info(f"{name} = 0 changes nothing: poisoned victims would be clean ones.")
     available = availability(config.dataset)
     run, state = existing(config)
     if run is not None:
