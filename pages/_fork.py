@@ -82,7 +82,8 @@ def what_changed() -> None:
         if differs(name, value)
     ]
     with st.container(border=True):
-        st.markdown(f"**Fork of run `{identifier}`**: {_links.plainly(_shared.row_label(_shared.row_of(parent)))}")
+        label = _links.plainly(_shared.row_label(_shared.row_of(parent)))
+        st.markdown(f"**Fork of run `{identifier}`**: change a setting, then start. It was {label}.")
         if rows:
             table = pd.DataFrame(rows, columns=["setting", "original", "here"])
             st.dataframe(table, hide_index=True, alt="Settings that differ from the run that this is a fork of")

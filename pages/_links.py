@@ -36,7 +36,10 @@ PAGES = {  # by its path: all other names that a page takes
     "certify": (*_TEST, "arms", "scatter_arm", "scope", "victim", "what_if_alpha", "what_if_n"),
     "image": (*_TRAINING, *_TEST, "draw_question", "draw_radius", "kind", "number", "victim"),
     "try": ("try_alpha", "try_image", "try_n", "try_n0", "try_seed", "try_source"),
-    "studies": ("study",),
+    "studies": (
+        "study",
+        "cell",
+    ),
     "runs": ("compare",),
 }
 

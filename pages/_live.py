@@ -71,11 +71,14 @@ def progress(run: Run, status: Status) -> None:
 
 
 def detail_words(run: Run, detail: str) -> str:
-    """What the process is at; of a victim's training in words."""
+    """What the process is at; of a victim's training and its votes in words."""
     if (found := re.fullmatch(r"victim (\w+)-(\d+): (epoch \d+ of \d+)", detail)) is not None:
         arm, number, epoch = found.groups()
         victim = f"{int(number) + 1} of {run.config.victim_seeds}"
         return f"Training victims: {arm.replace('_', ' ')}, {victim}, {epoch}"
+    if (found := re.fullmatch(r"votes (\w+)-(\d+): (.+)", detail)) is not None:
+        arm, number, share = found.groups()
+        return f"Certifying victims: {arm.replace('_', ' ')}, {int(number) + 1} of {run.config.victim_seeds}, {share}"
     return detail[0].upper() + detail[1:]
 
 

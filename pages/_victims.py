@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import metrics
+from engine import metrics, records
 from engine.certification import ABSTAIN
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
@@ -41,10 +41,9 @@ def to_ask(run: Run, key: str, shape: tuple[int, ...]) -> list[Victim]:
     """
     found = kept(run)
     if not found:
-        st.info(
-            f"Run {run.id} keeps no weights of its victims, so they cannot be asked again. Your own runs and the "
-            "examples keep them."
-        )
+        st.info(why_none(run))
+        if not _shared.is_example(run) and run.status().state != "done":
+            _shared.page_link("pages/poison.py", "Go to Poison", ":material/science:")
         example = _shared.example_run()
         if example is not None and example.id != run.id and kept(example):
             st.button("Open the example", on_click=_shared.choose, args=(example.id,), icon=":material/folder_open:")
@@ -56,6 +55,22 @@ def to_ask(run: Run, key: str, shape: tuple[int, ...]) -> list[Victim]:
     if len(numbers) > 1:
         number = st.segmented_control("Victim seed", numbers, default=numbers[0], required=True, key=key)
     return [victim for victim in found if victim.k == number and sound(victim, shape)]
+
+
+def why_none(run: Run) -> str:
+    """Why this run has no victims to ask, and what to do."""
+    if (state := run.status().state) == "done" or _shared.is_example(run):
+        return (
+            f"Run {run.id} keeps no weights of its victims, so they cannot be asked again. Your own runs and the "
+            "examples keep them."
+        )
+    if state in records.ACTIVE:
+        return f"Run {run.id} has not trained its victims yet, so nobody can vote. Wait for it, or open the example."
+    became = {"cancelled": "was cancelled", "lost": "was lost"}.get(state, "failed")
+    return (
+        f"Run {run.id} {became} before its victims were trained, so nobody can vote. Resume it on Poison, or open the "
+        "example."
+    )
 
 
 def sound(victim: Victim, shape: tuple[int, ...]) -> bool:

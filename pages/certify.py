@@ -148,15 +148,15 @@ def how_sure(now: dict[str, Any], table: pd.DataFrame) -> None:
     victims = sentences.several(run.config.victim_seeds, "victim seed")
     over_victims = sentences.victims_line(now)
     st.markdown(
-        f"- **± in the headline and in the charts**: the standard deviation over {victims}. So much do single victims "
-        "differ.\n"
+        f"- **± in the headline and in the charts**: the standard deviation over {victims}. This is how much "
+        "single victims differ.\n"
         + (
             f"- **Interval over victims**: where the mean over very many would be. {over_victims}\n"
             * bool(over_victims)
         )
         + "- **Brackets in the table**: approximate 95 % intervals, treating test images as independent (normal for "
-        "ACR and its drop, Wilson for the accuracy of the smoothed classifier). So much depends on which images were "
-        "tested."
+        "ACR and its drop, Wilson for the accuracy of the smoothed classifier). This is how much depends on which "
+        "images were tested."
     )
     st.dataframe(estimates(table), hide_index=True, alt="ACR and accuracy by arm, of the target class and of all")
     st.caption(
@@ -202,7 +202,7 @@ def estimates(table: pd.DataFrame) -> pd.DataFrame:
 def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> None:
     """ACR by arm; certified accuracy and radii of the chosen scope and arms."""
     st.header(PARTS[0])
-    chart_and_data(radii.acr_by_arm(now), "acr")
+    chart_and_data(radii.acr_by_arm(now, run.report if moved else None), "acr")
     left, right = st.columns([2, 3])
     with left:
         scope = str(
@@ -233,16 +233,18 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
         return
     left, right = st.columns(2, gap="medium")
     with left:
-        chart_and_data(radii.certified_accuracy(table, settings, scope, arms, target=target), "accuracy")
+        chart_and_data(
+            radii.certified_accuracy(table, settings, scope, arms, target=target, widest=recorded_cap), "accuracy"
+        )
         st.caption(
             "Height at r: the share of images that are classified correctly, provably so under any change smaller than "
             "r (L2). Approximate: each certificate alone holds with probability ≥ 1 − α, not all at once."
         )
     with right:
         two = [arm for arm in arms if arm in ("clean", "poisoned")] or arms
-        chart_and_data(radii.radius_histogram(table, settings, scope, two, target=target), "radii")
+        chart_and_data(radii.radius_histogram(table, settings, scope, two, target=target, widest=recorded_cap), "radii")
         st.caption(
-            "Left of the line: wrong answers and abstentions, whose radius counts as 0. The last bin before the cap "
+            "Left of the line: wrong answers and abstentions, whose radius counts as 0. The cap's own bin "
             "holds unanimous votes, whose true radius may be larger. "
             + ("Controls are left out of this chart while clean or poisoned is chosen." if len(two) < len(arms) else "")
         )
@@ -300,7 +302,7 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
                     bind="query-params",
                 )
             )
-            figure = radii.radius_before_after(table, settings, arm, target=target)
+            figure = radii.radius_before_after(table, settings, arm, target=target, widest=recorded_cap)
             chart_and_data(
                 figure,
                 "before_after",
@@ -308,7 +310,8 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
                 selection_mode="points",
             )
             st.caption(
-                "A point is a test image: click one to choose it. Points on the upper and right edges are at the cap."
+                "A point is a test image: click one to choose it. "
+                f"None is beyond the cap, {radius_cap(n=n, sigma=run.config.sigma, alpha=alpha):.3f}."
             )
         else:
             st.info(
@@ -323,10 +326,12 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
         return
     votes, chain = st.columns(2, gap="medium")
     with votes:
-        chart_and_data(images.vote_histogram(recorded[one], class_names), "votes")
+        chart_and_data(
+            images.vote_histogram(metrics.with_fewer_votes(recorded[one], table[one.to_numpy()]), class_names), "votes"
+        )
         st.caption(
-            f"All {int(recorded['n'].iloc[0]):,} recorded draws, whatever n is above. Each arm's victim saw the same "
-            f"noisy copies. ★: the class selected by {settings.certification.n0} earlier draws; only its share counts "
+            "Each arm's victim saw the same noisy copies. "
+            f"★: the class selected by {settings.certification.n0} earlier draws; only its share counts "
             "for the certificate."
         )
     with chain:
@@ -348,6 +353,7 @@ top = st.container()
 n, alpha = choose_settings(recorded)
 settings = with_settings(run.config, n, alpha)
 table, now = what_if(str(run.directory), stamp, run.config.canonical(), n, alpha)
+recorded_cap = radius_cap(n=int(recorded["n"].iloc[0]), sigma=run.config.sigma, alpha=run.config.certification.alpha)
 moved = "" if at(settings) == at(run.config) else at(settings)
 with top:
     st.caption(sentences.limits_line(run, what_if=bool(moved)))

@@ -78,16 +78,13 @@ def training() -> None:
         f"{np.abs(poisoned - clean).max():.4f} (L∞), length {np.linalg.norm(poisoned - clean):.3f} (L2), pixel units."
     )
     _pinned.show(run, limit=limit, step=poison.step)
-    st.header("How the victims classify it")
-    st.markdown(
-        "**Look for this:** compare the *poisoned* victim's bars for the two images. Where it is sure of the poisoned "
-        "image and less sure of the clean one, it has learned the added pattern, which test images lack. The *clean* "
-        "victim never saw the change: does it notice?"
-    )
+    st.header("Votes under noise")
     asked = _victims.to_ask(run, "image_victim", clean.shape)
     if not asked:
         return
     pair = np.stack([clean, poisoned]).astype(np.float32)
+    votes_for_both(asked, pair, k)
+    st.header("Without noise")
     told = {victim.arm: _victims.answers(victim, pair.tobytes(), clean.shape) for victim in asked}
     chart(
         images.shares_by_class(
@@ -101,12 +98,15 @@ def training() -> None:
         "image_confidence",
     )
     st.caption("Softmax is what the network claims, not a guarantee. Only votes under noise make a certificate.")
-    votes_for_both(asked, pair, k)
 
 
 def votes_for_both(asked: list[_victims.Victim], pair: np.ndarray, k: int) -> None:
     """Votes under noise on both images [2, C, H, W], with what would be certified."""
-    st.header("Votes under noise")
+    st.markdown(
+        "**Look for this:** compare the *poisoned* victim's votes for the two images. Where more noisy copies of the "
+        "poisoned image are classified correctly than of the clean one, it has learned the added pattern, which test "
+        "images lack. The *clean* victim never saw the change: does it notice?"
+    )
     left, right = st.columns(2, gap="medium")
     for place, image, name in zip((left, right), pair, PAIR, strict=True):
         with place:

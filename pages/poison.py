@@ -59,13 +59,13 @@ def form() -> None:
             _form.widgets(names, columns=2)
         st.markdown("**Network and optimisation**")
         _form.widgets(VICTIMS, columns=2)
-        _form.widgets(below("training"), columns=3)
+        _form.widgets(below("training"), columns=2)
     with st.expander("How the attack computes"):
         if at_once:
             st.caption(f"{attack}: made at once, so these settings do not matter.")
         _form.widgets(below("attack"), columns=2)
     with st.expander("Data, certification, seeds"):
-        _form.widgets(below("data", "certification", ""), columns=3)
+        _form.widgets(below("data", "certification", ""), columns=2)
     if preset.departs:
         with st.expander(f"How the preset {preset.name} departs from the authors' setting"):
             st.markdown("\n".join(f"- {difference[0].upper()}{difference[1:]}." for difference in preset.departs))
@@ -230,12 +230,21 @@ def availability(dataset: str) -> bool:
     return available
 
 
+def nothing_changes(config: Config) -> str:
+    """The setting that leaves the attacker nothing, in words; "" where none does."""
+    if config.attack.name == "none" or config.attack.traits.changes_labels:
+        return ""
+    return "ε" if not config.threat.epsilon else "Poison fraction" if not config.threat.poison_fraction else ""
+
+
 def summary(config: Config) -> None:
     """What will happen, what it will take, and the button that starts it."""
     target = datasets.class_in_words(config.dataset, config.threat.target_class, _form.class_names(config.dataset))
     before_the_start(config, target)
     if said := kept_at_another_sigma(st.session_state["preset"], config):
         st.info(f"{said[0].upper()}{said[1:]}.")
+    if name := nothing_changes(config):
+        st.info(f"{name} = 0 changes nothing: poisoned victims would be clean ones.")
     available = availability(config.dataset)
     run, state = existing(config)
     if run is not None:
@@ -264,7 +273,9 @@ st.markdown(
 open_now = _shared.chosen_run()
 _form.begin()
 if (own := _form.own_run()) is not None:
-    with st.container(border=True):
+    # its settings are to be changed: below a whole result nobody would see the form
+    forking = (parent := _fork.parent_id()) is not None and own.request.get("forked_from") != parent
+    with st.expander(f"The open run, {own.status().state}") if forking else st.container(border=True):
         run_section(own)
 
 settings_column, summary_column = st.columns(2, gap="large")

@@ -20,6 +20,7 @@ MEANINGS = {
     "random_noise": "control: victims trained on images with random noise of the same ε (L∞).",
     "shuffled_signs": "control: the poison with the sign of each pixel's change drawn at random.",
 }
+TRAINED_ON = {"clean": "Clean images", "poisoned": "Poisoned images", "random_noise": "Images with random noise"}
 PAGES = (
     ("pages/lesson.py", "Lesson", ":material/school:",
      "From noise and votes to certificates and poison, a question at each step."),
@@ -58,6 +59,10 @@ def story_of() -> Run | None:
 def what_happened(run: Run) -> None:
     """In plain words, in three numbers, and with all that belongs to these."""
     report, attack = run.report or {}, run.config.attack
+    st.markdown(
+        "Some classifiers come with a **certificate**: a distance within which no change of the image can change the "
+        "answer."
+    )
     if attack.name == "none":
         st.markdown("Nobody changed anything in this run.")
     elif attack.traits.changes_labels:
@@ -67,13 +72,18 @@ def what_happened(run: Run) -> None:
             f"An attacker changed {images_changed(run)}, each pixel by at most **{run.config.threat.epsilon:g}** on a "
             f"scale from 0 to 1. **No label changed.** {worth_less(report)}"
         )
+    st.markdown(
+        f"**Average certified radius (ACR)** of {sentences.target_of(run)}: the mean of these distances (L2, "
+        "pixel units), by what the classifiers were trained on"
+    )
     cards(report)
     with st.container(horizontal=True):
         if st.button("Start the lesson", icon=":material/school:", type="primary"):
             _shared.go("pages/lesson.py")
         if st.button("Explore other settings", icon=":material/explore:"):
             _shared.go("pages/explore.py")
-    st.caption(f"{sentences.headline(report)} {sentences.numbers_line(report)}")
+    with st.expander("How to read these numbers", icon=":material/straighten:"):
+        st.markdown(f"{sentences.headline(report)} {sentences.numbers_line(report)}")
 
 
 def images_changed(run: Run) -> str:
@@ -100,19 +110,18 @@ def worth_less(report: dict[str, Any]) -> str:
 
 def cards(report: dict[str, Any]) -> None:
     """ACR of three arms, and what the last two are below the first."""
-    shown = [arm for arm in ("clean", "poisoned", "random_noise") if arm in report["arms"]]
+    shown = [arm for arm in TRAINED_ON if arm in report["arms"]]
     for place, arm in zip(st.columns(len(shown)), shown, strict=True):
         drop = report["relative_drop"].get(arm) or {"mean": None}
         sign = "-" if (drop["mean"] or 0) >= 0 else "+"
         less = drop["mean"] is not None and f"{sign}{sentences.drop_of(report, arm).lstrip('-')}"
         place.metric(
-            f"ACR, {ARM_STYLE[arm].name}",
+            TRAINED_ON[arm],
             sentences.with_spread(report["arms"][arm]["average_certified_radius"]["target"]),
             less or None,
             border=True,
             height="stretch",
-            help=f"Average certified radius (L2, pixel units) of {report.get('target_name', sentences.TARGET)}: how "
-            f"much a test image can change before its certificate no longer covers it. {MEANINGS[arm].capitalize()}",
+            help=f"{ARM_STYLE[arm].name.capitalize()}: {MEANINGS[arm]}",
         )
 
 

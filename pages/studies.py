@@ -42,7 +42,7 @@ def label_of(known: StudyRecord | dict[str, Any]) -> str:
         words = [_shared.moment(known.status().submitted), known.id[:4]]
     else:
         if (note := exhibits.notes().get(known["id"])) is not None:
-            return note.title
+            return f"{note.group} · {note.title}"
         study, preset, words = known["study"], known["preset"], ["comes with the project", known["id"][:4]]
     name = wording.KIND_NAMES.get(study["kind"], study["kind"])
     if study["kind"] == "sweep":
@@ -76,6 +76,8 @@ def choose_study(known: dict[str, StudyRecord | dict[str, Any]]) -> StudyRecord 
         return None
     labels = {identifier: label_of(one) for identifier, one in known.items()}
     st.selectbox("Study", list(known), format_func=labels.__getitem__, key="study", persist_state="session")
+    if not st.session_state["study"].startswith(asked.lower()):
+        st.query_params.pop("cell", None)  # of the study before
     st.query_params["study"] = st.session_state["study"]
     return known[st.session_state["study"]]
 
@@ -167,6 +169,9 @@ def show(found: dict[str, Any]) -> None:
     left, right = st.columns([3, 2], gap="large")
     key = f"cell {found['id']}"
     options = list(range(len(found["cells"])))
+    _links.check(cell=options)
+    if key not in st.session_state and (asked := st.query_params.get("cell", "")) in map(str, options):
+        st.session_state[key] = int(asked)
     if st.session_state.get(key) not in options:
         st.session_state[key] = next((k for k in options if found["cells"][k]["drop"]), 0)
     cell = found["cells"][st.session_state[key]]
@@ -178,10 +183,12 @@ def show(found: dict[str, Any]) -> None:
             "1 − ACR(poisoned)/ACR(clean), mean ± standard deviation over pairs of victims of the same seed. Beneath "
             "it the control: random noise of the same ε (L∞) on the same images, trained and certified the same way. "
             "Darker means a larger drop; the colours mean the same in every study. "
-            f"{finished} of {cells} cells are complete. Click a cell for the run behind it."
+            f"{finished} of {cells} cells are complete. The same settings on another machine give numbers that differ "
+            "a little. Click a cell for the run behind it."
         )
     with right:
         st.selectbox("Cell", options, format_func=lambda k: results.cell_title(found, found["cells"][k]), key=key)
+        st.query_params["cell"] = str(st.session_state[key])
         cell_panel(found, cell)
 
 
@@ -191,7 +198,11 @@ def question(found: dict[str, Any]) -> str:
     known = kinds.KINDS.get(study["kind"])
     asked = "Clean victims, poisoned ones and random noise, for each setting and each seed."
     if study["kind"] == "sweep":
-        asked = f"Rows: {results.label(study['rows'])}. Columns: {results.label(study['columns'])}."
+        rows, columns = (results.label(study[axis]) for axis in ("rows", "columns"))
+        asked = (
+            f"How does the drop change with {rows[0].lower()}{rows[1:]} (rows) and {columns[0].lower()}{columns[1:]} "
+            "(columns)?"
+        )
     elif known is not None:
         asked = known.sentence
     return f"{asked} {size_of(study)} runs" + (f" of the preset {preset}." if preset else ".")
@@ -314,6 +325,8 @@ def table_and_downloads(found: dict[str, Any]) -> None:
             "run": [cell["run"] for cell in cells],
         }
     )
+    same = [name for name in ("state", "victims") if len(cells) > 1 and table[name].nunique() == 1]
+    table = table.drop(columns=same)
     st.dataframe(
         table, hide_index=True, alt="A row for each cell of the study with its numbers.",
         column_config={"seconds": st.column_config.NumberColumn(format="%.0f")},

@@ -187,3 +187,18 @@ def set_seed(page, seed: int) -> None:
 
 def no_exception(page) -> None:
     assert exceptions(page) == []
+
+
+@pytest.mark.parametrize("width", [1024, 1366])
+def test_no_number_of_the_form_is_cut(app: Server, browser_path: str, width: int) -> None:
+    with browser.chromium(browser_path) as chromium:
+        page, _ = browser.new_page(chromium)
+        page.set_viewport_size({"width": width, "height": 768})
+        page.goto(f"{app.address}/poison?preset=paper-ga-mnist")
+        page.get_by_text("The same from the command line").wait_for()
+        for section in page.locator('[data-testid="stExpander"] summary').all():
+            section.click()
+        page.get_by_label("Training images").wait_for()
+        cut = """() => [...document.querySelectorAll('[data-testid="stNumberInput"] input')].filter(each =>
+            each.scrollWidth > each.clientWidth + 1).map(each => `${each.ariaLabel}: ${each.value}`)"""
+        assert page.evaluate(cut) == []

@@ -156,6 +156,24 @@ def test_too_few_draws_give_a_chart_that_says_so(table):
     assert radii.radius_histogram(less, RUN.config).data[0].y[1] == pytest.approx(1)
 
 
+def test_axes_stay_where_they_are_while_draws_become_fewer(table):
+    widest = radius_cap(n=100, sigma=RUN.config.sigma, alpha=0.001)
+    less = metrics.recertify(table, sigma=RUN.config.sigma, alpha=0.001, n=20)
+    for draw in (radii.certified_accuracy, radii.radius_histogram, radii.radius_before_after):
+        before, after = draw(table, RUN.config), draw(less, RUN.config, widest=widest)
+        assert after.layout.xaxis.range == before.layout.xaxis.range
+
+
+def test_the_recorded_means_stay_in_sight_while_draws_become_fewer():
+    report = RUN.report
+    fewer = report | {"radius_cap": 0.1}
+    figure = radii.acr_by_arm(fewer, report)
+    means = [arm["average_certified_radius"]["target"]["mean"] for arm in report["arms"].values()]
+    recorded = [trace.x[0] for trace in figure.data if trace.name.endswith("as recorded") and trace.xaxis == "x"]
+    assert recorded == means
+    assert figure.layout.xaxis.range == radii.acr_by_arm(report).layout.xaxis.range
+
+
 def test_before_after_holds_means_and_image_numbers(table):
     trace = curve(radii.radius_before_after(table, RUN.config), "test image")
     image = int(trace.customdata[3][0])

@@ -76,6 +76,18 @@ def test_a_fork_shows_what_differs_and_remembers_its_parent(place: Path, submitt
     assert not test.exception
 
 
+def test_the_form_of_a_fork_is_not_below_the_finished_run(place: Path) -> None:
+    parent = own_copy(place)
+    test = opened("pages/poison.py", run=parent.id)
+    assert not [box for box in test.expander if box.label.startswith("The open run")]
+    button(test, "Copy its settings into the form").click().run()
+    (box,) = [box for box in test.expander if box.label.startswith("The open run")]
+    assert not box.proto.expanded
+    assert "change a setting, then start" in words(test)
+    button(test, "Discard fork link").click().run()
+    assert not [box for box in test.expander if box.label.startswith("The open run")]
+
+
 def test_what_is_no_fork_has_no_parent(place: Path, submitted: list[Any]) -> None:
     parent = own_copy(place)
     test = opened("pages/poison.py", run=parent.id)

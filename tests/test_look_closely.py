@@ -267,7 +267,7 @@ def test_a_poison_image_alone_is_answered_by_the_kept_victims() -> None:
     for image in ("Clean", "Poisoned"):
         for arm in ("clean", "poisoned"):
             assert f"{image} image: The **{arm}** victim" in text
-    assert [alt.split(".")[0] for alt in alts(test)][1:] == ["Confidence, without noise", "Votes under noise"]
+    assert [alt.split(".")[0] for alt in alts(test)][1:] == ["Votes under noise", "Confidence, without noise"]
     button(test, "Next").click().run()
     assert test.number_input(key="poison_image").value == 4
 

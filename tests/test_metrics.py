@@ -232,3 +232,16 @@ def test_the_interval_of_a_drop_over_images_covers_the_truth_as_often_as_it_says
         found = metrics.interval_of_drop(kept, left, np.ones(150))
         covered += found.low <= truth <= found.high
     assert 0.92 * 500 <= covered <= 0.98 * 500
+
+
+def test_fewer_votes_are_a_subset_of_all_and_agree_with_their_certificate() -> None:
+    votes = np.array([[3, 80, 17], [50, 26, 24]])
+    table = metrics.certificates(votes, votes, sigma=0.5, alpha=0.001)
+    fewer = metrics.recertify(table, sigma=0.5, alpha=0.001, n=20)
+    found = metrics.with_fewer_votes(table, fewer)
+    drawn = np.stack(found["estimation_votes"])
+    assert (drawn <= votes).all()
+    assert (drawn.sum(axis=1) == 20).all()
+    assert drawn[[0, 1], table["selected_class"]].tolist() == fewer["n_top"].tolist()
+    same = metrics.with_fewer_votes(table, table)
+    assert (np.stack(same["estimation_votes"]) == votes).all()

@@ -98,11 +98,12 @@ def test_start_tells_the_examples_result_with_the_reports_numbers() -> None:
 
 def test_start_leads_with_a_sentence_and_three_numbers_and_names_every_page() -> None:
     test, report = opened("pages/start.py"), json.loads((GALLERY / EXAMPLE / "report.json").read_text())
-    assert test.markdown[0].value.startswith("An attacker changed **all 75 images of digit 8** among the ")
+    assert "**certificate**: a distance" in test.markdown[0].value
+    assert test.markdown[1].value.startswith("An attacker changed **all 75 images of digit 8** among the ")
     assert f"{Run(GALLERY / EXAMPLE).config.data.train_size:,} training images. " in words(test)
     arms = ("clean", "poisoned", "random_noise")
     acr = [report["arms"][arm]["average_certified_radius"]["target"] for arm in arms]
-    assert [metric.label for metric in test.metric] == ["ACR, clean", "ACR, poisoned", "ACR, random noise"]
+    assert [metric.label for metric in test.metric] == ["Clean images", "Poisoned images", "Images with random noise"]
     assert [metric.value for metric in test.metric] == [f"{found['mean']:.3f} ± {found['sd']:.3f}" for found in acr]
     assert test.metric[1].delta == f"-{test.metric[1].delta.lstrip('-')}"  # less, so Streamlit's arrow points down
     assert [button.label for button in test.button][:2] == ["Start the lesson", "Explore other settings"]

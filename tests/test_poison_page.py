@@ -363,3 +363,17 @@ def test_a_run_that_did_not_come_to_its_end_goes_on_whatever_the_form_says(
         button(test, "Resume").click().run()
         assert submitted == [run.config]
     assert not test.exception
+
+
+@pytest.mark.parametrize(("field", "name"), [("epsilon", "ε"), ("poison_fraction", "Poison fraction")])
+def test_a_budget_of_nothing_is_said_to_change_nothing(field: str, name: str) -> None:
+    test = opened("pages/poison.py", preset="smoke")
+    assert not any("changes nothing" in info.value for info in test.info)
+    test.number_input(key=f"field threat.{field}").set_value(0.0).run()
+    assert any(f"{name} = 0 changes nothing" in info.value for info in test.info)
+
+
+def test_progress_names_the_victim_that_is_certified(place: Path) -> None:
+    run = own_copy(place)
+    said = f"Certifying victims: random noise, 1 of {run.config.victim_seeds}, 50%"
+    assert _live.detail_words(run, "votes random_noise-0: 50%") == said

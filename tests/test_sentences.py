@@ -17,8 +17,8 @@ from engine.records import Run
 from engine.report import numbers, sentences
 from pages import _lesson_effect
 
-NO_EFFECT = "With these victims the poison may take nothing (95 %: −27 to 57 %)."
-NO_MORE = "With these victims the poison may take nothing beyond that (95 %: −10 to 10 points more)."
+NO_EFFECT = "With 3 victims the drop cannot be told from 0 (95 %: −27 to 57 %)."
+NO_MORE = "With 3 victims the drop cannot be told from random noise's (95 %: −10 to 10 points more)."
 SO_FEW = "That is too few victims to tell whether the poison takes anything beyond that."
 ONE = "One pair of victims cannot say how sure that is."
 

@@ -1,5 +1,6 @@
 """The Studies page in Streamlit's own test harness: results, partial ones, links to runs, a study of one's own."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -65,6 +66,10 @@ def test_a_finished_study_shows_map_table_and_the_run_behind_a_cell(place: Path)
     cells.select(cells.options[5]).run()
     run = record.study.cells()[5].run_id
     assert f"Run `{run}` (done)" in words(test)
+    assert test.query_params["cell"] == ["5"] or test.query_params["cell"] == "5"
+    again = opened(study=record.id, cell="5")
+    assert f"Run `{run}` (done)" in words(again)
+    assert "cell must be" in words(opened(study=record.id, cell="99"))
     button(test, "Open in Certify")
     assert [found.label for found in test.get("download_button")] == ["CSV", "Markdown", "JSON"]
     assert test.query_params["study"] == record.id
@@ -129,7 +134,7 @@ def test_the_projects_studies_go_by_their_titles_and_findings(monkeypatch: pytes
     note = exhibits.notes()["43731ae460843f7d"]
     test = opened(study="43731")
     assert not test.exception
-    assert test.selectbox(key="study").options[0] == note.title
+    assert test.selectbox(key="study").options[0] == f"{note.group} · {note.title}"
     assert any(text.value == f"**Finding:** {note.finding}" for text in test.markdown)
 
 
@@ -138,6 +143,8 @@ def test_every_study_of_the_project_has_a_finding_whose_numbers_stand_in_the_doc
     notes, told = exhibits.notes(), (GALLERY.parent / "docs" / "reproduction.md").read_text()
     assert set(notes) == shown
     assert len({note.title for note in notes.values()}) == len(notes)
+    groups = [note.group for note in notes.values()]
+    assert len(list(itertools.groupby(groups))) == len(set(groups)) < len(groups)  # each stands together
     for note in notes.values():
         for number in re.findall(r"−?\d[\d.]*(?: ± \d+)?", note.finding.rstrip(".")):
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", told), (note.title, number)

@@ -154,7 +154,7 @@ def test_a_published_study_is_small_and_holds_no_path(half_done: process.StudyRe
     found = results.of(half_done)
     path = exhibits.exhibit(half_done, found, tmp_path / "gallery")
     assert exhibits.exhibited(tmp_path / "gallery") == [json.loads(json.dumps(found))]
-    (path.parent / "notes.json").write_text(json.dumps({found["id"]: {"title": "A", "finding": "B"}}))
+    (path.parent / "notes.json").write_text(json.dumps({found["id"]: {"group": "C", "title": "A", "finding": "B"}}))
     exhibits.exhibit(half_done, found, tmp_path / "gallery")  # again, and what was written by hand stays
     assert exhibits.notes(tmp_path / "gallery")[found["id"]].finding == "B"
     assert exhibits.exhibited(tmp_path / "gallery") == [json.loads(json.dumps(found))]

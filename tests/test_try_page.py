@@ -116,6 +116,17 @@ def test_a_run_without_weights_says_so_and_offers_the_example(place: Path) -> No
     assert not any("keeps no weights" in info.value for info in test.info)
 
 
+def test_a_run_that_was_cancelled_before_its_victims_were_trained_says_so(place: Path) -> None:
+    config = Run(GALLERY / EXAMPLE).config.model_copy(update={"seed": 3})
+    run = own_copy(place, config=config, state="cancelled")
+    for path in (run.directory / "victims").iterdir():
+        path.unlink()
+    test = opened(PAGE, run=run.id)
+    assert any("was cancelled before its victims were trained" in info.value for info in test.info)
+    assert not any("keeps no weights" in info.value for info in test.info)
+    assert button(test, "Open the example")
+
+
 @pytest.mark.parametrize("page", [PAGE, "pages/image.py"])
 def test_damaged_weights_are_said_to_be_so(place: Path, page: str) -> None:
     run = own_copy(place)

@@ -21,8 +21,13 @@ _MOST_RADII = 400  # points of a curve
 _BINS = 20  # of a histogram of radii
 
 
-def acr_by_arm(report: dict[str, Any]) -> go.Figure:
-    """ACR of the target class (left) and of all classes (right): a point per victim, and mean ± sd below it."""
+def acr_by_arm(report: dict[str, Any], recorded: dict[str, Any] | None = None) -> go.Figure:
+    """ACR of the target class (left) and of all classes (right): a point per victim, and mean ± sd below it.
+
+    Args:
+        recorded: the report at the recorded n and alpha, where `report` is at others: its means are drawn in grey, and
+            the axes reach its cap.
+    """
     config, cap = report["config"], float(report["radius_cap"])
     target = report.get("target_name", TARGET)
     arms = [arm for arm in ARMS if arm in report["arms"]]
@@ -56,22 +61,38 @@ def acr_by_arm(report: dict[str, Any]) -> go.Figure:
                 row=1,
                 col=column,
             )
+            if recorded:
+                before = recorded["arms"][arm]["average_certified_radius"][scope]
+                figure.add_scatter(
+                    x=[before["mean"]],
+                    y=[position + 0.15],
+                    mode="markers",
+                    name=f"{style.name}, mean as recorded",
+                    marker=dict(color=FAINT, symbol=style.symbol, size=13),
+                    hovertemplate=f"{style.name}, as recorded<br>mean ± sd {_spread(before)}<extra></extra>",
+                    row=1,
+                    col=column,
+                )
             told.append(f"{style.name}, {'target class' if scope == 'target' else 'all classes'}: {_spread(found)}")
     figure.add_vline(x=cap, line=dict(color=GREY, dash="dot"), row="all", col="all")
     last = len(arms) - 0.2  # a free line below the arms, for the cap's value
-    words = dict(text=f"cap {cap:.3f}", showarrow=False, xanchor="right" if cap else "left", yanchor="bottom")
-    figure.add_annotation(x=cap, y=last, xshift=-4 if cap else 0, **words)
+    widest = max(cap, float(recorded["radius_cap"]) if recorded else 0.0)
+    side = _side(cap, widest)
+    words = dict(text=f"cap {cap:.3f}", showarrow=False, xanchor=side, yanchor="bottom")
+    figure.add_annotation(x=cap, y=last, xshift=-4 if side == "right" else 4, **words)
     figure.update_yaxes(
         tickvals=list(range(len(arms))), ticktext=[ARM_STYLE[arm].name for arm in arms], range=[last, -0.5]
     )
     figure.update_yaxes(showgrid=False, zeroline=False)
-    figure.update_xaxes(title_text="ACR (L2, pixel units)", range=[0, 1.08 * cap or 1.0], nticks=4, showgrid=True)
+    figure.update_xaxes(title_text="ACR (L2, pixel units)", range=[0, 1.08 * widest or 1.0], nticks=4, showgrid=True)
     images = report["certified_images"]
     return finish(
         figure,
         "Average certified radius by arm",
         f"{images['target']} test images of {target}, {images['all']} in all, weighted as the test set; open: "
-        f"{several(config['victim_seeds'], 'victim')}, filled: mean ± sd",
+        f"{several(config['victim_seeds'], 'victim')}, filled: mean ± sd"
+        + "; grey: as recorded"
+        * (recorded is not None),
         f"Average certified radius by arm. {'; '.join(told)}. The cap is {cap:.3f}.",
         legend=False,
         height=200 + 52 * len(arms),
@@ -85,12 +106,14 @@ def certified_accuracy(
     arms: Iterable[str] | None = None,
     *,
     target: str = TARGET,
+    widest: float = 0.0,
 ) -> go.Figure:
     """Certified accuracy at each radius r: share correct with radius ≥ r, abstentions in the denominator.
 
     Args:
         table: certificates; config: their settings, with the alpha that the radii were computed at.
         arms: those to draw, by default all present; target: the target class in words.
+        widest: a radius that the axis reaches at least, so that it stays where it is while n and alpha move.
     """
     table, cap = of_scope(table, scope, config), _cap(table, config)
     radii = _radii(metrics.correct_radius(table).to_numpy(), cap)
@@ -126,8 +149,9 @@ def certified_accuracy(
         )
         half = mean[np.searchsorted(radii, cap / 2)]
         told.append(f"{style.name} starts at {mean[0]:.0%} and is {half:.0%} at half the cap")
-    _cap_line(figure, cap, table, config)
-    figure.update_xaxes(title_text="radius r (L2, pixel units)", range=[0, 1.04 * cap or 1.0])
+    widest = max(cap, widest)
+    _cap_line(figure, cap, table, config, widest)
+    figure.update_xaxes(title_text="radius r (L2, pixel units)", range=[0, 1.04 * widest or 1.0])
     figure.update_yaxes(title_text="certified accuracy (approximate)", range=[0, 1.02], tickformat=".0%")
     figure.update_layout(hovermode="x unified")
     return finish(
@@ -145,11 +169,16 @@ def radius_histogram(
     arms: Iterable[str] | None = None,
     *,
     target: str = TARGET,
+    widest: float = 0.0,
 ) -> go.Figure:
-    """Share of test images by certified radius, all arms in the same bins; errors and abstentions have their own."""
+    """Share of test images by certified radius, all arms in the same bins; errors and abstentions have their own.
+
+    Args: as of `certified_accuracy`.
+    """
     table, cap = of_scope(table, scope, config), _cap(table, config)
-    top = cap or config.sigma
+    top = max(cap, widest) or config.sigma
     edges = np.linspace(0, top, _BINS + 1)
+    last = 1 + max(1, int(np.searchsorted(edges, cap)))  # of shares: the bin of the cap, after wrong and abstain
     width = top / _BINS
     middles = np.concatenate([[-9 * width, -4 * width], (edges[:-1] + edges[1:]) / 2])
     widths = np.concatenate([[2 * width] * 2, np.full(_BINS, 0.94 * width)])
@@ -178,8 +207,10 @@ def radius_histogram(
             + ("" if scope == "target" else ", %{y:.1%} of the weight")
             + "<extra></extra>",
         )
-        told.append(f"{style.name}: {shares[0]:.0%} wrong, {shares[1]:.0%} abstain, {shares[-1]:.0%} in the last bin")
-    _cap_line(figure, cap, table, config)
+        told.append(
+            f"{style.name}: {shares[0]:.0%} wrong, {shares[1]:.0%} abstain, {shares[last]:.0%} in the cap's bin"
+        )
+    _cap_line(figure, cap, table, config, top)
     figure.add_vline(x=-width, line=dict(color=FAINT, width=1))
     ticks = _round_ticks(top)
     figure.update_xaxes(
@@ -201,12 +232,15 @@ def radius_histogram(
 
 
 def radius_before_after(
-    table: pd.DataFrame, config: Config, arm: str = "poisoned", *, target: str = TARGET
+    table: pd.DataFrame, config: Config, arm: str = "poisoned", *, target: str = TARGET, widest: float = 0.0
 ) -> go.Figure:
-    """For each target-class test image its mean radius over victims: clean (x) and of an arm (y). customdata: image."""
+    """For each target-class test image its mean radius over victims: clean (x) and of an arm (y). customdata: image.
+
+    Args: widest: as of `certified_accuracy`.
+    """
     rows, cap, style = of_scope(table, "target", config), _cap(table, config), ARM_STYLE[arm]
     means = radii_by_image(rows, config)
-    top = 1.05 * (cap or config.sigma)
+    top = 1.05 * (max(cap, widest) or config.sigma)
     figure = go.Figure()
     figure.add_scatter(
         x=[0, top], y=[0, top], mode="lines", line=dict(color=GREY, dash="dot"), name="no change", hoverinfo="skip"
@@ -251,13 +285,18 @@ def _cap(table: pd.DataFrame, config: Config) -> float:
     return radius_cap(n=int(table["n"].iloc[0]), sigma=config.sigma, alpha=config.certification.alpha)
 
 
-def _cap_line(figure: go.Figure, cap: float, table: pd.DataFrame, config: Config) -> None:
-    """The largest radius that n draws can show, with its formula."""
+def _cap_line(figure: go.Figure, cap: float, table: pd.DataFrame, config: Config, widest: float) -> None:
+    """The largest radius that n draws can show, with its formula, on an axis that ends at widest."""
     n, alpha = int(table["n"].iloc[0]), config.certification.alpha
     figure.add_vline(x=cap, line=dict(color=GREY, dash="dot", width=2))
     text = f"cap σ·Φ⁻¹(α<sup>1/n</sup>) = {cap:.3f}" if cap else f"n = {n} is too small for α = {alpha:g}: all abstain"
-    side = "right" if cap else "left"
+    side = _side(cap, widest)
     figure.add_annotation(x=cap, y=1, yref="paper", text=text, showarrow=False, xanchor=side, yanchor="bottom")
+
+
+def _side(cap: float, widest: float) -> str:
+    """Which end of its words stands at the cap: they have more room on the other side of it."""
+    return "right" if cap > widest / 2 else "left"
 
 
 def _images_and_victims(table: pd.DataFrame, scope: str, target: str) -> str:

@@ -101,7 +101,8 @@ def headline(report: dict[str, Any]) -> str:
             control += f" That is too few victims to tell whether the poison takes anything{than_noise}."
         else:
             found = f"{interval(beyond)} points more" if beyond else f"{interval(drop)} %"
-            control += f" With these victims the poison may take nothing{than_noise} (95 %: {found})."
+            victims, other = several(len(drop["seeds"]), "victim"), "random noise's" if beyond else "0"
+            control += f" With {victims} the drop cannot be told from {other} (95 %: {found})."
     victims = "fine-tuned" if config["training"]["fine_tune_epochs"] else "retrained"
     return f"After poisoning, {victims} victims certify {target} with {radii}: {share}.{control}"
 
@@ -219,7 +220,7 @@ def limits_line(run: Run, *, what_if: bool = False) -> str:
         f"{target_of(run)} and {settings.other_images} of each other class, "
         f"{'recorded with ' * what_if}n = {settings.n:,} draws, "
         f"α = {settings.alpha} for each certificate, σ = {config.sigma}, "
-        f"{several(config.victim_seeds, 'victim')} per arm, training.precision = {config.training.precision}. "
+        f"{several(config.victim_seeds, 'victim')} per arm, training precision {config.training.precision}. "
         f"ε is L∞, radii are L2, both in pixel units of [0, 1].{other}"
     )
 

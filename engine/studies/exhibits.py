@@ -1,7 +1,7 @@
 """Studies that come with the project: their results in gallery/studies/, their runs in gallery/grid/.
 
-gallery/studies/notes.json, written by hand from docs/reproduction.md, has each one's title and what it found, in the
-order in which a reader should meet them.
+gallery/studies/notes.json, written by hand from docs/reproduction.md, has each one's group, title and what it found,
+in the order in which a reader should meet them.
 """
 
 import json
@@ -42,6 +42,7 @@ def exhibit(record: StudyRecord, results: dict[str, Any], gallery: Path = GALLER
 
 @dataclass(frozen=True)
 class Note:
+    group: str
     title: str
     finding: str
 
