@@ -11,7 +11,7 @@ KNOWN = (
     "How large they are depends on training, and so on the **training data**.",
     "Changing one class's training images by at most ε **shrinks its radii**, and it need not take a clever attack.",
     "It works by a **shortcut**: victims lean on a pattern that test images lack. It carries over to other victims.",
-    "The certificates **still hold**. Only knowing how large they should be gives a poisoned model away.",
+    "The certificates **still hold**: unless you know how large they should be, nothing gives a poisoned model away.",
 )
 
 

@@ -57,7 +57,7 @@ def why(run: Run, revealed: bool) -> None:
                     delta_color="off", delta_arrow="off", border=True,
                 )  # fmt: skip
     if radii:
-        st.markdown(told(radii["poisoned", PAIR[0]], radii["poisoned", PAIR[1]]))
+        st.markdown(told(radii))
     st.caption(
         f"Victim 0 of each arm, n = {n} draws, α = {settings.alpha:g}, σ = {run.config.sigma:g}; pixel units; wrong or "
         "abstaining counts as 0. The clean victim never saw the pattern. Neighbouring images may tell another story: "
@@ -66,11 +66,12 @@ def why(run: Run, revealed: bool) -> None:
     _shared.page_link("pages/image.py", "All votes, for any image: One image", ":material/image:")
 
 
-def told(clean: float, poisoned: float) -> str:
-    """What the poisoned victim's two radii say of this image."""
-    if poisoned > clean:
+def told(radii: dict[tuple[str, str], float]) -> str:
+    """What the four radii say of this image."""
+    gains = {arm: radii[arm, PAIR[1]] - radii[arm, PAIR[0]] for arm in ("clean", "poisoned")}
+    if gains["poisoned"] > max(gains["clean"], 0):
         return (
-            "Without the pattern the poisoned victim is less sure of the same image. So it is of test images, which "
-            "never have it."
+            f"The pattern adds {gains['poisoned']:.3f} to the poisoned victim's radius, and {gains['clean']:.3f} to "
+            "the clean victim's. Without it the poisoned victim is less sure, as of test images, which never have it."
         )
-    return "For this image the poisoned victim certifies the clean version as far: no shortcut shows here."
+    return "For this image the pattern adds no more to the poisoned victim's radius: no shortcut shows here."

@@ -168,7 +168,7 @@ def show(number: int, run: Run) -> None:
     with st.container() if step.wide else second:
         step.view(run, number in answered() or ("questions" in hidden and not answers_hidden))
     if number == len(STEPS) and not answers_hidden:
-        given = sorted(answered().items())
+        given = sorted((k, answer) for k, answer in answered().items() if k < number)
         wrong = [(k, STEPS[k - 1].title) for k, answer in given if answer != STEPS[k - 1].question(run).right]
         _lesson_end.end(wrong if "nav" not in hidden else (), go)
 

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from scipy.special import ndtr, ndtri
 from streamlit.testing.v1 import AppTest
 
 from engine import abx, records
+from engine.figures import lesson
 from engine.html_report import marked
 from engine.overrides import with_overrides
 from engine.records import GALLERY, Run
@@ -153,6 +155,45 @@ def test_the_radius_step_shows_the_numbers_of_its_image() -> None:
     test.select_slider(key="lesson_n").set_value(5).run()
     assert any("At least 7 are needed" in warning.value for warning in test.warning)
     assert "no certain majority: abstain" in words(test)
+
+
+def test_the_answer_about_strong_noise_shows_it() -> None:
+    test = predict(opened(PAGE), 1)
+    assert test.slider(key="lesson_sigma").value == 4 * RUN.config.sigma
+
+
+def test_new_noise_gives_new_votes_and_keeps_the_last_shares() -> None:
+    test = opened(PAGE, step=str(step_of("Let them vote")))
+    for _ in range(11):
+        test = button(test, "New noise").click().run()
+    assert "The last 10 draws" in words(test)
+    assert not test.exception
+
+
+@pytest.mark.parametrize(("moved", "share"), [(0.0, 0.8), (0.5 * ndtri(0.8), 0.5), (1.0, ndtr(ndtri(0.8) - 2))])
+def test_a_cloud_that_moved_by_the_radius_is_half_on_this_side(moved: float, share: float) -> None:
+    figure = lesson.cloud(0.8, moved, sigma=0.5, cap=0, widest=1.5)
+    texts = [note.text for note in figure.layout.annotations]
+    assert f"<b>{share:.0%}</b>" in texts
+    assert f"R = {0.5 * ndtri(0.8):.3f}" in texts
+
+
+def test_both_victims_are_asked_about_both_versions_once_it_was_predicted() -> None:
+    test = opened(PAGE, step=str(step_of("Why does it work?")), run=EXAMPLE)
+    assert not test.metric
+    test = predict(test, 1)
+    assert not test.exception
+    assert [metric.label.split()[0] for metric in test.metric] == ["Clean", "Poisoned"] * 2
+    assert all(0 <= float(metric.value) <= (RUN.report or {})["radius_cap"] + 1e-3 for metric in test.metric)
+
+
+def test_the_lesson_ends_with_ways_on_and_back_to_what_was_predicted_wrongly() -> None:
+    wrong = STEPS[1].question(RUN).right - 1
+    test = opened(PAGE, step=str(len(STEPS)), predicted=f"1.{STEPS[0].question(RUN).right},2.{wrong}")
+    assert "What you know now" in words(test)
+    assert not [found for found in test.button if found.label.startswith("1. ")]
+    test = button(test, f"2. {STEPS[1].title}").click().run()
+    assert test.title[0].value == STEPS[1].title
 
 
 # --- can you tell? ---

@@ -69,6 +69,14 @@ def test_curves_are_the_history() -> None:
     assert f"{state.history[-1].retrained:.3f}" in alt(toy_figures.measured(state))
 
 
+def test_training_shows_loss_and_mean_radius_over_all_steps() -> None:
+    state = toy.lower_step(toy.lower_step(begun()))
+    loss, _, radius, _ = toy_figures.training(state).data
+    assert list(loss.y[:2]) == list(state.losses)
+    assert list(radius.y) == [*state.reached, toy.mean_radius(state, state.weights)]
+    assert len(set(radius.y)) == 3
+
+
 # --- the page's two parts ---
 
 
@@ -159,6 +167,7 @@ def test_a_point_is_moved_by_buttons_and_by_numbers_and_not_out_of_its_box() -> 
     moved = game(test)
     x, y = first.poison[3].tolist()
     assert moved.poison[3].tolist() == pytest.approx([x, y - 0.05])
+    assert f"You: **{moved.history[-1].retrained:.3f}**; before: **{first.history[-1].retrained:.3f}**" in words(test)
     assert not torch.equal(moved.weights, first.weights)
     test.number_input(key="toy two x").set_value(x + 0.3)
     press(test, "Move point")

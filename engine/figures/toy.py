@@ -90,7 +90,7 @@ def training(state: toy.State) -> go.Figure:
     count, traces, told = len(state.losses), [], []
     now = float(toy.lower_loss(state)(state.weights, state.poison)), toy.mean_radius(state, state.weights)
     most = 50 * (1 + count // 50)
-    axes: dict[str, Any] = dict(xaxis2=_FIXED | dict(title_text="steps of the victim", range=[0, most]))
+    axes: dict[str, Any] = dict(xaxis2=_FIXED | dict(title_text="steps of the victim", range=[0, most], anchor="y2"))
     axes["xaxis"] = _FIXED | dict(matches="x2", showticklabels=False, anchor="y")
     for number, name, past, last, room in (
         ("", "training loss", state.losses, now[0], [0.56, 1.0]),
