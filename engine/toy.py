@@ -82,11 +82,13 @@ class State:
     retrained: Tensor  # weights of a victim trained to the end on the poison as it is
     level: int = 0  # what ran last: 1 the victim's step, 2 the linear system, 3 the attacker's step
     losses: tuple[float, ...] = ()  # lower loss before each of the victim's steps
+    reached: tuple[float, ...] = ()  # mean radius before each of them
     slope: float = nan  # |g_w| before the last of them
     upper_steps: int = 0
     moved: float = inf  # largest move of a coordinate in the last upper step
     residual: float = nan  # relative, of the linear system when it was last solved
     history: tuple[Step, ...] = ()
+    before_hand: float | None = None  # mean radius, victim trained to the end, before points were moved by hand
 
     @property
     def done(self) -> bool:
@@ -122,7 +124,8 @@ def lower_step(state: State) -> State:
     """The victim's step: gradient descent on its training loss."""
     loss, slope = gradient(lower_loss(state), state.weights, state.poison)
     weights = state.weights - INNER_RATE * slope
-    return replace(state, weights=weights, losses=(*state.losses, float(loss)), slope=float(slope.norm()), level=1)
+    losses, reached = (*state.losses, float(loss)), (*state.reached, mean_radius(state, state.weights))
+    return replace(state, weights=weights, losses=losses, reached=reached, slope=float(slope.norm()), level=1)
 
 
 def solve_linear(state: State) -> State:
@@ -142,7 +145,7 @@ def upper_step(state: State) -> State:
     """The attacker's step."""
     poison = stepped(state)
     moved = float((poison - state.poison).abs().max()) if len(poison) else 0.0
-    after = replace(state, poison=poison, upper_steps=state.upper_steps + 1, moved=moved, level=3)
+    after = replace(state, poison=poison, upper_steps=state.upper_steps + 1, moved=moved, level=3, before_hand=None)
     return _noted(replace(after, retrained=trained(after, after.retrained)))
 
 
@@ -169,7 +172,8 @@ def move_point(state: State, index: int, xy: tuple[float, float]) -> State:
             )
     poison = state.poison.clone()
     poison[index] = torch.tensor(xy, dtype=poison.dtype).clamp(torch.tensor(low), torch.tensor(high))
-    after = replace(state, poison=poison, moved=inf)
+    before = state.history[-1].retrained if state.before_hand is None else state.before_hand
+    after = replace(state, poison=poison, moved=inf, before_hand=before)
     return _noted(replace(after, retrained=trained(after, after.retrained)))
 
 

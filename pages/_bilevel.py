@@ -85,7 +85,8 @@ def _one_level(drawn_as_playing: bool) -> None:
         st.caption(
             "Each step lowers the training loss: the mean over all filled points, each seen under Gaussian noise. A "
             "disc is a certificate of a held-out point (L2). The boundary is a line, so each disc just touches it; "
-            "points on the wrong side have none."
+            f"points on the wrong side have none. To keep the picture clear {toy_figures.DISCS} of the {toy.HELD_OUT} "
+            "held-out points show theirs; the mean is over all."
         )
     with rest:
         now, full = toy.mean_radius(state, state.weights), toy.mean_radius(state, state.clean)
@@ -93,8 +94,7 @@ def _one_level(drawn_as_playing: bool) -> None:
             f"After **{len(state.losses)}** steps of gradient descent the mean certified radius of held-out points is "
             f"**{now:.3f}** (L2, units of the plane); when fully trained, {full:.3f}."
         )
-        loss = float(toy.lower_loss(state)(state.weights, state.poison))
-        figure = toy_figures.training(state.losses, loss)
+        figure = toy_figures.training(state)
         with _bilevel_game.place_of(figure):
             st.plotly_chart(figure, alt=style.alt(figure), config=PLOT, key="toy one losses")
 
@@ -204,10 +204,10 @@ def _buttons(playing: bool, state: State) -> None:
         "Speed", list(SPEEDS), default="Normal", required=True, key="toy two speed", label_visibility="collapsed"
     )
     with st.container(horizontal=True, width="content"):
-        _bilevel_game.step_button("two", "Lower step", ":material/looks_one:", toy.lower_step, disabled=playing)
-        _bilevel_game.step_button("two", "Linear system", ":material/looks_two:", toy.solve_linear, disabled=playing)
-        _bilevel_game.step_button("two", "Upper step", ":material/looks_3:", toy.upper_step, disabled=ended)
-        _bilevel_game.step_button("two", "Whole step", ":material/step:", toy.whole_step, disabled=ended)
+        _bilevel_game.step_button("two", "Train", ":material/looks_one:", toy.lower_step, disabled=playing)
+        _bilevel_game.step_button("two", "Ask", ":material/looks_two:", toy.solve_linear, disabled=playing)
+        _bilevel_game.step_button("two", "Move", ":material/looks_3:", toy.upper_step, disabled=ended)
+        _bilevel_game.step_button("two", "All three", ":material/step:", toy.whole_step, disabled=ended)
 
 
 def _captions(state: State, playing: bool) -> None:
@@ -224,10 +224,10 @@ def _captions(state: State, playing: bool) -> None:
         ("The victim learns on the poisoned points.", f"Training loss {loss:.4f}, {len(state.losses)} lower steps"),
         (
             "The attacker asks how the trained line would move.",
-            f"Linear system solved (residual {state.residual:.0e})",
+            f"One linear system gives the hypergradient; solved with residual {state.residual:.0e}",
         ),
         (
-            "Poison points step against the hypergradient, inside their boxes of ε.",
+            "Poison points move against the hypergradient, inside their boxes of ε.",
             f"{sentences.several(state.upper_steps, 'upper step')}{moved}",
         ),
         (
@@ -249,4 +249,4 @@ def _captions(state: State, playing: bool) -> None:
 
 def _drop(value: float, clean: float) -> str:
     change = 1 - value / clean
-    return f"{abs(change):.0%} {'less' if change >= 0 else 'more'}"
+    return f"radius {abs(change):.0%} {'smaller' if change >= 0 else 'larger'}"

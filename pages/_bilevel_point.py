@@ -24,6 +24,13 @@ def by_hand(state: State, playing: bool) -> None:
     places = state.poison[index].tolist()
     for name, value in zip("xy", places, strict=True):
         st.session_state[f"toy two {name}"] = round(value, 3)
+    compared = ""
+    if state.before_hand is not None:
+        compared = (
+            f" You: **{state.history[-1].retrained:.3f}**; {'the attacker' if state.upper_steps else 'before'}: "
+            f"**{state.before_hand:.3f}** (mean radius, fully trained)."
+        )
+    st.markdown(f"**Your turn.** Click an orange point, then move it.{compared}")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.number_input(
             "Poison point",

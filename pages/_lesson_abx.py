@@ -97,7 +97,10 @@ def result(trials: list[abx.Trial], answered: list[dict[str, Any]], name: str) -
     left.metric("Hit rate", f"{hits / count:.0%}", border=True)
     middle.metric("Its 95 % interval", f"{low:.0%} to {high:.0%}", border=True, help="Clopper–Pearson, exact.")
     right.metric(
-        "Chance of guessing this well", f"{p:.1%}", border=True, help="One-sided p-value against guessing, exact."
+        "By guessing",
+        f"{p:.1%}",
+        border=True,
+        help="How often mere guessing does at least this well: the one-sided p-value, exact.",
     )
     st.markdown(verdict(hits, count))
     figure = lesson.guessing(hits, count)
@@ -127,6 +130,6 @@ def verdict(hits: int, count: int) -> str:
         )
     low, high = abx.hit_rate_interval(hits, count)
     return (
-        f"**This does not show that you can tell**: guessing does this well {p:.0%} of the time. Nor does it show that "
+        f"**This does not show that you can tell**: guessing does this well {p:.1%} of the time. Nor does it show that "
         f"you cannot: any hit rate from {low:.0%} to {high:.0%} fits."
     )

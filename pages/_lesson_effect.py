@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from engine import spread
 from engine.certification import radius_cap
 from engine.config import Config
-from engine.figures import lesson, radii, study
+from engine.figures import lesson, study
 from engine.records import Run
 from engine.report import commands, sentences, wording
 from engine.report.sentences import dataset_words
@@ -51,7 +52,7 @@ def training(run: Run, revealed: bool) -> None:
             f"those of run {run.id}. This command computes one:"
         )
         st.code(
-            command(run, "procedure=standard", "attack.name=none", "victim_seeds=1"), language=None, wrap_lines=True
+            command(run, "procedure=standard", "attack.name=none", "victim_seeds=3"), language=None, wrap_lines=True
         )
         return
     if not revealed:
@@ -72,8 +73,7 @@ def training(run: Run, revealed: bool) -> None:
                 )
             )  # fmt: skip
         with left:
-            widest = lesson.widest_gap(tables, config, scope="target", radii=np.arange(0, cap, 0.01))
-            r = st.slider("Read the curves at radius r (L2, pixel units)", 0.0, round(cap, 2), widest, 0.01)
+            r = st.slider("Read the curves at radius r (L2, pixel units)", 0.0, round(cap, 2), config.sigma, 0.01)
     chart(lesson.curves(tables, config, scope=scope, radius=r), "lesson_curves")
     acr = [(each.report or {})["arms"]["clean"]["average_certified_radius"] for each in (run, other)]
     noisy, plain = (found[scope] for found in acr)
@@ -102,14 +102,21 @@ def images(run: Run, revealed: bool) -> None:
     x_clean = _images.training_images(run, poison["indices"][:SHOWN_IMAGES])
     if x_clean is not None:
         _images.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=len(delta))
-    if not revealed:
-        st.caption(limits_line(run))
-        return
     report = run.report
     assert report is not None
-    figure = radii.acr_by_arm(report)
-    chart(figure, "lesson_acr")
+    st.markdown(sentences.headline(report))
     st.caption(f"{dataset_words(run.config)}. {sentences.numbers_line(report)}")
+    compared = _lesson_questions.brightness_study()
+    if compared is None:
+        return
+    if not revealed:
+        waiting("What brightness takes stays covered until you reveal the answer.")
+        return
+    chart(lesson.rivals(compared), "lesson_rivals")
+    _shared.page_link(
+        "pages/studies.py", "This study, and ten attacks at the same ε: Studies", ":material/grid_view:",
+        study=compared[0]["study"],
+    )  # fmt: skip
 
 
 def waiting(words: str) -> None:
@@ -136,6 +143,8 @@ def transfer(run: Run, revealed: bool) -> None:
     drops = [results.cell_at(found, row, column)["drop"]["mean"] for column in range(len(columns))]
     figure = study.heat_map(found, (row, drops.index(max(drops))))
     figure.update_traces(showscale=False, selector=dict(type="heatmap"))  # each cell has its number
+    cells = figure.data[1]
+    cells.text = [text.replace("control", "random noise") for text in cells.text]  # the lesson knows no other control
     with st.container(key="lesson-whole"):
         chart(figure, "lesson_transfer")
     st.caption(
@@ -153,7 +162,7 @@ def transfer(run: Run, revealed: bool) -> None:
 def defender(run: Run, revealed: bool) -> None:
     st.markdown(
         "Three ways: **shrink the attacker's share** (more sources, trusted data), **squeeze** the training images so "
-        "that faint changes vanish, or choose **another noise level**. Each may have its price."
+        "that faint changes vanish, or choose **another noise level**."
     )
     rows = _lesson_runs.defences(run)
     if not revealed and _lesson_questions.of_the_same_data(rows):
@@ -184,14 +193,17 @@ def defender(run: Run, revealed: bool) -> None:
             + (" A faint change can push a pixel a whole grey level up." if _lesson_runs.EIGHT in worse else ""),
             icon=":material/warning:",
         )
-    other = any(row["cap"] != first["cap"] for row in rows)
+    alike = [row for row in rows[1:] if row["cap"] == first["cap"]]
+    if alike and not any(spread.is_above_zero(_lost(row, first)) for row in alike):
+        st.markdown("At this σ no defence here has a price that can be measured.")
+    other = len(alike) < len(rows) - 1
     st.caption(
         f"Target class {sentences.target_of(run)}, mean ± standard deviation over victims; ACR: L2, pixel units. "
         "Price: the change of clean ACR, which the defence causes with nobody attacking; getting and checking more "
         "data costs extra. **This attacker does not know the defence**; one who does may find a way around it, so "
         "read these as upper bounds on what a defence is worth."
         + (
-            " Runs at another σ have another cap: only their drops compare; the chart and the price leave them out."
+            " Another σ has another cap, so that its price cannot be compared: the chart leaves it out."
             if other
             else ""
         )
@@ -200,6 +212,11 @@ def defender(run: Run, revealed: bool) -> None:
     if missing:
         with st.expander("Compute what is missing", icon=":material/terminal:"):
             st.code("\n".join(command(run, item) for item in missing), language=None, wrap_lines=True)
+
+
+def _lost(row: dict[str, Any], first: dict[str, Any]) -> dict[str, Any] | None:
+    """Clean ACR that a defence costs, over pairs of victims."""
+    return spread.difference(first["acr"]["clean"], row["acr"]["clean"])
 
 
 def _price(row: dict[str, Any], first: dict[str, Any]) -> str:
@@ -235,19 +252,25 @@ def _attacker(config: Config) -> str:
     )
 
 
+def _other_classes() -> str:
+    """How much the same attack takes from other classes: the least and the most."""
+    compared = sorted(_lesson_questions.brightness_study() or [], key=lambda row: row["pacd"]["mean"])
+    ends = [f"{sentences.percent(row['pacd'])} from {row['name']}" for row in (*compared[:1], *compared[-1:])]
+    return f" In one study the same attack takes {' and '.join(ends)}." if compared else ""
+
+
 def limits(run: Run, revealed: bool) -> None:
     report = run.report or {}
     drop, victims = sentences.percent(report["relative_drop"]["poisoned"]), run.config.victim_seeds
     st.markdown(
         f"**What the {drop} of this run does not show**\n"
         f"- *Other data.* {dataset_words(run.config)}; one class, {report['certified_images']['target']} test "
-        f"images, {sentences.several(victims, 'victim')} for each arm.\n"
+        f"images, {sentences.several(victims, 'victim')} for each arm.{_other_classes()}\n"
         f"- *A weaker attacker.* {_attacker(run.config)}\n"
         f"- *The full radius.* With n = {run.config.certification.n} draws no radius exceeds "
         f"{report['radius_cap']:.3f}.\n"
-        "- *That it takes a bilevel attack.* In small presets on MNIST, making every pixel of the class brighter by ε, "
-        "which optimises nothing, takes as much; at the authors' scale most of it (attack *Brightness*; "
-        "docs/reproduction.md, section 5).\n"
+        "- *That it takes a bilevel attack.* Brightness, which optimises nothing, takes as much or more (step 7), and "
+        "most of it at the authors' scale.\n"
         "- *That certificates are wrong.* Each one still holds, around its test image, for the model that was "
         "trained.\n\n"
         "**What to do with it**\n"

@@ -1,6 +1,7 @@
 """The lesson's questions: predict first, then reveal. The same list makes the page and the teachers' sheet."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
@@ -13,13 +14,14 @@ from pages import _lesson_runs
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A question with a few answers to choose from."""
+class Question:
+    """A question with a few answers to choose from; shows: what widgets of the view are set to with the answer."""
 
     ask: str
     options: tuple[str, ...]
     right: int
     because: str
+    shows: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def allowed(self) -> range:
@@ -27,41 +29,25 @@ class Choice:
         return range(len(self.options))
 
 
-@dataclass(frozen=True)
-class Guess:
-    """A question for a percentage; `right` is in percent."""
-
-    ask: str
-    right: float
-    because: str
-    near: float = 10.0  # percentage points within which a guess was good
-
-    @property
-    def allowed(self) -> range:
-        """What one may predict."""
-        return range(101)
-
-
-Question = Choice | Guess
-
-
 def noise(run: Run) -> Question:
-    return Choice(
-        f"The victim was trained with noise of σ = {run.config.sigma:g}. You give it copies with four times as much. "
-        "What does it do?",
+    strong = 4 * run.config.sigma
+    return Question(
+        f"The victim was trained with noise of σ = {run.config.sigma:g}. You give it copies with σ = {strong:g}. What "
+        "does it do?",
         (
             "It answers as before: noise does not change the shape",
             "It still gives an answer for every copy, but the answers differ",
             "It says that it does not know",
         ),
         1,
-        "A base classifier always answers, sure or not. Under strong noise its answers scatter over the classes. Only "
-        "the smoothed classifier, which lets many copies vote, can abstain.",
+        "A network always answers, sure or not. Under strong noise its answers scatter. Abstaining needs a vote, "
+        "which is the next step.",
+        shows={"lesson_sigma": strong},
     )
 
 
 def voting(run: Run) -> Question:
-    return Choice(
+    return Question(
         "Of 100 noisy copies, 90 got the same answer. You draw 10 times as many. What happens to this share?",
         (
             "It climbs towards 100 %",
@@ -77,7 +63,7 @@ def voting(run: Run) -> Question:
 def bound(run: Run) -> Question:
     settings, sigma = run.config.certification, run.config.sigma
     caps = [radius_cap(n=n, sigma=sigma, alpha=settings.alpha) for n in (settings.n, 10 * settings.n)]
-    return Choice(
+    return Question(
         f"All of n = {settings.n} copies got the same answer. How large a radius can be certified?",
         (
             "As large as you like: no copy disagreed",
@@ -92,7 +78,7 @@ def bound(run: Run) -> Question:
 
 
 def training(run: Run) -> Question:
-    return Choice(
+    return Question(
         "Any classifier can be certified by letting noisy copies vote. So why train with noise?",
         (
             "No reason: the guarantee is the same",
@@ -107,7 +93,7 @@ def training(run: Run) -> Question:
 
 
 def one_level(run: Run) -> Question:
-    return Choice(
+    return Question(
         "A classifier is trained. Then somebody moves one training point. What happens to its boundary?",
         (
             "Nothing, until the classifier is trained again",
@@ -121,14 +107,15 @@ def one_level(run: Run) -> Question:
 
 
 def two_levels(run: Run) -> Question:
-    return Choice(
-        "The attacker wants to know where to move a point. Why is the gradient through a fixed victim not enough?",
+    return Question(
+        "The attacker wants to know where to move a training point. It takes the gradient of the mean radius, with the "
+        "victim as it is now. Is that enough?",
         (
-            "Because the victim's weights depend on the point, and change with it",
-            "Because gradients need labels",
-            "Because a certified radius is not a number",
+            "Yes, if the step is small",
+            "Yes, if the victim is retrained after each step",
+            "No: this gradient is zero",
         ),
-        0,
+        2,
         "With the weights fixed, a training point does not appear in the radius of a test point at all. Its whole "
         "effect goes through the retrained weights. The hypergradient follows that path: it asks how the solution of "
         "training moves.",
@@ -136,22 +123,41 @@ def two_levels(run: Run) -> Question:
 
 
 def images(run: Run) -> Question:
-    report = run.report or {}
-    drop, noise = (report["relative_drop"].get(arm) for arm in ("poisoned", "random_noise"))
-    lost, control = (((each or {}).get("mean") or 0.0) for each in (drop, noise))
-    verdict = "Much of the drop is what random noise of the same size causes, too."
-    if spread.is_above_zero(spread.difference(drop, noise)) and lost > 2 * control:
-        verdict = "Most of the drop goes beyond what random noise of the same size causes."
-    return Guess(
-        f"No pixel changed by more than ε = {run.config.threat.epsilon:g} (of 1), and no label. What share of its "
-        f"average certified radius does {sentences.target_of(run)} lose, in percent?",
-        100 * lost,
-        f"{sentences.headline(report)} {verdict}",
+    compared = brightness_study()
+    ask = (
+        "PACD optimises each pixel of the poison. Making all images of a digit brighter by ε optimises nothing. Which "
+        "takes more of the radius, in the mean over the ten digits of MNIST?"
+    )
+    options = ("PACD", "No difference can be told", "Making them brighter")
+    if compared is None:
+        return Question(ask, options, 2, "An attack need not be clever.")
+    pacd, brighter = (spread.summary([row[attack]["mean"] for row in compared]) for attack in RIVALS)
+    beyond = spread.difference(brighter, pacd)
+    low, high = spread.interval(beyond) or (0.0, 0.0)
+    return Question(
+        ask,
+        options,
+        2 if low > 0 else 0 if high < 0 else 1,
+        f"In the mean of {len(compared)} digits brightness takes {100 * brighter['mean']:.0f} %, PACD "
+        f"{100 * pacd['mean']:.0f} % (difference: {sentences.interval(beyond)} points, 95 % over digits). An attack "
+        "need not be clever. What both have in common: all images of the class change in much the same way.",
+    )
+
+
+def why(run: Run) -> Question:
+    target = sentences.target_of(run)
+    return Question(
+        "Which version of the training image does the **poisoned** victim certify with the larger radius?",
+        ("The clean one", "The poisoned one", "Both alike: no pixel differs by more than ε"),
+        1,
+        f"All poisoned images of {target} carry much the same pattern, and the victim has learned to lean on it: a "
+        "**shortcut**. Test images lack the pattern. The victim still recognises most of them, but noise sways it more "
+        "easily, and a less clear vote is a smaller radius.",
     )
 
 
 def can_you_tell(run: Run) -> Question:
-    return Choice(
+    return Question(
         "Somebody gets 7 of 10 right. What can you conclude?",
         (
             "They can tell poisoned images from clean ones: 7 is more than half of 10",
@@ -167,7 +173,7 @@ def can_you_tell(run: Run) -> Question:
 def transfer(run: Run) -> Question:
     found = transfer_study()
     if found is None:
-        return Choice(
+        return Question(
             "Poison was made against one way of training, and the victims are trained another way. What do you expect?",
             ("No effect at all", "Some effect: similar victims learn similar things", "A larger effect"),
             1,
@@ -180,7 +186,7 @@ def transfer(run: Run) -> Question:
     told = ", ".join(f"{name}: {sentences.percent(cell['drop'])}" for name, cell in zip(columns, cells, strict=True))
     best = max(range(len(drops)), key=drops.__getitem__)
     made_against = results.titles(found, "rows")[row]
-    return Choice(
+    return Question(
         f"Poison was made against {made_against}. Victims of which training procedure lose the largest share of their "
         "radius?",
         tuple(columns),
@@ -198,7 +204,7 @@ def defender(run: Run) -> Question:
     first, *others = _lesson_runs.defences(run)
     known = of_the_same_data([first, *others])
     if not known:
-        return Choice(
+        return Question(
             "Can you tell from its certificates that a model was trained on poisoned data?",
             (
                 "Yes: they become invalid",
@@ -211,7 +217,7 @@ def defender(run: Run) -> Question:
         )
     best = min(range(len(known)), key=lambda k: known[k]["drop"]["mean"])
     told = ", ".join(f"{row['name']}: {sentences.percent(row['drop'])}" for row in known)
-    return Choice(
+    return Question(
         f"With no defence {sentences.target_of(run)} loses {sentences.percent(first['drop'])} of its radius. The "
         "attacker controls the same data as before. Which defence leaves the smallest drop?",
         tuple(row["name"] for row in known),
@@ -232,7 +238,7 @@ def of_the_same_data(defences: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def limits(run: Run) -> Question:
-    return Choice(
+    return Question(
         "This run shows some drop. Which sentence does it support?",
         (
             "Certified classifiers lose that share of their radius when they are poisoned",
@@ -246,13 +252,38 @@ def limits(run: Run) -> Question:
     )
 
 
-def transfer_study() -> dict[str, Any] | None:
-    """The project's study of transfer between training procedures, if it is complete."""
+RIVALS = ("pacd", "brightness")
+
+
+def brightness_study() -> list[dict[str, Any]] | None:
+    """Of the study of PACD against brightness with the most target classes, for each class: PACD's cell, with the
+    name of the class, the study's id, and the drop of each of RIVALS; None if there is no such study."""
+    rows: list[dict[str, Any]] = []
+    for found in exhibits.exhibited():
+        columns, titles = results.names(found, "columns"), results.titles(found, "rows")
+        by_class = found["study"]["rows"]["label"] == "target class"
+        done, cells = results.finished(found)
+        if by_class and done == cells and len(titles) > len(rows) and {*RIVALS} <= {*columns}:
+            rows = []
+            for row, title in enumerate(titles):
+                each = {attack: results.cell_at(found, row, columns.index(attack)) for attack in RIVALS}
+                drops = {attack: cell["drop"] for attack, cell in each.items()}
+                rows.append(each["pacd"] | drops | {"name": title, "study": found["id"]})
+    return rows or None
+
+
+def study_of_kind(kind: str) -> dict[str, Any] | None:
+    """The first complete study of this kind that comes with the project."""
     for found in exhibits.exhibited():
         done, cells = results.finished(found)
-        if found["study"]["kind"] == "transfer-procedure" and done == cells:
+        if found["study"]["kind"] == kind and done == cells:
             return found
     return None
+
+
+def transfer_study() -> dict[str, Any] | None:
+    """Of transfer between training procedures."""
+    return study_of_kind("transfer-procedure")
 
 
 def surprising_row(found: dict[str, Any]) -> int:

@@ -58,8 +58,8 @@ def of_defence(field: str, value: Any) -> str:
     if field == "training.squeezing":
         return SQUEEZING.get(value, str(value))
     return {
-        "sigma": f"noise σ = {value}", "threat.attacker_share": f"attacker has {value:.0%} of the data",
-        "threat.poison_fraction": f"{value:.0%} of the class poisoned",
+        "sigma": f"noise σ = {value}", "threat.attacker_share": f"attacker supplies {value:.0%} of all images",
+        "threat.poison_fraction": f"attacker changes {value:.0%} of the class",
     }[field]  # fmt: skip
 
 

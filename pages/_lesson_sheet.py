@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from engine.html_report import marked
 from engine.records import Run
-from pages._lesson_questions import Choice, Question
+from pages._lesson_questions import Question
 from pages._lesson_steps import Step
 
 STYLE = """
@@ -31,11 +31,8 @@ def sheet(steps: Sequence[Step], run: Run, *, answers: bool) -> str:
 
 
 def _section(number: int, step: Step, question: Question, answers: bool) -> str:
-    if isinstance(question, Choice):
-        form = "<ol>" + "".join(f"<li>{marked(option)}</li>" for option in question.options) + "</ol>"
-        right = f"{chr(ord('A') + question.right)}. {question.options[question.right]}."
-    else:
-        form, right = '<p class="line">______ %</p>', f"{question.right:.0f} %."
+    form = "<ol>" + "".join(f"<li>{marked(option)}</li>" for option in question.options) + "</ol>"
+    right = f"{chr(ord('A') + question.right)}. {question.options[question.right]}."
     folded = (
         f"<details><summary>Answer</summary><p><b>{marked(right)}</b> {marked(question.because)}</p></details>"
         if answers

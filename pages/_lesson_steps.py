@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.records import Run
-from pages import _bilevel, _lesson_abx, _lesson_effect, _lesson_questions, _lesson_votes
+from pages import _bilevel, _lesson_abx, _lesson_effect, _lesson_questions, _lesson_votes, _lesson_why
 from pages._lesson_questions import Question
 
 
@@ -41,7 +41,7 @@ STEPS = (
         "Let them vote",
         "A single answer is unreliable; a majority vote is much more stable. The **smoothed classifier** gives the "
         "answer that most noisy copies get. We cannot try all of them, so we draw some and count.",
-        "Let 10, then 100, then 1000 copies vote. What keeps changing, and what settles?",
+        "Press “New noise” a few times with 10 copies, then with 1000. What keeps changing, and what settles?",
         _alive(_lesson_votes.voting),
         _lesson_questions.voting,
         r"$g(x) = \arg\max_c\, P[f(x + \sigma z) = c]$. If $k$ of $n$ draws vote for class $c$, then $k/n$ estimates "
@@ -49,10 +49,11 @@ STEPS = (
     ),
     Step(
         "From votes to a radius",
-        "The votes give a **lower bound** on the true share, p_lower. It holds with probability at least 1 − α. The "
-        "bound gives a **radius**: change the image in any way by less than R (L2), and the answer stays the same. "
-        "That is a certificate.",
-        "Change n and α. Which makes the radius larger, and what does it cost?",
+        "The votes give a **lower bound** on the true share, p_lower, which holds with probability at least 1 − α. "
+        "Moving the image moves its whole cloud of noisy copies, and a cloud with most of itself on one side of a "
+        "boundary must move some way before less than half is left. That way is the **radius** R: change the image by "
+        "less (L2), and the answer stays the same. That is a **certificate**.",
+        "Move the image until the majority flips. Then change n and α: which makes R larger, and what does it cost?",
         _lesson_votes.radius,
         _lesson_questions.bound,
         r"Clopper–Pearson: $p_{\text{lower}} = \mathrm{Beta}^{-1}(\alpha; k, n-k+1)$. Cohen et al. (2019): "
@@ -61,9 +62,9 @@ STEPS = (
     ),
     Step(
         "Why train with noise?",
-        "The clearer the vote, the larger the certificate; and the vote is clearer if the network saw noise in "
-        "training. The **average certified radius (ACR)** sums it up, with wrong answers counted as 0.",
-        "Predict and reveal. The curves open at the radius where they differ most; move r to compare them elsewhere.",
+        "A certificate is only as large as the vote is clear. The **average certified radius (ACR)** is the mean "
+        "radius over test images, with wrong answers counted as 0.",
+        "Predict and reveal. The marker starts at r = σ; move it. Where do the two differ, and where hardly?",
         _lesson_effect.training,
         _lesson_questions.training,
         r"Gaussian augmentation minimises the mean of $\ell(f(x + \sigma z), y)$ over training images and fresh noise. "
@@ -74,7 +75,7 @@ STEPS = (
         "A problem small enough to watch all of it: points in the plane instead of images, a line instead of a "
         "network. Each training step moves the line to lower the training loss. Each disc is a certificate: the point "
         "can move anywhere inside it without changing the answer.",
-        "Take single steps, then press Play. When do the discs stop growing?",
+        "Take single steps, then press Play. The loss only falls. Do the discs only grow?",
         lambda run, revealed: _bilevel.one_level(),
         _lesson_questions.one_level,
         r"Training (the lower level): $w^* = \arg\min_w g(w)$, with $g$ the mean loss over all training points, each "
@@ -84,7 +85,8 @@ STEPS = (
     Step(
         "Two levels: now add an attacker",
         "Somebody moves training points, within a budget, to shrink the discs. The victim is retrained after each "
-        "move, so the attacker asks: **how would the trained line move if I moved this point?**",
+        "move, so the attacker asks: **how would the trained line move if I moved this point?** The answer, a gradient "
+        "through training, is the **hypergradient**.",
         "Set the speed to “Part by part”, press Play, and follow steps 1 to 4. Then move a point yourself: can you do "
         "better?",
         lambda run, revealed: _bilevel.two_levels(),
@@ -97,11 +99,19 @@ STEPS = (
         "Now real images",
         "The attacker changes training images of one class so that victims **trained from scratch** on them get small "
         "radii for that class. No label changes, and no pixel changes by more than ε.",
-        "Look for the changes. Then predict what they cost.",
+        "Look for the changes, and read what they cost. Does it take an attack as clever as this?",
         _lesson_effect.images,
         _lesson_questions.images,
         r"$\min_{\|\delta\|_\infty \le \varepsilon} R(\theta^*(\delta))$, where $\theta^*(\delta)$ is what training "
         r"makes of $x + \delta$. Relative drop: $1 - \mathrm{ACR}_{\text{poisoned}} / \mathrm{ACR}_{\text{clean}}$.",
+    ),
+    Step(
+        "Why does it work?",
+        "Victims of step 7 certify smaller radii for **test** images, which nobody changed. To see why, ask them about "
+        "a **training** image: as it was, and as it was poisoned.",
+        "Predict and reveal. Compare the two victims. Then try other images.",
+        _lesson_why.why,
+        _lesson_questions.why,
     ),
     Step(
         "Can you tell?",
@@ -116,8 +126,10 @@ STEPS = (
     Step(
         "Does it carry over?",
         "The attacker tries out poison on networks of its own (**surrogates**). The victim may be trained in another "
-        "way. If the poison works on it all the same, it **transfers**.",
-        "Predict and reveal. Then look for a column in which every poison is weak.",
+        "way. If the poison works on it all the same, it **transfers**.\n\n*Gaussian augmentation* adds noise to "
+        "training images. *SmoothAdv* trains on noisy images made as hard as possible. *MACER* pushes up the radius "
+        "itself.",
+        "Predict and reveal. Which column loses least?",
         _lesson_effect.transfer,
         _lesson_questions.transfer,
     ),

@@ -14,11 +14,12 @@ from engine.figures.images import vote_histogram
 from engine.records import Run
 from engine.report import sentences
 from pages import _images, _links, _shared, _victims
-from pages._show import chart
+from pages._show import chart, picture
 from pages._victims import Victim
 
 COPIES = 8
 DRAWS = (10, 100, 1000)
+POLLS = 10  # whose shares are shown together
 MANY_DRAWS = (5, 10, 20, 50, 100, 200, 500, 1000)
 ALPHAS = (0.1, 0.01, 0.001, 0.0001)
 N0 = 20  # selection draws
@@ -63,7 +64,7 @@ def victim_of(run: Run) -> Victim | None:
 
 
 def most_noise(run: Run) -> float:
-    return max(2.0, run.config.sigma)
+    return max(2.0, 4 * run.config.sigma)  # that of the question
 
 
 def draws_to_offer(run: Run) -> list[int]:
@@ -97,14 +98,17 @@ def choose_subject(run: Run) -> Subject:
     return Subject(image, images[image], int(row["label"]), row, victim, sentences.class_names_of(run))
 
 
-def votes_of(run: Run, subject: Subject, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(selection, estimation) votes [K]: n fresh ones, or what was recorded (n of them at most) without weights."""
+def votes_of(run: Run, subject: Subject, n: int, poll: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(selection, estimation) votes [K]: n fresh ones, or what was recorded (n of them at most) without weights.
+
+    Each poll has noise of its own.
+    """
     if subject.victim is not None:
         channels, height, width = subject.pixels.shape
         shape, content = (channels, height, width), subject.pixels.tobytes()
-        return _victims.votes(subject.victim, content, shape, run.config.sigma, N0, n, subject.image)
+        return _victims.votes(subject.victim, content, shape, run.config.sigma, N0, n, subject.image + 100_000 * poll)
     recorded = np.asarray(subject.row["estimation_votes"])
-    rng = np.random.default_rng([run.config.seed % 2**32, subject.image, n])
+    rng = np.random.default_rng([run.config.seed % 2**32, subject.image, n, poll])
     few = rng.multivariate_hypergeometric(recorded, min(n, int(recorded.sum())))
     return np.asarray(subject.row["selection_votes"]), few
 
@@ -121,9 +125,8 @@ def noise(run: Run) -> None:
                 key="lesson_sigma", bind="query-params",
             )  # fmt: skip
         with right:
-            if st.button("New noise", key="lesson_again", icon=":material/casino:"):
-                st.session_state["lesson drawn"] = st.session_state.get("lesson drawn", 0) + 1
-    seed = [run.config.seed % 2**32, subject.image, st.session_state.get("lesson drawn", 0)]
+            drawn = new_noise("lesson_again", "lesson drawn")
+    seed = [run.config.seed % 2**32, subject.image, drawn]
     draws = np.random.default_rng(seed).standard_normal((COPIES, *subject.pixels.shape), dtype=np.float32)
     noisy = subject.pixels + np.float32(sigma) * draws
     said = answers(subject, noisy)
@@ -148,6 +151,13 @@ def noise(run: Run) -> None:
     )
 
 
+def new_noise(key: str, counter: str) -> int:
+    """A button for it, drawn; and how often it was pressed."""
+    if st.button("New noise", key=key, icon=":material/casino:"):
+        st.session_state[counter] = st.session_state.get(counter, 0) + 1
+    return int(st.session_state.get(counter, 0))
+
+
 def answers(subject: Subject, noisy: np.ndarray) -> np.ndarray | None:
     """The victim's classes [N] of images [N, C, H, W]."""
     if subject.victim is None:
@@ -163,31 +173,34 @@ def verdict(subject: Subject, said: int) -> str:
 def voting(run: Run) -> None:
     """Votes of more and more noisy copies."""
     with st.container(key="lesson-controls"):
-        left, right = st.columns([2, 3], vertical_alignment="bottom")
+        left, middle, right = st.columns([3, 3, 2], vertical_alignment="bottom")
         with left:
             subject = choose_subject(run)
-        with right:
+        with middle:
             n = st.segmented_control(
                 "Noisy copies that vote", DRAWS, default=DRAWS[0], required=True, key="lesson_draws",
                 bind="query-params",
             )  # fmt: skip
-    selection, estimation = votes_of(run, subject, int(n or DRAWS[0]))
-    counted = int(estimation.sum())
+        with right:
+            drawn = new_noise("lesson_vote_again", "lesson voted")
+    polls = [votes_of(run, subject, int(n or DRAWS[0]), k) for k in range(max(0, drawn + 1 - POLLS), drawn + 1)]
+    selection, estimation = polls[-1]
+    counted, top = int(estimation.sum()), int(estimation.argmax())
     row = pd.DataFrame(
         {
             "arm": [ARM], "victim": [NUMBER], "image": [subject.image], "label": [subject.label], "n": [counted],
             "selected_class": [int(selection.argmax())], "estimation_votes": [estimation],
         }
     )  # fmt: skip
-    figure = vote_histogram(row, subject.class_names)
-    chart(figure, "lesson_votes")
-    top = int(estimation.argmax())
+    shares = [float(votes[top] / votes.sum()) for _, votes in polls]
+    chart(lesson.with_polls(vote_histogram(row, subject.class_names), top, shares), "lesson_votes")
     st.markdown(
         f"**{estimation[top]} of {counted}** copies voted for {subject.name(top)}: {estimation[top] / counted:.1%}."
+        + (f" The last {len(shares)} draws: {min(shares):.1%} to {max(shares):.1%}." if len(shares) > 1 else "")
     )
     st.caption(
-        f"Test image {subject.image}, σ = {run.config.sigma:g}; the same image and number of copies always get the "
-        f"same noise. ★: the class that {N0 if subject.victim is not None else run.config.certification.n0} earlier "
+        f"Test image {subject.image}, σ = {run.config.sigma:g}. Lines beside the bar: the shares with the last {POLLS} "
+        f"noises. ★: the class that {N0 if subject.victim is not None else run.config.certification.n0} earlier "
         "votes selected. Selecting and counting on the same votes would be cheating: the winner would look too good."
     )
 
@@ -218,13 +231,25 @@ def radius(run: Run, revealed: bool) -> None:
     p_lower = float(lower_confidence_bound(k, n=counted, alpha=alpha))
     found = float(certified_radius(k, n=counted, sigma=sigma, alpha=alpha))
     cap = radius_cap(n=counted, sigma=sigma, alpha=alpha)
+    widest = radius_cap(n=draws[-1], sigma=sigma, alpha=alphas[0])
+    with place:
+        moved = st.slider(
+            "Move the image towards the boundary by (L2, pixel units)", 0.0, float(np.ceil(10 * widest) / 10), 0.0,
+            0.01, key=f"lesson_moved {run.id}",
+        )  # fmt: skip
+    chart(lesson.cloud(p_lower, moved, sigma=sigma, cap=cap if revealed else 0, widest=widest), "lesson_cloud")
+    if found:
+        st.markdown(
+            f"At least **{p_lower:.1%}** of the cloud is on this side (α = {alpha:g}). It must move "
+            f"**{ndtri(p_lower):.2f} σ** before less than half is left: **R = {found:.3f}**. A flat boundary this near "
+            "is the worst case; any other lets the image move at least as far."
+        )
+        as_far(subject, found)
     st.markdown(symbols(k, counted, alpha, p_lower, sigma, found))
     st.caption(
         f"Test image {subject.image}. Selected class: {subject.name(selected)}, which is "
         f"{'correct' if selected == subject.label else 'wrong, so its radius counts as 0'}."
     )
-    figure = lesson.quantile(p_lower, k / counted, sigma=sigma, cap=cap, tells_cap=revealed)
-    chart(figure, "lesson_quantile")
     if not cap:
         st.warning(
             f"With α = {alpha:g}, {counted} draws are too few: even if all agree, the bound stays below one half. At "
@@ -232,6 +257,25 @@ def radius(run: Run, revealed: bool) -> None:
         )
     # not st.latex, whose block scrolls where the keyboard cannot reach it
     st.markdown(f"${chain(k, counted, alpha, p_lower, sigma, found)}$")
+
+
+def as_far(subject: Subject, distance: float) -> None:
+    """The image, and two changes of this length (L2): of all pixels, and of four."""
+    every, four = (np.zeros_like(subject.pixels) for _ in range(2))
+    every += distance / every.size**0.5
+    corner = four[:, 1:3, 1:3]
+    corner += distance / corner.size**0.5
+    tiles = pictures.shown(subject.pixels + np.stack([0 * every, every, four]))
+    words = (
+        f"Test image {subject.image}",
+        f"every pixel brighter by {every.max():.3f}",
+        f"four pixels brighter by {four.max():.3f}",
+    )
+    scale = pictures.enlargement(tiles.shape[1], pixels=112)
+    for place, tile, caption in zip(st.columns(3), tiles, words, strict=True):
+        with place:
+            picture(tile, scale=scale, caption=caption, text=caption, width=tile.shape[1] * scale)
+    st.caption(f"How far is {distance:.3f}? Both changes have this length (L2); so have very many others.")
 
 
 def symbols(k: int, n: int, alpha: float, p_lower: float, sigma: float, found: float) -> str:

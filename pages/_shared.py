@@ -194,10 +194,10 @@ def go(page: str) -> None:
     st.switch_page(page, query_params={})
 
 
-def page_link(page: str, label: str, icon: str) -> None:
-    """A link to another page; plain text where a page runs alone, without app.py."""
+def page_link(page: str, label: str, icon: str, **query: str) -> None:
+    """A link to another page, and to what its address may ask for; plain text where a page runs without app.py."""
     try:
-        st.page_link(page, label=label, icon=icon)
+        st.page_link(page, label=label, icon=icon, query_params=query or None)
     except StreamlitPageNotFoundError:
         st.caption(f"{label} (start the app with: streamlit run app.py)")
 

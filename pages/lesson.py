@@ -1,12 +1,13 @@
 """Lesson: from noise to certificates to poison, in short steps; predict first, then reveal."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
 
 from engine.records import Run
-from pages import _lesson_link, _lesson_teacher, _lesson_votes, _links, _shared
-from pages._lesson_questions import Choice, Guess, Question
+from pages import _lesson_end, _lesson_link, _lesson_teacher, _lesson_votes, _links, _shared
+from pages._lesson_questions import Question
 from pages._lesson_steps import STEPS
 
 HIDING = {
@@ -61,12 +62,6 @@ def keep_predictions(run: Run) -> None:
         del st.query_params[PREDICTED]
 
 
-def is_right(question: Question, given: Any) -> bool:
-    if isinstance(question, Guess):
-        return abs(given - question.right) <= question.near
-    return given == question.right
-
-
 def choose_step() -> int:
     """The ways to other steps, drawn: the step of the link or the session, else where the reader was before."""
     linked = st.query_params.get("step")
@@ -80,31 +75,35 @@ def choose_step() -> int:
     st.session_state["lesson step"] = number
     back.button(
         "Back", on_click=move, args=(-1,), disabled=number == 1, key="lesson_back", icon=":material/arrow_back:",
-        width="stretch", shortcut="PageUp", help="Page Up, which a presenter's remote sends",
+        width="stretch", shortcut="PageUp", help="Also: Page Up",
     )  # fmt: skip
     forward.button(
         "Next", on_click=move, args=(1,), disabled=number == len(STEPS), key="lesson_next",
-        icon=":material/arrow_forward:", width="stretch", shortcut="PageDown",
-        help="Page Down, which a presenter's remote sends",
+        icon=":material/arrow_forward:", width="stretch", shortcut="PageDown", help="Also: Page Down",
     )  # fmt: skip
     return number
 
 
 def move(by: int) -> None:
     """Callback of Back and Next."""
-    st.session_state["step"] = min(max(st.session_state.get("step", 1) + by, 1), len(STEPS))
+    go(min(max(st.session_state.get("step", 1) + by, 1), len(STEPS)))
+
+
+def go(number: int) -> None:
+    """Callback of what leads to a step."""
+    st.session_state["step"] = number
 
 
 def header(run: Run) -> int:
     """The step that is asked for, with its title; how far the reader is, and how good the predictions were."""
-    good = sum(is_right(STEPS[k - 1].question(run), given) for k, given in answered().items())
+    good = sum(given == STEPS[k - 1].question(run).right for k, given in answered().items())
     score = f" · {good} of {len(answered())} predictions correct" if answered() else ""
     left, right = st.columns([1, 1], vertical_alignment="bottom", gap="large")
     with right:
         number = choose_step()
     with left:
         # Streamlit stays where the last step was scrolled to. The script runs whenever its text is another.
-        st.html(TO_THE_TOP.format(f"{number}, {number in answered()}"), unsafe_allow_javascript=True)
+        st.html(TO_THE_TOP.format(number), unsafe_allow_javascript=True)
         st.progress(number / len(STEPS), f"Lesson, step {number} of {len(STEPS)}{score}")
     st.title(STEPS[number - 1].title)
     return number
@@ -113,75 +112,65 @@ def header(run: Run) -> int:
 def ask(number: int, question: Question, *, answers_hidden: bool) -> None:
     """Predict, then reveal: the answer is not on the page before."""
     st.markdown(f"**Predict.** {question.ask}")
-    if isinstance(question, Choice):
-        prediction = st.radio(
-            "Your prediction", range(len(question.options)), index=None, format_func=question.options.__getitem__,
-            key=f"lesson_prediction_{number}", persist_state="session",
-        )  # fmt: skip
-    else:
-        moved = f"lesson moved {number}"
-        value = st.slider(
-            "Your prediction, in percent", 0, 100, 0, key=f"lesson_prediction_{number}", persist_state="session",
-            on_change=lambda: st.session_state.update({moved: True}),
-        )  # fmt: skip
-        prediction = value if st.session_state.get(moved) else None
+    prediction = st.radio(
+        "Your prediction", range(len(question.options)), index=None, format_func=question.options.__getitem__,
+        key=f"lesson_prediction_{number}", persist_state="session",
+    )  # fmt: skip
     if answers_hidden:
         st.caption("The answers are kept for the discussion in class.")
         return
     st.button(
-        "Reveal", on_click=reveal, args=(number, prediction), disabled=prediction is None,
+        "Reveal", on_click=reveal, args=(number, prediction, question.shows), disabled=prediction is None,
         key=f"lesson_reveal_{number}", icon=":material/visibility:",
     )  # fmt: skip
 
 
-def reveal(number: int, prediction: Any) -> None:
+def reveal(number: int, prediction: int, shows: Mapping[str, Any]) -> None:
+    """Callback of Reveal."""
     answered()[number] = prediction
+    st.session_state.update(shows)
 
 
 def judge(number: int, question: Question, given: int) -> None:
-    """The prediction beside what is so, and why."""
-    told, why = st.columns(2, gap="large")
-    with told:
-        st.markdown(f"**{question.ask}**")
-        if isinstance(question, Choice):
-            st.markdown("\n".join(f"- {text}{marks(question, k, given)}" for k, text in enumerate(question.options)))
-        else:
-            st.markdown(f"- {question.right:.0f} % {CORRECT}\n- You said {given} %")
-    with why:
-        if is_right(question, given):
-            st.success(f"**Right.** {question.because}", icon=":material/check:")
-        else:
-            st.warning(f"**Not quite.** {question.because}", icon=":material/close:")
-        if number < len(STEPS) and "nav" not in hidden:
-            st.button("Next step", on_click=move, args=(1,), key="lesson_go_on", icon=":material/arrow_forward:")
+    """The prediction, what is so, and why: where the question was, so that nothing else moves."""
+    st.markdown(f"**{question.ask}**")
+    st.markdown("\n".join(f"- {text}{marks(question, k, given)}" for k, text in enumerate(question.options)))
+    if given == question.right:
+        st.success(f"**Right.** {question.because}", icon=":material/check:")
+    else:
+        st.warning(f"**Not quite.** {question.because}", icon=":material/close:")
+    if number < len(STEPS) and "nav" not in hidden:
+        st.button("Next step", on_click=move, args=(1,), key="lesson_go_on", icon=":material/arrow_forward:")
 
 
-def marks(question: Choice, option: int, given: int) -> str:
+def marks(question: Question, option: int, given: int) -> str:
     if option == question.right:
         return f" {CORRECT}"
     return " :red-badge[✗ your answer]" * (option == given)
 
 
 def show(number: int, run: Run) -> None:
-    """The answer once it is revealed; words and question beside the view, or above one that needs the whole width."""
+    """Words and question, or its answer, beside the view, or above one that needs the whole width."""
     step, asked = STEPS[number - 1], "questions" not in hidden
-    judged = asked and not answers_hidden and number in answered()
-    if judged:
-        with st.container(border=True):
-            judge(number, step.question(run), answered()[number])
-    asked = asked and not judged
-    first, second = st.columns(([1, 1] if asked else [2, 1]) if step.wide else [5, 9], gap="large")
+    first, second = st.columns([1, 1] if step.wide else [5, 9], gap="large")
     with first:
         st.markdown(step.idea)
         st.markdown(f":material/touch_app: **To do.** {step.task}")
     if step.formula:
-        with (second if step.wide and not asked else first).expander("The formula", icon=":material/function:"):
+        with first.expander("The formula", icon=":material/function:"):
             st.markdown(step.formula)
     if asked:
         with (second if step.wide else first).container(border=True):
-            ask(number, step.question(run), answers_hidden=answers_hidden)
+            if number in answered() and not answers_hidden:
+                judge(number, step.question(run), answered()[number])
+            else:
+                ask(number, step.question(run), answers_hidden=answers_hidden)
     with st.container() if step.wide else second:
         step.view(run, number in answered() or ("questions" in hidden and not answers_hidden))
+    if number == len(STEPS) and not answers_hidden:
+        given = sorted((k, answer) for k, answer in answered().items() if k < number)
+        wrong = [(k, STEPS[k - 1].title) for k, answer in given if answer != STEPS[k - 1].question(run).right]
+        _lesson_end.end(wrong if "nav" not in hidden else (), go)
 
 
 _shared.need_frame()

@@ -69,6 +69,14 @@ def test_curves_are_the_history() -> None:
     assert f"{state.history[-1].retrained:.3f}" in alt(toy_figures.measured(state))
 
 
+def test_training_shows_loss_and_mean_radius_over_all_steps() -> None:
+    state = toy.lower_step(toy.lower_step(begun()))
+    loss, _, radius, _ = toy_figures.training(state).data
+    assert list(loss.y[:2]) == list(state.losses)
+    assert list(radius.y) == [*state.reached, toy.mean_radius(state, state.weights)]
+    assert len(set(radius.y)) == 3
+
+
 # --- the page's two parts ---
 
 
@@ -104,15 +112,15 @@ def test_levels_are_stepped_separately_and_the_last_part_is_marked() -> None:
     test = opened(two)
     first = game(test)
     assert "ran last" not in words(test)
-    lower = game(press(test, "Lower step"))
+    lower = game(press(test, "Train"))
     assert (len(lower.losses), lower.upper_steps) == (1, 0)
     assert "**1** The victim learns on the poisoned points. **(ran last)**" in words(test)
-    assert game(press(test, "Linear system")).level == 2
+    assert game(press(test, "Ask")).level == 2
     assert "how the trained line would move. **(ran last)**" in words(test)
-    upper = game(press(test, "Upper step"))
+    upper = game(press(test, "Move"))
     assert (len(upper.losses), upper.upper_steps) == (1, 1)
     assert words(test).count("(ran last)") == 2  # the step, and what was measured after it
-    assert game(press(test, "Whole step")).upper_steps == 2
+    assert game(press(test, "All three")).upper_steps == 2
     assert len(test.get("plotly_chart")) == 2
     assert same(game(press(test, "Reset")), first)
 
@@ -122,7 +130,7 @@ def test_it_plays_until_it_is_paused() -> None:
     press(test, "Play")
     assert game(test).upper_steps > 0
     assert words(test).count("runs now") == 4
-    assert button(test, "Lower step").disabled
+    assert button(test, "Train").disabled
     before = game(test).upper_steps
     assert game(test.run()).upper_steps > before
     press(test, "Pause")
@@ -159,6 +167,7 @@ def test_a_point_is_moved_by_buttons_and_by_numbers_and_not_out_of_its_box() -> 
     moved = game(test)
     x, y = first.poison[3].tolist()
     assert moved.poison[3].tolist() == pytest.approx([x, y - 0.05])
+    assert f"You: **{moved.history[-1].retrained:.3f}**; before: **{first.history[-1].retrained:.3f}**" in words(test)
     assert not torch.equal(moved.weights, first.weights)
     test.number_input(key="toy two x").set_value(x + 0.3)
     press(test, "Move point")
@@ -175,7 +184,7 @@ def test_a_point_is_moved_by_buttons_and_by_numbers_and_not_out_of_its_box() -> 
 
 
 def test_other_settings_begin_anew() -> None:
-    test = press(opened(two), "Whole step")
+    test = press(opened(two), "All three")
     test.slider(key="toy two epsilon").set_value(0.2).run()
     assert game(test).upper_steps == 0
     assert game(test).settings == replace(SETTINGS, epsilon=0.2)

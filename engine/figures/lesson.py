@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from scipy.special import comb, ndtri
+from scipy.special import comb, ndtr, ndtri
 
 from engine import metrics
 from engine.certification import radius_cap
@@ -19,56 +19,111 @@ _LINES = (  # Okabe and Ito's blue and orange; the colour of words on it, and wh
     ("#E69F00", "dash", "square", "black", "right", -10),
 )
 _STEPS = 400
+_INK = "#7F7F7F"  # seen on light and dark ground
+_ON_BLUE = dict(showarrow=False, font=dict(color="white", size=16), bgcolor=_LINES[0][0], borderpad=3)
 
 
-def quantile(p_lower: float, share: float, *, sigma: float, cap: float, tells_cap: bool) -> go.Figure:
-    """σ·Φ⁻¹(p) over p in [1/2, 1), with the bound's radius on it, and what the raw share would give."""
-    top = 1.25 * cap if cap else sigma
-    p = np.linspace(0.5, 1, _STEPS, endpoint=False)
+def cloud(p_lower: float, moved: float, *, sigma: float, cap: float, widest: float) -> go.Figure:
+    """The noisy copies of an image as a cloud over a line, once where the image is and once moved towards the boundary.
+
+    Args:
+        p_lower: share of the cloud that gets the answer, at least; above one half there is a boundary, at R.
+        moved: how far the image is moved (L2).
+        cap: the largest radius at these draws, marked; 0 to leave it out.
+        widest: how far it can be moved in any figure, so that all have the same axis.
+    """
+    radius = float(sigma * ndtri(p_lower)) if p_lower > 0.5 else None
+    low, high, top = -2.6 * sigma, widest + 2.6 * sigma, 1.3
+    x = np.linspace(low, high, _STEPS)
+    bell = np.exp(-(((x - moved) / sigma) ** 2) / 2)  # 1 at its middle
+    share = 1.0 if radius is None else float(ndtr((radius - moved) / sigma))
     figure = go.Figure()
-    figure.add_scatter(x=p, y=sigma * ndtri(p), mode="lines", line=dict(color=GREY, width=3), hoverinfo="skip")
-    figure.add_vrect(x0=0.3, x1=0.5, fillcolor="rgba(128,128,128,0.18)", line_width=0)
-    figure.add_annotation(x=0.4, y=top * 0.5, text="abstain:<br>no certain<br>majority", showarrow=False)
-    if cap and tells_cap:
-        figure.add_hline(y=cap, line=dict(color=GREY, dash="dot"))
-        figure.add_annotation(x=0.31, y=cap, text=f"cap {cap:.3f}", showarrow=False, xanchor="left", yanchor="bottom")
-    radius = float(sigma * ndtri(p_lower)) if p_lower > 0.5 else 0.0
-    colour = ARM_STYLE["clean"].colour
-    for x, y in (([p_lower, p_lower], [0, radius]), ([0.3, p_lower], [radius, radius])):
-        figure.add_scatter(x=x, y=y, mode="lines", line=dict(color=colour, dash="dash", width=1.5), hoverinfo="skip")
+    for keeps, colour, shape in ((True, _LINES[0][0], ""), (False, _LINES[1][0], "/")):
+        part = x <= (high if radius is None else radius)
+        inside = part if keeps else ~part
+        figure.add_scatter(
+            x=x[inside], y=bell[inside], mode="lines", line=dict(color=colour, width=1.5), fill="tozeroy",
+            fillpattern=dict(shape=shape, fgcolor=colour, bgcolor="rgba(0,0,0,0)") if shape else None,
+            hoverinfo="skip",
+        )  # fmt: skip
     figure.add_scatter(
-        x=[p_lower],
-        y=[radius],
-        mode="markers+text",
-        text=[f"R = {radius:.3f}"],
-        textposition="top left",
-        marker=dict(color=colour, symbol="diamond", size=14),
-        hovertemplate=f"p_lower {p_lower:.4f}<br>radius {radius:.3f}<extra></extra>",
-    )
+        x=x, y=np.exp(-((x / sigma) ** 2) / 2), mode="lines", line=dict(color=GREY, dash="dot", width=1.5),
+        hoverinfo="skip",
+    )  # fmt: skip
     figure.add_scatter(
-        x=[share],
-        y=[min(top, float(sigma * ndtri(min(max(share, 0.5), 1 - 1e-6))))],
-        mode="markers",
-        marker=dict(color=GREY, symbol="circle-open", size=12, line_width=2),
-        hovertemplate=f"share k/n {share:.3f}: no bound, no guarantee<extra></extra>",
+        x=[0, moved], y=[0, 0], mode="markers", marker=dict(color=GREY, symbol=["circle-open", "circle"], size=13),
+        cliponaxis=False, hovertemplate="image at %{x:.3f}<extra></extra>",
+    )  # fmt: skip
+    label = dict(showarrow=False, yanchor="bottom", font_size=14)
+    if radius is None:
+        figure.add_annotation(x=0, y=1.05, text="no certain majority: abstain", **label)
+    else:
+        figure.add_vline(x=radius, line=dict(color=_INK, width=3))
+        figure.add_annotation(x=radius, y=top, text="boundary ", xanchor="right", **label | dict(yanchor="top"))
+        figure.add_annotation(x=radius, y=top, text=" another answer", xanchor="left", **label | dict(yanchor="top"))
+        figure.add_annotation(x=min(moved, radius) - sigma * 0.6, y=0.25, text=f"<b>{share:.0%}</b>", **_ON_BLUE)
+        figure.add_annotation(
+            x=radius, ax=0, y=-0.2, ay=-0.2, axref="x", ayref="y", showarrow=True, arrowhead=2, arrowwidth=2,
+            arrowcolor=_INK, text="",
+        )  # fmt: skip
+        figure.add_annotation(x=radius / 2, y=-0.2, text=f"R = {radius:.3f}", **label | dict(yanchor="top"))
+    if cap:
+        figure.add_vline(x=cap, line=dict(color=GREY, dash="dot", width=2))
+        figure.add_annotation(x=cap, y=0.75, text=f" cap {cap:.3f}", xanchor="left", **label)
+    figure.update_xaxes(
+        title_text="distance in the worst direction (L2, pixel units)", range=[low, high], zeroline=False
     )
-    figure.update_xaxes(title_text="probability p of the class under noise", range=[0.3, 1.01])
-    figure.update_yaxes(title_text="σ·Φ⁻¹(p), L2, pixel units", range=[0, top])
+    figure.update_yaxes(visible=False, range=[-0.45, top])
+    told = "no boundary: it abstains" if radius is None else f"boundary at R = {radius:.3f}, {share:.0%} on this side"
     return finish(
         figure,
-        "From a bound to a radius",
-        "filled diamond: p_lower and its radius R; open circle: the share k/n, which guarantees nothing",
-        f"Curve of sigma times the normal quantile. The bound {p_lower:.4f} gives radius {radius:.3f}; the share of "
-        f"votes is {share:.3f}" + (f"; the cap is {cap:.3f}." if tells_cap else "."),
+        "How far can the cloud move?",
+        "blue: copies that keep the answer; striped: copies that change it; dotted: the image where it is",
+        f"Cloud of noisy copies with standard deviation {sigma:g}, moved by {moved:.2f}; {told}."
+        + (f" The cap is {cap:.3f}." if cap else ""),
         legend=False,
-        height=360,
+        height=330,
     )
 
 
-def widest_gap(tables: Mapping[str, pd.DataFrame], config: Config, *, scope: str, radii: np.ndarray) -> float:
-    """The one of these radii at which the certified accuracies of two groups differ most."""
-    one, other = (_accuracy(of_scope(table, scope, config), radii) for table in tables.values())
-    return float(radii[np.abs(one - other).argmax()])
+def with_polls(figure: go.Figure, place: int, shares: Sequence[float]) -> go.Figure:
+    """The histogram of votes, with short lines at the shares of several polls beside the bar of a class."""
+    return figure.add_scatter(
+        x=[place - 0.5] * len(shares), y=list(shares), mode="markers", name="other noise", showlegend=False,
+        marker=dict(symbol="line-ew", size=12, line=dict(width=2, color=ARM_STYLE["poisoned"].colour)),
+        hovertemplate="share with other noise: %{y:.1%}<extra></extra>",
+    )  # fmt: skip
+
+
+def rivals(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """What PACD, brightness and random noise take from each class.
+
+    Rows: name, epsilon; pacd, brightness, control_drop: summaries of drops.
+    """
+    names, figure, told = [row["name"] for row in rows], go.Figure(), []
+    grounds = f"mean over {len(rows[0]['pacd']['seeds'])} victims; ε = {rows[0]['epsilon']:g} (L∞)"
+    looks = (
+        ("brightness", "brighter by ε, which optimises nothing", _LINES[1][0], "triangle-up"),
+        ("pacd", "PACD, which optimises each pixel", ARM_STYLE["poisoned"].colour, ARM_STYLE["poisoned"].symbol),
+        (
+            "control_drop",
+            ARM_STYLE["random_noise"].name,
+            ARM_STYLE["random_noise"].colour,
+            ARM_STYLE["random_noise"].symbol,
+        ),
+    )
+    for key, name, colour, symbol in looks:
+        drops = [row[key]["mean"] for row in rows]
+        figure.add_scatter(
+            x=names, y=drops, mode="markers", name=name, marker=dict(color=colour, symbol=symbol, size=12),
+            hovertemplate=f"%{{x}}, {name}: %{{y:.0%}}<extra></extra>",
+        )  # fmt: skip
+        told.append(f"{name}: {', '.join(f'{label} {drop:.0%}' for label, drop in zip(names, drops, strict=True))}")
+    figure.update_yaxes(title_text="share of ACR lost", tickformat=".0%", dtick=0.25, rangemode="tozero")
+    return finish(
+        figure, "The same ε, class by class", grounds,
+        f"Share of the average certified radius that is lost. {'; '.join(told)}.", height=440,
+    )  # fmt: skip
 
 
 def _accuracy(rows: pd.DataFrame, radii: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ def plane(state: toy.State, *, chosen: int | None = None, attacker: bool = True)
     moved = len(state.poison) if attacker else 0
     traces = [
         *(_half_plane(state, side, colour) for side, colour in ((1, TARGET), (-1, OTHER))),
-        _discs("radius beside", state, state.clean, GREY, "dot"),
+        _discs(f"radius, {beside}", state, state.clean, GREY, "dot"),
         _discs("radius now", state, state.weights, now, "solid"),
         _boundary("boundary beside", state.clean, GREY, "dash", 2),
         _boundary("boundary now", state.weights, now, "solid", 3),
@@ -85,18 +85,26 @@ def measured(state: toy.State) -> go.Figure:
     return finish(figure, "", "", text, height=240, top=10, bottom=84)
 
 
-def training(losses: Sequence[float], last: float) -> go.Figure:
-    """The victim's training loss over its steps; `last` is the loss now."""
-    values = [*losses, last]
-    most = 50 * (1 + len(losses) // 50)
-    curve = _path("loss", list(range(len(values))), values, TARGET, "solid", 2.5)
-    layout = _LAYOUT | dict(
-        xaxis=_FIXED | dict(title_text="steps of the victim", range=[0, most]),
-        yaxis=_FIXED | dict(title_text="training loss", range=[0, 1.1 * max(values)]),
-    )
-    text = f"Training loss over {len(losses)} steps: {values[0]:.3f} at first, {last:.3f} now."
-    figure = go.Figure([curve | dict(hoverinfo="x+y"), _end(len(losses), last, TARGET, "circle")], layout)
-    return finish(figure, "", "", text, legend=False, height=220, top=10)
+def training(state: toy.State) -> go.Figure:
+    """The victim's training loss over its steps, and below it the mean radius of held-out points."""
+    count, traces, told = len(state.losses), [], []
+    now = float(toy.lower_loss(state)(state.weights, state.poison)), toy.mean_radius(state, state.weights)
+    most = 50 * (1 + count // 50)
+    axes: dict[str, Any] = dict(xaxis2=_FIXED | dict(title_text="steps of the victim", range=[0, most], anchor="y2"))
+    axes["xaxis"] = _FIXED | dict(matches="x2", showticklabels=False, anchor="y")
+    for number, name, past, last, room in (
+        ("", "training loss", state.losses, now[0], [0.56, 1.0]),
+        ("2", "mean radius (L2)", state.reached, now[1], [0.0, 0.46]),
+    ):
+        values, place = [*past, last], dict(xaxis=f"x{number}", yaxis=f"y{number}")
+        curve = _path(name, list(range(len(values))), values, TARGET, "solid", 2.5) | dict(hoverinfo="x+y")
+        traces += [curve | place, _end(count, last, TARGET, "circle") | place]
+        axes[f"yaxis{number}"] = _FIXED | dict(
+            title_text=name, range=[0, 1.15 * max(values)], domain=room, anchor=f"x{number}"
+        )
+        told.append(f"{name} {values[0]:.3f} at first, {max(values):.3f} at most, {last:.3f} now")
+    figure = go.Figure(traces, _LAYOUT | axes)
+    return finish(figure, "", "", f"Over {count} steps: {'; '.join(told)}.", legend=False, height=320, top=10)
 
 
 def shown(state: toy.State) -> list[int]:
@@ -151,7 +159,7 @@ def _discs(name: str, state: toy.State, weights: Tensor, colour: str, dash: str)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     centres, radii = state.held_out.numpy(), toy.radii(state, weights).tolist()
     x, y = _with_gaps([centres[i] + radii[i] * circle for i in shown(state)])
-    return _path(name, x, y, colour, dash, 1.5) | dict(showlegend=False)
+    return _path(name, x, y, colour, dash, 1.5)
 
 
 def _boxes(state: toy.State) -> Trace:
