@@ -27,6 +27,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -41,7 +42,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.numpy import load_file, save
 
 from engine import datasets
-from engine.choices import ARMS
+from engine.choices import ARMS, CLASS_NAME
 from engine.config import Config, ConfigError, canonical_json
 
 if TYPE_CHECKING:
@@ -221,7 +222,11 @@ class Run(Record):
 
     @property
     def report(self) -> dict[str, Any] | None:
-        return self.read_json("report.json")
+        """report.json; None, too, where it names a class as no data set can: pages show the name."""
+        found = self.read_json("report.json") or {}
+        names = found.get("class_names") or [], [found.get("target_name", "class")]
+        sound = all(isinstance(name, str) and re.fullmatch(CLASS_NAME, name) for part in names for name in part)
+        return found if found and sound else None
 
     @property
     def notes(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from engine import jobs
 from engine.figures.attack import attack_losses
 from engine.records import Run, Status
 from engine.report import sentences, wording
-from pages import _images, _shared
+from pages import _images, _links, _shared
 from pages._show import chart
 
 STATES = {
@@ -65,9 +65,9 @@ def progress(run: Run, status: Status) -> None:
         stopping = ", stopping at its next step" if (run.directory / "cancel").exists() else ""
         st.progress(status.fraction, f"{STATES['running']}: {status.fraction:.0%}, {status.phase}{eta}{stopping}")
         if status.detail:
-            st.caption(detail_words(run, status.detail))
+            st.caption(_links.plainly(detail_words(run, status.detail)))
     for event in status.events:
-        st.warning(event)
+        st.warning(_links.plainly(event))
 
 
 def detail_words(run: Run, detail: str) -> str:
@@ -122,8 +122,9 @@ def ended(run: Run, status: Status) -> None:
     elif status.state == "cancelled":
         st.warning("Cancelled. What was finished is kept, labelled as partial.", icon=":material/cancel:")
     else:
+        why = _links.plainly(status.error or "no reason was recorded")
         st.error(
-            f"{status.state.capitalize()}: {status.error or 'no reason was recorded'}. What was finished is kept; the "
+            f"{status.state.capitalize()}: {why}. What was finished is kept; the "
             "log below may say more. Resume continues where it stopped.",
             icon=":material/error:",
         )

@@ -201,7 +201,7 @@ def delete(run: Run) -> None:
 def open_run_section(run: Run) -> None:
     status = run.status()
     st.caption(sentences.settings_line(run))
-    st.markdown(f"State: **{status.state}**" + (f" ({status.error})" if status.error else ""))
+    st.markdown(f"State: **{status.state}**" + (f" ({_links.plainly(status.error)})" if status.error else ""))
     links = st.container(horizontal=True)
     with links:
         if run.report:

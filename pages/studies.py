@@ -112,10 +112,10 @@ def progress(record: StudyRecord) -> None:
         stopping = ", stopping" if (record.directory / "cancel").exists() else ""
         st.progress(status.fraction, f"{phase_of(record)}{left}{stopping} ({done} of {cells} cells done)")
     elif done < cells:
-        error = f": {status.error}" if status.error else ""
+        error = f": {_links.plainly(status.error)}" if status.error else ""
         st.warning(f"**Partial result: {done} of {cells} cells.** The study is {status.state}{error}.")
     for event in status.events:
-        st.warning(event)
+        st.warning(_links.plainly(event))
 
 
 def phase_of(record: StudyRecord) -> str:

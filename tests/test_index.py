@@ -131,7 +131,7 @@ def test_runs_are_listed_while_others_are_added(runs: list[Run], runs_root: Path
         ("request.json", {"preset": {"x": 1}}),
         ("report.json", {"relative_drop": [1]}),
         ("report.json", {"relative_drop": {"poisoned": None}}),
-        ("report.json", {"target_name": {"x": 1}}),
+        ("report.json", {"relative_drop": {"poisoned": {"mean": "x"}}}),
         ("config.json", {"threat": [1]}),
         ("config.json", {"dataset": ["x"], "seed": "x"}),
     ],

@@ -328,3 +328,12 @@ def test_json_has_one_text_and_no_nan() -> None:
     assert json.loads(canonical_json(value)) == value
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json({"a": float("nan")})
+
+
+@pytest.mark.parametrize("named", [{"target_name": "![t](http://example.org)"}, {"class_names": ["cat", "<b>"]}])
+def test_a_report_that_names_a_class_as_no_data_set_can_is_none(named: dict[str, Any], tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.write_json("report.json", {"target_name": "digit 8", "class_names": ["a", "b"]})
+    assert run.report
+    run.write_json("report.json", {"target_name": "digit 8"} | named)
+    assert run.report is None
