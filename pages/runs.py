@@ -149,8 +149,8 @@ def history(everything: list[dict[str, Any]]) -> None:
     same = f"All of them: {', '.join(f'{name} {value}' for name, value in shared.items())}. " if shared else ""
     st.caption(
         f"{same}{len(rows)} of {len(everything)} runs shown; yours use {own / 1e6:.1f} MB in {_shared.runs_root()} "
-        "(stages that runs share are counted for each of them). Drop in ACR: 1 − ACR(arm)/ACR(clean) of the target class, "
-        f"L2 radii, victims of the same seed.{not_comparable(rows)}"
+        "(stages that runs share are counted for each of them). Drop in ACR: 1 − ACR(arm)/ACR(clean) of the target "
+        f"class, L2 radii, victims of the same seed.{not_comparable(rows)}"
     )
 
 
