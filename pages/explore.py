@@ -233,7 +233,7 @@ _shared.chosen_run()  # which this page does not show, but a link to one that is
 st.title("Explore")
 st.markdown(
     "Every position of these sliders is a finished experiment: poison was made, victims were trained on it from "
-    "scratch, and test images were certified. Move a slider and the whole page updates."
+    "scratch, and test images were certified. Where a combination has not been computed, the nearest one is shown."
 )
 if _grid.points():
     grid_view()
