@@ -13,6 +13,7 @@ from engine import datasets, grid, index, jobs, poison_file, records
 from engine.choices import ARMS
 from engine.config import Config, ConfigError, dataset_name
 from engine.costs import estimate, expected_device
+from engine.exhibit import small_copy
 from engine.follow import BAD_INPUT, OK, add_data_root, telling, values, wait_for
 from engine.overrides import parse, with_overrides
 from engine.presets import PRESETS, WIDTH, find_preset, kept_at_another_sigma
@@ -253,7 +254,7 @@ def _runs(options: argparse.Namespace) -> int:
         run = records.find(options.runs_root, options.exhibit)
         if run.status().state != "done":
             raise RunNotFound(f"run {run.id} is {run.status().state}, and only finished ones can be copied")
-        print(records.exhibit(run, records.GALLERY, weights=True).directory)
+        print(small_copy(run, records.GALLERY, weights=True).directory)
         return OK
     rows = index.rows(options.runs_root)
     if options.json:
@@ -344,7 +345,7 @@ def _gallery(options: argparse.Namespace) -> int:
         run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=preset)
         if (code := wait_for(run)) != OK:
             return code
-        records.exhibit(run, records.GRID, weights=False)
+        small_copy(run, records.GRID, weights=False)
     return OK
 
 

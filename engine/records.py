@@ -17,7 +17,7 @@ runs/<id>/config.json            canonical JSON; the first 16 hex digits of its 
           report.json, log.txt, notes.json (name, star, note), cancel (present once asked for),
           published (present where nobody may rename or delete the run), .work.lock (held by its process)
 runs/poisons/                    poison files that were brought, by their hash (engine/poison_file.py)
-gallery/<id>                     copies of finished runs, smaller (`exhibit`): delta as int8 in units of `unit`, victims
+gallery/<id>                     small copies of finished runs (exhibit.py): delta as int8 in units of `unit`, victims
                                  float16 or none, no votes
 runs/stages/                     the same safetensors files by the hash of all that they depend on (hard links)
 runs/studies/<id>/study.json     canonical JSON of a study, with request, status and log as above (engine/studies/)
@@ -28,7 +28,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -257,7 +256,7 @@ class Run(Record):
         return [record for record in records if record["kind"] == kind]
 
     def tensors(self, name: str) -> dict[str, np.ndarray] | None:
-        """A safetensors file; a delta that a copy in the gallery holds as int8 comes back as float32 (`exhibit`)."""
+        """A safetensors file; a delta that a copy in the gallery holds as int8 comes back as float32 (`small_copy`)."""
         path = self.directory / f"{name}.safetensors"
         tensors = load_file(path) if path.exists() else None
         if tensors is not None and "unit" in tensors:
@@ -335,44 +334,6 @@ def all_runs(root: Path) -> Iterator[Run]:
     for directory in root.iterdir() if root.is_dir() else ():
         if len(directory.name) == 16 and (run := Run(directory)).exists():
             yield run
-
-
-def exhibit(run: Run, folder: Path, *, weights: bool) -> Run:
-    """A small copy of a finished run, without votes, its changes to images in whole multiples of max |delta| / 127.
-
-    Args:
-        weights: whether the first clean and the first poisoned victim come along, as float16; and all recorded steps
-            of the attack, not only half of them.
-    """
-    copy = Run(folder / run.id)
-    copy.directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(copy.directory / "config.json", run.config.canonical())
-    content = {name: run.read_json(f"{name}.json") or {} for name in ("request", "env", "status", "report")}
-    content["request"]["data_root"] = None
-    content["report"].pop("directory", None)  # another path on this machine, in reports of older runs
-    for name, value in content.items():
-        copy.write_json(f"{name}.json", value)
-    for name in ("metrics.jsonl", "certificates.parquet"):
-        if (run.directory / name).exists():  # a run that reused every stage has no metrics
-            shutil.copyfile(run.directory / name, copy.directory / name)
-    for name in ("poison", "evolution"):
-        tensors = run.tensors(name)
-        if tensors is not None:
-            if name == "evolution" and not weights:
-                tensors |= {part: tensors[part][1::2] for part in ("steps", "delta")}
-            write_tensors(copy.directory / f"{name}.safetensors", **tensors | _in_units(tensors["delta"]))
-    if weights:
-        (copy.directory / "victims").mkdir(exist_ok=True)
-        for victim in ("victims/clean-0", "victims/poisoned-0"):
-            if (tensors := run.tensors(victim)) is not None:
-                small = {name: t.astype(np.float16) if t.dtype == np.float32 else t for name, t in tensors.items()}
-                write_tensors(copy.directory / f"{victim}.safetensors", **small)
-    return copy
-
-
-def _in_units(delta: np.ndarray) -> dict[str, np.ndarray]:
-    unit = np.float32(np.abs(delta).max(initial=0) / 127 or 1)
-    return {"delta": np.rint(delta / unit).astype(np.int8), "unit": unit.reshape(1)}
 
 
 def process_start(pid: int) -> float | None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from engine import records
 from engine.config import Config, canonical_json
+from engine.exhibit import small_copy
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound, Status, process_exists
 
@@ -288,7 +289,7 @@ def test_a_copy_for_the_gallery_opens_and_names_no_place_on_this_machine(
 ) -> None:
     older = Run(shutil.copytree(smoke.run.directory, tmp_path / "runs" / smoke.run.id))
     older.write_json("report.json", smoke.report | {"directory": str(smoke.run.directory)})
-    copy = records.exhibit(older, tmp_path, weights=False)
+    copy = small_copy(older, tmp_path, weights=False)
     assert copy.config == smoke.run.config
     assert copy.status().state == "done"
     report, certificates, poison = copy.report, copy.certificates(), copy.tensors("poison")
@@ -310,7 +311,7 @@ def test_a_copy_for_the_gallery_opens_and_names_no_place_on_this_machine(
 
 def test_a_run_without_metrics_can_be_published(tmp_path: Path) -> None:
     run = new_run(tmp_path / "runs")
-    copy = records.exhibit(run, tmp_path / "copies", weights=True)
+    copy = small_copy(run, tmp_path / "copies", weights=True)
     assert copy.config == run.config
 
 

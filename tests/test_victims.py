@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine import datasets, records
+from engine import datasets
 from engine.choices import ARMS
+from engine.exhibit import small_copy
 from engine.experiment import victims
 from engine.experiment.victims import VictimUnavailable
 
@@ -49,7 +50,7 @@ def test_votes_do_not_depend_on_what_else_is_asked(smoke: SimpleNamespace) -> No
 
 
 def test_weights_of_a_copy_for_the_gallery_are_small_and_vote_alike(smoke: SimpleNamespace, tmp_path: Path) -> None:
-    copy = records.exhibit(smoke.run, tmp_path, weights=True)
+    copy = small_copy(smoke.run, tmp_path, weights=True)
     assert copy.victims() == [("clean", 0), ("poisoned", 0)]
     given = images(20)
     for arm, k in copy.victims():

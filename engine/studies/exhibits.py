@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import records
 from engine.config import ConfigError
+from engine.exhibit import small_copy
 from engine.records import GALLERY, GRID, Run, write_atomically
 from engine.studies.process import StudyRecord
 
@@ -33,7 +33,7 @@ def exhibit(record: StudyRecord, results: dict[str, Any], gallery: Path = GALLER
                 f"{run.directory}, so that the study and its run say the same"
             )
     for run in new:
-        records.exhibit(run, gallery / GRID.name, weights=False)
+        small_copy(run, gallery / GRID.name, weights=False)
     path = gallery / "studies" / f"{record.id}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(results, indent=1, allow_nan=False))
