@@ -33,7 +33,7 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
 
         page.goto(app.address)
         heading(page, "Small changes, smaller certificates").wait_for()
-        page.get_by_text("average certified radius (ACR) of").wait_for()
+        page.get_by_text("Average certified radius (ACR) of", exact=False).first.wait_for()
         page.locator(".js-plotly-plot .main-svg").nth(1).wait_for()
         page.get_by_text("MNIST is not on this machine").wait_for()
         no_exception(page)
@@ -198,7 +198,7 @@ def test_no_number_of_the_form_is_cut(app: Server, browser_path: str, width: int
         page.get_by_text("The same from the command line").wait_for()
         for section in page.locator('[data-testid="stExpander"] summary').all():
             section.click()
-        page.get_by_label("Training images").wait_for()
+        page.get_by_role("spinbutton", name="Training images").wait_for()
         cut = """() => [...document.querySelectorAll('[data-testid="stNumberInput"] input')].filter(each =>
             each.scrollWidth > each.clientWidth + 1).map(each => `${each.ariaLabel}: ${each.value}`)"""
         assert page.evaluate(cut) == []
