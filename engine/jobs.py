@@ -384,7 +384,9 @@ def _changes(runs_root: Path) -> FileLock:
 
 def _kill_group(record: Record, status: Status) -> None:
     """The group that a record's process leads; no other, since a status may come from anywhere, with any pid."""
+    if status.pid is None:
+        return
     with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
         ours = str(record.directory.resolve()) in psutil.Process(status.pid).cmdline()
-        if ours and status.pid is not None and os.getpgid(status.pid) == status.pid:
+        if ours and os.getpgid(status.pid) == status.pid:
             os.killpg(status.pid, signal.SIGKILL)

@@ -3,12 +3,12 @@
 The innermost loops become vector instructions, in to_images and to_weights since ROW is a constant.
 """
 
-from engine.models.kernels import compiled
+from engine.models.kernels import jitted
 
 ROW = 100  # numbers of a row of a patch of a LeNet's second convolution: 5 pixels of 20 channels
 
 
-@compiled
+@jitted
 def add_patches(patches, images):
     """Overlapping patches [side, side, N, H', W'] → images [N, H' + side - 1, W' + side - 1] of their sums."""
     side, _, number, height, width = patches.shape
@@ -21,7 +21,7 @@ def add_patches(patches, images):
                         images[n, i + u, j + v] += patches[u, v, n, i, j]
 
 
-@compiled
+@jitted
 def to_images(maxima, chosen, weights, images):
     """Gradient of maxima of a convolution's outputs → of its images.
 
@@ -47,7 +47,7 @@ def to_images(maxima, chosen, weights, images):
                                 row[t] += value * weight[t]
 
 
-@compiled
+@jitted
 def to_weights(maxima, chosen, images, weights, biases):
     """Likewise → of its weights and biases [K], filled."""
     number, rows, columns, channels = maxima.shape

@@ -12,7 +12,7 @@ from numba import njit, types
 from numba.extending import overload
 
 
-def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
+def jitted(loop: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled at its first call, without the interpreter's lock; kept for later processes, if there is where."""
     try:
         return njit(nogil=True, cache=True)(loop)
@@ -23,7 +23,7 @@ def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
 NONE = np.uint8(4)  # of a window in which nothing is above 0; its pixels are 0 to 3, row by row
 
 
-@compiled
+@jitted
 def choose(values, maxima, chosen, infinity, minus_infinity, nan):
     """The largest of 0 and of each window's pixels, and which it is, the first of several: uint8.
 
@@ -54,7 +54,7 @@ def choose(values, maxima, chosen, infinity, minus_infinity, nan):
                     chosen[n, i, j, k] = which if best > zero else NONE
 
 
-@compiled
+@jitted
 def scatter(pooled, chosen, images):
     """Brings each value to the pixel that its window chose; the window's others become 0."""
     number, rows, columns, channels = pooled.shape
@@ -70,7 +70,7 @@ def scatter(pooled, chosen, images):
                     images[n, 2 * i + 1, 2 * j + 1, k] = value if which == np.uint8(3) else zero
 
 
-@compiled
+@jitted
 def gather(images, chosen, pooled):
     """The pixel that each window chose, or 0: the transpose of `scatter`."""
     number, rows, columns, channels = pooled.shape
@@ -88,7 +88,7 @@ def gather(images, chosen, pooled):
                     pooled[n, i, j, k] = d if which == np.uint8(3) else value
 
 
-@compiled
+@jitted
 def pool_sums(values, shift, maxima, scale):
     """`choose` without the choices, for values + shift [H, W, C]: float32, or bits of bfloat16 as int16.
 
@@ -110,7 +110,7 @@ def pool_sums(values, shift, maxima, scale):
                     maxima[n, i, j, k] = _narrowed(zero if best <= zero else best * scale, maxima[n, i, j, k])
 
 
-@compiled
+@jitted
 def pool_bytes(values, maxima):
     """The largest of each window's pixels, of bytes."""
     images, rows, columns, channels = maxima.shape
