@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from engine import jobs, records
@@ -181,7 +182,10 @@ def test_a_finished_run_whose_report_is_gone_is_run_again(
 def worker_of(run: Run) -> "subprocess.Popen[bytes]":
     """A process that looks like a run's own."""
     directory = str(run.directory.resolve())
-    return subprocess.Popen([sys.executable, "-c", "while True: pass", directory], start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass", directory], start_new_session=True)
+    while directory not in psutil.Process(process.pid).cmdline():  # Popen returns before the system has it
+        time.sleep(0.01)
+    return process
 
 
 def test_a_process_that_is_not_the_runs_own_is_not_killed(tiny: Tiny, prepare: WorkHere, runs_root: Path) -> None:
