@@ -103,7 +103,8 @@ def _take_pin(linked: str) -> None:
             changed = run.tensors("poison")
             allowed = range(len(changed["delta"])) if changed else ()
         elif kind == "test":
-            allowed = sorted(set(_shared.open_certificates(run)["image"]))
+            table = run.certificates()
+            allowed = sorted(set(table["image"])) if table is not None else ()
     except (records.RunNotFound, OSError) as error:
         must = f"of a run that has images to show here ({error})"
     else:

@@ -103,6 +103,16 @@ def test_a_pin_comes_with_the_link_and_stays_in_the_address_until_it_is_taken_of
     assert "pinned" not in test.query_params
 
 
+def test_a_pin_of_a_run_without_certificates_is_refused_and_does_not_end_the_page(place: Path) -> None:
+    run = own_copy(place, state="cancelled")
+    (run.directory / "certificates.parquet").unlink()
+    test = opened("pages/image.py", run=run.id, pinned=f"{run.id}.test.3")
+    assert not test.exception
+    assert f"pinned must be {run.id}.test.NUMBER with NUMBER left out: nothing can be chosen here." in words(test)
+    assert "pinned" not in test.query_params
+    assert "Pin this image" in [each.label for each in test.button]
+
+
 def test_a_misspelt_name_is_said() -> None:
     test = opened("app.py", run=EXAMPLE, sygma="0.5")
     assert [error.value for error in test.error] == [
