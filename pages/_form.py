@@ -45,7 +45,9 @@ def chosen(name: str) -> Any:
 def given(name: str) -> Any:
     """The same, and what the preset says where the field is empty and must not be."""
     value = chosen(name)
-    return value_of(PRESETS[st.session_state["preset"]].config, name) if value is None else value
+    if value is None and name not in OPTIONAL:
+        return value_of(PRESETS[st.session_state["preset"]].config, name)
+    return value
 
 
 # --- filling it ---
