@@ -58,7 +58,7 @@ def can_you_tell(run: Run, revealed: bool) -> None:
 def settings(runs: dict[float, Run], at_first: float) -> tuple[Run, int, int, str]:
     """(Run of the chosen ε, seed, number of trials, size on the screen)."""
     st.session_state.setdefault("lesson_abx_seed", secrets.randbelow(10_000))
-    epsilon: float | None = at_first
+    epsilon = at_first
     with st.container(key="lesson-controls"):
         if len(runs) > 1:
             if st.session_state.get("lesson_abx_epsilon") not in (None, *runs):
@@ -78,7 +78,7 @@ def settings(runs: dict[float, Run], at_first: float) -> tuple[Run, int, int, st
             "Size on screen", list(SIZES), default="medium", required=True, key="lesson_abx_size",
             persist_state="session", help="Recorded with each answer: what you see enlarged you may miss when small.",
         )  # fmt: skip
-    return runs[epsilon or at_first], int(seed), int(count or LENGTHS[0]), str(size or "medium")
+    return runs[epsilon], int(seed), int(count or LENGTHS[0]), str(size or "medium")
 
 
 def answer(name: str, k: int, says_poisoned: bool, size: str) -> None:
