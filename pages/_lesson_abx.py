@@ -9,7 +9,7 @@ import streamlit as st
 from engine import abx
 from engine.figures import lesson, pictures
 from engine.records import Run
-from pages import _images, _lesson_runs
+from pages import _images, _lesson_runs, _selection
 from pages._show import chart
 
 LENGTHS = (10, 20, 40)
@@ -61,8 +61,7 @@ def settings(runs: dict[float, Run], at_first: float) -> tuple[Run, int, int, st
     epsilon = at_first
     with st.container(key="lesson-controls"):
         if len(runs) > 1:
-            if st.session_state.get("lesson_abx_epsilon") not in (None, *runs):
-                del st.session_state["lesson_abx_epsilon"]  # of another run
+            _selection.forget("lesson_abx_epsilon", list(runs))
             epsilon = st.segmented_control(
                 "Budget ε (L∞, pixel units)", list(runs), default=at_first, required=True, key="lesson_abx_epsilon",
                 persist_state="session", help="Each has a run of its own: the same but for ε.",

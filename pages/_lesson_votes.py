@@ -13,7 +13,7 @@ from engine.figures import lesson, pictures
 from engine.figures.images import vote_histogram
 from engine.records import Run
 from engine.report import sentences
-from pages import _images, _links, _shared, _victims
+from pages import _images, _links, _selection, _shared, _victims
 from pages._show import chart, picture
 from pages._victims import Victim
 
@@ -83,8 +83,7 @@ def choose_subject(run: Run) -> Subject:
     share = rows["n_top"] / rows["n"]
     contested = np.flatnonzero((rows["selected_class"] == rows["label"]) & (share < 0.99) & (share > 0.7))
     at_first = int(contested[0]) + 1 if len(contested) else 1
-    if not 1 <= st.session_state.get("lesson_image", 1) <= len(rows):
-        del st.session_state["lesson_image"]  # of another run
+    _selection.forget("lesson_image", range(1, len(rows) + 1))
     k = st.number_input(
         f"Test image of {sentences.target_of(run)}, 1 to {len(rows)}", 1, len(rows), at_first, key="lesson_image",
         bind="query-params",
@@ -213,9 +212,8 @@ def radius(run: Run, revealed: bool) -> None:
         with left:
             subject = choose_subject(run)
         draws, alphas = draws_to_offer(run), alphas_to_offer(run)
-        for key, options in (("lesson_n", draws), ("lesson_alpha", alphas)):
-            if st.session_state.get(key) not in (None, *options):
-                del st.session_state[key]  # of another run
+        _selection.forget("lesson_n", draws)
+        _selection.forget("lesson_alpha", alphas)
         with middle:
             n = st.select_slider(
                 "Draws n", draws, min(run.config.certification.n, draws[-1]), key="lesson_n", bind="query-params"

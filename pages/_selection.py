@@ -17,7 +17,7 @@ _PINNED = "pinned"  # (run's id, kind, number) in the session; in the URL with p
 
 def forget(key: str, options: Sequence[Any], what: str = "") -> None:
     """Another run may not offer the value that the session remembers. Args: what: its name, to say so."""
-    if key in st.session_state and (value := st.session_state[key]) not in options:
+    if (value := st.session_state.get(key)) is not None and value not in options:
         del st.session_state[key]
         if what:
             st.caption(f"{what} {value} was chosen, but this run has none with that number, so the first is shown.")

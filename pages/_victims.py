@@ -12,7 +12,7 @@ from engine import metrics, records
 from engine.certification import ABSTAIN
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
-from pages import _shared
+from pages import _selection, _shared
 
 UNASKED = 400  # draws that are counted without being asked for: large networks are slow
 
@@ -49,8 +49,7 @@ def to_ask(run: Run, key: str, shape: tuple[int, ...]) -> list[Victim]:
             st.button("Open the example", on_click=_shared.choose, args=(example.id,), icon=":material/folder_open:")
         return []
     numbers = sorted({victim.k for victim in found})
-    if st.session_state.get(key) not in (None, *numbers):
-        del st.session_state[key]
+    _selection.forget(key, numbers)
     number = numbers[0]
     if len(numbers) > 1:
         number = st.segmented_control("Victim seed", numbers, default=numbers[0], required=True, key=key)
