@@ -103,9 +103,8 @@ def votes_of(run: Run, subject: Subject, n: int, poll: int = 0) -> tuple[np.ndar
     Each poll has noise of its own.
     """
     if subject.victim is not None:
-        channels, height, width = subject.pixels.shape
-        shape, content = (channels, height, width), subject.pixels.tobytes()
-        return _victims.votes(subject.victim, content, shape, run.config.sigma, N0, n, subject.image + 100_000 * poll)
+        seed = subject.image + 100_000 * poll
+        return _victims.votes(subject.victim, subject.pixels, run.config.sigma, N0, n, seed)
     recorded = np.asarray(subject.row["estimation_votes"])
     rng = np.random.default_rng([run.config.seed % 2**32, subject.image, n, poll])
     few = rng.multivariate_hypergeometric(recorded, min(n, int(recorded.sum())))
@@ -159,10 +158,7 @@ def new_noise(key: str, counter: str) -> int:
 
 def answers(subject: Subject, noisy: np.ndarray) -> np.ndarray | None:
     """The victim's classes [N] of images [N, C, H, W]."""
-    if subject.victim is None:
-        return None
-    channels, height, width = subject.pixels.shape
-    return _victims.answers(subject.victim, noisy.tobytes(), (channels, height, width)).argmax(axis=1)
+    return None if subject.victim is None else _victims.answers(subject.victim, noisy).argmax(axis=1)
 
 
 def verdict(subject: Subject, said: int) -> str:

@@ -96,25 +96,24 @@ def _model(victim: Victim, shape: tuple[int, ...]) -> Any:
     return victims.load(Run(Path(victim.directory)), victim.arm, victim.k, shape=shape)
 
 
-@st.cache_data(max_entries=64, show_spinner="Asking the victims …")
-def answers(victim: Victim, images: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """Softmax confidences [N, K] of the base classifier on float32 images [N, C, H, W], without noise."""
+@st.cache_data(max_entries=64, show_spinner="Asking the victims …", hash_funcs={np.ndarray: np.ndarray.tobytes})
+def answers(victim: Victim, images: np.ndarray) -> np.ndarray:
+    """Softmax confidences [N, K] of the base classifier on float32 images [N, C, H, W], without noise.
+
+    Told apart by all their bytes: of more than half a million values Streamlit itself would hash only a sample.
+    """
     import torch
 
-    given = torch.tensor(np.frombuffer(images, dtype=np.float32).reshape(-1, *shape))
     with torch.no_grad():
-        return _model(victim, shape)(given).softmax(dim=1).numpy()
+        return _model(victim, images.shape[1:])(torch.tensor(images)).softmax(dim=1).numpy()
 
 
 @st.cache_data(max_entries=64, show_spinner="The victims vote …")
-def votes(
-    victim: Victim, image: bytes, shape: tuple[int, int, int], sigma: float, n0: int, n: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def votes(victim: Victim, image: np.ndarray, sigma: float, n0: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(selection, estimation) votes int64 [K] on a float32 image [C, H, W]; the same seed, the same noise."""
     from engine.experiment import victims
 
-    given = np.frombuffer(image, dtype=np.float32).reshape(1, *shape)
-    found = victims.votes(_model(victim, shape), given, sigma=sigma, n0=n0, n=n, seed=seed)
+    found = victims.votes(_model(victim, image.shape), image[None], sigma=sigma, n0=n0, n=n, seed=seed)
     return found.selection[0].numpy(), found.estimation[0].numpy()
 
 
@@ -136,8 +135,7 @@ def certificates(
 ) -> pd.DataFrame:
     """A row of a certificate table per victim, for an image [C, H, W] that has no label (−1)."""
     given = np.ascontiguousarray(image, dtype=np.float32)
-    channels, height, width = given.shape
-    counted = [votes(victim, given.tobytes(), (channels, height, width), sigma, n0, n, seed) for victim in asked]
+    counted = [votes(victim, given, sigma, n0, n, seed) for victim in asked]
     selection, estimation = map(np.stack, zip(*counted, strict=True))
     table = metrics.certificates(selection, estimation, sigma=sigma, alpha=alpha)
     return table.assign(arm=[victim.arm for victim in asked], victim=[victim.k for victim in asked], label=-1)
