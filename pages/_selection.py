@@ -63,9 +63,8 @@ def victim(numbers: Sequence[int]) -> int:
 
 def take(chart_key: str, kind: str) -> None:
     """Chooses the image whose tile or point was just clicked; for charts' callbacks."""
-    number = images.selected_number(st.session_state[chart_key].selection.points)
-    if number is not None:
-        st.session_state[KEYS[kind]] = number
+    if (number := images.selected(st.session_state[chart_key].selection.points)) is not None:
+        st.session_state[KEYS[kind]] = int(number)
 
 
 def pinned() -> tuple[Run, str, int] | None:

@@ -10,6 +10,7 @@ from engine import datasets, grid
 from engine.config import ConfigError
 from engine.figures import pictures
 from engine.figures.grid import drop_by_epsilon
+from engine.figures.images import selected
 from engine.figures.radii import acr_by_arm, certified_accuracy, radius_histogram
 from engine.grid import Point
 from engine.overrides import parse
@@ -177,10 +178,8 @@ def images(run: Run, largest: float) -> None:
 
 def take_epsilon() -> None:
     """Moves to the ε of the point that was clicked."""
-    for mark in st.session_state["explore_line"].selection.points:
-        data = mark.get("customdata")
-        if data is not None and len(data):
-            st.session_state["explore_epsilon"] = float(data["0"] if isinstance(data, dict) else data[0])
+    if (epsilon := selected(st.session_state["explore_line"].selection.points)) is not None:
+        st.session_state["explore_epsilon"] = float(epsilon)
 
 
 @st.fragment

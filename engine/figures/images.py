@@ -16,8 +16,10 @@ GREY_SCALE = ("#000000", "#FFFFFF")
 _MOST_TICKS = 20  # classes beyond which only the true and the selected ones are written out
 
 
-def selected_number(points: Sequence[Any]) -> int | None:
-    """The image number (customdata) of the first selected point that has one; Streamlit sends it as {"0": number}."""
+def selected(points: Sequence[Any]) -> Any:
+    """The first value of customdata of the first selected point that has any, which Streamlit sends as {"0": value};
+    None where none has.
+    """
     for point in points:
         if data := point.get("customdata"):
             return data["0"] if isinstance(data, dict) else data[0]
@@ -287,7 +289,3 @@ def _caption_in(text: str) -> dict[str, Any]:
         yanchor="bottom",
         showarrow=False,
     )
-
-
-def _signed_scale() -> list[tuple[float, str]]:
-    return [(k / (len(SIGNED_SCALE) - 1), colour) for k, colour in enumerate(SIGNED_SCALE)]
