@@ -10,7 +10,7 @@ from engine import abx
 from engine.figures import lesson, pictures
 from engine.records import Run
 from pages import _images, _lesson_runs, _selection
-from pages._show import chart
+from pages._show import chart, picture
 
 LENGTHS = (10, 20, 40)
 PAIRS = 60  # of the run's poison images, the first
@@ -40,10 +40,8 @@ def can_you_tell(run: Run, revealed: bool) -> None:
     together = st.container(key="lesson-tiles")
     for place, tile, label in zip(together.columns(3), tiles, ("A, clean", "B, poisoned", "X"), strict=True):
         with place:
-            st.image(
-                pictures.png(tile, scale=scale), caption=label, output_format="PNG", width=scale * tiles.shape[2],
-                alt=f"Image {label} of trial {k + 1}",
-            )  # fmt: skip
+            text = f"Image {label} of trial {k + 1}"
+            picture(tile, scale=scale, caption=label, text=text, width=scale * tiles.shape[2])
     first, second, _ = together.columns(3)
     for place, label, poisoned in ((first, "X is A", False), (second, "X is B", True)):
         place.button(

@@ -102,8 +102,7 @@ def images(run: Run, revealed: bool) -> None:
     x_clean = _images.training_images(run, poison["indices"][:SHOWN_IMAGES])
     if x_clean is not None:
         _images.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=len(delta))
-    report = run.report
-    assert report is not None
+    report = run.need_report()
     st.markdown(sentences.headline(report))
     st.caption(f"{dataset_words(run.config)}. {sentences.numbers_line(report)}")
     compared = _lesson_questions.brightness_study()

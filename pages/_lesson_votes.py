@@ -133,13 +133,14 @@ def noise(run: Run) -> None:
     together = st.container(key="lesson-tiles")
     for start in range(0, COPIES, 4):
         for k, place in zip(range(start, start + 4), together.columns(4), strict=True):
-            place.image(
-                pictures.png(tiles[k], scale=scale),
-                caption=None if said is None else verdict(subject, int(said[k])),
-                output_format="PNG",
-                width=tiles.shape[2] * scale,
-                alt=f"Noisy copy {k + 1} of test image {subject.image}",
-            )
+            with place:
+                picture(
+                    tiles[k],
+                    scale=scale,
+                    caption=None if said is None else verdict(subject, int(said[k])),
+                    text=f"Noisy copy {k + 1} of test image {subject.image}",
+                    width=tiles.shape[2] * scale,
+                )
     if said is not None:
         right_ones = int((said == subject.label).sum())
         st.markdown(f"**{right_ones} of {COPIES}** copies are classified correctly ({subject.name(subject.label)}).")

@@ -18,6 +18,7 @@ from engine.records import Run
 from engine.report import sentences, wording
 from pages import _another_point, _drops, _grid, _images, _links, _one_image, _shared
 from pages._export import chart_and_data
+from pages._show import picture
 
 BEGIN = Point("gaussian", 8, 0.5, 0.1)
 SHOWN = 8
@@ -32,14 +33,13 @@ def drops(directory: str, stamp: int) -> dict[str, Any]:
 def charts(directory: str, stamp: int) -> tuple[Any, Any, Any]:
     """(certified accuracy, radii, ACR by arm) of a run."""
     run = Run(Path(directory))
-    table, config, found = run.certificates(), run.config, run.report
+    table, config = run.certificates(), run.config
     assert table is not None
-    assert found is not None
     target = sentences.target_of(run)
     return (
         certified_accuracy(table, config, target=target),
         radius_histogram(table, config, arms=["clean", "poisoned"], target=target),
-        acr_by_arm(found),
+        acr_by_arm(run.need_report()),
     )
 
 
@@ -162,13 +162,8 @@ def images(run: Run, largest: float) -> None:
     rows.append((f"Change δ, magnified ×{1 / largest:.3g}", pictures.shown_changes(delta, limit=largest)))
     scale = pictures.enlargement(delta.shape[2], pixels=84)
     for title, tiles in rows:
-        st.image(
-            pictures.png(pictures.mosaic(tiles, columns=SHOWN), scale=scale),
-            caption=title,
-            output_format="PNG",
-            width="stretch",
-            alt=f"{title}: {len(tiles)} training images of {sentences.target_of(run)}",
-        )
+        text = f"{title}: {len(tiles)} training images of {sentences.target_of(run)}"
+        picture(pictures.mosaic(tiles, columns=SHOWN), scale=scale, caption=title, text=text, width="stretch")
     st.caption(
         f"The first {len(delta)} poisoned training images; each column is one. δ = poisoned − clean: "
         f"{_images.change_words(delta)}; its scale ends at ±{largest:g}, the largest ε here, so that a small ε looks "

@@ -7,10 +7,11 @@ import streamlit as st
 
 from engine import spread
 from engine.figures import radii
-from engine.figures.style import ARM_STYLE, SAVE, alt
+from engine.figures.style import ARM_STYLE
 from engine.records import Run
 from engine.report import sentences
-from pages import _export, _images, _shared
+from pages import _images, _shared
+from pages._export import chart_and_data
 
 SHOWN_IMAGES = 8
 DARK, VISIBLE = 0.02, 0.05  # black ground, and a mean change of it that can be seen (pixel units of [0, 1])
@@ -158,8 +159,7 @@ def images(run: Run) -> None:
 
 def charts(run: Run) -> None:
     left, right = st.columns(2)
-    report, table, target = run.report, _shared.open_certificates(run), sentences.target_of(run)
-    assert report is not None
+    report, table, target = run.need_report(), _shared.open_certificates(run), sentences.target_of(run)
     attacked = "poisoned" in report["arms"]
     for column, figure, explanation, of_attack in (
         (
@@ -179,9 +179,8 @@ def charts(run: Run) -> None:
         ),
     ):
         with column:
-            st.plotly_chart(figure, alt=alt(figure), config=SAVE)
+            chart_and_data(figure, f"start {figure.layout.title.text}")
             st.caption(f"{explanation} {of_attack}" if attacked else explanation)
-            _export.data(figure, f"start {figure.layout.title.text}")
 
 
 def colours() -> None:
