@@ -15,7 +15,7 @@ from engine.figures.radii import acr_by_arm, certified_accuracy, radius_histogra
 from engine.grid import Point
 from engine.overrides import parse
 from engine.records import Run
-from engine.report import sentences, wording
+from engine.report import commands, sentences, wording
 from pages import _another_point, _drops, _grid, _images, _links, _one_image, _shared
 from pages._export import chart_and_data
 from pages._show import picture
@@ -219,7 +219,7 @@ def ways_on(run: Run, point: Point) -> None:
             if st.button(label, icon=icon, key=f"explore_to {page}", on_click=_shared.choose, args=(run.id,)):
                 _shared.go(page)
         with st.popover("The same from the command line", icon=":material/terminal:"):
-            st.code(_grid.command(point), language=None, wrap_lines=True)
+            st.code(commands.command(point.preset, point.overrides), language=None, wrap_lines=True)
 
 
 _shared.need_frame()
