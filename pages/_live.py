@@ -61,7 +61,7 @@ def progress(run: Run, status: Status) -> None:
             0.0, f"{STATES['queued']}: {ahead} run{'s' * (ahead != 1)} before this one; one run computes at a time"
         )
     elif status.state == "running":
-        eta = "" if status.eta_seconds is None else f", about {sentences.duration(status.eta_seconds)} left"
+        eta = sentences.time_left(status.eta_seconds)
         stopping = ", stopping at its next step" if (run.directory / "cancel").exists() else ""
         st.progress(status.fraction, f"{STATES['running']}: {status.fraction:.0%}, {status.phase}{eta}{stopping}")
         if status.detail:

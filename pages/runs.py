@@ -36,7 +36,7 @@ def queue() -> None:
         run = _shared.run_of(row)
         status = run.status()
         words = "computing" if status.state == "running" else f"position {place} in the queue"
-        left = "" if status.eta_seconds is None else f", about {sentences.duration(status.eta_seconds)} left"
+        left = sentences.time_left(status.eta_seconds)
         st.progress(status.fraction, f"{_links.plainly(_shared.row_label(row))}: {words}{left}")
         buttons = st.container(horizontal=True)
         watched = buttons.button("Watch it", key=f"open {run.id}", on_click=_shared.choose, args=(run.id,))

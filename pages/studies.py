@@ -108,7 +108,7 @@ def progress(record: StudyRecord) -> None:
     cells = len(record.study.cells())
     done = cells - len(record.unfinished())
     if status.active:
-        left = "" if status.eta_seconds is None else f", about {sentences.duration(status.eta_seconds)} left"
+        left = sentences.time_left(status.eta_seconds)
         stopping = ", stopping" if (record.directory / "cancel").exists() else ""
         st.progress(status.fraction, f"{phase_of(record)}{left}{stopping} ({done} of {cells} cells done)")
     elif done < cells:
