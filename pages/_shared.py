@@ -12,6 +12,7 @@ from engine import datasets, index, records
 from engine.config import PROTOCOL_VERSION
 from engine.records import GALLERY, GRID, Run
 from engine.report import wording
+from engine.studies import exhibits
 from pages import _links
 
 RUN_PARAMETER = _links.RUN  # of the URL, and the key of the run picker in app.py
@@ -212,6 +213,12 @@ def mnist_notice() -> None:
         "this page.",
         icon=":material/info:",
     )
+
+
+@st.cache_data(show_spinner=False)
+def exhibited() -> list[dict[str, Any]]:
+    """Results of the studies that come with the project."""
+    return exhibits.exhibited()
 
 
 @st.cache_data(max_entries=16, show_spinner=False)

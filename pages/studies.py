@@ -25,12 +25,7 @@ def known_studies() -> dict[str, StudyRecord | dict[str, Any]]:
     """One's own studies, newest first, then those that come with the project (their results as they are)."""
     own = sorted(process.all_studies(_shared.runs_root()), key=lambda record: -record.status().submitted)
     mine: dict[str, StudyRecord | dict[str, Any]] = {record.id: record for record in own}
-    return mine | {found["id"]: found for found in exhibited() if found["id"] not in mine}
-
-
-@st.cache_data(show_spinner=False)
-def exhibited() -> list[dict[str, Any]]:
-    return exhibits.exhibited()
+    return mine | {found["id"]: found for found in _shared.exhibited() if found["id"] not in mine}
 
 
 def label_of(known: StudyRecord | dict[str, Any]) -> str:
