@@ -112,10 +112,8 @@ def images(run: Run, revealed: bool) -> None:
         waiting("What brightness takes stays covered until you reveal the answer.")
         return
     chart(lesson.rivals(compared), "lesson_rivals")
-    _shared.page_link(
-        "pages/studies.py", "This study, and ten attacks at the same ε: Studies", ":material/grid_view:",
-        study=compared[0]["study"],
-    )  # fmt: skip
+    words = "This study, and ten attacks at the same ε: Studies"
+    _shared.page_link("pages/studies.py", words, study=compared[0]["study"])
 
 
 def waiting(words: str) -> None:
@@ -152,7 +150,7 @@ def transfer(run: Run, revealed: bool) -> None:
     )
     with st.expander("What the numbers rest on", icon=":material/info:"):
         st.markdown(study_tables.grounds(found))
-    _shared.page_link("pages/studies.py", "More of this: Studies", ":material/grid_view:")
+    _shared.page_link("pages/studies.py", "More of this: Studies")
 
 
 # --- what a defender can do ---

@@ -131,12 +131,12 @@ def ended(run: Run, status: Status) -> None:
     if report:
         columns = st.columns(3)
         with columns[0]:
-            _shared.page_link("pages/certify.py", "See results (Certify)", ":material/verified:")
+            _shared.page_link("pages/certify.py", "See results (Certify)")
         with columns[1]:
             if run.config.attack.name != "none":
-                _shared.page_link("pages/inspect.py", "See changes (Inspect)", ":material/search:")
+                _shared.page_link("pages/inspect.py", "See changes (Inspect)")
         with columns[2]:
-            _shared.page_link("pages/runs.py", "Compare and export (Runs)", ":material/list:")
+            _shared.page_link("pages/runs.py", "Compare and export (Runs)")
         st.caption(sentences.limits_line(run))
 
 

@@ -43,7 +43,7 @@ def to_ask(run: Run, key: str, shape: tuple[int, ...]) -> list[Victim]:
     if not found:
         st.info(why_none(run))
         if not _shared.is_example(run) and run.status().state != "done":
-            _shared.page_link("pages/poison.py", "Go to Poison", ":material/science:")
+            _shared.page_link("pages/poison.py", "Go to Poison")
         example = _shared.example_run()
         if example is not None and example.id != run.id and kept(example):
             st.button("Open the example", on_click=_shared.choose, args=(example.id,), icon=":material/folder_open:")

@@ -212,10 +212,11 @@ def grid_view() -> None:
 
 def ways_on(run: Run, point: Point) -> None:
     with st.container(horizontal=True):
-        for page, label, icon in (
-            ("pages/inspect.py", "Inspect this poison", ":material/search:"),
-            ("pages/certify.py", "Certificates, image by image", ":material/verified:"),
+        for page, label in (
+            ("pages/inspect.py", "Inspect this poison"),
+            ("pages/certify.py", "Certificates, image by image"),
         ):
+            icon = _shared.ICONS[page]
             if st.button(label, icon=icon, key=f"explore_to {page}", on_click=_shared.choose, args=(run.id,)):
                 _shared.go(page)
         with st.popover("The same from the command line", icon=":material/terminal:"):

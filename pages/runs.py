@@ -205,10 +205,10 @@ def open_run_section(run: Run) -> None:
     links = st.container(horizontal=True)
     with links:
         if run.report:
-            _shared.page_link("pages/certify.py", "See results (Certify)", ":material/verified:")
-            _shared.page_link("pages/inspect.py", "See changes (Inspect)", ":material/search:")
+            _shared.page_link("pages/certify.py", "See results (Certify)")
+            _shared.page_link("pages/inspect.py", "See changes (Inspect)")
         if not _shared.is_example(run):
-            _shared.page_link("pages/poison.py", "See progress and log (Poison)", ":material/science:")
+            _shared.page_link("pages/poison.py", "See progress and log (Poison)")
     _fork.family(run)
     _fork.fork_button(run)
     left, right = st.columns([2, 3], gap="large")

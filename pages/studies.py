@@ -268,14 +268,12 @@ def overrides_of(found: dict[str, Any], cell: dict[str, Any]) -> list[str]:
 
 def run_links(run: Run) -> None:
     buttons = st.container(horizontal=True)
-    for title, page, icon in (
-        ("Certify", "pages/certify.py", ":material/verified:"),
-        ("Inspect", "pages/inspect.py", ":material/search:"),
-        ("Poison", "pages/poison.py", ":material/science:"),
-    ):
+    for title in ("Certify", "Inspect", "Poison"):
+        page = f"pages/{title.lower()}.py"
         pressed = buttons.button(
-            f"Open in {title}", on_click=_shared.choose, args=(run.id,), icon=icon, key=f"{title} {run.id}"
-        )
+            f"Open in {title}", on_click=_shared.choose, args=(run.id,), icon=_shared.ICONS[page],
+            key=f"{title} {run.id}",
+        )  # fmt: skip
         if pressed:
             _shared.go(page)
 
