@@ -11,7 +11,7 @@ from typing import TypeVar
 from engine import datasets, jobs
 from engine.config import ConfigError
 from engine.records import Record, Run
-from engine.report.sentences import duration
+from engine.report.sentences import time_left
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 Value = TypeVar("Value", str, int, float)
@@ -61,8 +61,8 @@ def telling(what: str) -> Callable[[float], None]:
         now = time.monotonic()
         if share > 0 and now - told >= PROGRESS_EVERY:
             told = now
-            left = duration((now - started) * (1 - share) / share)
-            print(f"{share:4.0%} {what}, about {left} left", file=sys.stderr, flush=True)
+            left = time_left((now - started) * (1 - share) / share)
+            print(f"{share:4.0%} {what}{left}", file=sys.stderr, flush=True)
 
     return tell
 
@@ -76,8 +76,8 @@ def follow(run: Record, queue_position: Callable[[], int] = lambda: 0) -> None:
             behind = queue_position()
             line = phase = f"queued behind {behind} run(s)" if behind else "starting"
         else:
-            eta = "" if status.eta_seconds is None else f", about {duration(status.eta_seconds)} left"
-            line, phase = f"{status.fraction:4.0%} {status.phase}{eta}   {status.detail}", status.phase
+            left = time_left(status.eta_seconds)
+            line, phase = f"{status.fraction:4.0%} {status.phase}{left}   {status.detail}", status.phase
         if live:
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width]:<{width}}", end="", file=sys.stderr, flush=True)

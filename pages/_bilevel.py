@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from engine.figures import style
 from engine.report import sentences
 from pages import _bilevel_game, _bilevel_point
 
@@ -22,7 +21,6 @@ SPEEDS = {"Part by part": 0, "Normal": 15, "Fast": 45}  # whole steps a second; 
 EVERY_PART = 0.8  # seconds between two drawings that show one part each
 INNER_SPEED = 10  # steps of the victim a second, where there is one level
 INNER_MOST, INNER_STILL = 300, 2e-3  # it stops by itself after so many, or where the slope |g_w| is this small
-PLOT = {"displayModeBar": False}
 
 
 def one_level() -> None:
@@ -74,14 +72,12 @@ def _one_level(drawn_as_playing: bool) -> None:
     with buttons, st.container(horizontal=True):
         _bilevel_game.play_button("one", playing)
         _bilevel_game.reset_button("one")
-        _bilevel_game.step_button("one", "One step", ":material/step:", _one_lower, disabled=playing)
+        _bilevel_game.step_button("one", "One step", ":material/step:", toy.lower_step, disabled=playing)
         _bilevel_game.step_button(
             "one", "Ten steps", ":material/keyboard_double_arrow_right:", _ten_lower, disabled=playing
         )
     with plane:
-        figure = toy_figures.plane(state, attacker=False)
-        with _bilevel_game.place_of(figure):
-            st.plotly_chart(figure, alt=style.alt(figure), config=PLOT, key="toy one plane")
+        _bilevel_game.plot(toy_figures.plane(state, attacker=False), "toy one plane")
         st.caption(
             "Each step lowers the training loss: the mean over all filled points, each seen under Gaussian noise. A "
             "disc is a certificate of a held-out point (L2). The boundary is a line, so each disc just touches it; "
@@ -94,9 +90,7 @@ def _one_level(drawn_as_playing: bool) -> None:
             f"After **{len(state.losses)}** steps of gradient descent the mean certified radius of held-out points is "
             f"**{now:.3f}** (L2, units of the plane); when fully trained, {full:.3f}."
         )
-        figure = toy_figures.training(state)
-        with _bilevel_game.place_of(figure):
-            st.plotly_chart(figure, alt=style.alt(figure), config=PLOT, key="toy one losses")
+        _bilevel_game.plot(toy_figures.training(state), "toy one losses")
 
 
 def _descended(state: State, steps: int) -> State:
@@ -105,10 +99,6 @@ def _descended(state: State, steps: int) -> State:
     for _ in range(steps):
         state = toy.lower_step(state)
     return state
-
-
-def _one_lower(state: State) -> State:
-    return _descended(state, 1)
 
 
 def _ten_lower(state: State) -> State:
@@ -136,21 +126,11 @@ def _two_levels(drawn_every: float | None) -> None:
         _buttons(playing, state)
     with plane:
         figure = toy_figures.plane(state, chosen=_bilevel_point.chosen(state))
-        with _bilevel_game.place_of(figure):
-            st.plotly_chart(
-                figure,
-                alt=style.alt(figure),
-                config=PLOT,
-                key="toy two plane",
-                on_select=_bilevel_point.clicked,
-                selection_mode="points",
-            )
+        _bilevel_game.plot(figure, "toy two plane", on_select=_bilevel_point.clicked, selection_mode="points")
         with st.container(gap="xsmall"):
             _captions(state, playing)
     with rest:
-        figure = toy_figures.measured(state)
-        with _bilevel_game.place_of(figure):
-            st.plotly_chart(figure, alt=style.alt(figure), config=PLOT, key="toy two measured")
+        _bilevel_game.plot(toy_figures.measured(state), "toy two measured")
     _bilevel_point.by_hand(state, playing)
     _bilevel_point.formula(state)
 

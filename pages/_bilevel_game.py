@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from engine.figures import style
+
 if TYPE_CHECKING:
     from engine.toy import State
 
@@ -39,9 +41,10 @@ def parts() -> tuple[Any, Any, Any]:
         return st.container(key="toy-buttons"), st.container(key="toy-figure"), st.container(key="toy-rest")
 
 
-def place_of(figure: Any) -> Any:
-    """A place of the figure's height: charts are made anew with each figure, and what is below must not jump."""
-    return st.container(height=figure.layout.height + 8, border=False)
+def plot(figure: Any, key: str, **options: Any) -> None:
+    """Draws it in a place of its height: charts are made anew with each figure, and what is below must not jump."""
+    with st.container(height=figure.layout.height + 8, border=False):
+        st.plotly_chart(figure, alt=style.alt(figure), config={"displayModeBar": False}, key=key, **options)
 
 
 def steps_due(which: str, speed: int) -> int:

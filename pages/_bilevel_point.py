@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from engine.figures.images import selected
+
 if TYPE_CHECKING:
     from engine.toy import State
 
@@ -111,11 +113,8 @@ def _move(xy: list[float]) -> None:
 
 def clicked() -> None:
     """Callback: a click on a poison point chooses it; other points are no poison."""
-    points = st.session_state["toy two plane"]["selection"]["points"]
-    indices = [point["customdata"] for point in points if point.get("customdata")]
-    if indices:
-        first = indices[0]
-        st.session_state["toy two point"] = int(first[0] if isinstance(first, list | tuple) else first["0"])
+    if (index := selected(st.session_state["toy two plane"].selection.points)) is not None:
+        st.session_state["toy two point"] = int(index)
 
 
 def formula(state: State) -> None:

@@ -10,12 +10,12 @@ from engine.choices import DATASETS, FOLDER, PROCEDURES
 from engine.config import Config, ConfigError, ProcedureConfig, Settings
 from engine.costs import estimate, expected_device
 from engine.datasets import BUILT_IN, DatasetUnavailable, class_in_words
-from engine.overrides import field_names, with_overrides
+from engine.overrides import with_overrides
 from engine.presets import PRESETS, find_preset
 from engine.records import Run, RunNotFound
 from engine.report import sentences, wording
 from engine.report.commands import HEADS, NAMES, OPTIONAL, changes, query, value_of, values_of
-from pages import _shared
+from pages import _links, _shared
 
 LARGEST_NUMBER = 2**53 - 1  # that a browser's number field can hold
 PARENT = "forked from"  # of the session: the run whose settings the form started from
@@ -45,7 +45,9 @@ def chosen(name: str) -> Any:
 def given(name: str) -> Any:
     """The same, and what the preset says where the field is empty and must not be."""
     value = chosen(name)
-    return value_of(PRESETS[st.session_state["preset"]].config, name) if value is None else value
+    if value is None and name not in OPTIONAL:
+        return value_of(PRESETS[st.session_state["preset"]].config, name)
+    return value
 
 
 # --- filling it ---
@@ -92,7 +94,7 @@ def begin() -> None:
     """Once per session, and whenever a link asks for it: preset and fields from the address, else those of the open
     run where it is one's own, else the default.
     """
-    asked = {name: st.query_params[name] for name in ("preset", *field_names()) if name in st.query_params}
+    asked = _links.asked_configuration()
     if key_of("seed") in st.session_state and asked in ({}, st.session_state.get("asked")):
         return
     st.session_state["asked"] = dict(asked)

@@ -7,7 +7,7 @@ import streamlit as st
 from engine import grid, records
 from engine.grid import Point
 from engine.records import GALLERY, GRID, Run
-from engine.report import commands, wording
+from engine.report import wording
 from pages import _shared
 
 FIELDS = ("procedure", "digit", "sigma", "epsilon")  # of the address; in this order one narrows the next
@@ -44,7 +44,3 @@ def query() -> str:
     """Of the link to what the sliders show, written out where the address leaves it to the defaults."""
     point = st.session_state.get("explore point")
     return f"?{urlencode(address(point))}" if point else ""
-
-
-def command(point: Point) -> str:
-    return commands.command(point.preset, point.overrides)

@@ -9,8 +9,8 @@ import streamlit as st
 from engine import abx
 from engine.figures import lesson, pictures
 from engine.records import Run
-from pages import _images, _lesson_runs
-from pages._show import chart
+from pages import _images, _lesson_runs, _selection
+from pages._show import chart, picture
 
 LENGTHS = (10, 20, 40)
 PAIRS = 60  # of the run's poison images, the first
@@ -40,10 +40,8 @@ def can_you_tell(run: Run, revealed: bool) -> None:
     together = st.container(key="lesson-tiles")
     for place, tile, label in zip(together.columns(3), tiles, ("A, clean", "B, poisoned", "X"), strict=True):
         with place:
-            st.image(
-                pictures.png(tile, scale=scale), caption=label, output_format="PNG", width=scale * tiles.shape[2],
-                alt=f"Image {label} of trial {k + 1}",
-            )  # fmt: skip
+            text = f"Image {label} of trial {k + 1}"
+            picture(tile, scale=scale, caption=label, text=text, width=scale * tiles.shape[2])
     first, second, _ = together.columns(3)
     for place, label, poisoned in ((first, "X is A", False), (second, "X is B", True)):
         place.button(
@@ -58,11 +56,10 @@ def can_you_tell(run: Run, revealed: bool) -> None:
 def settings(runs: dict[float, Run], at_first: float) -> tuple[Run, int, int, str]:
     """(Run of the chosen ε, seed, number of trials, size on the screen)."""
     st.session_state.setdefault("lesson_abx_seed", secrets.randbelow(10_000))
-    epsilon: float | None = at_first
+    epsilon = at_first
     with st.container(key="lesson-controls"):
         if len(runs) > 1:
-            if st.session_state.get("lesson_abx_epsilon") not in (None, *runs):
-                del st.session_state["lesson_abx_epsilon"]  # of another run
+            _selection.forget("lesson_abx_epsilon", list(runs))
             epsilon = st.segmented_control(
                 "Budget ε (L∞, pixel units)", list(runs), default=at_first, required=True, key="lesson_abx_epsilon",
                 persist_state="session", help="Each has a run of its own: the same but for ε.",
@@ -78,7 +75,7 @@ def settings(runs: dict[float, Run], at_first: float) -> tuple[Run, int, int, st
             "Size on screen", list(SIZES), default="medium", required=True, key="lesson_abx_size",
             persist_state="session", help="Recorded with each answer: what you see enlarged you may miss when small.",
         )  # fmt: skip
-    return runs[epsilon or at_first], int(seed), int(count or LENGTHS[0]), str(size or "medium")
+    return runs[epsilon], int(seed), int(count or LENGTHS[0]), str(size or "medium")
 
 
 def answer(name: str, k: int, says_poisoned: bool, size: str) -> None:

@@ -102,8 +102,7 @@ def images(run: Run, revealed: bool) -> None:
     x_clean = _images.training_images(run, poison["indices"][:SHOWN_IMAGES])
     if x_clean is not None:
         _images.triple_mosaic(x_clean, delta, epsilon=run.config.threat.epsilon, columns=len(delta))
-    report = run.report
-    assert report is not None
+    report = run.need_report()
     st.markdown(sentences.headline(report))
     st.caption(f"{dataset_words(run.config)}. {sentences.numbers_line(report)}")
     compared = _lesson_questions.brightness_study()
@@ -113,10 +112,8 @@ def images(run: Run, revealed: bool) -> None:
         waiting("What brightness takes stays covered until you reveal the answer.")
         return
     chart(lesson.rivals(compared), "lesson_rivals")
-    _shared.page_link(
-        "pages/studies.py", "This study, and ten attacks at the same ε: Studies", ":material/grid_view:",
-        study=compared[0]["study"],
-    )  # fmt: skip
+    words = "This study, and ten attacks at the same ε: Studies"
+    _shared.page_link("pages/studies.py", words, study=compared[0]["study"])
 
 
 def waiting(words: str) -> None:
@@ -153,7 +150,7 @@ def transfer(run: Run, revealed: bool) -> None:
     )
     with st.expander("What the numbers rest on", icon=":material/info:"):
         st.markdown(study_tables.grounds(found))
-    _shared.page_link("pages/studies.py", "More of this: Studies", ":material/grid_view:")
+    _shared.page_link("pages/studies.py", "More of this: Studies")
 
 
 # --- what a defender can do ---

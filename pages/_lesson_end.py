@@ -26,17 +26,13 @@ def end(wrong: Sequence[tuple[int, str]], go: Callable[[int], None]) -> None:
                     st.button(f"{number}. {title}", on_click=go, args=(number,), key=f"lesson_look_{number}")
         st.markdown("**Go on**")
         with st.container(horizontal=True):
-            _shared.page_link("pages/try.py", "Draw your own digit", ":material/draw:")
+            _shared.page_link("pages/try.py", "Draw your own digit")
             compared = _lesson_questions.brightness_study()
             if compared is not None:
                 most = max(compared, key=lambda row: row["pacd"]["mean"])
-                _shared.page_link(
-                    "pages/explore.py", f"Explore {most['name']}, which loses most", ":material/explore:",
-                    digit=str(most["target_class"]),
-                )  # fmt: skip
+                words = f"Explore {most['name']}, which loses most"
+                _shared.page_link("pages/explore.py", words, digit=str(most["target_class"]))
             rivals = _lesson_questions.study_of_kind("rivals")
             if rivals is not None:
                 count = len(rivals["study"]["rows"]["points"])
-                _shared.page_link(
-                    "pages/studies.py", f"{count} attacks at the same ε", ":material/grid_view:", study=rivals["id"]
-                )
+                _shared.page_link("pages/studies.py", f"{count} attacks at the same ε", study=rivals["id"])

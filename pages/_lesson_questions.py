@@ -9,8 +9,8 @@ from engine import spread
 from engine.certification import radius_cap
 from engine.records import Run
 from engine.report import sentences
-from engine.studies import exhibits, results
-from pages import _lesson_runs
+from engine.studies import results
+from pages import _lesson_runs, _shared
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def brightness_study() -> list[dict[str, Any]] | None:
     """Of the study of PACD against brightness with the most target classes, for each class: PACD's cell, with the
     name of the class, the study's id, and the drop of each of RIVALS; None if there is no such study."""
     rows: list[dict[str, Any]] = []
-    for found in exhibits.exhibited():
+    for found in _shared.exhibited():
         columns, titles = results.names(found, "columns"), results.titles(found, "rows")
         by_class = found["study"]["rows"]["label"] == "target class"
         done, cells = results.finished(found)
@@ -274,7 +274,7 @@ def brightness_study() -> list[dict[str, Any]] | None:
 
 def study_of_kind(kind: str) -> dict[str, Any] | None:
     """The first complete study of this kind that comes with the project."""
-    for found in exhibits.exhibited():
+    for found in _shared.exhibited():
         done, cells = results.finished(found)
         if found["study"]["kind"] == kind and done == cells:
             return found

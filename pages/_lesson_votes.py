@@ -13,7 +13,7 @@ from engine.figures import lesson, pictures
 from engine.figures.images import vote_histogram
 from engine.records import Run
 from engine.report import sentences
-from pages import _images, _links, _shared, _victims
+from pages import _images, _links, _selection, _shared, _victims
 from pages._show import chart, picture
 from pages._victims import Victim
 
@@ -83,8 +83,7 @@ def choose_subject(run: Run) -> Subject:
     share = rows["n_top"] / rows["n"]
     contested = np.flatnonzero((rows["selected_class"] == rows["label"]) & (share < 0.99) & (share > 0.7))
     at_first = int(contested[0]) + 1 if len(contested) else 1
-    if not 1 <= st.session_state.get("lesson_image", 1) <= len(rows):
-        del st.session_state["lesson_image"]  # of another run
+    _selection.forget("lesson_image", range(1, len(rows) + 1))
     k = st.number_input(
         f"Test image of {sentences.target_of(run)}, 1 to {len(rows)}", 1, len(rows), at_first, key="lesson_image",
         bind="query-params",
@@ -104,9 +103,8 @@ def votes_of(run: Run, subject: Subject, n: int, poll: int = 0) -> tuple[np.ndar
     Each poll has noise of its own.
     """
     if subject.victim is not None:
-        channels, height, width = subject.pixels.shape
-        shape, content = (channels, height, width), subject.pixels.tobytes()
-        return _victims.votes(subject.victim, content, shape, run.config.sigma, N0, n, subject.image + 100_000 * poll)
+        seed = subject.image + 100_000 * poll
+        return _victims.votes(subject.victim, subject.pixels, run.config.sigma, N0, n, seed)
     recorded = np.asarray(subject.row["estimation_votes"])
     rng = np.random.default_rng([run.config.seed % 2**32, subject.image, n, poll])
     few = rng.multivariate_hypergeometric(recorded, min(n, int(recorded.sum())))
@@ -135,13 +133,14 @@ def noise(run: Run) -> None:
     together = st.container(key="lesson-tiles")
     for start in range(0, COPIES, 4):
         for k, place in zip(range(start, start + 4), together.columns(4), strict=True):
-            place.image(
-                pictures.png(tiles[k], scale=scale),
-                caption=None if said is None else verdict(subject, int(said[k])),
-                output_format="PNG",
-                width=tiles.shape[2] * scale,
-                alt=f"Noisy copy {k + 1} of test image {subject.image}",
-            )
+            with place:
+                picture(
+                    tiles[k],
+                    scale=scale,
+                    caption=None if said is None else verdict(subject, int(said[k])),
+                    text=f"Noisy copy {k + 1} of test image {subject.image}",
+                    width=tiles.shape[2] * scale,
+                )
     if said is not None:
         right_ones = int((said == subject.label).sum())
         st.markdown(f"**{right_ones} of {COPIES}** copies are classified correctly ({subject.name(subject.label)}).")
@@ -160,10 +159,7 @@ def new_noise(key: str, counter: str) -> int:
 
 def answers(subject: Subject, noisy: np.ndarray) -> np.ndarray | None:
     """The victim's classes [N] of images [N, C, H, W]."""
-    if subject.victim is None:
-        return None
-    channels, height, width = subject.pixels.shape
-    return _victims.answers(subject.victim, noisy.tobytes(), (channels, height, width)).argmax(axis=1)
+    return None if subject.victim is None else _victims.answers(subject.victim, noisy).argmax(axis=1)
 
 
 def verdict(subject: Subject, said: int) -> str:
@@ -213,9 +209,8 @@ def radius(run: Run, revealed: bool) -> None:
         with left:
             subject = choose_subject(run)
         draws, alphas = draws_to_offer(run), alphas_to_offer(run)
-        for key, options in (("lesson_n", draws), ("lesson_alpha", alphas)):
-            if st.session_state.get(key) not in (None, *options):
-                del st.session_state[key]  # of another run
+        _selection.forget("lesson_n", draws)
+        _selection.forget("lesson_alpha", alphas)
         with middle:
             n = st.select_slider(
                 "Draws n", draws, min(run.config.certification.n, draws[-1]), key="lesson_n", bind="query-params"

@@ -63,7 +63,7 @@ def why(run: Run, revealed: bool) -> None:
         "abstaining counts as 0. The clean victim never saw the pattern. Neighbouring images may tell another story: "
         "try some."
     )
-    _shared.page_link("pages/image.py", "All votes, for any image: One image", ":material/image:")
+    _shared.page_link("pages/image.py", "All votes, for any image: One image")
 
 
 def told(radii: dict[tuple[str, str], float]) -> str:

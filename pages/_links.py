@@ -27,7 +27,7 @@ PAGES_WITHOUT_RUN = ("explore", "studies")  # their addresses say all by themsel
 _TRAINING = ("attack_step", "magnify", "pinned", "poison_image")
 _TEST = ("pinned", "test_image")
 _VIEWS = ("lesson_alpha", "lesson_draws", "lesson_image", "lesson_n", "lesson_sigma")  # of the lesson
-PAGES = {  # by its path: all other names that a page takes
+TAKEN = {  # by a page's path: all other names that it takes
     "": (),
     "lesson": (*_VIEWS, "answers", "hide", "predicted", "step"),
     "explore": ("digit", "epsilon", "procedure", "sigma"),
@@ -94,7 +94,7 @@ def refuse_unknown(path: str) -> None:
     """Says which names of the address this page does not take: they would go unnoticed. For app.py."""
     made = () if path in PAGES_WITHOUT_RUN else CONFIGURATION  # how the link's run was made, should it not be here
     for name in st.query_params:
-        if name in (RUN, *made, *PAGES[path]):
+        if name in (RUN, *made, *TAKEN[path]):
             continue
         shown = plainly(repr(name[:40]))
         near = [known for known in CONFIGURATION if known.endswith(f".{name}")] if path == "poison" else []

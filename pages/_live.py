@@ -61,7 +61,7 @@ def progress(run: Run, status: Status) -> None:
             0.0, f"{STATES['queued']}: {ahead} run{'s' * (ahead != 1)} before this one; one run computes at a time"
         )
     elif status.state == "running":
-        eta = "" if status.eta_seconds is None else f", about {sentences.duration(status.eta_seconds)} left"
+        eta = sentences.time_left(status.eta_seconds)
         stopping = ", stopping at its next step" if (run.directory / "cancel").exists() else ""
         st.progress(status.fraction, f"{STATES['running']}: {status.fraction:.0%}, {status.phase}{eta}{stopping}")
         if status.detail:
@@ -131,12 +131,12 @@ def ended(run: Run, status: Status) -> None:
     if report:
         columns = st.columns(3)
         with columns[0]:
-            _shared.page_link("pages/certify.py", "See results (Certify)", ":material/verified:")
+            _shared.page_link("pages/certify.py", "See results (Certify)")
         with columns[1]:
             if run.config.attack.name != "none":
-                _shared.page_link("pages/inspect.py", "See changes (Inspect)", ":material/search:")
+                _shared.page_link("pages/inspect.py", "See changes (Inspect)")
         with columns[2]:
-            _shared.page_link("pages/runs.py", "Compare and export (Runs)", ":material/list:")
+            _shared.page_link("pages/runs.py", "Compare and export (Runs)")
         st.caption(sentences.limits_line(run))
 
 

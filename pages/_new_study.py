@@ -15,7 +15,7 @@ from engine.report import sentences, wording
 from engine.studies import kinds, process, results
 from engine.studies.process import StudyRecord
 from engine.studies.study import Study, seconds_of
-from pages import _links, _shared
+from pages import _form, _links, _shared
 
 Known = Mapping[str, StudyRecord | dict[str, Any]]  # studies that are there already, by their ids
 SCALES = {"small": "Small, for a CPU", "full": "The authors' setting, for a GPU"}
@@ -69,8 +69,7 @@ def new_study(known: Known) -> None:
 def of_a_kind(kind: str) -> Asked:
     """The form of a grid around a preset. Raises: ConfigError."""
     st.caption(kinds.KINDS[kind].sentence)
-    default = "quick" if _shared.default_dataset() == "mnist" else "smoke"
-    st.session_state.setdefault("new preset", default)
+    st.session_state.setdefault("new preset", _form.default_preset())
     preset = st.selectbox(
         "What every cell starts from (preset)", list(PRESETS), key="new preset", persist_state="session"
     )

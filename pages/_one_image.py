@@ -9,7 +9,7 @@ from engine.choices import CONTROLS
 from engine.figures import images, pictures
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
-from pages import _links, _shared
+from pages import _links, _selection, _shared
 from pages._show import chart, picture
 
 COLOURS = """
@@ -62,8 +62,7 @@ def comparator(clean: np.ndarray, poisoned: np.ndarray, k: int) -> None:
         return
     height, width = clean.shape[1:]
     _links.check(wipe=range(width + 1))
-    if not 0 <= st.session_state.get("wipe", 0) <= width:
-        del st.session_state["wipe"]  # of a larger image
+    _selection.forget("wipe", range(width + 1))
     words = "Columns from the clean image; the rest is poisoned"
     position = st.slider(words, 0, width, width // 2, key="wipe", bind="query-params")
     both = pictures.wipe(*pictures.shown(np.stack([clean, poisoned])), position=position)

@@ -17,7 +17,7 @@ _PINNED = "pinned"  # (run's id, kind, number) in the session; in the URL with p
 
 def forget(key: str, options: Sequence[Any], what: str = "") -> None:
     """Another run may not offer the value that the session remembers. Args: what: its name, to say so."""
-    if key in st.session_state and (value := st.session_state[key]) not in options:
+    if (value := st.session_state.get(key)) is not None and value not in options:
         del st.session_state[key]
         if what:
             st.caption(f"{what} {value} was chosen, but this run has none with that number, so the first is shown.")
@@ -63,9 +63,8 @@ def victim(numbers: Sequence[int]) -> int:
 
 def take(chart_key: str, kind: str) -> None:
     """Chooses the image whose tile or point was just clicked; for charts' callbacks."""
-    number = images.selected_number(st.session_state[chart_key].selection.points)
-    if number is not None:
-        st.session_state[KEYS[kind]] = number
+    if (number := images.selected(st.session_state[chart_key].selection.points)) is not None:
+        st.session_state[KEYS[kind]] = int(number)
 
 
 def pinned() -> tuple[Run, str, int] | None:
@@ -103,7 +102,8 @@ def _take_pin(linked: str) -> None:
             changed = run.tensors("poison")
             allowed = range(len(changed["delta"])) if changed else ()
         elif kind == "test":
-            allowed = sorted(set(_shared.open_certificates(run)["image"]))
+            table = run.certificates()
+            allowed = sorted(set(table["image"])) if table is not None else ()
     except (records.RunNotFound, OSError) as error:
         must = f"of a run that has images to show here ({error})"
     else:
@@ -144,7 +144,7 @@ def row(run: Run, kind: str, number: int, *, link: bool = True) -> None:
         if (kept := st.session_state.get(_PINNED)) is not None:
             st.button(f"Unpin {NAMES[kept[1]]} {kept[2]}", key="unpin", on_click=_unpin, icon=":material/keep_off:")
         if link:
-            _shared.page_link("pages/image.py", "Open in One image", ":material/center_focus_strong:")
+            _shared.page_link("pages/image.py", "Open in One image")
         chosen = st.session_state.get(KEYS[other])
         if chosen is not None:
             st.caption(f"Also chosen: {NAMES[other]} {chosen}.")

@@ -12,6 +12,7 @@ from engine import datasets, index, records
 from engine.config import PROTOCOL_VERSION
 from engine.records import GALLERY, GRID, Run
 from engine.report import wording
+from engine.studies import exhibits
 from pages import _links
 
 RUN_PARAMETER = _links.RUN  # of the URL, and the key of the run picker in app.py
@@ -28,6 +29,17 @@ PAGES = (  # file, title; without icons the bar above has room for all of them o
     ("pages/studies.py", "Studies"),
     ("pages/runs.py", "Runs"),
 )
+ICONS = {  # of what leads to a page
+    "pages/lesson.py": ":material/school:",
+    "pages/explore.py": ":material/explore:",
+    "pages/poison.py": ":material/science:",
+    "pages/inspect.py": ":material/search:",
+    "pages/certify.py": ":material/verified:",
+    "pages/image.py": ":material/center_focus_strong:",
+    "pages/try.py": ":material/draw:",
+    "pages/studies.py": ":material/grid_view:",
+    "pages/runs.py": ":material/list:",
+}
 
 
 def navigation() -> Any:
@@ -194,10 +206,10 @@ def go(page: str) -> None:
     st.switch_page(page, query_params={})
 
 
-def page_link(page: str, label: str, icon: str, **query: str) -> None:
+def page_link(page: str, label: str, **query: str) -> None:
     """A link to another page, and to what its address may ask for; plain text where a page runs without app.py."""
     try:
-        st.page_link(page, label=label, icon=icon, query_params=query or None)
+        st.page_link(page, label=label, icon=ICONS[page], query_params=query or None)
     except StreamlitPageNotFoundError:
         st.caption(f"{label} (start the app with: streamlit run app.py)")
 
@@ -212,6 +224,12 @@ def mnist_notice() -> None:
         "this page.",
         icon=":material/info:",
     )
+
+
+@st.cache_data(show_spinner=False)
+def exhibited() -> list[dict[str, Any]]:
+    """Results of the studies that come with the project."""
+    return exhibits.exhibited()
 
 
 @st.cache_data(max_entries=16, show_spinner=False)

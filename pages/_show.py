@@ -12,5 +12,5 @@ def chart(figure: Any, key: str, **options: Any) -> Any:
     return st.plotly_chart(figure, key=key, config=style.SAVE, alt=style.alt(figure), **options)
 
 
-def picture(content: np.ndarray, *, scale: int, caption: str, text: str, **options: Any) -> None:
+def picture(content: np.ndarray, *, scale: int, caption: str | None, text: str, **options: Any) -> None:
     st.image(pictures.png(content, scale=scale), caption=caption, output_format="PNG", alt=text, **options)

@@ -12,7 +12,7 @@ from engine import metrics, records
 from engine.certification import ABSTAIN
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
-from pages import _shared
+from pages import _selection, _shared
 
 UNASKED = 400  # draws that are counted without being asked for: large networks are slow
 
@@ -43,14 +43,13 @@ def to_ask(run: Run, key: str, shape: tuple[int, ...]) -> list[Victim]:
     if not found:
         st.info(why_none(run))
         if not _shared.is_example(run) and run.status().state != "done":
-            _shared.page_link("pages/poison.py", "Go to Poison", ":material/science:")
+            _shared.page_link("pages/poison.py", "Go to Poison")
         example = _shared.example_run()
         if example is not None and example.id != run.id and kept(example):
             st.button("Open the example", on_click=_shared.choose, args=(example.id,), icon=":material/folder_open:")
         return []
     numbers = sorted({victim.k for victim in found})
-    if st.session_state.get(key) not in (None, *numbers):
-        del st.session_state[key]
+    _selection.forget(key, numbers)
     number = numbers[0]
     if len(numbers) > 1:
         number = st.segmented_control("Victim seed", numbers, default=numbers[0], required=True, key=key)
@@ -97,25 +96,24 @@ def _model(victim: Victim, shape: tuple[int, ...]) -> Any:
     return victims.load(Run(Path(victim.directory)), victim.arm, victim.k, shape=shape)
 
 
-@st.cache_data(max_entries=64, show_spinner="Asking the victims …")
-def answers(victim: Victim, images: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """Softmax confidences [N, K] of the base classifier on float32 images [N, C, H, W], without noise."""
+@st.cache_data(max_entries=64, show_spinner="Asking the victims …", hash_funcs={np.ndarray: np.ndarray.tobytes})
+def answers(victim: Victim, images: np.ndarray) -> np.ndarray:
+    """Softmax confidences [N, K] of the base classifier on float32 images [N, C, H, W], without noise.
+
+    Told apart by all their bytes: of more than half a million values Streamlit itself would hash only a sample.
+    """
     import torch
 
-    given = torch.tensor(np.frombuffer(images, dtype=np.float32).reshape(-1, *shape))
     with torch.no_grad():
-        return _model(victim, shape)(given).softmax(dim=1).numpy()
+        return _model(victim, images.shape[1:])(torch.tensor(images)).softmax(dim=1).numpy()
 
 
 @st.cache_data(max_entries=64, show_spinner="The victims vote …")
-def votes(
-    victim: Victim, image: bytes, shape: tuple[int, int, int], sigma: float, n0: int, n: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def votes(victim: Victim, image: np.ndarray, sigma: float, n0: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(selection, estimation) votes int64 [K] on a float32 image [C, H, W]; the same seed, the same noise."""
     from engine.experiment import victims
 
-    given = np.frombuffer(image, dtype=np.float32).reshape(1, *shape)
-    found = victims.votes(_model(victim, shape), given, sigma=sigma, n0=n0, n=n, seed=seed)
+    found = victims.votes(_model(victim, image.shape), image[None], sigma=sigma, n0=n0, n=n, seed=seed)
     return found.selection[0].numpy(), found.estimation[0].numpy()
 
 
@@ -137,8 +135,7 @@ def certificates(
 ) -> pd.DataFrame:
     """A row of a certificate table per victim, for an image [C, H, W] that has no label (−1)."""
     given = np.ascontiguousarray(image, dtype=np.float32)
-    channels, height, width = given.shape
-    counted = [votes(victim, given.tobytes(), (channels, height, width), sigma, n0, n, seed) for victim in asked]
+    counted = [votes(victim, given, sigma, n0, n, seed) for victim in asked]
     selection, estimation = map(np.stack, zip(*counted, strict=True))
     table = metrics.certificates(selection, estimation, sigma=sigma, alpha=alpha)
     return table.assign(arm=[victim.arm for victim in asked], victim=[victim.k for victim in asked], label=-1)

@@ -10,13 +10,15 @@ from engine import datasets, grid
 from engine.config import ConfigError
 from engine.figures import pictures
 from engine.figures.grid import drop_by_epsilon
+from engine.figures.images import selected
 from engine.figures.radii import acr_by_arm, certified_accuracy, radius_histogram
 from engine.grid import Point
 from engine.overrides import parse
 from engine.records import Run
-from engine.report import sentences, wording
+from engine.report import commands, sentences, wording
 from pages import _another_point, _drops, _grid, _images, _links, _one_image, _shared
 from pages._export import chart_and_data
+from pages._show import picture
 
 BEGIN = Point("gaussian", 8, 0.5, 0.1)
 SHOWN = 8
@@ -31,14 +33,13 @@ def drops(directory: str, stamp: int) -> dict[str, Any]:
 def charts(directory: str, stamp: int) -> tuple[Any, Any, Any]:
     """(certified accuracy, radii, ACR by arm) of a run."""
     run = Run(Path(directory))
-    table, config, found = run.certificates(), run.config, run.report
+    table, config = run.certificates(), run.config
     assert table is not None
-    assert found is not None
     target = sentences.target_of(run)
     return (
         certified_accuracy(table, config, target=target),
         radius_histogram(table, config, arms=["clean", "poisoned"], target=target),
-        acr_by_arm(found),
+        acr_by_arm(run.need_report()),
     )
 
 
@@ -161,13 +162,8 @@ def images(run: Run, largest: float) -> None:
     rows.append((f"Change δ, magnified ×{1 / largest:.3g}", pictures.shown_changes(delta, limit=largest)))
     scale = pictures.enlargement(delta.shape[2], pixels=84)
     for title, tiles in rows:
-        st.image(
-            pictures.png(pictures.mosaic(tiles, columns=SHOWN), scale=scale),
-            caption=title,
-            output_format="PNG",
-            width="stretch",
-            alt=f"{title}: {len(tiles)} training images of {sentences.target_of(run)}",
-        )
+        text = f"{title}: {len(tiles)} training images of {sentences.target_of(run)}"
+        picture(pictures.mosaic(tiles, columns=SHOWN), scale=scale, caption=title, text=text, width="stretch")
     st.caption(
         f"The first {len(delta)} poisoned training images; each column is one. δ = poisoned − clean: "
         f"{_images.change_words(delta)}; its scale ends at ±{largest:g}, the largest ε here, so that a small ε looks "
@@ -177,10 +173,8 @@ def images(run: Run, largest: float) -> None:
 
 def take_epsilon() -> None:
     """Moves to the ε of the point that was clicked."""
-    for mark in st.session_state["explore_line"].selection.points:
-        data = mark.get("customdata")
-        if data is not None and len(data):
-            st.session_state["explore_epsilon"] = float(data["0"] if isinstance(data, dict) else data[0])
+    if (epsilon := selected(st.session_state["explore_line"].selection.points)) is not None:
+        st.session_state["explore_epsilon"] = float(epsilon)
 
 
 @st.fragment
@@ -218,14 +212,15 @@ def grid_view() -> None:
 
 def ways_on(run: Run, point: Point) -> None:
     with st.container(horizontal=True):
-        for page, label, icon in (
-            ("pages/inspect.py", "Inspect this poison", ":material/search:"),
-            ("pages/certify.py", "Certificates, image by image", ":material/verified:"),
+        for page, label in (
+            ("pages/inspect.py", "Inspect this poison"),
+            ("pages/certify.py", "Certificates, image by image"),
         ):
+            icon = _shared.ICONS[page]
             if st.button(label, icon=icon, key=f"explore_to {page}", on_click=_shared.choose, args=(run.id,)):
                 _shared.go(page)
         with st.popover("The same from the command line", icon=":material/terminal:"):
-            st.code(_grid.command(point), language=None, wrap_lines=True)
+            st.code(commands.command(point.preset, point.overrides), language=None, wrap_lines=True)
 
 
 _shared.need_frame()

@@ -85,7 +85,7 @@ def training() -> None:
     pair = np.stack([clean, poisoned]).astype(np.float32)
     votes_for_both(asked, pair, k)
     st.header("Without noise")
-    told = {victim.arm: _victims.answers(victim, pair.tobytes(), clean.shape) for victim in asked}
+    told = {victim.arm: _victims.answers(victim, pair) for victim in asked}
     chart(
         images.shares_by_class(
             {name: {arm: found[place] for arm, found in told.items()} for place, name in enumerate(PAIR)},

@@ -15,11 +15,12 @@ from engine.datasets import DatasetUnavailable
 from engine.presets import PRESETS, kept_at_another_sigma
 from engine.records import Run
 from engine.report import commands, sentences, wording
-from pages import _fork, _form, _links, _live, _poison_file, _shared, _threat
+from pages import _fork, _form, _links, _live, _poison_file, _shared
 
 FIRST = ["dataset", "threat.target_class", "threat.epsilon", "sigma", "procedure", "attack.name"]
 MAY_DO = ["threat.poison_fraction", "threat.attacker_share"]
 VICTIMS = ["architecture", "training.fine_tune_epochs"]
+NOT_CLEAN = "**Not clean-label**"  # anyone can see it, so it stands out
 DOWNLOADS = {"mnist": "Download MNIST (12 MB)", "cifar10": "Download CIFAR-10 (162 MB)"}
 
 
@@ -237,6 +238,14 @@ def nothing_changes(config: Config) -> str:
     return "ε" if not config.threat.epsilon else "Poison fraction" if not config.threat.poison_fraction else ""
 
 
+def threat_card(config: Config, target: str) -> None:
+    """Args: target: the target class in words."""
+    text = "\n".join(f"- {line}" for line in sentences.threat_model(config, target))
+    with st.container(border=True):
+        st.markdown("**Threat model**")
+        st.markdown(text.replace(NOT_CLEAN, f":red[:material/visibility: {NOT_CLEAN}]"))
+
+
 def summary(config: Config) -> None:
     """What will happen, what it will take, and the button that starts it."""
     target = datasets.class_in_words(config.dataset, config.threat.target_class, _form.class_names(config.dataset))
@@ -258,7 +267,7 @@ def summary(config: Config) -> None:
         st.button("Compute it here all the same", on_click=start, disabled=not available, icon=":material/play_arrow:")
     if problem := st.session_state.get("start problem"):
         st.error(problem, icon=":material/error:")
-    _threat.card(config, target)
+    threat_card(config, target)
     preset, changed = st.session_state["preset"], _form.overrides()
     st.markdown("**The same from the command line**")
     st.code(commands.command(preset, changed), language=None, wrap_lines=True)

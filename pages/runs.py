@@ -36,7 +36,7 @@ def queue() -> None:
         run = _shared.run_of(row)
         status = run.status()
         words = "computing" if status.state == "running" else f"position {place} in the queue"
-        left = "" if status.eta_seconds is None else f", about {sentences.duration(status.eta_seconds)} left"
+        left = sentences.time_left(status.eta_seconds)
         st.progress(status.fraction, f"{_links.plainly(_shared.row_label(row))}: {words}{left}")
         buttons = st.container(horizontal=True)
         watched = buttons.button("Watch it", key=f"open {run.id}", on_click=_shared.choose, args=(run.id,))
@@ -205,10 +205,10 @@ def open_run_section(run: Run) -> None:
     links = st.container(horizontal=True)
     with links:
         if run.report:
-            _shared.page_link("pages/certify.py", "See results (Certify)", ":material/verified:")
-            _shared.page_link("pages/inspect.py", "See changes (Inspect)", ":material/search:")
+            _shared.page_link("pages/certify.py", "See results (Certify)")
+            _shared.page_link("pages/inspect.py", "See changes (Inspect)")
         if not _shared.is_example(run):
-            _shared.page_link("pages/poison.py", "See progress and log (Poison)", ":material/science:")
+            _shared.page_link("pages/poison.py", "See progress and log (Poison)")
     _fork.family(run)
     _fork.fork_button(run)
     left, right = st.columns([2, 3], gap="large")

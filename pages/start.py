@@ -7,10 +7,11 @@ import streamlit as st
 
 from engine import spread
 from engine.figures import radii
-from engine.figures.style import ARM_STYLE, SAVE, alt
+from engine.figures.style import ARM_STYLE
 from engine.records import Run
 from engine.report import sentences
-from pages import _export, _images, _shared
+from pages import _images, _shared
+from pages._export import chart_and_data
 
 SHOWN_IMAGES = 8
 DARK, VISIBLE = 0.02, 0.05  # black ground, and a mean change of it that can be seen (pixel units of [0, 1])
@@ -21,26 +22,17 @@ MEANINGS = {
     "shuffled_signs": "control: the poison with the sign of each pixel's change drawn at random.",
 }
 TRAINED_ON = {"clean": "Clean images", "poisoned": "Poisoned images", "random_noise": "Images with random noise"}
-PAGES = (
-    ("pages/lesson.py", "Lesson", ":material/school:",
-     "From noise and votes to certificates and poison, a question at each step."),
-    ("pages/explore.py", "Explore", ":material/explore:",
-     "Move sliders over finished experiments: another class, a smaller ε, another noise level."),
-    ("pages/poison.py", "Poison", ":material/science:",
-     "Your own run: another attack, fewer poisoned images, a defence. What is left of the effect?"),
-    ("pages/inspect.py", "Inspect", ":material/search:",
-     "Every poisoned image beside its original: magnified, measured, wiped over it or blinking."),
-    ("pages/certify.py", "Certify", ":material/verified:",
-     "Certificates of all test images, from votes to radius. Change α and n, and see radii move."),
-    ("pages/image.py", "One image", ":material/center_focus_strong:",
-     "How victims classify one poisoned or one test image, with and without noise."),
-    ("pages/try.py", "Try your own", ":material/draw:",
-     "Draw or bring an image of your own, and have the victims vote on it."),
-    ("pages/studies.py", "Studies", ":material/grid_on:",
-     "One question over many runs: other attacks, procedures, architectures, noise levels."),
-    ("pages/runs.py", "Runs", ":material/list:",
-     "All runs: compare, annotate, export, share."),
-)  # fmt: skip
+TEXTS = {
+    "pages/lesson.py": "From noise and votes to certificates and poison, a question at each step.",
+    "pages/explore.py": "Move sliders over finished experiments: another class, a smaller ε, another noise level.",
+    "pages/poison.py": "Your own run: another attack, fewer poisoned images, a defence. What is left of the effect?",
+    "pages/inspect.py": "Every poisoned image beside its original: magnified, measured, wiped over it or blinking.",
+    "pages/certify.py": "Certificates of all test images, from votes to radius. Change α and n, and see radii move.",
+    "pages/image.py": "How victims classify one poisoned or one test image, with and without noise.",
+    "pages/try.py": "Draw or bring an image of your own, and have the victims vote on it.",
+    "pages/studies.py": "One question over many runs: other attacks, procedures, architectures, noise levels.",
+    "pages/runs.py": "All runs: compare, annotate, export, share.",
+}
 
 
 def story_of() -> Run | None:
@@ -78,9 +70,9 @@ def what_happened(run: Run) -> None:
     )
     cards(report)
     with st.container(horizontal=True):
-        if st.button("Start the lesson", icon=":material/school:", type="primary"):
+        if st.button("Start the lesson", icon=_shared.ICONS["pages/lesson.py"], type="primary"):
             _shared.go("pages/lesson.py")
-        if st.button("Explore other settings", icon=":material/explore:"):
+        if st.button("Explore other settings", icon=_shared.ICONS["pages/explore.py"]):
             _shared.go("pages/explore.py")
     with st.expander("How to read these numbers", icon=":material/straighten:"):
         st.markdown(f"{sentences.headline(report)} {sentences.numbers_line(report)}")
@@ -158,8 +150,7 @@ def images(run: Run) -> None:
 
 def charts(run: Run) -> None:
     left, right = st.columns(2)
-    report, table, target = run.report, _shared.open_certificates(run), sentences.target_of(run)
-    assert report is not None
+    report, table, target = run.need_report(), _shared.open_certificates(run), sentences.target_of(run)
     attacked = "poisoned" in report["arms"]
     for column, figure, explanation, of_attack in (
         (
@@ -179,9 +170,8 @@ def charts(run: Run) -> None:
         ),
     ):
         with column:
-            st.plotly_chart(figure, alt=alt(figure), config=SAVE)
+            chart_and_data(figure, f"start {figure.layout.title.text}")
             st.caption(f"{explanation} {of_attack}" if attacked else explanation)
-            _export.data(figure, f"start {figure.layout.title.text}")
 
 
 def colours() -> None:
@@ -200,11 +190,12 @@ def colours() -> None:
 
 def next_steps() -> None:
     st.header("What to do next")
-    for first in range(0, len(PAGES), 3):
-        for column, (page, label, icon, text) in zip(st.columns(3), PAGES[first : first + 3], strict=True):
+    others = _shared.PAGES[1:]
+    for first in range(0, len(others), 3):
+        for column, (page, title) in zip(st.columns(3), others[first : first + 3], strict=True):
             with column.container(border=True, height="stretch"):
-                _shared.page_link(page, f"**{label}**", icon)
-                st.caption(text)
+                _shared.page_link(page, f"**{title}**")
+                st.caption(TEXTS[page])
 
 
 _shared.need_frame()
@@ -214,7 +205,7 @@ if shown is None:
     st.warning(
         "No finished run is here, not even the project's examples (folder gallery/). Start one on the Poison page."
     )
-    _shared.page_link("pages/poison.py", "Go to Poison", ":material/science:")
+    _shared.page_link("pages/poison.py", "Go to Poison")
     st.stop()
 what_happened(shown)
 images(shown)

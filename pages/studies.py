@@ -25,12 +25,7 @@ def known_studies() -> dict[str, StudyRecord | dict[str, Any]]:
     """One's own studies, newest first, then those that come with the project (their results as they are)."""
     own = sorted(process.all_studies(_shared.runs_root()), key=lambda record: -record.status().submitted)
     mine: dict[str, StudyRecord | dict[str, Any]] = {record.id: record for record in own}
-    return mine | {found["id"]: found for found in exhibited() if found["id"] not in mine}
-
-
-@st.cache_data(show_spinner=False)
-def exhibited() -> list[dict[str, Any]]:
-    return exhibits.exhibited()
+    return mine | {found["id"]: found for found in _shared.exhibited() if found["id"] not in mine}
 
 
 def label_of(known: StudyRecord | dict[str, Any]) -> str:
@@ -108,7 +103,7 @@ def progress(record: StudyRecord) -> None:
     cells = len(record.study.cells())
     done = cells - len(record.unfinished())
     if status.active:
-        left = "" if status.eta_seconds is None else f", about {sentences.duration(status.eta_seconds)} left"
+        left = sentences.time_left(status.eta_seconds)
         stopping = ", stopping" if (record.directory / "cancel").exists() else ""
         st.progress(status.fraction, f"{phase_of(record)}{left}{stopping} ({done} of {cells} cells done)")
     elif done < cells:
@@ -273,14 +268,12 @@ def overrides_of(found: dict[str, Any], cell: dict[str, Any]) -> list[str]:
 
 def run_links(run: Run) -> None:
     buttons = st.container(horizontal=True)
-    for title, page, icon in (
-        ("Certify", "pages/certify.py", ":material/verified:"),
-        ("Inspect", "pages/inspect.py", ":material/search:"),
-        ("Poison", "pages/poison.py", ":material/science:"),
-    ):
+    for title in ("Certify", "Inspect", "Poison"):
+        page = f"pages/{title.lower()}.py"
         pressed = buttons.button(
-            f"Open in {title}", on_click=_shared.choose, args=(run.id,), icon=icon, key=f"{title} {run.id}"
-        )
+            f"Open in {title}", on_click=_shared.choose, args=(run.id,), icon=_shared.ICONS[page],
+            key=f"{title} {run.id}",
+        )  # fmt: skip
         if pressed:
             _shared.go(page)
 

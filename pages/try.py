@@ -32,8 +32,7 @@ def test_image() -> np.ndarray:
     images, labels = _images.images_of(run, train=False)
     last = len(images) - 1
     _links.check(try_image=range(last + 1))
-    if not 0 <= int(st.session_state.get("try_image") or 0) <= last:
-        del st.session_state["try_image"]
+    _selection.forget("try_image", range(last + 1))
     label, first = f"Test image, 0 to {last}", most_hurt()
     number = int(st.number_input(label, 0, last, first, key="try_image", bind="query-params", persist_state="session"))
     words = datasets.class_in_words(config.dataset, int(labels[number]), names)
@@ -210,8 +209,7 @@ left, right = st.columns([2, 3], gap="large")
 with left:
     sources = [*([DRAW] if is_digits else []), UPLOAD, PICK]
     _links.check(try_source=sources)
-    if st.session_state.get("try_source") not in (None, *sources):
-        del st.session_state["try_source"]
+    _selection.forget("try_source", sources)
     source = str(
         st.segmented_control(
             "Your image", sources, default=sources[0], required=True, key="try_source", bind="query-params"

@@ -270,10 +270,10 @@ def test_charts_name_the_target_class(table):
     assert any("ship" in (note.text or "") for note in figure.layout.annotations)
 
 
-def test_selected_number_reads_what_the_browser_sends():
-    assert images.selected_number([{"customdata": {"0": 41}}]) == 41
-    assert images.selected_number([{"x": 1}, {"customdata": [7]}]) == 7
-    assert images.selected_number([]) is None
+def test_selected_reads_what_the_browser_sends():
+    assert images.selected([{"customdata": {"0": 41}}]) == 41
+    assert images.selected([{"x": 1}, {"customdata": [7]}]) == 7
+    assert images.selected([]) is None
 
 
 @pytest.mark.parametrize(("top", "ticks"), [(1.059, [0, 0.5, 1]), (0.375, [0, 0.1, 0.2, 0.3]), (3.8, [0, 1, 2, 3])])

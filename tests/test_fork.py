@@ -76,6 +76,21 @@ def test_a_fork_shows_what_differs_and_remembers_its_parent(place: Path, submitt
     assert not test.exception
 
 
+def test_an_optional_setting_that_a_fork_empties_is_a_change(place: Path) -> None:
+    """Though the preset sets it: the form submits "as the victims"."""
+    preset = "paper-macer-mnist"
+    parent = own_copy(place, config=PRESETS[preset].config)
+    parent.write_json("request.json", parent.request | {"preset": preset})
+    test = opened("pages/poison.py", run=parent.id)
+    button(test, "Copy its settings into the form").click().run()
+    assert "Nothing has changed yet" in words(test)
+    test.selectbox(key="field attack.procedure").set_value("as the victims").run()
+    assert "--set attack.procedure=null" in words(test)
+    (table,) = [frame.value for frame in test.dataframe if list(frame.value.columns) == ["setting", "original", "here"]]
+    assert table.to_numpy().tolist() == [["Procedure it assumes", "macer-pacd", "as the victims"]]
+    assert not test.exception
+
+
 def test_the_form_of_a_fork_is_not_below_the_finished_run(place: Path) -> None:
     parent = own_copy(place)
     test = opened("pages/poison.py", run=parent.id)

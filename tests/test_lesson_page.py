@@ -225,6 +225,14 @@ def test_the_abx_test_offers_runs_that_differ_in_epsilon_alone(place: Path) -> N
     assert "Trial 1 of 10" in words(test)
 
 
+def test_the_abx_test_can_show_an_epsilon_of_zero(place: Path) -> None:
+    nothing = own_copy(place, config=with_overrides(RUN.config, ["threat.epsilon=0"]))
+    test = opened(PAGE, step=str(step_of("Can you tell?")), run=EXAMPLE)
+    test.segmented_control(key="lesson_abx_epsilon").set_value(0.0).run()
+    assert not test.exception
+    assert f"abx {nothing.id} {test.session_state['lesson_abx_seed']} 10" in test.session_state
+
+
 # --- links ---
 
 

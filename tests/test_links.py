@@ -103,6 +103,16 @@ def test_a_pin_comes_with_the_link_and_stays_in_the_address_until_it_is_taken_of
     assert "pinned" not in test.query_params
 
 
+def test_a_pin_of_a_run_without_certificates_is_refused_and_does_not_end_the_page(place: Path) -> None:
+    run = own_copy(place, state="cancelled")
+    (run.directory / "certificates.parquet").unlink()
+    test = opened("pages/image.py", run=run.id, pinned=f"{run.id}.test.3")
+    assert not test.exception
+    assert f"pinned must be {run.id}.test.NUMBER with NUMBER left out: nothing can be chosen here." in words(test)
+    assert "pinned" not in test.query_params
+    assert "Pin this image" in [each.label for each in test.button]
+
+
 def test_a_misspelt_name_is_said() -> None:
     test = opened("app.py", run=EXAMPLE, sygma="0.5")
     assert [error.value for error in test.error] == [
@@ -119,7 +129,7 @@ def test_a_page_takes_the_names_that_are_listed_for_it(page: str) -> None:
     for query in ({}, *({"view": view} for view in views)):
         test = opened(f"pages/{page}.py", run=EXAMPLE, **query)
         assert not test.exception
-        listed = {*_links.PAGES["" if page == "start" else page], *_links.CONFIGURATION}
+        listed = {*_links.TAKEN["" if page == "start" else page], *_links.CONFIGURATION}
         assert "link fields" not in test.session_state or set(test.session_state["link fields"]) <= listed
 
 
@@ -138,7 +148,7 @@ def test_a_name_of_another_page_is_said_and_what_may_be_meant() -> None:
     assert all([said("studies", compare="1"), said("lesson", epsilon="2"), said("", step="3")])
     assert not said("poison", seed="1", run=EXAMPLE)
     assert not said("certify", preset="quick", seed="1", run=EXAMPLE, victim="0")
-    assert set(_links.PAGES) == {Path(file).stem if k else "" for k, (file, _) in enumerate(_shared.PAGES)}
+    assert set(_links.TAKEN) == {Path(file).stem if k else "" for k, (file, _) in enumerate(_shared.PAGES)}
 
 
 @pytest.mark.parametrize("page", ["certify", "inspect", "start"])

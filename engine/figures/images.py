@@ -12,16 +12,17 @@ from plotly.subplots import make_subplots
 from engine.figures import pictures
 from engine.figures.style import ARM_STYLE, FINE, GREY, SIGNED_SCALE, TEXT, by_arm, finish
 
-GREY_SCALE = [(0.0, "#000000"), (1.0, "#FFFFFF")]
+GREY_SCALE = ("#000000", "#FFFFFF")
 _MOST_TICKS = 20  # classes beyond which only the true and the selected ones are written out
 
 
-def selected_number(points: Sequence[Any]) -> int | None:
-    """The image number (customdata) of the first selected point that has one; Streamlit sends it as {"0": number}."""
+def selected(points: Sequence[Any]) -> Any:
+    """The first value of customdata of the first selected point that has any, which Streamlit sends as {"0": value};
+    None where none has.
+    """
     for point in points:
-        data = point.get("customdata")
-        if data is not None and len(data):
-            return int(data["0"] if isinstance(data, dict) else data[0])
+        if data := point.get("customdata"):
+            return data["0"] if isinstance(data, dict) else data[0]
     return None
 
 
@@ -40,7 +41,7 @@ def image_triple(clean: np.ndarray, poisoned: np.ndarray, *, limit: float) -> go
         figure.update_layout(
             coloraxis=dict(colorscale=GREY_SCALE, cmin=0, cmax=1, colorbar=_scale_below(0.33, 0.6, (0, 0.5, 1))),
             coloraxis2=dict(
-                colorscale=_signed_scale(),
+                colorscale=SIGNED_SCALE,
                 cmin=-limit,
                 cmax=limit,
                 colorbar=_scale_below(0.835, 0.3, (-limit, 0, limit), tickformat="~g"),
@@ -288,7 +289,3 @@ def _caption_in(text: str) -> dict[str, Any]:
         yanchor="bottom",
         showarrow=False,
     )
-
-
-def _signed_scale() -> list[tuple[float, str]]:
-    return [(k / (len(SIGNED_SCALE) - 1), colour) for k, colour in enumerate(SIGNED_SCALE)]

@@ -10,7 +10,7 @@ from engine.report.sentences import percent, with_spread
 from engine.studies import results
 
 # From nothing to the colour of the poisoned arm and on: lightness alone tells the order.
-SCALE = ((0.0, "#FBF3EC"), (0.25, "#F2C3A0"), (0.5, "#E08A4B"), (0.75, "#B04A00"), (1.0, "#5A2500"))
+SCALE = ("#FBF3EC", "#F2C3A0", "#E08A4B", "#B04A00", "#5A2500")
 DARK_FROM = 66  # percent, from which white text is read better than black
 ROW_HEIGHT = 84  # pixels
 
@@ -39,7 +39,7 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
         y=list(range(len(rows))),
         zmin=0,
         zmax=100,
-        colorscale=[list(stop) for stop in SCALE],
+        colorscale=SCALE,
         colorbar=dict(title=dict(text="Drop in ACR, %", side="right"), thickness=14, outlinewidth=0),
         xgap=3,
         ygap=3,

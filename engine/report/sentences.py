@@ -64,6 +64,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def time_left(seconds: float | None) -> str:
+    """The end of a line of progress: ", about 3 min left", or nothing where that is not known."""
+    return "" if seconds is None else f", about {duration(seconds)} left"
+
+
 def headline(report: dict[str, Any]) -> str:
     """What happened, in one sentence with the report's numbers."""
     config, arms = report["config"], report["arms"]
