@@ -258,7 +258,7 @@ def _wait(run: Run, *, progress: bool) -> None:
     """Until the run's process has ended; an interrupt stops it. Raises: RunFailed."""
     try:
         if progress:
-            follow(run, lambda: jobs.queue_position(run))
+            follow(run)
         while (status := jobs.awaited(run)).active:
             time.sleep(_POLL)
     except KeyboardInterrupt:

@@ -149,8 +149,11 @@ def lay_out(record: Record, definition: str, *, request: dict[str, Any], stale: 
     write_atomically(record.directory / record.definition, definition)  # from here on it is a record
 
 
-def queue_position(run: Run) -> int:
-    """How many live runs were submitted before this one (those running included); 0 means that it is its turn."""
+def queue_position(run: Record) -> int:
+    """How many live runs were submitted before this one (those running included); 0 means that it is its turn.
+
+    0, too, of a study, which waits for none.
+    """
     mine = run.status().submitted
     others = (other.status() for other in all_runs(run.directory.parent) if other.id != run.id)
     return sum(status.active and status.submitted < mine for status in others)
