@@ -304,18 +304,18 @@ def perform(run: Run, status: Status) -> int:
             data_root = run.data_root
             with ThreadPoolExecutor(1) as reader:  # images are unpacked while torch is imported, and that only here:
                 reader.submit(_read_ahead, run.config.dataset, data_root)
-                from engine.experiment.protocol import Experiment, choose_device  # a waiting run costs next to nothing
+                from engine.experiment import protocol  # a waiting run costs next to nothing
+                from engine.experiment import recorder as recording
 
-            device = choose_device(tf32=run.config.training.precision == "fast")
+            device = protocol.choose_device(tf32=run.config.training.precision == "fast")
             images = datasets.fingerprint(run.config.dataset, data_root)
             run.write_json("env.json", environment(device.type) | ({"images": images} if images else {}))
-            experiment = Experiment(run, runs_root=run.directory.parent, data_root=data_root, device=device)
             about = run.config.dataset, data_root
             shape, classes = datasets.shape(*about), len(datasets.class_names(*about))
             expected = estimate(run.config, device=device.type, shape=shape, classes=classes).seconds
-            recorder, began = experiment.recorder, time.time()
+            recorder, began = recording.Recorder(run), time.time()
             cancelled = (run.directory / "cancel").exists
-            experiment.work(cancelled=lambda: cancelled() or not run.exists())
+            protocol.conduct(run, recorder, device=device, cancelled=lambda: cancelled() or not run.exists())
         status = replace(status, state="done", phase="done", detail="", fraction=1.0, eta_seconds=0.0)
     except Cancelled:
         status = replace(status, state="cancelled", eta_seconds=None)
