@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from conftest import wait_for
 
 from engine import jobs, records
 from engine.config import Config
@@ -40,13 +41,6 @@ def runs_root(tmp_path: Path) -> Iterator[Path]:
 
 def submit(config: Config, root: Path) -> Run:
     return jobs.submit(config, runs_root=root, data_root=root / "no data")
-
-
-def wait_for(condition: Callable[[], Any], *, seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def process_of(run: Run) -> int:
