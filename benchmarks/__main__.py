@@ -1,41 +1,20 @@
 """`python -m benchmarks`: how fast the engine is beside plain code, a peer and the machine's own limits."""
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from benchmarks import accuracy, ceilings, comparisons, growth, parts, runs, sequential, startup
-from benchmarks.measure import Comparison, Table, compare, machine, ratios
+from benchmarks.measure import Comparison, Table, compare, machine, parsed, ratios, tell
 
 Rates = dict[str, float]
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)} (default: all)")
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=5,
-        help="in which each side has its turn; of accuracy, victims of each (default: 5)",
-    )
-    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="also write everything as JSON")
-    options = parser.parse_args(arguments)
-    if unknown := [name for name in options.groups if name not in GROUPS]:
-        parser.error(f"a group is one of {', '.join(GROUPS)}, got {', '.join(unknown)}")
-    if options.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {options.rounds}")
-    facts = machine() | {"rounds": options.rounds}
-    print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n", flush=True)
-    done: dict[str, list[dict[str, Any]]] = {}
-    for table in tables(options.groups or list(GROUPS), options.rounds):
-        print(table.markdown(), flush=True)
-        done[table.title] = table.raw
-        if options.output:
-            options.output.write_text(json.dumps(facts | {"tables": done}, indent=1))
+    what = "in which each side has its turn; of accuracy, victims of each"
+    options = parsed(parser, GROUPS, arguments, rounds=5, what=what)
+    tell(tables(options.groups, options.rounds), machine() | {"rounds": options.rounds}, options.output)
 
 
 def tables(groups: list[str], rounds: int) -> Iterator[Table]:

@@ -5,7 +5,6 @@ anything on the page (`tests.browser.act`), so it includes the browser's own dra
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Table, machine, spread
+from benchmarks.measure import Table, machine, parsed, spread, tell
 from engine import datasets, jobs
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
@@ -39,28 +38,13 @@ IDLE, BESIDE = "idle", "beside a running job"
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.app", description=__doc__)
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=10, help="of every click (default: 10)")
-    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="also write everything as JSON")
-    options = parser.parse_args(arguments)
-    if unknown := [name for name in options.groups if name not in GROUPS]:
-        parser.error(f"a group is one of {', '.join(GROUPS)}, got {', '.join(unknown)}")
-    if options.rounds < 2:
-        parser.error(f"--rounds must be at least 2, got {options.rounds}")
+    options = parsed(parser, GROUPS, arguments, rounds=10, what="of every click", at_least=2)
     executable = browser.installed()
     if executable is None:
         parser.error(f"no browser on this machine (looked for {', '.join(browser.BROWSERS)})")
-    facts = machine() | {"rounds": options.rounds}
-    print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n", flush=True)
-    done: dict[str, Any] = {}
     with browser.chromium(executable) as chromium:
-        facts["chromium"] = chromium.version
-        for name in options.groups or list(GROUPS):
-            for table in GROUPS[name](chromium, options.rounds):
-                print(table.markdown(), flush=True)
-                done[table.title] = table.raw
-                if options.output:
-                    options.output.write_text(json.dumps(facts | {"tables": done}, indent=1))
+        tables = (table for name in options.groups for table in GROUPS[name](chromium, options.rounds))
+        tell(tables, machine() | {"rounds": options.rounds, "chromium": chromium.version}, options.output)
 
 
 @contextmanager

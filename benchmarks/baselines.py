@@ -174,9 +174,7 @@ def table(runs: dict[Key, Run]) -> Table:
     rows = []
     for (dataset, procedure, sigma), run in runs.items():
         published, spread, accuracy = PUBLISHED[dataset, procedure, sigma]
-        report, certificates = run.report, run.certificates()
-        assert report is not None
-        assert certificates is not None
+        report, certificates = run.need_report(), run.need_certificates()
         arm = report["arms"]["clean"]
         acr, target = arm["average_certified_radius"]["target"], run.config.threat.target_class
         of_class = certificates[certificates["label"] == target]

@@ -5,21 +5,19 @@ just before.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks import ours, plain
-from benchmarks.measure import Table, spread
+from benchmarks.ceilings import lenet_flops
+from benchmarks.measure import Table, parsed, spread, tell
 from engine import datasets
 from engine.attacks.pacd import pacd
 from engine.experiment.environment import environment
@@ -34,8 +32,7 @@ from engine.training import make
 from engine.training.base import fit
 from engine.votes import BLOCK, count_votes
 
-FORWARD, GRADIENT, PRODUCT = 4.586e6, 13.182e6, 25.788e6  # a LeNet's operations for an image, as `ceilings` counts them
-SECOND = 2 * 8 * 8 * 50 * 5 * 5 * 20  # of these its second convolution's
+SECOND = 2 * 8 * 8 * 50 * 5 * 5 * 20  # operations of a LeNet's second convolution for an image
 CONFIG = PRESETS["paper-ga-mnist"].config
 NINE, EPOCHS, TWO = 9, 3, 2  # victims of the engine, of how many epochs, and of plain code
 IMAGES, GROUP, DRAWS, FEW = 64, 32, 100_000, 2  # images certified by the engine, of a group, and by plain code
@@ -52,28 +49,18 @@ class Side:
     part: float = 1.0  # of the whole, which this side does
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=3, help="in which each side has its turn (default: 3)")
-    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="also write everything as JSON")
-    options = parser.parse_args()
-    if unknown := [name for name in options.groups if name not in GROUPS]:
-        parser.error(f"a group is one of {', '.join(GROUPS)}, got {', '.join(unknown)}")
+    options = parsed(parser, GROUPS, arguments, rounds=3, what="in which each side has its turn")
     device = choose_device()
     if device.type != "cuda":
         parser.error("there is no GPU here")
-    facts: dict[str, Any] = environment("cuda") | {"rounds": options.rounds, "rates": ceilings()}
-    print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n", flush=True)
-    problem, tables = pose(CONFIG, datasets.default_root(), device), {}
+    facts = environment("cuda") | {"rounds": options.rounds, "rates": ceilings()}
+    problem = pose(CONFIG, datasets.default_root(), device)
     with pool_of_workers(device) as pool:
-        for name in options.groups or list(GROUPS):
-            what, sides = GROUPS[name]
-            table = compared(what, sides(problem, pool), facts["rates"], options.rounds)
-            print(table.markdown(), flush=True)
-            tables[table.title] = table.raw
-            if options.output:
-                options.output.write_text(json.dumps(facts | {"tables": tables}, indent=1))
+        asked = (GROUPS[name] for name in options.groups)
+        tables = (compared(what, sides(problem, pool), facts["rates"], options.rounds) for what, sides in asked)
+        tell(tables, facts, options.output)
 
 
 def ceilings() -> dict[str, float]:
@@ -125,7 +112,8 @@ def in_turn(work: Work, times: int) -> None:
 def victims(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
     """Nine LeNets by Gaussian augmentation in the authors' batches; plain code has all data on the card as well."""
     batches = len(problem.training) // CONFIG.training.batch_size
-    flops = NINE * EPOCHS * batches * CONFIG.training.batch_size * GRADIENT
+    each = lenet_flops()["forward and gradient of the weights"]
+    flops = NINE * EPOCHS * batches * CONFIG.training.batch_size * each
 
     def ordinary() -> None:
         data, size = problem.training, CONFIG.training.batch_size
@@ -179,7 +167,7 @@ def certification(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
         for image in images[:FEW]:
             plain.votes(theirs, image, n=DRAWS, sigma=CONFIG.sigma, batch_size=batch_size)
 
-    flops, part = IMAGES * DRAWS * FORWARD, FEW / IMAGES
+    flops, part = IMAGES * DRAWS * lenet_flops()["forward"], FEW / IMAGES
     return [
         Side("engine", lambda: pool.submit(engine).result(), flops, "bfloat16"),
         Side("Cohen's loop, batch 400", lambda: loop(400), flops, "float32", part),
@@ -192,8 +180,10 @@ def attack(problem: Problem, pool: ThreadPoolExecutor) -> list[Side]:
     settings = CONFIG.attack
     lower, linear, upper = settings.lower_steps, settings.linear_steps, settings.upper_batch * settings.upper_noise
     images = settings.clean_batch + settings.poison_batch
-    each = GRADIENT + 2 * PRODUCT  # a system drawn afresh for each linear step
-    flops = images * (lower * GRADIENT + linear * each + PRODUCT) + linear * upper * GRADIENT
+    _, gradient, from_scratch = lenet_flops().values()
+    product = from_scratch - gradient
+    each = gradient + 2 * product  # a system drawn afresh for each linear step
+    flops = images * (lower * gradient + linear * each + product) + linear * upper * gradient
     given = pose_attack(problem, CONFIG)
 
     def steps(solver: str) -> Iterator[object]:

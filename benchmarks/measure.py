@@ -1,5 +1,6 @@
 """Seconds of the sides of a comparison, each in a process and environment of its own, in alternating rounds."""
 
+import argparse
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -9,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,39 @@ class Table:
 
     def markdown(self) -> str:
         return f"### {self.title}\n\n{table([self.columns, *self.rows])}\n"
+
+
+def parsed(
+    parser: argparse.ArgumentParser,
+    groups: Collection[str],
+    arguments: list[str] | None,
+    *,
+    rounds: int,
+    what: str,
+    at_least: int = 1,
+) -> argparse.Namespace:
+    """The groups that are asked for (all, where none is named), `rounds` unless it is told how many, and `output`."""
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(groups)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"{what} (default: {rounds})")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write everything as JSON")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.groups if name not in groups]:
+        parser.error(f"a group is one of {', '.join(groups)}, got {', '.join(unknown)}")
+    if options.rounds < at_least:
+        parser.error(f"--rounds must be at least {at_least}, got {options.rounds}")
+    options.groups = options.groups or list(groups)
+    return options
+
+
+def tell(tables: Iterable[Table], facts: dict[str, Any], output: Path | None) -> None:
+    """Prints what the figures depend on, and each table once it is there; output, if any, has all so far as JSON."""
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n", flush=True)
+    done: dict[str, list[dict[str, Any]]] = {}
+    for each in tables:
+        print(each.markdown(), flush=True)
+        done[each.title] = each.raw
+        if output:
+            output.write_text(json.dumps(facts | {"tables": done}, indent=1))
 
 
 class Child:

@@ -194,11 +194,10 @@ def _dry_run(config: Config, *, data_root: Path) -> dict:
     }
 
 
-def _print_report(run: Run, *, form: str = "text", n: int | None = None) -> None:
+def _print_report(run: Run, *, form: str, n: int | None = None) -> None:
     from engine.report.numbers import build_report, certificates_csv, estimates, with_draws  # pandas is slow to import
 
-    report, table, config = run.need_report(), run.certificates(), run.config
-    assert table is not None  # written before the report
+    report, table, config = run.need_report(), run.need_certificates(), run.config
     if n is not None:
         table, config = with_draws(table, config, n)
         table = table.drop(columns="estimation_votes")  # which are of all draws

@@ -26,7 +26,7 @@ from engine.config import Config, ConfigError, dataset_name
 from engine.follow import follow
 from engine.overrides import field_names, with_overrides
 from engine.presets import find_preset
-from engine.records import Run, RunNotFound
+from engine.records import Run
 from engine.report import commands, sentences
 
 if TYPE_CHECKING:
@@ -83,9 +83,7 @@ class Result:
     @cached_property
     def certificates(self) -> pd.DataFrame:
         """A row per arm, victim and test image, with its votes. Raises: RunNotFound, where there are none yet."""
-        if (table := self.run.certificates()) is None:
-            raise RunNotFound(f"run {self.id} has no certificates yet: it is {self.run.status().state}")
-        return table
+        return self.run.need_certificates()
 
     @cached_property
     def poison(self) -> dict[str, np.ndarray] | None:
@@ -260,7 +258,7 @@ def _wait(run: Run, *, progress: bool) -> None:
     """Until the run's process has ended; an interrupt stops it. Raises: RunFailed."""
     try:
         if progress:
-            follow(run, lambda: jobs.queue_position(run))
+            follow(run)
         while (status := jobs.awaited(run)).active:
             time.sleep(_POLL)
     except KeyboardInterrupt:

@@ -272,7 +272,7 @@ class Config(Settings):
                 f"got {self.training.batch_size}"
             )
         n, alpha = self.certification.n, self.certification.alpha
-        if alpha ** (1 / n) <= 0.5:
+        if n < smallest_useful_n(alpha):
             raise ValueError(
                 f"certification.n must be at least {smallest_useful_n(alpha)} at alpha = {alpha}, got {n}: "
                 "with fewer draws even a unanimous vote certifies nothing, and every point abstains"

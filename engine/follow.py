@@ -40,7 +40,7 @@ def values(option: str, text: str, kind: type[Value]) -> list[Value]:
 def wait_for(run: Run) -> int:
     """Shows a run's progress until it ends; FAILED, with the reason, where it did not come to its end."""
     try:
-        follow(run, lambda: jobs.queue_position(run))
+        follow(run)
     except KeyboardInterrupt:
         print("\ncancelling; what is done so far stays, and the same command goes on from there", file=sys.stderr)
         jobs.stop_now(run)
@@ -67,13 +67,13 @@ def telling(what: str) -> Callable[[float], None]:
     return tell
 
 
-def follow(run: Record, queue_position: Callable[[], int] = lambda: 0) -> None:
+def follow(run: Record) -> None:
     """Shows progress on standard error until it ends; off a terminal a line per phase, or every few seconds."""
     live = sys.stderr.isatty()
     shown, at = "", 0.0
     while (status := jobs.awaited(run)).active:
         if status.state == "queued":
-            behind = queue_position()
+            behind = jobs.queue_position(run)
             line = phase = f"queued behind {behind} run(s)" if behind else "starting"
         else:
             left = time_left(status.eta_seconds)

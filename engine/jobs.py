@@ -149,8 +149,11 @@ def lay_out(record: Record, definition: str, *, request: dict[str, Any], stale: 
     write_atomically(record.directory / record.definition, definition)  # from here on it is a record
 
 
-def queue_position(run: Run) -> int:
-    """How many live runs were submitted before this one (those running included); 0 means that it is its turn."""
+def queue_position(run: Record) -> int:
+    """How many live runs were submitted before this one (those running included); 0 means that it is its turn.
+
+    0, too, of a study, which waits for none.
+    """
     mine = run.status().submitted
     others = (other.status() for other in all_runs(run.directory.parent) if other.id != run.id)
     return sum(status.active and status.submitted < mine for status in others)
@@ -301,18 +304,18 @@ def perform(run: Run, status: Status) -> int:
             data_root = run.data_root
             with ThreadPoolExecutor(1) as reader:  # images are unpacked while torch is imported, and that only here:
                 reader.submit(_read_ahead, run.config.dataset, data_root)
-                from engine.experiment.protocol import Experiment, choose_device  # a waiting run costs next to nothing
+                from engine.experiment import protocol  # a waiting run costs next to nothing
+                from engine.experiment import recorder as recording
 
-            device = choose_device(tf32=run.config.training.precision == "fast")
+            device = protocol.choose_device(tf32=run.config.training.precision == "fast")
             images = datasets.fingerprint(run.config.dataset, data_root)
             run.write_json("env.json", environment(device.type) | ({"images": images} if images else {}))
-            experiment = Experiment(run, runs_root=run.directory.parent, data_root=data_root, device=device)
             about = run.config.dataset, data_root
             shape, classes = datasets.shape(*about), len(datasets.class_names(*about))
             expected = estimate(run.config, device=device.type, shape=shape, classes=classes).seconds
-            recorder, began = experiment.recorder, time.time()
+            recorder, began = recording.Recorder(run), time.time()
             cancelled = (run.directory / "cancel").exists
-            experiment.work(cancelled=lambda: cancelled() or not run.exists())
+            protocol.conduct(run, recorder, device=device, cancelled=lambda: cancelled() or not run.exists())
         status = replace(status, state="done", phase="done", detail="", fraction=1.0, eta_seconds=0.0)
     except Cancelled:
         status = replace(status, state="cancelled", eta_seconds=None)

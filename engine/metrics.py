@@ -63,12 +63,12 @@ def recertify(table: pd.DataFrame, *, sigma: float, alpha: float, n: int | None 
     return table.assign(n_top=n_top, n=n, p_lower=p_lower, radius=radius, prediction=prediction)
 
 
-def with_fewer_votes(table: pd.DataFrame, fewer: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+def with_fewer_votes(table: pd.DataFrame, fewer: pd.DataFrame) -> pd.DataFrame:
     """The table, whose estimation_votes are arrays [K], with the votes that belong to `fewer`, recertify's of its rows.
 
     `fewer` has the selected class's; those of the others are drawn here, as a random subset of the recorded ones.
     """
-    rng, rows = np.random.default_rng(seed), []
+    rng, rows = np.random.default_rng(0), []
     for row, n, n_top in zip(table.itertuples(), fewer["n"], fewer["n_top"], strict=True):
         others = np.array(row.estimation_votes)
         others[row.selected_class] = 0

@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from operator import attrgetter
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -87,7 +88,5 @@ def differences(base: Config, other: Config) -> list[str]:
 
 
 def _get(config: Config, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
+    value = attrgetter(name)(config)
     return value.model_dump(mode="json") if isinstance(value, Settings) else value

@@ -1,4 +1,4 @@
-"""How visible a perturbation is: L∞, L2, PSNR, SSIM, image by image. Numpy only."""
+"""How visible a perturbation is: L∞, L2, PSNR, SSIM, image by image."""
 
 from dataclasses import dataclass
 

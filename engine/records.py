@@ -276,6 +276,13 @@ class Run(Record):
         path = self.directory / "certificates.parquet"
         return pd.read_parquet(path) if path.exists() else None
 
+    def need_certificates(self) -> "pd.DataFrame":
+        """certificates.parquet. Raises: RunNotFound where there is none yet."""
+        table = self.certificates()
+        if table is None:
+            raise RunNotFound(f"run {self.id} has no certificates yet: it is {self.status().state}")
+        return table
+
     def victims(self) -> list[tuple[str, int]]:
         """(arm, number) of those whose weights are here, in the order of numbers and arms."""
         names = (path.stem.rpartition("-") for path in (self.directory / "victims").glob("*-*.safetensors"))

@@ -69,6 +69,11 @@ def project_linf(x_poison: Tensor, x_clean: Tensor, *, epsilon: float) -> Tensor
     return torch.clamp(x_poison, (x_clean - epsilon).clamp(min=0), (x_clean + epsilon).clamp(max=1))
 
 
+def within_budget(x_clean: Tensor, change: Tensor, *, epsilon: float) -> Tensor:
+    """delta of x_clean's shape [P, C, H, W]: a change, cut at epsilon (L∞) and where a pixel would leave [0, 1]."""
+    return project_linf(x_clean + change, x_clean, epsilon=epsilon) - x_clean
+
+
 def check(
     poison: Poison, training: LabelledImages, *, target_class: int, epsilon: float, clean_label: bool = True
 ) -> None:

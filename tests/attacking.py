@@ -66,10 +66,10 @@ def tiny_networks(monkeypatch):
     monkeypatch.setattr(attack, "build", build_tiny)
 
 
-def toy(count: int, name: str) -> LabelledImages:
-    """Three classes of 4×4 images, by which column is bright; some pixels are exactly 0 or 1."""
+def toy(count: int, name: str, *, side: int = 4) -> LabelledImages:
+    """Three classes of images of this side, by which column is bright; some pixels are exactly 0 or 1."""
     labels = torch.arange(count) % 3
-    images = 0.5 * torch.rand(count, 1, 4, 4, generator=stream(0, name))
+    images = 0.5 * torch.rand(count, 1, side, side, generator=stream(0, name))
     images[torch.arange(count), 0, :, labels] += 0.5
     images[:, :, 0] = images[:, :, 0].round()
     return LabelledImages(images, labels, torch.arange(count))

@@ -1,11 +1,14 @@
 """What tests of bilevel optimisation share: a quadratic with a closed form, a small smooth network, ApproxGrad."""
 
 import torch
+from hypothesis import settings
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from engine.hypergradient import ApproxGrad, Loss, cross_term, gradient
 from engine.streams import stream
+
+quickly = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 
 
 def normal(*shape: int, index: int = 0) -> Tensor:
@@ -54,7 +57,7 @@ WEIGHTS = normal(13, index=2)
 
 
 def approx_grad(weights: Tensor, **changes) -> ApproxGrad:
-    settings = dict(
+    given = dict(
         linear_solver="cg",
         linear_steps=4,
         damping=0.1,
@@ -62,7 +65,7 @@ def approx_grad(weights: Tensor, **changes) -> ApproxGrad:
         linear_learning_rate=0.01,
         generator=stream(0, "sketch"),
     )
-    return ApproxGrad(weights, **settings | changes)
+    return ApproxGrad(weights, **given | changes)
 
 
 def exact(lower_loss: Loss, upper_loss: Loss, weights: Tensor, x: Tensor, *, damping: float = 0.0) -> Tensor:

@@ -166,6 +166,11 @@ def _note(message: Any, seen: Seen) -> None:
         seen.problems.append(f"console: {message.text} ({place})")
 
 
+def heading(page: Any, title: str) -> Any:
+    """The page's title, once it is this one."""
+    return page.get_by_role("heading", name=title, exact=True, level=1)
+
+
 def idle(page: Any, *, quiet: int = 250, timeout: int = 20_000) -> None:
     """Until the page's script is through, all is drawn, and nothing changed for so many milliseconds."""
     page.wait_for_function(IDLE, arg=quiet, timeout=timeout, polling=50)

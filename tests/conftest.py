@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,13 @@ TINY = (
     *("attack.clean_batch=20", "attack.poison_batch=10", "attack.upper_batch=10", "attack.upper_noise=2"),
     *("certification.target_images=3", "certification.other_images=1", "certification.n0=10", "certification.n=20"),
 )
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
 
 
 @pytest.fixture

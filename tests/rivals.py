@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from engine import models
@@ -13,12 +12,12 @@ from engine.attacks.base import AttackProblem, AttackRecord
 from engine.attacks.random_noise import random_noise
 from engine.choices import ATTACK_TRAITS
 from engine.config import ProcedureConfig
-from engine.data import LabelledImages
 from engine.hypergradient import ApproxGrad
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.streams import stream
 from engine.training import make
+from tests.attacking import toy
 
 SMALL = (
     *("attack.upper_steps=4", "attack.restart_every=3", "attack.warmup_steps=2", "attack.linear_steps=2"),
@@ -47,19 +46,10 @@ def tiny_networks():
         yield
 
 
-def toy(count: int, name: str) -> LabelledImages:
-    """Three classes of 8×8 images, by which column is bright; some pixels are exactly 0 or 1."""
-    labels = torch.arange(count) % 3
-    images = 0.5 * torch.rand(count, 1, 8, 8, generator=stream(0, name))
-    images[torch.arange(count), 0, :, labels] += 0.5
-    images[:, :, 0] = images[:, :, 0].round()
-    return LabelledImages(images, labels, torch.arange(count))
-
-
-TRAINING = toy(60, "training")
+TRAINING = toy(60, "training", side=8)
 PROBLEM = AttackProblem(
     TRAINING,
-    toy(30, "validation").of_class(TARGET),
+    toy(30, "validation", side=8).of_class(TARGET),
     (TRAINING.labels == TARGET).nonzero().squeeze(1)[::2],
     epsilon=EPSILON,
     target_class=TARGET,

@@ -5,18 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from engine.solvers import Adam
 from engine.streams import stream
-
-quickly = settings(deadline=None, derandomize=True, database=None, max_examples=60)
-
-
-def normal(*shape: int, index: int = 0) -> Tensor:
-    return torch.randn(shape, generator=stream(0, "test hypergradient", index), dtype=torch.float64)
+from tests.bilevel import normal, quickly
 
 
 class NumpyAdam:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import browser
-from tests.browser import Server, exceptions, idle, workers
+from tests.browser import Server, exceptions, heading, idle, workers
 
 PATIENCE = 180_000  # milliseconds, for what a run has to compute; a machine may be busy
 pytestmark = pytest.mark.browser
@@ -172,10 +172,6 @@ def test_back_leaves_explore_at_once_and_undoes_a_slider(app: Server, browser_pa
 def bar(page, name: str):
     """The link to this page in the bar above: pages have links of the same name, too."""
     return page.get_by_test_id("stTopNav").get_by_role("link", name=name, exact=True)
-
-
-def heading(page, name: str):
-    return page.get_by_role("heading", name=name, exact=True, level=1)
 
 
 def set_seed(page, seed: int) -> None:

@@ -11,7 +11,7 @@ from conftest import PROJECT
 from torch.nn.functional import cross_entropy
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, earlier, measure, ours, parts, plain, stages, vectorised
+from benchmarks import ceilings, earlier, gpu, measure, ours, parts, plain, stages, vectorised
 from benchmarks.measure import Comparison, Side
 from engine import records
 from engine.attacks.levels import upper_loss
@@ -174,11 +174,14 @@ def test_the_command_prints_tables_and_writes_json(tmp_path):
     assert all(row["seconds"][0] > 0 for row in written["tables"]["Start"])
 
 
-@pytest.mark.parametrize("arguments", [["nothing"], ["startup", "--rounds", "0"]])
-def test_bad_input_is_refused_before_anything_is_measured(arguments, capsys):
+@pytest.mark.parametrize("main", [command.main, gpu.main])
+@pytest.mark.parametrize(
+    ("arguments", "why"), [(["nothing"], "a group is one of"), (["--rounds", "0"], "must be at least 1")]
+)
+def test_bad_input_is_refused_before_anything_is_measured(main, arguments, why, capsys):
     with pytest.raises(SystemExit):
-        command.main(arguments)
-    assert "must be at least 1" in (error := capsys.readouterr().err) or "a group is one of" in error
+        main(arguments)
+    assert why in capsys.readouterr().err
 
 
 def test_victims_as_one_program_are_those_trained_and_asked_one_by_one():

@@ -124,9 +124,7 @@ def test_all_victims_of_one_seed_meet_the_same_images(smoke: SimpleNamespace) ->
 
 def content(run: Run) -> dict[str, Any]:
     """All that a run found, without its circumstances."""
-    certificates, report = run.certificates(), run.report
-    assert certificates is not None
-    assert report is not None
+    certificates, report = run.need_certificates(), run.need_report()
     return {
         "certificates": certificates.to_json(double_precision=15),
         "poison": (run.directory / "poison.safetensors").read_bytes(),
@@ -335,10 +333,8 @@ def test_a_cancelled_run_keeps_its_partial_poison_and_certificates(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert run.status().state == "cancelled"
-    report, poison, certificates = run.report, run.tensors("poison"), run.certificates()
-    assert report is not None
+    report, poison, certificates = run.need_report(), run.tensors("poison"), run.need_certificates()
     assert poison is not None
-    assert certificates is not None
     assert report["complete"] is False
     assert set(certificates["arm"]) <= {"clean", "random_noise"}
     assert np.abs(poison["delta"]).max() <= 0.1 + 1e-6

@@ -8,7 +8,7 @@ import pytest
 from pages._lesson_steps import STEPS
 from tests import browser
 from tests.app import EXAMPLE
-from tests.browser import exceptions, idle
+from tests.browser import exceptions, heading, idle
 from tests.test_lesson_page import step_of
 
 WORSE = ("serious", "critical")
@@ -52,10 +52,6 @@ def test_the_whole_lesson_by_keyboard(tmp_path: Path, browser_path: str) -> None
         idle(page)
     assert seen.problems == []
     assert seen.away == []
-
-
-def heading(page: Any, title: str) -> Any:
-    return page.get_by_role("heading", name=title, exact=True, level=1)
 
 
 def tab_to(page: Any, name: str, kind: str = "") -> None:

@@ -76,8 +76,7 @@ def test_losses_need_both_arms() -> None:
 
 
 def test_losses_agree_with_the_radii_that_certify_shows() -> None:
-    table = RUN.certificates()
-    assert table is not None
+    table = RUN.need_certificates()
     means, found = radii.radii_by_image(table, RUN.config), numbers.losses(table)
     of_target = found[found["label"] == RUN.config.threat.target_class]
     pd.testing.assert_series_equal(of_target["clean"], means["clean"], check_names=False)
@@ -173,8 +172,7 @@ def test_the_wall_can_be_filtered_by_what_it_is_sorted_by() -> None:
 
 
 def test_test_images_are_filtered_and_counted() -> None:
-    table = RUN.certificates()
-    assert table is not None
+    table = RUN.need_certificates()
     found = numbers.losses(table)
     target = found[found["label"] == RUN.config.threat.target_class]
     every = target[target["certified"] & (target["lost_with"] == target["victims"])]
@@ -273,8 +271,7 @@ def test_a_poison_image_alone_is_answered_by_the_kept_victims() -> None:
 
 
 def test_a_test_image_alone_shows_its_recorded_certificates() -> None:
-    table = RUN.certificates()
-    assert table is not None
+    table = RUN.need_certificates()
     rows = table[(table["image"] == 7) & (table["arm"] == "clean")]
     mean = (rows["radius"] * (rows["prediction"] == rows["label"])).mean()
     test = opened(IMAGE, run=EXAMPLE, kind="test", number="7")

@@ -168,8 +168,7 @@ def of_another_attack(place: Path, attack: str) -> Run:
     poison, report = run.tensors("poison"), run.report
     assert poison is not None
     assert report is not None
-    table = run.certificates()
-    assert table is not None
+    table = run.need_certificates()
     report["config"] = run.config.model_dump(mode="json")
     step = dict(kind="attack", step=1, steps=1, upper_loss=None, lower_loss=None, relative_residual=None, mean_size=0.0,
                 share_at_epsilon=0.0)  # fmt: skip
@@ -217,9 +216,7 @@ def test_a_run_of_another_protocol_is_said_to_be_one(place: Path) -> None:
 def test_classes_are_called_by_their_names_on_every_page(place: Path, folder: Path) -> None:
     typed = ["dataset=folder:fruit", "threat.target_class=1", "data.train_size=100", "data.validation_size=60"]
     run = own_copy(place, config=with_overrides(PRESETS["smoke"].config, typed))
-    report, table, rng = run.report, run.certificates(), np.random.default_rng(1)
-    assert report is not None
-    assert table is not None
+    report, table, rng = run.need_report(), run.need_certificates(), np.random.default_rng(1)
     names = ["apple", "pear", "plum"]
     run.write_json("report.json", report | {"class_names": names, "target_name": "pear"})
     short = {name: [votes[:3] + 1 for votes in table[name]] for name in ("selection_votes", "estimation_votes")}

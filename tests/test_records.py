@@ -100,6 +100,8 @@ def test_what_is_not_there_reads_as_nothing(tmp_path: Path) -> None:
     assert run.report is None
     assert run.tensors("poison") is None
     assert run.certificates() is None
+    with pytest.raises(RunNotFound, match="no certificates yet"):
+        run.need_certificates()
     assert run.metrics("attack") == []
     assert run.log_tail() == ""
     assert run.status().state == "lost"
@@ -292,11 +294,9 @@ def test_a_copy_for_the_gallery_opens_and_names_no_place_on_this_machine(
     copy = small_copy(older, tmp_path, weights=False)
     assert copy.config == smoke.run.config
     assert copy.status().state == "done"
-    report, certificates, poison = copy.report, copy.certificates(), copy.tensors("poison")
-    assert report is not None
-    assert certificates is not None
+    certificates, poison = copy.need_certificates(), copy.tensors("poison")
     assert poison is not None
-    assert report == smoke.report
+    assert copy.report == smoke.report
     assert copy.request["data_root"] is None
     assert certificates["radius"].tolist() == smoke.run.certificates()["radius"].tolist()
     original = smoke.run.tensors("poison")["delta"]

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,17 +21,7 @@ from engine.solvers import (
     one_step,
 )
 from engine.streams import stream
-
-quickly = settings(deadline=None, derandomize=True, database=None, max_examples=60)
-
-
-def normal(*shape: int, index: int = 0) -> Tensor:
-    return torch.randn(shape, generator=stream(0, "test hypergradient", index), dtype=torch.float64)
-
-
-def positive_definite(size: int, index: int = 0) -> Tensor:
-    root = normal(size, size, index=index)
-    return root @ root.T / size + torch.eye(size, dtype=torch.float64)
+from tests.bilevel import normal, positive_definite, quickly
 
 
 def symmetric(size: int, index: int = 0) -> Tensor:

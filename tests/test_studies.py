@@ -2,13 +2,13 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import wait_for
 
 from engine import costs, jobs, paper, records
 from engine.choices import PROCEDURES
@@ -261,13 +261,6 @@ def test_a_study_waits_for_somebody_elses_run_and_leaves_it_to_them(tiny: Tiny, 
     finally:
         process.stop_now(record)
         jobs.stop_now(ours)
-
-
-def wait_for(condition: Callable[[], Any], *, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_a_study_that_was_killed_goes_on_where_it_was_and_can_be_cancelled_and_deleted(

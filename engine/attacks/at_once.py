@@ -8,7 +8,7 @@ from torch import Tensor
 from engine.attacks.base import Attack, AttackProblem, AttackRecord
 from engine.config import AttackConfig
 from engine.streams import stream
-from engine.threat import project_linf
+from engine.threat import within_budget
 
 Change = Callable[[AttackProblem, torch.Generator], Tensor]  # of the shape [P, C, H, W], or [1, C, H, W] for all
 
@@ -20,7 +20,7 @@ def at_once(change: Change, *, stream_name: str = "attack") -> Attack:
         if len(problem.indices) == 0:
             return
         x_clean = problem.x_clean
-        wanted = x_clean + change(problem, stream(seed, stream_name, device=x_clean.device))
-        yield AttackRecord(1, 1, project_linf(wanted, x_clean, epsilon=problem.epsilon) - x_clean)
+        wanted = change(problem, stream(seed, stream_name, device=x_clean.device))
+        yield AttackRecord(1, 1, within_budget(x_clean, wanted, epsilon=problem.epsilon))
 
     return attack

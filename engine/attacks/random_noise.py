@@ -9,13 +9,12 @@ from torch import Tensor
 
 from engine.attacks.at_once import at_once
 from engine.attacks.base import AttackProblem
-from engine.threat import project_linf
+from engine.threat import within_budget
 
 
 def random_noise(x_clean: Tensor, *, epsilon: float, generator: torch.Generator) -> Tensor:
     """delta of x_clean's shape [P, C, H, W]: ±epsilon with equal probability, cut where a pixel would leave [0, 1]."""
-    signs = random_signs(x_clean, generator=generator)
-    return project_linf(x_clean + epsilon * signs, x_clean, epsilon=epsilon) - x_clean
+    return within_budget(x_clean, epsilon * random_signs(x_clean, generator=generator), epsilon=epsilon)
 
 
 def random_signs(like: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from engine import datasets, sequential
 from engine.costs import workers_for
 from engine.experiment import victims
-from engine.records import Run, RunNotFound
+from engine.records import Run
 from engine.streams import stream
 from engine.votes import BLOCK, GROUPS
 
@@ -49,9 +49,7 @@ def certify_again(
         progress: is told, by any thread, the share of the draws that is made or no longer needed.
     Raises: ValueError, before anything is computed; VictimUnavailable; DatasetUnavailable.
     """
-    config, table = run.config, run.certificates()
-    if table is None:
-        raise RunNotFound(f"run {run.id} has no certificates yet, so its test images are not known")
+    config, table = run.config, run.need_certificates()
     settings: dict[str, Any] = dict(sigma=config.sigma, n0=n0, n=n, alpha=alpha, precision=precision, radius=radius)
     sequential.check(**settings)
     known = table.drop_duplicates("image").sort_values("image")

@@ -143,112 +143,106 @@ class Evolution:
         self.events = _events(kept)
 
 
-class Poisoning:
-    """Makes what the arms beside the clean one train on.
+def make_poison(context: Context, *, each: ParallelMap, given: Tensor | None) -> Poison:
+    """The attack, or its result from an earlier run that asked for the same. each, given: as in AttackProblem."""
+    config, problem, recorder = context.config, context.problem, context.recorder
+    path, evolution_path = _files(context)
+    depends_on = context.depends_on | poison_depends_on(config)
+    keys = {
+        evolution_path: context.cache.key("evolution", depends_on),
+        path: context.cache.key("poison", depends_on),
+    }
+    started, whole = time.monotonic(), work_of_attack(config)
+    checkpoint = Checkpoint(context.run.directory, keys[path])
+    if all(context.cache.fetch(key, file) for file, key in keys.items()):
+        recorder.add_reused("poison", "poison", whole)
+        evolution = load_file(evolution_path)
+        _record_again(recorder, evolution, steps=len(evolution["upper_loss"]))
+    else:
+        _optimise(context, checkpoint, each=each, given=given)
+        recorder.add_seconds("poison", started)
+    found = {name: torch.from_numpy(array).to(context.device) for name, array in load_file(path).items()}
+    poison = Poison(found["delta"], problem.poison_indices, found.get("labels"))
+    threat.check(
+        poison,
+        problem.training,
+        target_class=config.threat.target_class,
+        epsilon=config.threat.epsilon,
+        clean_label=not config.attack.traits.changes_labels,
+    )
+    for file, key in keys.items():
+        context.cache.share(key, file)
+    _measure(context, "poisoned", poison)
+    return poison
 
-    Args:
-        each: as `map`; computes the parts of an attack on a CPU.
-        given: changes from a file [P, C, H, W], where the attack has one.
+
+def _files(context: Context) -> tuple[Path, Path]:
+    """Where the run keeps its poison, and how that came about."""
+    return context.run.directory / "poison.safetensors", context.run.directory / "evolution.safetensors"
+
+
+def _optimise(context: Context, checkpoint: Checkpoint, *, each: ParallelMap, given: Tensor | None) -> None:
+    """Runs the attack to the end, from where an earlier attempt at this run was stopped if there was one.
+
+    The poison of some steps, and the one at which it ends or is stopped if it made any, are written to disk.
     """
+    config, problem, recorder = context.config, context.problem, context.recorder
+    (path, evolution_path), whole = _files(context), work_of_attack(config)
+    poison = Poison(torch.zeros_like(problem.training.images[problem.poison_indices]), problem.poison_indices)
+    evolution = Evolution(problem.training.indices[poison.indices[:EVOLVING]].cpu().numpy())
+    kept = checkpoint.load()
+    if kept:
+        poison = replace(poison, delta=kept["poison"].to(context.device))
+        evolution.take_up(kept)
+        behind, steps = evolution.steps, config.attack.upper_steps
+        _record_again(recorder, evolution.arrays(), steps=steps)
+        recorder.add_reused(f"poison until step {behind}", "poison", whole * behind / steps)
 
-    def __init__(self, context: Context, *, each: ParallelMap, given: Tensor | None) -> None:
-        self._context, self._each, self._given = context, each, given
+    def save() -> None:
+        _write_poison(path, problem, poison)
+        write_tensors(evolution_path, **evolution.arrays())
 
-    def make(self) -> Poison:
-        """The attack, or its result from an earlier run that asked for the same."""
-        config, problem, path = (
-            self._context.config,
-            self._context.problem,
-            self._context.run.directory / "poison.safetensors",
-        )
-        evolution_path = path.with_name("evolution.safetensors")
-        depends_on = self._context.depends_on | poison_depends_on(config)
-        keys = {
-            evolution_path: self._context.cache.key("evolution", depends_on),
-            path: self._context.cache.key("poison", depends_on),
-        }
-        started, whole = time.monotonic(), work_of_attack(config)
-        checkpoint = Checkpoint(self._context.run.directory, keys[path])
-        if all(self._context.cache.fetch(key, file) for file, key in keys.items()):
-            self._context.recorder.add_reused("poison", "poison", whole)
-            evolution = load_file(evolution_path)
-            _record_again(self._context.recorder, evolution, steps=len(evolution["upper_loss"]))
-        else:
-            self._optimise(path, evolution_path, whole, checkpoint)
-            self._context.recorder.add_seconds("poison", started)
-        found = {name: torch.from_numpy(array).to(self._context.device) for name, array in load_file(path).items()}
-        poison = Poison(found["delta"], problem.poison_indices, found.get("labels"))
-        threat.check(
-            poison,
-            problem.training,
-            target_class=config.threat.target_class,
-            epsilon=config.threat.epsilon,
-            clean_label=not config.attack.traits.changes_labels,
-        )
-        for file, key in keys.items():
-            self._context.cache.share(key, file)
-        self._measure("poisoned", poison)
-        return poison
-
-    def _optimise(self, path: Path, evolution_path: Path, whole: float, checkpoint: Checkpoint) -> None:
-        """Runs the attack to the end, from where an earlier attempt at this run was stopped if there was one.
-
-        The poison of some steps, and the one at which it ends or is stopped if it made any, are written to disk.
-        """
-        config, problem, recorder = self._context.config, self._context.problem, self._context.recorder
-        poison = Poison(torch.zeros_like(problem.training.images[problem.poison_indices]), problem.poison_indices)
-        evolution = Evolution(problem.training.indices[poison.indices[:EVOLVING]].cpu().numpy())
-        kept = checkpoint.load()
-        if kept:
-            poison = replace(poison, delta=kept["poison"].to(self._context.device))
-            evolution.take_up(kept)
-            behind, steps = evolution.steps, config.attack.upper_steps
-            _record_again(recorder, evolution.arrays(), steps=steps)
-            recorder.add_reused(f"poison until step {behind}", "poison", whole * behind / steps)
-
-        def save() -> None:
-            _write_poison(path, problem, poison)
-            write_tensors(evolution_path, **evolution.arrays())
-
-        posed = pose_attack(problem, config, each=self._each, given=self._given, state=kept or None)
-        try:
-            for record in ATTACKS[config.attack.name](posed, config.attack, config.seed):
-                poison = Poison(record.delta, problem.poison_indices, record.labels)
-                point = evolution.add(record, epsilon=config.threat.epsilon)
-                recorder.add_metrics("attack", step=record.step, steps=record.steps, **point)
-                recorder.products += record.products
-                recorder.add_work("poison", whole / record.steps, f"attack: step {record.step} of {record.steps}")
-                if record.event:
-                    recorder.add_event(evolution.events[-1])
-                if evolution.shown and evolution.shown[-1][0] == record.step:
-                    save()
-                if record.state is not None:
-                    checkpoint.keep(partial(_standing, record.state, evolution, poison))
-                self._context.check_stop()
-        finally:
-            if evolution.steps:
+    posed = pose_attack(problem, config, each=each, given=given, state=kept or None)
+    try:
+        for record in ATTACKS[config.attack.name](posed, config.attack, config.seed):
+            poison = Poison(record.delta, problem.poison_indices, record.labels)
+            point = evolution.add(record, epsilon=config.threat.epsilon)
+            recorder.add_metrics("attack", step=record.step, steps=record.steps, **point)
+            recorder.products += record.products
+            recorder.add_work("poison", whole / record.steps, f"attack: step {record.step} of {record.steps}")
+            if record.event:
+                recorder.add_event(evolution.events[-1])
+            if evolution.shown and evolution.shown[-1][0] == record.step:
                 save()
-        if len(problem.poison_indices) == 0:  # nothing may change, so there was nothing to do
+            if record.state is not None:
+                checkpoint.keep(partial(_standing, record.state, evolution, poison))
+            context.check_stop()
+    finally:
+        if evolution.steps:
             save()
-            recorder.add_work("poison", whole)
+    if len(problem.poison_indices) == 0:  # nothing may change, so there was nothing to do
+        save()
+        recorder.add_work("poison", whole)
 
-    def control(self, arm: str, delta: Tensor | None = None) -> Poison:
-        """random_noise, or shuffled_signs of a delta, on the very images that the attack may change."""
-        problem = self._context.problem
-        x_clean, epsilon = problem.training.images[problem.poison_indices], self._context.config.threat.epsilon
-        generator = stream(self._context.config.seed, arm, device=self._context.device)
-        if delta is None:
-            control = random_noise(x_clean, epsilon=epsilon, generator=generator)
-        else:
-            control = shuffled_signs(x_clean, delta, epsilon=epsilon, generator=generator)
-        poison = Poison(control, problem.poison_indices)
-        threat.check(poison, problem.training, target_class=self._context.config.threat.target_class, epsilon=epsilon)
-        self._measure(arm, poison)
-        return poison
 
-    def _measure(self, arm: str, poison: Poison) -> None:
-        x_clean = self._context.problem.training.images[poison.indices].cpu().numpy()
-        self._context.recorder.add_perturbation(arm, x_clean, poison.delta.cpu().numpy())
+def make_control(context: Context, arm: str, delta: Tensor | None = None) -> Poison:
+    """random_noise, or shuffled_signs of a delta, on the very images that the attack may change."""
+    problem = context.problem
+    x_clean, epsilon = problem.training.images[problem.poison_indices], context.config.threat.epsilon
+    generator = stream(context.config.seed, arm, device=context.device)
+    if delta is None:
+        control = random_noise(x_clean, epsilon=epsilon, generator=generator)
+    else:
+        control = shuffled_signs(x_clean, delta, epsilon=epsilon, generator=generator)
+    poison = Poison(control, problem.poison_indices)
+    threat.check(poison, problem.training, target_class=context.config.threat.target_class, epsilon=epsilon)
+    _measure(context, arm, poison)
+    return poison
+
+
+def _measure(context: Context, arm: str, poison: Poison) -> None:
+    x_clean = context.problem.training.images[poison.indices].cpu().numpy()
+    context.recorder.add_perturbation(arm, x_clean, poison.delta.cpu().numpy())
 
 
 def _standing(state: Callable[[], State], evolution: Evolution, poison: Poison) -> State:

@@ -7,7 +7,7 @@ other work). Every random draw comes from a named stream, so nothing depends on 
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from engine.config import PROTOCOL_VERSION, arms_of
 from engine.costs import workers_for
 from engine.experiment import checkpoint
 from engine.experiment.context import Context
-from engine.experiment.poisoning import Poisoning, with_file
+from engine.experiment.poisoning import make_control, make_poison, with_file
 from engine.experiment.problem import pose
 from engine.experiment.recorder import Recorder
 from engine.experiment.retraining import Retraining
@@ -50,76 +50,69 @@ def pool_of_workers(device: torch.device, count: int | None = None) -> ThreadPoo
     return ThreadPoolExecutor(count or workers_for(device.type), initializer=begin)
 
 
-class Experiment:
-    """One run of the protocol into its run directory; `work` does it, `recorder` says how far it is."""
+def conduct(run: Run, recorder: Recorder, *, device: torch.device, cancelled: Callable[[], bool]) -> None:
+    """Does the whole protocol into the run's directory; whatever happens on the way, what was finished is on disk.
 
-    def __init__(self, run: Run, *, runs_root: Path, data_root: Path, device: torch.device) -> None:
-        self.run, self.config, self.device, self.data_root = run, run.config, device, data_root
-        self.recorder = Recorder(run)
-        self._runs_root = runs_root
+    Raises: Cancelled soon after cancelled(), asked a few times a second, became true; whatever a stage raises.
+    """
+    config, runs_root, data_root = run.config, run.directory.parent, run.data_root
+    posed = pose(config, data_root, device)
+    recorder.begin(posed.class_names)
+    problem, given = with_file(posed, config, runs_root=runs_root, recorder=recorder)
+    depends_on = {
+        "protocol": PROTOCOL_VERSION,
+        "torch": torch.__version__,
+        "device": device.type,
+        "dataset": config.dataset,
+        "images": datasets.fingerprint(config.dataset, data_root),
+        "data": config.data.model_dump(),
+        "seed": config.seed,
+    }
+    if device.type == "cuda":
+        depends_on["tf32"] = torch.backends.cuda.matmul.allow_tf32
+    recorder.phase = "attack and first victims"
+    seeds = range(config.victim_seeds)
+    pool, helpers = (pool_of_workers(device) for _ in range(2))
+    tasks: list[Future[Any]] = []
 
-    def work(self, *, cancelled: Callable[[], bool]) -> None:
-        """Does the whole protocol; whatever happens on the way, what was finished is on disk.
+    def start(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        tasks.append(pool.submit(work, *arguments))
+        return tasks[-1]
 
-        Raises: Cancelled soon after cancelled(), asked a few times a second, became true; whatever a stage raises.
-        """
-        posed = pose(self.config, self.data_root, self.device)
-        self.recorder.begin(posed.class_names)
-        problem, given = with_file(posed, self.config, runs_root=self._runs_root, recorder=self.recorder)
-        depends_on = {
-            "protocol": PROTOCOL_VERSION,
-            "torch": torch.__version__,
-            "device": self.device.type,
-            "dataset": self.config.dataset,
-            "images": datasets.fingerprint(self.config.dataset, self.data_root),
-            "data": self.config.data.model_dump(),
-            "seed": self.config.seed,
-        }
-        if self.device.type == "cuda":
-            depends_on["tf32"] = torch.backends.cuda.matmul.allow_tf32
-        self.recorder.phase = "attack and first victims"
-        seeds = range(self.config.victim_seeds)
-        pool, helpers = (pool_of_workers(self.device) for _ in range(2))
-        tasks: list[Future[Any]] = []
+    def helped(compute: Callable[..., Any], parts: Iterable[Any]) -> Iterable[Any]:
+        """As map, side by side while a worker has nothing else to do."""
+        unfinished = sum(not task.done() for task in tasks)
+        return (helpers.map if unfinished < workers_for(device.type) else map)(compute, parts)
 
-        def start(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-            tasks.append(pool.submit(work, *arguments))
-            return tasks[-1]
-
-        def helped(compute: Callable[..., Any], parts: Iterable[Any]) -> Iterable[Any]:
-            """As map, side by side while a worker has nothing else to do."""
-            unfinished = sum(not task.done() for task in tasks)
-            return (helpers.map if unfinished < workers_for(self.device.type) else map)(compute, parts)
-
-        stop = threading.Event()
-        context = Context(self.run, self.config, problem, self.recorder, StageCache(self._runs_root), depends_on, stop)
-        poisoning, victims = Poisoning(context, each=helped, given=given), Retraining(context)
-        try:
-            arms = arms_of(self.config)
-            attack = start(poisoning.make) if "poisoned" in arms else None
+    stop = threading.Event()
+    context = Context(run, config, problem, recorder, StageCache(runs_root), depends_on, stop)
+    victims = Retraining(context)
+    try:
+        arms = arms_of(config)
+        attack = start(partial(make_poison, context, each=helped, given=given)) if "poisoned" in arms else None
+        for k in seeds:
+            start(victims.victim, "clean", k, None)
+        if "random_noise" in arms:
+            noise = make_control(context, "random_noise")
             for k in seeds:
-                start(victims.victim, "clean", k, None)
-            if "random_noise" in arms:
-                noise = poisoning.control("random_noise")
-                for k in seeds:
-                    start(victims.victim, "random_noise", k, noise)
-            pending = set(tasks)
-            while pending:
-                finished, pending = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    if future is attack:
-                        poison = future.result()
-                        self.recorder.phase = "victims and certificates"
-                        pending |= {start(victims.victim, "poisoned", k, poison) for k in seeds}
-                        if "shuffled_signs" in arms:
-                            shuffled = poisoning.control("shuffled_signs", poison.delta)
-                            pending |= {start(victims.victim, "shuffled_signs", k, shuffled) for k in seeds}
-                    else:
-                        self.recorder.add_certificates(*future.result())
-                if pending and cancelled():  # what is finished was not cancelled
-                    raise Cancelled
-            checkpoint.remove_all(self.run.directory)
-        finally:
-            stop.set()  # whoever still computes stops at its next step
-            for each in (pool, helpers):
-                each.shutdown(wait=True, cancel_futures=True)
+                start(victims.victim, "random_noise", k, noise)
+        pending = set(tasks)
+        while pending:
+            finished, pending = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
+            for future in finished:
+                if future is attack:
+                    poison = future.result()
+                    recorder.phase = "victims and certificates"
+                    pending |= {start(victims.victim, "poisoned", k, poison) for k in seeds}
+                    if "shuffled_signs" in arms:
+                        shuffled = make_control(context, "shuffled_signs", poison.delta)
+                        pending |= {start(victims.victim, "shuffled_signs", k, shuffled) for k in seeds}
+                else:
+                    recorder.add_certificates(*future.result())
+            if pending and cancelled():  # what is finished was not cancelled
+                raise Cancelled
+        checkpoint.remove_all(run.directory)
+    finally:
+        stop.set()  # whoever still computes stops at its next step
+        for each in (pool, helpers):
+            each.shutdown(wait=True, cancel_futures=True)

@@ -147,9 +147,8 @@ def with_draws(table: pd.DataFrame, config: Config, n: int) -> tuple[pd.DataFram
     return metrics.recertify(table, sigma=config.sigma, alpha=config.certification.alpha, n=n), fewer
 
 
-def certificates_csv(table: pd.DataFrame | None) -> str:
+def certificates_csv(table: pd.DataFrame) -> str:
     """A certificate table as CSV (its columns: metrics.py), votes for each class as numbers with spaces between."""
-    assert table is not None
     votes = {
         name: [" ".join(map(str, each)) for each in table[name]]
         for name in ("selection_votes", "estimation_votes")

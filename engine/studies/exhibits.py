@@ -16,7 +16,7 @@ from engine.studies.process import StudyRecord
 
 
 def exhibit(record: StudyRecord, results: dict[str, Any], gallery: Path = GALLERY) -> Path:
-    """Writes a finished study's results (tables.results) where all can see them, and small copies of its runs.
+    """Writes a finished study's results (results.of) where all can see them, and small copies of its runs.
 
     Raises: ConfigError, if cells are missing, or a run is there already with numbers of another machine.
     """

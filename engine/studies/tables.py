@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Callable
-from statistics import fmean, stdev
 from typing import Any
 
 from engine import paper, spread
@@ -195,10 +194,10 @@ def _setting(cell: dict[str, Any]) -> list[str]:
     return [cell["procedure"], cell["dataset"], f"{cell['sigma']:g}"]
 
 
-def _over(summaries: list[Summary]) -> Summary:
+def _over(summaries: list[Summary]) -> Summary | None:
     """Mean and standard deviation over the seeds' means."""
     means = [value["mean"] for value in summaries if value and value["mean"] is not None]
-    return {"mean": fmean(means) if means else None, "sd": stdev(means) if len(means) > 1 else None, "seeds": means}
+    return spread.summary(means) if means else None
 
 
 def _total(cells: list[dict[str, Any]]) -> float | None:
