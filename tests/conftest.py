@@ -141,16 +141,32 @@ def busy() -> Iterator[None]:
     process.wait()
 
 
+@pytest.fixture(scope="session")
+def no_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests, since what pages cache of the examples is kept by where data lie."""
+    return tmp_path_factory.mktemp("no data")
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty runs root and no MNIST."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_data: Path) -> Path:
+    """An empty runs root and no MNIST. What pages cached in earlier tests stays: most of a test's time otherwise."""
     monkeypatch.setenv("PACD_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("PACD_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("PACD_DATA", str(no_data))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def nothing_cached() -> Iterator[None]:
+    """For tests that change what the pages' caches have no key for, such as where the gallery is."""
     import streamlit as st
 
-    st.cache_data.clear()
-    st.cache_resource.clear()
-    return tmp_path / "runs"
+    def clear() -> None:
+        st.cache_data.clear()
+        st.cache_resource.clear()
+
+    clear()
+    yield
+    clear()
 
 
 @pytest.fixture(scope="session")
@@ -177,11 +193,12 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A data root with a folder of 8×8 colour images of three classes, 60 each, and some that are no data set."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data root with a folder of 8×8 colour images of three classes, 70 each, and some that are no data set."""
     import numpy as np
     from PIL import Image
 
+    monkeypatch.setenv("PACD_DATA", str(tmp_path / "data"))
     rng = np.random.default_rng(0)
     for name in ("apple", "pear", "plum"):
         (tmp_path / "data" / "fruit" / name).mkdir(parents=True)

@@ -118,6 +118,7 @@ def test_start_shows_the_example_while_the_open_run_has_no_result(place: Path) -
     assert not test.exception
 
 
+@pytest.mark.usefixtures("nothing_cached")
 def test_start_says_what_to_do_where_there_is_no_finished_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for module in (records, _shared):
         monkeypatch.setattr(module, "GALLERY", tmp_path / "empty")
