@@ -27,12 +27,23 @@ from tests import browser
 settings.register_profile("shared machine", deadline=None)  # other work may slow any example down
 settings.load_profile("shared machine")
 PROJECT = Path(__file__).parents[1]
+# Those that begin late would leave all workers but one idle. Two of browsers do not begin side by side.
+LONGEST = (
+    *("accessibility", "votes", "pages", "app_in_browser", "style", "levels_of_networks", "lesson_in_browser"),
+    *("jobs", "experiment", "lesson_page", "attacks", "poison_page"),
+)
 TINY = (
     *("data.train_size=200", "data.validation_size=200", "victim_seeds=1", "training.epochs=1"),
     *("attack.upper_steps=3", "attack.restart_every=3", "attack.warmup_steps=2", "attack.lower_steps=1"),
     *("attack.clean_batch=20", "attack.poison_batch=10", "attack.upper_batch=10", "attack.upper_noise=2"),
     *("certification.target_images=3", "certification.other_images=1", "certification.n0=10", "certification.n=20"),
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, all others in the order of their names."""
+    rank = {f"test_{name}": position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture
