@@ -9,7 +9,7 @@ import streamlit as st
 from engine.certification import ABSTAIN, radius_cap
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
-from pages import _links, _victims
+from pages import _links, _shared, _victims
 
 MOST, SELECTING = 10_000, 100  # n and n0: a second or two of a visitor's patience
 PRECISION = 0.05  # of the radius, relatively
@@ -46,9 +46,9 @@ def until_settled(run: Run, image: int, shape: tuple[int, ...], victim: int, nam
         st.session_state["drawn until settled"] = wanted
     if st.session_state.get("drawn until settled") != wanted:
         return
-    rows = []
+    rows, root = [], str(_shared.data_root())
     for each in asked:
-        answer, bound, draws = _victims.certified_again(each, image, n0=SELECTING, n=MOST, alpha=alpha, **stop)
+        answer, bound, draws = _victims.certified_again(each, image, root, n0=SELECTING, n=MOST, alpha=alpha, **stop)
         rows.append(
             {"arm": ARM_STYLE[each.arm].name, "answer so far": "none" if answer == ABSTAIN else names[answer]}
             | ({f"certified at {radius:g}": "yes" if bound >= radius else "no"} if question == AT else {})

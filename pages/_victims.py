@@ -118,14 +118,14 @@ def votes(victim: Victim, image: np.ndarray, sigma: float, n0: int, n: int, seed
 
 
 @st.cache_data(max_entries=64, show_spinner="Drawing until it is settled …")
-def certified_again(victim: Victim, image: int, **settings: Any) -> tuple[int, float, int]:
+def certified_again(victim: Victim, image: int, root: str, **settings: Any) -> tuple[int, float, int]:
     """(answer, radius, draws) of more_draws.certify_again for one of the run's test images."""
     from pathlib import Path
 
     from engine.experiment import more_draws
 
-    run, root = Run(Path(victim.directory)), _shared.data_root()
-    (table,) = more_draws.certify_again(run, victim.arm, victim.k, data_root=root, images=[image], **settings)
+    run = Run(Path(victim.directory))
+    (table,) = more_draws.certify_again(run, victim.arm, victim.k, data_root=Path(root), images=[image], **settings)
     (row,) = table.itertuples()
     return int(row.prediction), float(row.radius), int(row.draws)
 

@@ -28,6 +28,11 @@ from tests import browser
 settings.register_profile("shared machine", deadline=None)  # other work may slow any example down
 settings.load_profile("shared machine")
 PROJECT = Path(__file__).parents[1]
+# Those that begin late would leave all workers but one idle. Two of browsers do not begin side by side.
+LONGEST = (
+    *("accessibility", "votes", "pages", "app_in_browser", "style", "levels_of_networks", "lesson_in_browser"),
+    *("jobs", "experiment", "lesson_page", "attacks", "poison_page"),
+)
 TINY = (
     *("data.train_size=200", "data.validation_size=200", "victim_seeds=1", "training.epochs=1"),
     *("attack.upper_steps=3", "attack.restart_every=3", "attack.warmup_steps=2", "attack.lower_steps=1"),
@@ -41,6 +46,12 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = 150) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, all others in the order of their names."""
+    rank = {f"test_{name}": position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture
@@ -149,16 +160,32 @@ def busy() -> Iterator[None]:
     process.wait()
 
 
+@pytest.fixture(scope="session")
+def no_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests, since what pages cache of the examples is kept by where data lie."""
+    return tmp_path_factory.mktemp("no data")
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty runs root and no MNIST."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_data: Path) -> Path:
+    """An empty runs root and no MNIST. What pages cached in earlier tests stays: most of a test's time otherwise."""
     monkeypatch.setenv("PACD_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("PACD_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("PACD_DATA", str(no_data))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def nothing_cached() -> Iterator[None]:
+    """For tests that change what the pages' caches have no key for, such as where the gallery is."""
     import streamlit as st
 
-    st.cache_data.clear()
-    st.cache_resource.clear()
-    return tmp_path / "runs"
+    def clear() -> None:
+        st.cache_data.clear()
+        st.cache_resource.clear()
+
+    clear()
+    yield
+    clear()
 
 
 @pytest.fixture(scope="session")
@@ -185,11 +212,12 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A data root with a folder of 8×8 colour images of three classes, 60 each, and some that are no data set."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data root with a folder of 8×8 colour images of three classes, 70 each, and some that are no data set."""
     import numpy as np
     from PIL import Image
 
+    monkeypatch.setenv("PACD_DATA", str(tmp_path / "data"))
     rng = np.random.default_rng(0)
     for name in ("apple", "pear", "plum"):
         (tmp_path / "data" / "fruit" / name).mkdir(parents=True)

@@ -7,7 +7,7 @@ import torch
 
 from engine import costs, models
 from engine.attacks import ATTACKS
-from engine.choices import ATTACK_TRAITS, Architecture, AttackName
+from engine.choices import ATTACK_TRAITS, SMALLEST_SIDE, Architecture, AttackName
 from engine.report import wording
 from engine.streams import stream
 from engine.votes import count_votes
@@ -17,6 +17,7 @@ def test_architectures() -> None:
     known = set(get_args(Architecture))
     for table in (models.BUILDERS, costs.RELATIVE_COST, costs.KEPT, wording.ARCHITECTURE_NAMES):
         assert set(table) == known
+    assert set(SMALLEST_SIDE) <= known
 
 
 @pytest.mark.parametrize("name", models.BUILDERS)

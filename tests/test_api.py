@@ -176,15 +176,6 @@ def test_what_is_no_data_set_is_refused_by_name(name: str, tmp_path: Path) -> No
         pacd.images(name, train=True, data_root=str(tmp_path))
 
 
-def test_importing_it_imports_no_torch_and_no_streamlit() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, engine.api; print({'torch', 'streamlit'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
-    assert done.stdout.strip() == "set()", done.stderr
-
-
 @pytest.mark.parametrize(
     "ask",
     [

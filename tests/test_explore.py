@@ -47,8 +47,12 @@ def own_run(root: Path, point: Point, drop: float) -> Run:
 def test_the_project_comes_with_a_grid() -> None:
     assert len(KNOWN) >= 18
     for run in KNOWN.values():
-        assert run.directory.stat().st_nlink  # there, and small: a grid of tens of megabytes at most
-    assert sum(run.disk_bytes() for run in KNOWN.values()) < 100_000_000
+        assert run.report is not None
+        assert set(run.report["relative_drop"]) >= {"poisoned", "random_noise"}
+        table = run.certificates()
+        assert table is not None
+        assert set(table["arm"]) == set(run.report["arms"])
+    assert sum(run.disk_bytes() for run in KNOWN.values()) < 100_000_000  # a grid of tens of megabytes at most
 
 
 def test_the_first_sight_is_a_finished_result_and_its_controls() -> None:
@@ -121,8 +125,11 @@ def test_a_finished_run_of_ones_own_joins_the_sliders(place: Path) -> None:
     assert "38 ± " in next(each.value for each in test.metric if each.label == "Drop in ACR, poisoned")
 
 
-@pytest.mark.parametrize("point", list(KNOWN)[::5])
-def test_every_point_opens_by_its_link(point: Point) -> None:
+OF_EACH = [[point for point in KNOWN if point.procedure == procedure] for procedure in grid.BASES]
+
+
+@pytest.mark.parametrize("point", [end(points) for points in OF_EACH for end in (min, max)])
+def test_the_ends_of_each_procedure_open_by_their_links(point: Point) -> None:
     fields = zip(("procedure", "digit", "sigma", "epsilon"), map(str, point), strict=True)
     test = opened(PAGE, **dict(fields))
     assert not test.error

@@ -22,7 +22,7 @@ def line_in(text: str) -> list[str]:
 LINE = line_in(str(engine.__doc__))
 ENGINE = sorted((ROOT / "engine").rglob("*.py"))
 APP = [ROOT / "app.py", *sorted((ROOT / "pages").rglob("*.py"))]
-WITHOUT_TORCH = ["config", "presets", "datasets", "records", "costs", "index", "stages", "jobs", "__main__"]
+WITHOUT_TORCH = ["config", "presets", "datasets", "records", "costs", "index", "stages", "jobs", "api", "__main__"]
 
 
 def is_module(dotted: str) -> bool:

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from engine.choices import SMALLEST_SIDE
-from engine.config import Config
 from engine.hypergradient import hessian
 from engine.models import BUILDERS, build, flat_weights, with_weights
 from engine.models.initialise import he_normal, he_normal_truncated
@@ -89,12 +88,6 @@ def test_a_residual_network_is_as_deep_as_its_name_says(architecture):
     projections = [layer for layer in layers if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)]
     assert len(layers) - len(projections) == int(architecture.removeprefix("resnet"))
     assert len(projections) == 2
-
-
-def test_the_configuration_knows_every_architecture():
-    fields = Config.model_fields["architecture"].annotation
-    assert set(fields.__args__) == set(BUILDERS)
-    assert set(SMALLEST_SIDE) <= set(BUILDERS)
 
 
 @pytest.mark.parametrize("architecture", QUICK)

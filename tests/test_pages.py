@@ -19,7 +19,7 @@ from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
 from engine.studies import kinds, process
-from pages import _comparison, _shared
+from pages import _comparison, _links, _shared
 from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
 
 PAGES = [file for file, _ in _shared.PAGES]
@@ -33,18 +33,23 @@ pytestmark = pytest.mark.usefixtures("place")
 # --- the frame, and all pages ---
 
 
-@pytest.mark.parametrize("page", [None, *PAGES])
-def test_every_page_opens_without_an_exception(page: str | None) -> None:
+def test_every_page_opens_without_an_exception() -> None:
     test = AppTest.from_file(str(PROJECT / "app.py"), default_timeout=60).run()
     assert [choice.label for choice in test.sidebar.selectbox] == ["Open run"]
     assert "localhost" in words(test)
-    if page:
-        test.switch_page(page).run()
     assert not test.exception
+    for page in PAGES:
+        assert not test.switch_page(page).run().exception, page
 
 
-@pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("identifier", [EXAMPLE, EXAMPLE[:7], "0123456789abcdef", "../../etc/passwd"])
+@pytest.mark.parametrize(
+    ("page", "identifier"),
+    [
+        *((page, "0123456789abcdef") for page in PAGES),
+        *((f"pages/{page}.py", EXAMPLE[:7]) for page in ("inspect", "runs")),  # tests/test_links.py has whole ids
+        *((f"pages/{page}.py", "../../etc/passwd") for page in ("start", "certify")),
+    ],
+)
 def test_every_page_alone_takes_any_run_id_of_a_link(page: str, identifier: str) -> None:
     test = opened(page, run=identifier)
     assert not test.exception
@@ -73,13 +78,17 @@ def test_the_picker_lists_examples_and_own_runs_and_names_states(place: Path) ->
     assert sum("example" in option for option in options) == len(options) - 1
 
 
-def test_the_app_imports_no_torch() -> None:
+def test_the_app_and_its_pages_import_no_torch() -> None:
     script = (
-        "import sys; from streamlit.testing.v1 import AppTest; test = AppTest.from_file('app.py', default_timeout=60)."
-        "run(); assert not test.exception; print('torch' in sys.modules)"
+        "import sys; from streamlit.testing.v1 import AppTest\n"
+        "for file in ('app.py', 'pages/inspect.py', 'pages/certify.py'):\n"
+        "    test = AppTest.from_file(file, default_timeout=60)\n"
+        f"    test.query_params['run'] = '{EXAMPLE}'\n"
+        "    assert not test.run().exception, file\n"
+        "    assert 'torch' not in sys.modules, file\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=100)
-    assert done.stdout.strip() == "False", done.stderr[-2000:]
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 # --- Start ---
@@ -118,6 +127,7 @@ def test_start_shows_the_example_while_the_open_run_has_no_result(place: Path) -
     assert not test.exception
 
 
+@pytest.mark.usefixtures("nothing_cached")
 def test_start_says_what_to_do_where_there_is_no_finished_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for module in (records, _shared):
         monkeypatch.setattr(module, "GALLERY", tmp_path / "empty")
@@ -191,7 +201,7 @@ def of_another_attack(place: Path, attack: str) -> Run:
     return run
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if Path(page).stem not in _links.PAGES_WITHOUT_RUN])
 @pytest.mark.parametrize("attack", ["none", "label-flip", "white-pattern"])
 def test_every_page_shows_runs_of_attacks_without_losses_or_changes(place: Path, page: str, attack: str) -> None:
     run = of_another_attack(place, attack)

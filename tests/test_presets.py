@@ -98,11 +98,8 @@ def test_the_small_scale_is_sound_and_keeps_the_papers_budget(procedure: str, da
     assert (config.dataset, config.sigma) == (dataset, 0.25)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_sound_and_scaled_ones_say_how_they_depart(name: str) -> None:
-    preset = PRESETS[name]
-    assert Config.model_validate(preset.config.model_dump()) == preset.config
-    assert preset.departs
+def test_every_preset_says_how_it_departs() -> None:
+    assert all(preset.departs for preset in PRESETS.values())
 
 
 def test_small_refuses_what_it_does_not_know() -> None:

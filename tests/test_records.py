@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import records
@@ -59,6 +59,7 @@ def live_status() -> Status:
     return Status("running", pid=os.getpid(), pid_started=started, heartbeat=time.time(), submitted=time.time())
 
 
+@settings(max_examples=30)
 @given(status=ended)
 def test_a_status_reads_back_equal(status: Status, tmp_path_factory: pytest.TempPathFactory) -> None:
     run = Run(tmp_path_factory.getbasetemp())
@@ -66,6 +67,7 @@ def test_a_status_reads_back_equal(status: Status, tmp_path_factory: pytest.Temp
     assert run.status() == status
 
 
+@settings(max_examples=30)
 @given(
     epsilon=st.floats(0, 1),
     sigma=st.floats(1e-6, 4),

@@ -22,13 +22,12 @@ PAGE = str(Path(__file__).parents[1] / "pages" / "studies.py")
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_cached: None) -> Path:
     """An empty runs root, no MNIST, no study of the project's, and no process is started."""
     monkeypatch.setenv("PACD_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PACD_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(exhibits, "exhibited", lambda: [])
     monkeypatch.setattr(jobs.subprocess, "Popen", lambda *_, **__: None)
-    st.cache_data.clear()
     return tmp_path
 
 
@@ -130,7 +129,6 @@ def test_a_cell_that_has_not_started_shows_its_command_and_no_dashes(place: Path
 
 def test_the_projects_studies_go_by_their_titles_and_findings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exhibits, "exhibited", SHIPPED)
-    st.cache_data.clear()
     note = exhibits.notes()["43731ae460843f7d"]
     test = opened(study="43731")
     assert not test.exception

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from engine import toy
@@ -98,6 +98,7 @@ def test_the_same_seed_gives_the_same_game_and_another_another() -> None:
     assert not torch.equal(first.training, begun().training)
 
 
+@settings(max_examples=30)
 @given(epsilon=some.floats(0, 0.6), size=some.floats(0, 100))
 def test_poison_stays_in_its_box_and_nothing_else_moves(epsilon: float, size: float) -> None:
     state = replace(begun(), settings=replace(SETTINGS, epsilon=epsilon), poison=clean(begun()))

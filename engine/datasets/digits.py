@@ -18,8 +18,12 @@ def fetch(_root: Path) -> None:
     """Nothing is to be done."""
 
 
-@lru_cache(maxsize=2)
 def read(_root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    return _read(train)
+
+
+@lru_cache(maxsize=2)
+def _read(train: bool) -> tuple[np.ndarray, np.ndarray]:
     """Every fifth image is for testing; 8×8 pixels become 24×24 bicubically, with a border of 2 as MNIST has one."""
     package = find_spec("sklearn")  # only located: importing it would cost the first screen a second or two
     if package is None or package.origin is None:
