@@ -166,6 +166,19 @@ def browser_path() -> str:
     return found
 
 
+@pytest.fixture(scope="module")
+def app(browser_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Server]:
+    """The app's server, for all tests of a file; its runs root is empty at first."""
+    with browser.serving(tmp_path_factory.mktemp("app")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def chromium(browser_path: str) -> Iterator[Any]:
+    with browser.chromium(browser_path) as chromium:
+        yield chromium
+
+
 @pytest.fixture
 def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Configurations handed to `jobs.submit`; no process starts."""
