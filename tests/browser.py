@@ -160,6 +160,16 @@ def new_page(browser: Any, *, size: dict[str, int] = LAPTOP, scheme: str = "ligh
     return page, seen
 
 
+@contextmanager
+def visiting(browser: Any) -> Iterator[tuple[Any, Seen]]:
+    """A new page, closed afterwards."""
+    page, seen = new_page(browser)
+    try:
+        yield page, seen
+    finally:
+        page.context.close()
+
+
 def _note(message: Any, seen: Seen) -> None:
     place = message.location.get("url", "")
     if message.type == "error" and not HARMLESS.search(place) and not HARMLESS.search(message.text):

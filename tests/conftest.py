@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from engine import jobs
@@ -90,10 +91,17 @@ def command_line() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory, command_line: Callable[..., Any]) -> SimpleNamespace:
-    """The smoke preset, run once through the command line: root, run, report and the finished process. Read only."""
-    root = tmp_path_factory.mktemp("smoke") / "runs"
-    process = command_line("run", "--preset", "smoke", "--json", "--runs-root", root)
-    assert process.returncode == 0, process.stderr
+    """The smoke preset, run once through the command line for the tests of all workers: root, run, report and what the
+    process said. Read only."""
+    base = tmp_path_factory.getbasetemp()  # under -n a worker's own, in that of all
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke"
+    root, said = folder / "runs", folder / "said.json"
+    with FileLock(f"{folder}.lock"):
+        if not said.exists():
+            process = command_line("run", "--preset", "smoke", "--json", "--runs-root", root)
+            assert process.returncode == 0, process.stderr
+            said.write_text(json.dumps({"stdout": process.stdout, "stderr": process.stderr}))
+    process = SimpleNamespace(**json.loads(said.read_text()))
     report = json.loads(process.stdout)
     return SimpleNamespace(root=root, run=Run(root / report["run_id"]), report=report, process=process)
 
@@ -199,6 +207,19 @@ def browser_path() -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return found
+
+
+@pytest.fixture(scope="module")
+def app(browser_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Server]:
+    """The app's server, for all tests of a file; its runs root is empty at first."""
+    with browser.serving(tmp_path_factory.mktemp("app")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def chromium(browser_path: str) -> Iterator[Any]:
+    with browser.chromium(browser_path) as chromium:
+        yield chromium
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 certificates, a cancelled run; on a machine without MNIST, and with nothing thrown anywhere."""
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,16 +13,9 @@ PATIENCE = 180_000  # milliseconds, for what a run has to compute; a machine may
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture
-def app(tmp_path: Path) -> Iterator[Server]:
-    with browser.serving(tmp_path) as server:
-        yield server
-
-
-def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server, browser_path: str) -> None:
-    with browser.chromium(browser_path) as chromium:
-        page, seen = browser.new_page(chromium)
-
+def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server, chromium: Any) -> None:
+    """The first test here: the server has had no visitor and has no runs."""
+    with browser.visiting(chromium) as (page, seen):
         page.goto(f"{app.address}/poison?preset=smoke&seed=3")  # the server's first visitor comes by a link
         page.get_by_text("--set seed=3").wait_for()
         page.get_by_role("button", name="Open by id").wait_for()
@@ -85,9 +77,8 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
     assert not [worker for worker in workers(app.runs_root) if "work" in worker.cmdline()]
 
 
-def test_a_drawn_digit_is_certified_and_stays_while_another_page_is_open(app: Server, browser_path: str) -> None:
-    with browser.chromium(browser_path) as chromium:
-        page, seen = browser.new_page(chromium)
+def test_a_drawn_digit_is_certified_and_stays_while_another_page_is_open(app: Server, chromium: Any) -> None:
+    with browser.visiting(chromium) as (page, seen):
         page.goto(f"{app.address}/try")
         sheet = page.get_by_role("application", name=re.compile("^Sheet to draw"))
         sheet.wait_for()
@@ -120,9 +111,8 @@ def test_a_drawn_digit_is_certified_and_stays_while_another_page_is_open(app: Se
     assert not seen.away
 
 
-def test_a_click_on_a_studys_cell_shows_the_run_behind_it(app: Server, browser_path: str) -> None:
-    with browser.chromium(browser_path) as chromium:
-        page, seen = browser.new_page(chromium)
+def test_a_click_on_a_studys_cell_shows_the_run_behind_it(app: Server, chromium: Any) -> None:
+    with browser.visiting(chromium) as (page, seen):
         page.goto(f"{app.address}/studies?study=43731ae460843f7d")
         cells = page.locator(".js-plotly-plot .nsewdrag").first
         cells.wait_for(state="attached", timeout=PATIENCE)
@@ -147,9 +137,8 @@ def test_a_click_on_a_studys_cell_shows_the_run_behind_it(app: Server, browser_p
     assert not seen.away
 
 
-def test_back_leaves_explore_at_once_and_undoes_a_slider(app: Server, browser_path: str) -> None:
-    with browser.chromium(browser_path) as chromium:
-        page, seen = browser.new_page(chromium)
+def test_back_leaves_explore_at_once_and_undoes_a_slider(app: Server, chromium: Any) -> None:
+    with browser.visiting(chromium) as (page, seen):
         page.goto(app.address)
         heading(page, "Small changes, smaller certificates").wait_for()
         bar(page, "Explore").click()
@@ -185,11 +174,8 @@ def no_exception(page) -> None:
     assert exceptions(page) == []
 
 
-@pytest.mark.parametrize("width", [1024, 1366])
-def test_no_number_of_the_form_is_cut(app: Server, browser_path: str, width: int) -> None:
-    with browser.chromium(browser_path) as chromium:
-        page, _ = browser.new_page(chromium)
-        page.set_viewport_size({"width": width, "height": 768})
+def test_no_number_of_the_form_is_cut(app: Server, chromium: Any) -> None:
+    with browser.visiting(chromium) as (page, _):
         page.goto(f"{app.address}/poison?preset=paper-ga-mnist")
         page.get_by_text("The same from the command line").wait_for()
         for section in page.locator('[data-testid="stExpander"] summary').all():
@@ -197,4 +183,7 @@ def test_no_number_of_the_form_is_cut(app: Server, browser_path: str, width: int
         page.get_by_role("spinbutton", name="Training images").wait_for()
         cut = """() => [...document.querySelectorAll('[data-testid="stNumberInput"] input')].filter(each =>
             each.scrollWidth > each.clientWidth + 1).map(each => `${each.ariaLabel}: ${each.value}`)"""
-        assert page.evaluate(cut) == []
+        for width in (1024, 1366):
+            page.set_viewport_size({"width": width, "height": 768})
+            idle(page)
+            assert page.evaluate(cut) == []

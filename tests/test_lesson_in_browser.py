@@ -1,6 +1,5 @@
 """The whole lesson in a real browser by keyboard alone (Tab, Enter, Space, arrows), each step audited on the way."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,20 +7,20 @@ import pytest
 from pages._lesson_steps import STEPS
 from tests import browser
 from tests.app import EXAMPLE
-from tests.browser import exceptions, heading, idle
+from tests.browser import Server, exceptions, heading, idle
 from tests.test_lesson_page import step_of
 
 WORSE = ("serious", "critical")
+AUDIT = "axe.run({resultTypes: ['violations']}).then(found => found.violations)"
 FOCUSED = "() => [document.activeElement.computedName, document.activeElement.type || '']"
 pytestmark = pytest.mark.browser
 
 
-def test_the_whole_lesson_by_keyboard(tmp_path: Path, browser_path: str) -> None:
+def test_the_whole_lesson_by_keyboard(app: Server, chromium: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.base").AXE_SCRIPT
-    with browser.serving(tmp_path) as server, browser.chromium(browser_path) as chromium:
-        page, seen = browser.new_page(chromium)
+    with browser.visiting(chromium) as (page, seen):
         page.goto(
-            f"{server.address}/lesson?run={EXAMPLE}&hide=sidebar"
+            f"{app.address}/lesson?run={EXAMPLE}&hide=sidebar"
         )  # fewer stops for Tab; the sidebar is walked elsewhere
         heading(page, STEPS[0].title).wait_for()
         idle(page)
@@ -41,7 +40,7 @@ def test_the_whole_lesson_by_keyboard(tmp_path: Path, browser_path: str) -> None
             predict(page, number)
             assert exceptions(page) == []
             idle(page)
-            assert [rule for rule in page.evaluate("axe.run()")["violations"] if rule["impact"] in WORSE] == []
+            assert [rule for rule in page.evaluate(AUDIT) if rule["impact"] in WORSE] == []
             if number < len(STEPS):
                 tab_to(page, "Next step")
                 page.keyboard.press("Enter")
@@ -75,11 +74,10 @@ def predict(page: Any, number: int) -> None:
 
 
 def test_back_and_forward_of_the_browser_and_a_presenters_keys_open_the_step_at_its_top(
-    tmp_path: Path, browser_path: str
+    app: Server, chromium: Any
 ) -> None:
-    with browser.serving(tmp_path) as server, browser.chromium(browser_path) as chromium:
-        page, seen = browser.new_page(chromium)
-        page.goto(f"{server.address}/lesson?run={EXAMPLE}")
+    with browser.visiting(chromium) as (page, seen):
+        page.goto(f"{app.address}/lesson?run={EXAMPLE}")
         at_the_top(page, 1)
         for number in (2, 3):
             page.evaluate("document.querySelector('[data-testid=\"stMain\"]').scrollTo(0, 300)")
@@ -101,12 +99,9 @@ def at_the_top(page: Any, number: int) -> None:
     assert page.evaluate("document.querySelector('[data-testid=\"stMain\"]').scrollTop") == 0
 
 
-def test_on_a_projector_buttons_stand_above_the_figure_and_on_a_laptop_beside_it(
-    tmp_path: Path, browser_path: str
-) -> None:
-    with browser.serving(tmp_path) as server, browser.chromium(browser_path) as chromium:
-        page, _ = browser.new_page(chromium)
-        page.goto(f"{server.address}/lesson?run={EXAMPLE}&step=6")
+def test_on_a_projector_buttons_stand_above_the_figure_and_on_a_laptop_beside_it(app: Server, chromium: Any) -> None:
+    with browser.visiting(chromium) as (page, _):
+        page.goto(f"{app.address}/lesson?run={EXAMPLE}&step=6")
         idle(page, timeout=60_000)
         for width, beside in ((1366, True), (1024, False)):
             page.set_viewport_size({"width": width, "height": 768})

@@ -61,7 +61,7 @@ class Game:
     """The two levels around one network and procedure: the engine's, and a second computation of both."""
 
     def __init__(self, architecture: str, procedure: str) -> None:
-        shape = (1, 28, 28) if architecture == "lenet" else (3, 16, 16)
+        shape = (1, 28, 28) if architecture == "lenet" else (3, 8, 8)
         self.model = build(architecture, generator=stream(0, "test networks"), shape=shape).double().eval()
         self.second = textbook.lenet if architecture == "lenet" else pacds_resnet
         self.weights = flat_weights(self.model)
