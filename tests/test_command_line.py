@@ -67,20 +67,23 @@ def test_a_finished_run_says_so(smoke: SimpleNamespace) -> None:
     assert status.submitted <= status.started <= status.ended
 
 
-def test_asking_again_returns_the_same_report_at_once(smoke: SimpleNamespace, command_line: CommandLine) -> None:
+def test_asking_again_returns_the_same_report_at_once(
+    smoke: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = smoke.run.status()
-    done = command_line("run", "--preset", "smoke", "--json", "--runs-root", smoke.root)
-    assert done.returncode == 0
-    assert done.stdout == smoke.process.stdout
+    code, output, _ = main(capsys, "run", "--preset", "smoke", "--json", "--runs-root", smoke.root)
+    assert code == 0
+    assert output == smoke.process.stdout
     assert smoke.run.status() == before
 
 
 def test_a_dry_run_prints_configuration_and_estimate_and_creates_nothing(
-    runs_root: Path, command_line: CommandLine
+    runs_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = command_line("run", "--preset", "quick", "--set", "sigma=0.25", "--dry-run", "--runs-root", runs_root)
-    assert done.returncode == 0
-    plan = json.loads(done.stdout)
+    typed = ("run", "--preset", "quick", "--set", "sigma=0.25", "--dry-run", "--runs-root", runs_root)
+    code, output, _ = main(capsys, *typed)
+    assert code == 0
+    plan = json.loads(output)
     assert plan["config"]["sigma"] == 0.25
     assert plan["config"] | {"sigma": 0.5} == PRESETS["quick"].config.model_dump(mode="json")
     assert plan["estimate"]["seconds"] > 10
@@ -191,11 +194,8 @@ def test_runs_are_kept_in_a_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("arguments", [["--preset", "nonsense"], ["--set", "threat.epsilon=2"]])
-def test_bad_input_ends_the_process_with_exit_code_2(
-    arguments: list[str], runs_root: Path, command_line: CommandLine
-) -> None:
-    done = command_line("run", *arguments, "--runs-root", runs_root)
+def test_bad_input_ends_the_process_with_exit_code_2(runs_root: Path, command_line: CommandLine) -> None:
+    done = command_line("run", "--set", "threat.epsilon=2", "--runs-root", runs_root)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -237,11 +237,11 @@ def test_a_run_that_fails_ends_with_exit_code_1_and_its_directory_says_why(
 
 
 def test_a_report_is_told_as_if_fewer_draws_had_been_made(
-    smoke: SimpleNamespace, command_line: CommandLine, capsys: pytest.CaptureFixture[str]
+    smoke: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same victims and images; never more draws than there are."""
     arguments = ("report", smoke.run.id, "--runs-root", smoke.root, "--n")
-    fewer = json.loads(command_line(*arguments, "50", "--json").stdout)
+    fewer = json.loads(main(capsys, *arguments, "50", "--json")[1])
     assert fewer["config"]["certification"]["n"] == 50
     assert fewer["radius_cap"] < smoke.report["radius_cap"]
     for arm, values in fewer["arms"].items():
@@ -253,11 +253,10 @@ def test_a_report_is_told_as_if_fewer_draws_had_been_made(
     assert {name: fewer[name] for name in ("run_id", "seconds", "perturbation")} == {
         name: smoke.report[name] for name in ("run_id", "seconds", "perturbation")
     }
-    assert json.loads(command_line(*arguments, "100", "--json").stdout)["arms"] == smoke.report["arms"]
+    assert json.loads(main(capsys, *arguments, "100", "--json")[1])["arms"] == smoke.report["arms"]
     for form in ([], ["--html", str(smoke.root / "none.html")], ["--cite"]):
         assert main(capsys, *arguments, "0", *form)[0] == 2
-    refused = command_line(*arguments, "101")
-    assert (refused.returncode, refused.stderr) == (2, "error: n must be in [1, 100], the draws recorded, got 101\n")
+    assert main(capsys, *arguments, "101") == (2, "", "error: n must be in [1, 100], the draws recorded, got 101\n")
 
 
 def test_certificates_are_printed_with_their_votes(smoke: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

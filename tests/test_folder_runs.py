@@ -12,6 +12,7 @@ from engine import datasets
 from engine.config import ConfigError
 from engine.datasets import DatasetUnavailable
 from engine.records import Run
+from tests.commanding import main
 from tests.folders import fill, pixels, save
 
 
@@ -95,7 +96,9 @@ def photographs(tmp_path_factory) -> Path:
     return root
 
 
-def test_the_whole_protocol_runs_on_a_folder_of_photographs(photographs, runs_root, command_line, tiny_arguments):
+def test_the_whole_protocol_runs_on_a_folder_of_photographs(
+    photographs, runs_root, in_this_process, tiny_arguments, capsys
+):
     fields = {
         "dataset": "folder:patches",
         "threat.target_class": 1,
@@ -108,9 +111,9 @@ def test_the_whole_protocol_runs_on_a_folder_of_photographs(photographs, runs_ro
     }
     arguments = [part for field, value in fields.items() for part in ("--set", f"{field}={value}")]
     roots = ("--runs-root", runs_root, "--data-root", photographs)
-    done = command_line("run", *tiny_arguments, *arguments, "--json", *roots)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    code, output, error = main(capsys, "run", *tiny_arguments, *arguments, "--json", *roots)
+    assert code == 0, error
+    report = json.loads(output)
     run = Run(runs_root / report["run_id"])
     assert report["complete"]
     assert "your own images patches" in report["dataset_note"]
@@ -128,7 +131,7 @@ def test_the_whole_protocol_runs_on_a_folder_of_photographs(photographs, runs_ro
 
 
 def test_numbers_of_a_run_are_not_taken_for_those_of_images_that_came_later(
-    tmp_path, runs_root, command_line, tiny_arguments
+    tmp_path, runs_root, in_this_process, tiny_arguments, capsys
 ):
     fill(tmp_path / "own", count=100, shape=(16, 16))
     fields = {
@@ -142,18 +145,18 @@ def test_numbers_of_a_run_are_not_taken_for_those_of_images_that_came_later(
     }
     roots = ("--runs-root", runs_root, "--data-root", tmp_path)
     ask = ("run", *tiny_arguments, *(part for item in fields.items() for part in ("--set", "{}={}".format(*item))))
-    first = command_line(*ask, "--json", *roots)
-    assert first.returncode == 0, first.stderr
-    run = Run(runs_root / json.loads(first.stdout)["run_id"])
+    code, output, error = main(capsys, *ask, "--json", *roots)
+    assert code == 0, error
+    run = Run(runs_root / json.loads(output)["run_id"])
 
     save(tmp_path / "own" / "cat" / "0.png", pixels(16, 16, seed=1000))
     for again in (ask, ("certify", run.id, "--n", "100")):
-        done = command_line(*again, *roots)
-        assert done.returncode == 2
-        assert f"the images of folder:own have changed since run {run.id} was computed" in done.stderr
-        assert "Traceback" not in done.stderr
-    page = command_line("report", run.id, "--html", str(tmp_path / "report.html"), *roots)
-    assert page.returncode == 0, page.stderr
+        code, _, error = main(capsys, *again, *roots)
+        assert code == 2
+        assert f"the images of folder:own have changed since run {run.id} was computed" in error
+        assert error.count("\n") == 1
+    code, _, error = main(capsys, "report", run.id, "--html", tmp_path / "report.html", *roots)
+    assert code == 0, error
 
     save(tmp_path / "own" / "cat" / "0.png", pixels(16, 16, seed=0))
-    assert command_line(*ask, *roots).returncode == 0
+    assert main(capsys, *ask, *roots)[0] == 0

@@ -1,6 +1,5 @@
 """Runs that are published read-only, and forks that remember which run they came from."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,19 @@ def test_a_published_run_can_be_neither_deleted_nor_renamed_and_says_so(place: P
     assert [row["published"] for row in index.rows(place)] == [1]
 
 
-def test_the_command_line_says_what_became_of_a_publication(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_publishes_and_withdraws_and_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def asked(option: str) -> tuple[int, str, str]:
+        return main(capsys, "runs", option, run.id, "--runs-root", place)
+
     run = own_copy(place)
-    said = [main(capsys, "runs", option, run.id, "--runs-root", place) for option in ("--publish", *["--withdraw"] * 2)]
-    told = ("is published, read-only", "is withdrawn", "is not published: nothing to withdraw")
-    assert said == [(0, f"run {run.id} {each}\n", "") for each in told]
+    assert asked("--publish") == (0, f"run {run.id} is published, read-only\n", "")
+    code, _, refused = asked("--delete")
+    assert (code, "withdraw it first" in refused) == (2, True)
+    assert asked("--withdraw") == (0, f"run {run.id} is withdrawn\n", "")
+    assert asked("--withdraw") == (0, f"run {run.id} is not published: nothing to withdraw\n", "")
     assert not run.published
+    assert asked("--delete")[0] == 0
+    assert not run.exists()
 
 
 def test_only_a_finished_run_can_be_published(place: Path) -> None:
@@ -48,17 +54,6 @@ def test_only_a_finished_run_can_be_published(place: Path) -> None:
     with pytest.raises(ValueError, match="only a finished run can be published"):
         jobs.publish(run)
     assert "Yes, publish it" not in {each.label for each in opened("pages/runs.py", run=run.id).button}
-
-
-def test_the_command_line_publishes_and_withdraws(place: Path, command_line: Callable[..., Any]) -> None:
-    run = own_copy(place)
-    assert command_line("runs", "--publish", run.id).returncode == 0
-    refused = command_line("runs", "--delete", run.id)
-    assert (refused.returncode, "withdraw it first" in refused.stderr) == (2, True)
-    assert command_line("runs", "--withdraw", run.id).returncode == 0
-    assert not run.published
-    assert command_line("runs", "--delete", run.id).returncode == 0
-    assert not run.exists()
 
 
 def test_a_fork_shows_what_differs_and_remembers_its_parent(place: Path, submitted: list[Any]) -> None:

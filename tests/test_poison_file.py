@@ -22,6 +22,7 @@ from engine.config import Config, ConfigError
 from engine.poison_format import PoisonFileRefused
 from engine.records import GALLERY, Run
 from tests.app import EXAMPLE, opened, words
+from tests.commanding import main
 
 Tiny = Callable[..., Config]
 RNG = np.random.default_rng(0)
@@ -285,25 +286,28 @@ def test_a_run_that_the_file_does_not_fit_fails_with_the_reason(
 # --- command line and page
 
 
-def test_the_command_line_says_how_to_run_it(command_line: Callable[..., Any], tmp_path: Path):
+def test_the_command_line_says_how_to_run_it(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    def asked(*arguments: str | Path) -> tuple[int, str, str]:
+        return main(capsys, *arguments, "--runs-root", tmp_path)
+
     (tmp_path / "mine.npz").write_bytes(npz(delta=DELTA, indices=INDICES))
-    refused = command_line("poison-file", tmp_path / "mine.npz", "--dataset", "digits", "--runs-root", tmp_path)
-    assert refused.returncode == 2
-    assert len(refused.stderr.strip().splitlines()) == 1
-    nowhere = command_line("poison-file", tmp_path / "mine.npz", "--dataset", "folder:../x", "--runs-root", tmp_path)
-    assert "error: dataset must be mnist, digits, cifar10 or folder:NAME" in nowhere.stderr
+    code, _, refused = asked("poison-file", tmp_path / "mine.npz", "--dataset", "digits")
+    assert code == 2
+    assert len(refused.strip().splitlines()) == 1
+    _, _, nowhere = asked("poison-file", tmp_path / "mine.npz", "--dataset", "folder:../x")
+    assert "error: dataset must be mnist, digits, cifar10 or folder:NAME" in nowhere
     for file, told in (
         (os.devnull, "is no regular file"),
         (tmp_path, "is no regular file"),
         ("gone", "there is no file"),
     ):
-        unread = command_line("poison-file", file, "--runs-root", tmp_path)
-        assert (unread.returncode, told in unread.stderr) == (2, True)
-    done = command_line("poison-file", EXAMPLE, "--runs-root", tmp_path)
-    assert done.returncode == 0, done.stderr
-    typed = done.stdout.splitlines()[-1].split()
-    dry = command_line("run", "--preset", "smoke", *typed, "--dry-run", "--runs-root", tmp_path)
-    assert dry.returncode == 0, dry.stderr
+        code, _, unread = asked("poison-file", file)
+        assert (code, told in unread) == (2, True)
+    code, output, error = asked("poison-file", EXAMPLE)
+    assert code == 0, error
+    typed = output.splitlines()[-1].split()
+    code, _, error = asked("run", "--preset", "smoke", *typed, "--dry-run")
+    assert code == 0, error
 
 
 @pytest.mark.usefixtures("place")
