@@ -1,6 +1,8 @@
 """Baselines are ordinary runs of the published recipes, side by side or not, in a table beside what was published."""
 
 import re
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
 from conftest import PROJECT
@@ -15,27 +17,35 @@ SMALL = (
 ARGUMENTS = ["--procedures", "gaussian", "macer", "--sigmas", "0.25", "--seeds", "2", "--images", "5", "--epochs", "3"]
 
 
-def printed(root, capsys) -> list[str]:
+def printed(root) -> list[str]:
     """The table's rows, without the seconds."""
-    baselines.main([*ARGUMENTS, "--runs", str(root), *(word for field in SMALL for word in ("--set", field))])
-    return [line.rpartition(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    with redirect_stdout(StringIO()) as output:
+        baselines.main([*ARGUMENTS, "--runs", str(root), *(word for field in SMALL for word in ("--set", field))])
+    return [line.rpartition(" | ")[0] for line in output.getvalue().splitlines() if line.startswith("|")]
 
 
-def test_side_by_side_and_one_by_one_are_the_same_runs(tmp_path, capsys, monkeypatch):
-    one_by_one = printed(tmp_path / "a", capsys)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A root of runs that were computed one by one, and their rows."""
+    root = tmp_path_factory.mktemp("baselines")
+    return root, printed(root)
+
+
+def test_side_by_side_and_one_by_one_are_the_same_runs(finished, tmp_path, monkeypatch):
+    root, one_by_one = finished
     monkeypatch.setattr(baselines.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("engine.experiment.protocol.choose_device", lambda **_: baselines.torch.device("cpu"))
-    assert printed(tmp_path / "b", capsys) == one_by_one
+    assert printed(tmp_path) == one_by_one
     assert re.search(r"gaussian \| 0.25 \| 0.898 ± 0.001 \| 0.\d{3} ± 0.\d{3} \| [-+]\d+.\d \| 5 \(± ", one_by_one[2])
-    certificates = [[run.certificates() for run in all_runs(tmp_path / name)] for name in "ab"]
+    certificates = [[run.certificates() for run in all_runs(each)] for each in (root, tmp_path)]
     assert len(certificates[0]) == 2
     assert all(first.equals(second) for first, second in zip(*certificates, strict=True))
 
 
-def test_what_is_finished_is_not_computed_again(tmp_path, capsys, monkeypatch):
-    first = printed(tmp_path, capsys)
+def test_what_is_finished_is_not_computed_again(finished, monkeypatch):
+    root, first = finished
     monkeypatch.setattr(baselines.jobs, "submit", None)
-    assert printed(tmp_path, capsys) == first
+    assert printed(root) == first
 
 
 def test_recipes_are_those_that_were_published():

@@ -17,9 +17,14 @@ from tests.app import EXAMPLE, opened, own_copy
 RUN = Run(GALLERY / EXAMPLE)
 
 
+@pytest.fixture(scope="module")
+def figures() -> dict[str, go.Figure]:
+    return html_report.figures_of(RUN)
+
+
 @pytest.mark.parametrize("name", list(html_report.CAPTIONS))
-def test_every_point_of_every_series_is_in_the_table(name: str) -> None:
-    figure = html_report.figures_of(RUN)[name]
+def test_every_point_of_every_series_is_in_the_table(name: str, figures: dict[str, go.Figure]) -> None:
+    figure = figures[name]
     table = pd.read_csv(io.StringIO(figure_data.csv(figure)))
     drawn = [trace for trace in figure.data if trace.x is not None]
     assert drawn
@@ -32,9 +37,9 @@ def test_every_point_of_every_series_is_in_the_table(name: str) -> None:
     )
 
 
-def test_certified_accuracy_at_0_is_the_reports_accuracy() -> None:
+def test_certified_accuracy_at_0_is_the_reports_accuracy(figures: dict[str, go.Figure]) -> None:
     report = RUN.report or {}
-    table = figure_data.table(html_report.figures_of(RUN)["certified_accuracy"])
+    table = figure_data.table(figures["certified_accuracy"])
     for arm in ("clean", "poisoned"):
         rows = table[(table["series"] == arm) & (table.iloc[:, 1] == 0)]
         assert rows.iloc[0, 2] == pytest.approx(report["arms"][arm]["accuracy"]["target"]["mean"])

@@ -1,7 +1,6 @@
 """A run's HTML report: offline, escaped, with the numbers of report.json."""
 
 import shutil
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from engine.records import Run, RunNotFound
 from engine.report import sentences
 from tests.app import own_copy
 from tests.browser import QUIET
+from tests.commanding import main
 
 NASTY = "<script>document.title='taken'</script><img src=x onerror=alert(1)>"
 
@@ -38,6 +38,11 @@ class Page(HTMLParser):
         return [attributes for found, attributes in self.tags if found == tag]
 
 
+@pytest.fixture(scope="module")
+def written(smoke: SimpleNamespace) -> str:
+    return html_report.write(smoke.run, data_root=datasets.default_root())
+
+
 @pytest.fixture
 def noted(tmp_path: Path) -> Run:
     """The example with a name and a note that would take over a careless page."""
@@ -46,8 +51,8 @@ def noted(tmp_path: Path) -> Run:
     return run
 
 
-def test_it_has_the_numbers_of_the_report_with_their_spreads(smoke: SimpleNamespace) -> None:
-    page = Page(html_report.write(smoke.run, data_root=datasets.default_root()))
+def test_it_has_the_numbers_of_the_report_with_their_spreads(smoke: SimpleNamespace, written: str) -> None:
+    page = Page(written)
     for arm, values in smoke.report["arms"].items():
         for scope in ("target", "all"):
             assert sentences.with_spread(values["average_certified_radius"][scope]) in page.words
@@ -64,8 +69,10 @@ def test_it_has_the_numbers_of_the_report_with_their_spreads(smoke: SimpleNamesp
     assert smoke.run.environment["torch"] in page.words
 
 
-def test_every_picture_and_figure_has_its_words_and_nothing_comes_from_elsewhere(smoke: SimpleNamespace) -> None:
-    page = Page(html_report.write(smoke.run, data_root=datasets.default_root()))
+def test_every_picture_and_figure_has_its_words_and_nothing_comes_from_elsewhere(
+    smoke: SimpleNamespace, written: str
+) -> None:
+    page = Page(written)
     pictures = page.all("img")
     assert len(pictures) == 3
     assert all(str(each["src"]).startswith("data:image/png;base64,") and each["alt"] for each in pictures)
@@ -116,14 +123,15 @@ def test_runs_without_attack_have_a_report_too(tmp_path: Path) -> None:
         assert sentences.limits_line(copy) in Page(html_report.write(copy, data_root=tmp_path)).words
 
 
-def test_the_command_line_writes_it(smoke: SimpleNamespace, tmp_path: Path, command_line: Callable[..., Any]) -> None:
-    file = tmp_path / "report.html"
-    done = command_line("report", smoke.run.id, "--html", file, "--runs-root", smoke.root)
-    assert (done.returncode, done.stdout.strip()) == (0, str(file))
-    assert file.read_text() == html_report.write(smoke.run, data_root=datasets.default_root())
-    refused = command_line("report", smoke.run.id, "--html", tmp_path / "no folder" / "x", "--runs-root", smoke.root)
-    assert refused.returncode == 2
-    assert len(refused.stderr.strip().splitlines()) == 1
+def test_the_command_line_writes_it(
+    smoke: SimpleNamespace, written: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed, file = ("report", smoke.run.id, "--runs-root", smoke.root, "--html"), tmp_path / "report.html"
+    assert main(capsys, *typed, file) == (0, f"{file}\n", "")
+    assert file.read_text() == written
+    code, _, refused = main(capsys, *typed, tmp_path / "no folder" / "x")
+    assert code == 2
+    assert len(refused.strip().splitlines()) == 1
 
 
 @pytest.mark.browser

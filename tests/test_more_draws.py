@@ -24,8 +24,14 @@ def again(run: Run, **changed: Any) -> Any:
     return pd.concat(certify_again(run, "clean", 0, **settings | changed), ignore_index=True)
 
 
-def test_all_draws_are_certify_and_fewer_end_near_it(smoke: SimpleNamespace) -> None:
-    whole, nearly = again(smoke.run), again(smoke.run, precision=0.2)
+@pytest.fixture(scope="module")
+def whole(smoke: SimpleNamespace) -> Any:
+    """The table of all draws."""
+    return again(smoke.run)
+
+
+def test_all_draws_are_certify_and_fewer_end_near_it(smoke: SimpleNamespace, whole: Any) -> None:
+    nearly = again(smoke.run, precision=0.2)
     assert (whole["draws"] == 600).all()
     assert whole["radius"].max() <= radius_cap(n=600, sigma=SIGMA, alpha=ALPHA)
     assert nearly["draws"].mean() < 600
@@ -36,18 +42,18 @@ def test_all_draws_are_certify_and_fewer_end_near_it(smoke: SimpleNamespace) -> 
     assert both.mean() > 0.7
 
 
-def test_a_question_of_one_radius_is_answered_with_few_draws(smoke: SimpleNamespace) -> None:
-    whole, asked = again(smoke.run), again(smoke.run, radius=0.1)
+def test_a_question_of_one_radius_is_answered_with_few_draws(smoke: SimpleNamespace, whole: Any) -> None:
+    asked = again(smoke.run, radius=0.1)
     agree = (whole["radius"] >= 0.1) == (asked["radius"] >= 0.1)
     assert agree.mean() >= 0.85  # of 20; they differ where the truth is near the radius
     assert asked["draws"].mean() < 450
 
 
-def test_an_image_gets_the_same_radius_alone_as_among_others(smoke: SimpleNamespace) -> None:
-    whole = again(smoke.run).set_index("image")
-    for image in whole.index[::4]:
+def test_an_image_gets_the_same_radius_alone_as_among_others(smoke: SimpleNamespace, whole: Any) -> None:
+    radii = whole.set_index("image")["radius"]
+    for image in radii.index[::4]:
         (alone,) = again(smoke.run, images=[image]).itertuples()
-        assert alone.radius == whole.loc[image, "radius"]
+        assert alone.radius == radii[image]
 
 
 def test_of_all_classes_the_command_prints_the_average_that_the_report_has(
@@ -63,8 +69,8 @@ def test_of_all_classes_the_command_prints_the_average_that_the_report_has(
     assert printed != pytest.approx((table["radius"] * right).mean(), abs=6e-4)
 
 
-def test_one_image_alone_is_asked_and_one_that_the_run_has_not_is_named(smoke: SimpleNamespace) -> None:
-    first, second = again(smoke.run)["image"][:2]
+def test_one_image_alone_is_asked_and_one_that_the_run_has_not_is_named(smoke: SimpleNamespace, whole: Any) -> None:
+    first, second = whole["image"][:2]
     assert again(smoke.run, images=[second])["image"].tolist() == [second]
     with pytest.raises(ValueError, match=f"{smoke.run.id} certified no test image 123456"):
         again(smoke.run, images=[first, 123456])
@@ -85,10 +91,9 @@ def test_what_is_done_grows_to_all_of_it_and_is_told(
     assert "100% certified, about 0 s left\n" in capsys.readouterr().err
 
 
-def test_the_same_seed_gives_the_same_and_another_another(smoke: SimpleNamespace) -> None:
-    first, second, other = again(smoke.run), again(smoke.run), again(smoke.run, seed=1)
-    assert first.equals(second)
-    assert not np.array_equal(first["radius"], other["radius"])
+def test_the_same_seed_gives_the_same_and_another_another(smoke: SimpleNamespace, whole: Any) -> None:
+    assert again(smoke.run).equals(whole)
+    assert not np.array_equal(again(smoke.run, seed=1)["radius"], whole["radius"])
 
 
 def test_the_recorded_radii_are_those_of_the_same_victim(smoke: SimpleNamespace) -> None:
