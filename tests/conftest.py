@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from engine import jobs
@@ -71,10 +72,17 @@ def command_line() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory, command_line: Callable[..., Any]) -> SimpleNamespace:
-    """The smoke preset, run once through the command line: root, run, report and the finished process. Read only."""
-    root = tmp_path_factory.mktemp("smoke") / "runs"
-    process = command_line("run", "--preset", "smoke", "--json", "--runs-root", root)
-    assert process.returncode == 0, process.stderr
+    """The smoke preset, run once through the command line for the tests of all workers: root, run, report and what the
+    process said. Read only."""
+    base = tmp_path_factory.getbasetemp()  # under -n a worker's own, in that of all
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke"
+    root, said = folder / "runs", folder / "said.json"
+    with FileLock(f"{folder}.lock"):
+        if not said.exists():
+            process = command_line("run", "--preset", "smoke", "--json", "--runs-root", root)
+            assert process.returncode == 0, process.stderr
+            said.write_text(json.dumps({"stdout": process.stdout, "stderr": process.stderr}))
+    process = SimpleNamespace(**json.loads(said.read_text()))
     report = json.loads(process.stdout)
     return SimpleNamespace(root=root, run=Run(root / report["run_id"]), report=report, process=process)
 
