@@ -2,16 +2,13 @@
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import PROJECT
 from torch.nn.functional import cross_entropy
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, earlier, measure, ours, parts, plain, stages, vectorised
+from benchmarks import ceilings, earlier, measure, ours, parts, plain, stages, startup, vectorised
 from benchmarks.measure import Comparison, Side
 from engine import records
 from engine.attacks.levels import upper_loss
@@ -25,6 +22,7 @@ from engine.streams import stream
 from engine.training import make
 from engine.training.base import Batch
 from tests.attacking import CONFIG, attacked, tiny_networks
+from tests.commanding import main
 
 __all__ = ["tiny_networks"]  # a fixture that works by being here
 
@@ -160,25 +158,38 @@ def test_a_child_that_fails_is_named():
         pass
 
 
-def test_the_command_prints_tables_and_writes_json(tmp_path):
+@pytest.mark.parametrize("arguments", startup.COMMANDS.values(), ids=startup.COMMANDS)
+def test_every_start_that_is_timed_succeeds(arguments, capsys):
+    """Here, where all is imported already."""
+    kind, what, *rest = arguments
+    if kind == "-c":
+        exec(what)
+    elif "--help" not in rest:
+        assert (what, main(capsys, *rest)[0]) == ("engine", 0)
+
+
+def test_the_command_prints_tables_and_writes_json(tmp_path, capsys, monkeypatch):
     output = tmp_path / "b.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "startup", "--rounds", "1", "--output", output],
-        cwd=PROJECT, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "| Python alone |" in done.stdout
+    quick = {what: startup.COMMANDS[what] for what in ("Python alone", "the command line: --help")}
+    monkeypatch.setattr(startup, "COMMANDS", quick)
+    command.main(["startup", "--rounds", "1", "--output", str(output)])
+    assert "| Python alone |" in capsys.readouterr().out
     written = json.loads(output.read_text())
     assert written["rounds"] == 1
     assert written["device_name"]
     assert all(row["seconds"][0] > 0 for row in written["tables"]["Start"])
 
 
-@pytest.mark.parametrize("arguments", [["nothing"], ["startup", "--rounds", "0"]])
-def test_bad_input_is_refused_before_anything_is_measured(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["nothing"], "a group is one of"), (["startup", "--rounds", "0"], "--rounds must be at least 1, got 0")],
+)
+def test_bad_input_is_refused_before_anything_is_measured(arguments, told, capsys):
     with pytest.raises(SystemExit):
         command.main(arguments)
-    assert "must be at least 1" in (error := capsys.readouterr().err) or "a group is one of" in error
+    output, error = capsys.readouterr()
+    assert told in error
+    assert output == ""
 
 
 def test_victims_as_one_program_are_those_trained_and_asked_one_by_one():
