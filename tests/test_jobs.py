@@ -24,6 +24,7 @@ from engine.records import Run, Status
 
 Tiny = Callable[..., Config]
 WorkHere = Callable[[Config, Path], Run]
+Spawn = Callable[..., "subprocess.Popen[Any]"]
 LONG = ("attack.upper_steps=20000", "attack.restart_every=20000")  # minutes, unless it is stopped
 PROJECT = Path(__file__).parents[1]
 
@@ -36,6 +37,21 @@ def runs_root(tmp_path: Path) -> Iterator[Path]:
     for run in records.all_runs(root):
         if run.status().active:
             jobs.stop_now(run, grace=0.0)
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., Any]]:
+    """A Python process of these arguments, which is gone when the test is over, however it ended."""
+    started: list[subprocess.Popen[Any]] = []
+
+    def spawn(*arguments: Any, **how: Any) -> subprocess.Popen[Any]:
+        started.append(subprocess.Popen([sys.executable, *arguments], cwd=PROJECT, **how))
+        return started[-1]
+
+    yield spawn
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def submit(config: Config, root: Path) -> Run:
@@ -66,6 +82,8 @@ def test_runs_wait_their_turn_and_can_be_cancelled_both_waiting_and_running(tiny
     assert [jobs.queue_position(run) for run in (first, second, third, fourth)] == [0, 1, 2, 3]
     wait_for(lambda: process_of(fourth) and first.status().state == "running")
     assert {run.status().state for run in (second, third, fourth)} == {"queued"}
+    if hasattr(os, "getpriority"):  # it yields to the app
+        assert os.getpriority(os.PRIO_PROCESS, process_of(first)) > os.getpriority(os.PRIO_PROCESS, 0)
     jobs.write_down_lost(runs_root)
     assert all(run.status().active for run in (first, second, third, fourth))
 
@@ -144,7 +162,7 @@ def test_a_killed_worker_is_lost_and_its_configuration_can_be_run_again(tiny: Ti
     assert {path.name for path in runs_root.iterdir() if path.is_dir()} == {waiting.id, "stages"}
 
 
-def test_asking_twice_at_once_gives_one_worker(tiny: Tiny, runs_root: Path) -> None:
+def test_asking_twice_at_once_gives_one_worker(tiny: Tiny, runs_root: Path, spawn: Spawn) -> None:
     code = (
         "import sys, time; from pathlib import Path; from engine import config, jobs\n"
         "asked = config.Config.model_validate_json(sys.argv[2]); started = []; popen = jobs.subprocess.Popen\n"
@@ -152,16 +170,10 @@ def test_asking_twice_at_once_gives_one_worker(tiny: Tiny, runs_root: Path) -> N
         "time.sleep(max(0, float(sys.argv[3]) - time.time()))\n"
         "jobs.submit(asked, runs_root=Path(sys.argv[1]), data_root=Path(sys.argv[1])); print(len(started))"
     )
-    command = [sys.executable, "-c", code, str(runs_root), tiny(*LONG).canonical(), str(time.time() + 1.5)]
-    askers = [subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    asked = ("-c", code, str(runs_root), tiny(*LONG).canonical(), str(time.time() + 1.5))
+    askers = [spawn(*asked, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert sorted(asker.communicate(timeout=60)[0].strip() for asker in askers) == ["0", "0", "0", "1"]
     assert submit(tiny(*LONG), runs_root).status().active
-
-
-@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="this system has no niceness")
-def test_a_worker_yields_to_the_app(tiny: Tiny, runs_root: Path) -> None:
-    pid = process_of(submit(tiny(*LONG), runs_root))
-    assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def test_a_finished_run_is_not_run_again(tiny: Tiny, work_here: WorkHere, runs_root: Path) -> None:
@@ -179,32 +191,32 @@ def test_a_finished_run_whose_report_is_gone_is_run_again(
     assert prepare(tiny(), runs_root).status().state == "queued"
 
 
-def worker_of(run: Run) -> "subprocess.Popen[bytes]":
+def worker_of(run: Run, spawn: Spawn) -> "subprocess.Popen[bytes]":
     """A process that looks like a run's own."""
     directory = str(run.directory.resolve())
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass", directory], start_new_session=True)
+    process = spawn("-c", "while True: pass", directory, start_new_session=True)
     while directory not in psutil.Process(process.pid).cmdline():  # Popen returns before the system has it
         time.sleep(0.01)
     return process
 
 
-def test_a_process_that_is_not_the_runs_own_is_not_killed(tiny: Tiny, prepare: WorkHere, runs_root: Path) -> None:
+def test_a_process_that_is_not_the_runs_own_is_not_killed(
+    tiny: Tiny, prepare: WorkHere, runs_root: Path, spawn: Spawn
+) -> None:
     """Whoever hands on a run directory writes its status, and could name any process of the user's."""
     run = prepare(tiny(), runs_root)
-    other = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    other = spawn("-c", "while True: pass", start_new_session=True)
     run.write_status(Status("running", pid=other.pid, pid_started=records.process_start(other.pid), heartbeat=0.0))
-    try:
-        prepare(tiny(), runs_root)
-        jobs.stop_now(run, grace=0.1)
-        assert other.poll() is None
-    finally:
-        other.kill()
-        other.wait()
+    prepare(tiny(), runs_root)
+    jobs.stop_now(run, grace=0.1)
+    assert other.poll() is None
 
 
-def test_a_stuck_worker_is_killed_before_its_successor_starts(tiny: Tiny, prepare: WorkHere, runs_root: Path) -> None:
+def test_a_stuck_worker_is_killed_before_its_successor_starts(
+    tiny: Tiny, prepare: WorkHere, runs_root: Path, spawn: Spawn
+) -> None:
     run = prepare(tiny(), runs_root)
-    stuck = worker_of(run)
+    stuck = worker_of(run, spawn)
     status = Status("running", pid=stuck.pid, pid_started=records.process_start(stuck.pid), heartbeat=0.0)
     run.write_status(status)
     assert run.status().state == "lost"
@@ -213,11 +225,11 @@ def test_a_stuck_worker_is_killed_before_its_successor_starts(tiny: Tiny, prepar
 
 
 def test_a_worker_that_does_not_listen_is_killed_and_counts_as_cancelled(
-    tiny: Tiny, prepare: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, prepare: WorkHere, runs_root: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "GRACE", 0.3)
     run = prepare(tiny(), runs_root)
-    deaf = worker_of(run)
+    deaf = worker_of(run, spawn)
     now = time.time()
     run.write_status(
         Status("running", pid=deaf.pid, pid_started=records.process_start(deaf.pid), heartbeat=now, submitted=now)
@@ -278,12 +290,14 @@ def test_sigterm_to_a_waiting_worker_cancels_it(tiny: Tiny, runs_root: Path) -> 
         wait_for(lambda: run.status().state == "cancelled", seconds=5)
 
 
-def test_a_run_deleted_while_it_waits_ends_without_a_trace(tiny: Tiny, prepare: WorkHere, runs_root: Path) -> None:
+def test_a_run_deleted_while_it_waits_ends_without_a_trace(
+    tiny: Tiny, prepare: WorkHere, runs_root: Path, spawn: Spawn
+) -> None:
     from filelock import FileLock
 
     run = prepare(tiny(), runs_root)
     with FileLock(runs_root / ".device.lock"):
-        worker = subprocess.Popen([sys.executable, "-m", "engine", "work", run.directory], cwd=PROJECT)
+        worker = spawn("-m", "engine", "work", run.directory)
         process_of(run)
         while run.directory.exists():  # the worker may just be writing into it
             shutil.rmtree(run.directory, ignore_errors=True)
