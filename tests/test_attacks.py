@@ -307,6 +307,7 @@ def test_one_crop_for_a_batch_is_one_for_its_clean_images_and_another_for_its_po
 @pytest.mark.parametrize("shared", [False, True])
 def test_an_attack_goes_on_behind_any_step_as_if_it_had_never_stopped(name, solver, surrogate, shared):
     training = load("digits", Path("/nowhere"), train=True).select(torch.arange(200))
+    training = replace(training, images=training.images[..., 6:22, 6:22])
     changes: dict = {} if surrogate == "lenet-narrow" else dict(training=training, validation=training.of_class(TARGET))
     indices = ((changes or {"training": TRAINING})["training"].labels == TARGET).nonzero().squeeze(1)
     config = CONFIG.model_copy(update=dict(linear_solver=solver, surrogate=surrogate, clean_batch=8))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from engine import hypergradient, jobs, metrics
+from engine import hypergradient, jobs
 from engine.choices import ARMS
 from engine.config import Config
 from engine.experiment import poisoning, protocol
@@ -343,4 +343,3 @@ def test_a_cancelled_run_keeps_its_partial_poison_and_certificates(
     assert set(certificates["arm"]) <= {"clean", "random_noise"}
     assert np.abs(poison["delta"]).max() <= 0.1 + 1e-6
     assert len(list((runs_root / "stages").iterdir())) >= 2  # the finished victim and its votes, for whoever asks next
-    assert metrics.accuracy(certificates) >= 0
