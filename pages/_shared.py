@@ -235,9 +235,7 @@ def exhibited() -> list[dict[str, Any]]:
 @st.cache_data(max_entries=16, show_spinner=False)
 def certificates(directory: str, stamp: int) -> pd.DataFrame:
     """The certificate table of a run directory; stamp is the file's modification time, so that a new file is read."""
-    table = Run(Path(directory)).certificates()
-    assert table is not None
-    return table
+    return Run(Path(directory)).need_certificates()
 
 
 def open_certificates(run: Run) -> pd.DataFrame:

@@ -33,8 +33,7 @@ def drops(directory: str, stamp: int) -> dict[str, Any]:
 def charts(directory: str, stamp: int) -> tuple[Any, Any, Any]:
     """(certified accuracy, radii, ACR by arm) of a run."""
     run = Run(Path(directory))
-    table, config = run.certificates(), run.config
-    assert table is not None
+    table, config = run.need_certificates(), run.config
     target = sentences.target_of(run)
     return (
         certified_accuracy(table, config, target=target),
