@@ -92,6 +92,9 @@ _QUICK = Config(
 )
 _SMOOTHADV = ProcedureConfig(name="smoothadv", draws=1, adversary_steps=2, adversary_size=1.0, warmup=0.25)
 _MACER = ProcedureConfig(name="macer", draws=4, weight=4.0, warmup=0.25)
+_QUICK_FAMILY = {"ga": _QUICK} | {  # but for the procedure the very same setting, for comparisons
+    name: _QUICK.model_copy(update=dict(procedure=of)) for name, of in (("smoothadv", _SMOOTHADV), ("macer", _MACER))
+}
 _TITLES = {"ga": "Gaussian augmentation", "smoothadv": "SmoothAdv", "macer": "MACER"}
 
 
@@ -141,15 +144,14 @@ PRESETS = {
         Preset(
             "quick-smoothadv",
             "As quick, with victims and attacker trained by SmoothAdv: two steps of the inner adversary.",
-            _QUICK.model_copy(update=dict(procedure=_SMOOTHADV)),
+            _QUICK_FAMILY["smoothadv"],
             _FASTER + _FASTER_SMOOTHADV,
         ),
         Preset(
             "quick-macer",
             "As quick, with victims and attacker trained by MACER: five victims for each arm, as MACER's scatter more.",
-            _QUICK.model_copy(
+            _QUICK_FAMILY["macer"].model_copy(
                 update=dict(
-                    procedure=_MACER,
                     # The authors' attacker, of one noise draw: twice the steps in less time than at the victims' four.
                     attack=_QUICK_ATTACK.model_copy(
                         update=dict(procedure=paper.paper("macer", "mnist", 0.5).attack.procedure, upper_steps=240)
@@ -213,9 +215,11 @@ def small(procedure: str, dataset: str, sigma: float) -> Config:
     """
     if procedure not in _TITLES:
         raise ConfigError(f"a procedure of the paper is one of {', '.join(_TITLES)}, got {procedure!r}")
-    quick, preset = _QUICK, PRESETS["quick" if procedure == "ga" else f"quick-{procedure}"].config
     if dataset == "mnist":
-        return preset.model_copy(update=dict(sigma=sigma))
+        return PRESETS["quick" if procedure == "ga" else f"quick-{procedure}"].config.model_copy(
+            update=dict(sigma=sigma)
+        )
+    quick = _QUICK_FAMILY[procedure]
     if dataset == "cifar10":
         changed: dict[str, Any] = dict(
             architecture="resnet8",
@@ -228,7 +232,7 @@ def small(procedure: str, dataset: str, sigma: float) -> Config:
         changed["architecture"] = smoke.architecture
     else:
         raise ConfigError(f"a data set is one of mnist, cifar10, digits, got {dataset!r}")
-    return quick.model_copy(update=changed | dict(dataset=dataset, procedure=preset.procedure, sigma=sigma))
+    return quick.model_copy(update=changed | dict(dataset=dataset, sigma=sigma))
 
 
 def find_preset(name: str) -> Preset:
@@ -261,5 +265,5 @@ def family(preset: str, sigma: float) -> dict[str, Config]:
     if preset.startswith("paper-"):
         of = {name: paper.paper(name, preset.rpartition("-")[2], sigma) for name in paper.PROCEDURES}
     else:
-        of = {"ga": PRESETS["quick"].config} | {n: PRESETS[f"quick-{n}"].config for n in ("smoothadv", "macer")}
+        of = _QUICK_FAMILY
     return {config.procedure.name: config for config in of.values()}
