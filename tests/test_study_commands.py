@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,19 +89,17 @@ def test_reproduce_plans_the_whole_table_or_any_part(runs_root: Path, capsys: py
 def test_reproduce_writes_its_table_as_markdown_and_csv(
     runs_root: Path,
     tmp_path: Path,
-    in_this_process: list[str],
+    command_line: Callable[..., subprocess.CompletedProcess[str]],
     tiny_arguments: list[str],
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code, text, error = main(
-        capsys,
+    done = command_line(
         *("reproduce", "--procedures", "ga", "--datasets", "digits", "--sigmas", "0.25", "--scale", "small"),
         *(*tiny_arguments[2:], "--runs-root", runs_root, "--output", tmp_path / "out"),
     )
-    assert code == 0, error
-    assert "| gaussian | digits | 0.25 | 0 |" in text
-    assert "cell 1 of 1: ga, digits, σ = 0.25 × seed 0, about " in error
-    assert "takes more than 30 % of the target class's ACR" in text
+    assert done.returncode == 0, done.stderr
+    assert "| gaussian | digits | 0.25 | 0 |" in done.stdout
+    assert "cell 1 of 1: ga, digits, σ = 0.25 × seed 0, about " in done.stderr
+    assert "takes more than 30 % of the target class's ACR" in done.stdout
     markdown, table = sorted((tmp_path / "out").iterdir(), key=lambda path: path.suffix, reverse=True)
-    assert markdown.read_text() == text
+    assert markdown.read_text() == done.stdout
     assert len(list(csv.DictReader(table.open()))) == 1
