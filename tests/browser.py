@@ -109,7 +109,7 @@ def serving(folder: Path, *, data: Path | None = None) -> Iterator[Server]:
 
 
 def _wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    for _ in range(600):
+    for _ in range(2000):
         if server.poll() is not None:
             break
         try:
