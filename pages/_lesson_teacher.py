@@ -1,6 +1,7 @@
 """For teachers: links that preset the lesson and hide parts of it, and question sheets."""
 
 from collections.abc import Sequence
+from functools import partial
 from urllib.parse import urlencode
 
 import streamlit as st
@@ -51,7 +52,7 @@ def sheets(steps: Sequence[Step], run: Run) -> None:
     for answers, label in ((True, "Sheet with answers folded away"), (False, "Sheet without answers")):
         st.download_button(
             label,
-            _lesson_sheet.sheet(steps, run, answers=answers),
+            partial(_lesson_sheet.sheet, steps, run, answers=answers),  # written when it is asked for
             f"pacd-lab-questions{'-with-answers' if answers else ''}.html",
             "text/html",
             key=f"lesson_sheet_{answers}",
