@@ -10,6 +10,7 @@ gained: the first layer sees each draw once for all images, and two classifiers 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from weakref import WeakSet
 
@@ -82,6 +83,7 @@ def count_votes(
     screened: bool = False,
     looks: Sequence[int] = (),
     settled: Settled | None = None,
+    each: Callable[[Callable, Iterable], Iterable] = map,
 ) -> Iterator[Votes]:
     """Yields after every block of draws the votes so far, at last those of n0 selection and n fresh estimation draws.
 
@@ -94,6 +96,7 @@ def count_votes(
             less where there is a `narrow_type`.
         looks: numbers of estimation draws after which `settled` is asked; whoever it settles gets no more draws, and
             a row of `estimation` adds up to those that its image got.
+        each: an executor's map, to ask the network about the images of a block side by side; the votes are the same.
     Raises: ValueError of a network whose stem is not affine.
     """
     counts = [torch.zeros(len(images), num_classes, dtype=torch.int64, device=images.device) for _ in (n0, n)]
@@ -108,7 +111,7 @@ def count_votes(
             compiled_for = block if len(images) * n >= COMPILED and can_compile(images.device) else None
             screen = Screen(base_classifier, images, sigma=sigma, narrow=narrow, compiled_for=compiled_for)
     for positions, generator in groups:
-        answers = Answers(base_classifier, images[positions], screen)
+        answers = Answers(base_classifier, images[positions], screen, each)
         for first, last in pairwise(sorted({0, n0 + n, *(n0 + look for look in looks)})):
             for start in range(first, last, block):
                 shape = (min(block, last - start), *images.shape[1:])
@@ -129,8 +132,15 @@ def count_votes(
 class Answers:
     """The base classifier's answers at some images under noise that they share."""
 
-    def __init__(self, base_classifier: Classifier, images: Tensor, screen: "Screen | None" = None) -> None:
-        self._screen = screen
+    def __init__(
+        self,
+        base_classifier: Classifier,
+        images: Tensor,
+        screen: "Screen | None" = None,
+        each: Callable[[Callable, Iterable], Iterable] = map,
+    ) -> None:
+        """each: as for count_votes."""
+        self._screen, self._each = screen, each
         self._stem, self._rest_of_sum = _halves(base_classifier)
         with torch.inference_mode():
             self._at_images = self._stem(images) - self._stem(torch.zeros_like(images[:1]))
@@ -140,14 +150,18 @@ class Answers:
         """Answers int64 [N, M] at the N images under noise [M, C, H, W]."""
         shared = self._stem(noise)
         if self._screen is None:
-            return torch.stack([self._rest_of_sum(shared, at).argmax(dim=1) for at in self._at_images.split(1)])
+            return torch.stack(list(self._each(partial(self._answer, shared), self._at_images.split(1))))
         narrow, narrow_at = self._screen.narrowed(shared), self._screen.narrowed(self._at_images)
-        screened = [self._screen(narrow, at) for at in narrow_at.split(1)]
+        screened = self._each(partial(self._screen, narrow), narrow_at.split(1))
         answers, sure = (torch.stack(parts) for parts in zip(*screened, strict=True))
         rows, draws = (~sure).nonzero(as_tuple=True)
         for some, of in zip(rows.split(len(noise)), draws.split(len(noise)), strict=True):
             answers[some, of] = self._screen.in_full_precision(shared[of] + self._at_images[some])
         return answers
+
+    @torch.inference_mode()
+    def _answer(self, shared: Tensor, at: Tensor) -> Tensor:
+        return self._rest_of_sum(shared, at).argmax(dim=1)
 
     def keep(self, which: Tensor) -> None:
         """From now on answers only at the images of this mask [N]."""
@@ -185,6 +199,7 @@ class Screen:
             errors = torch.cat([self._error(base_classifier, *part) for part in parts])
         self.threshold = SAFETY * float((errors.amax(dim=1) - errors.amin(dim=1)).max())
 
+    @torch.inference_mode()
     def __call__(self, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """(Answers int64 [M], whether they are sure [M]) for the stem at shared [M, …] + at [1, …], both `narrowed`."""
         margins = self._margins if len(shared) == self._compiled_for else _margins

@@ -4,6 +4,7 @@ import json
 import math
 import signal
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from engine import hypergradient, jobs
+from engine import hypergradient, jobs, votes
 from engine.choices import ARMS
 from engine.config import Config
 from engine.experiment import poisoning, protocol
@@ -144,17 +145,24 @@ def test_the_same_configuration_gives_the_same_bytes_again_even_beside_other_wor
 def test_bytes_do_not_depend_on_how_many_workers_share_the_attack_and_the_victims(
     workers: int, baseline: Run, work_here: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One worker never has time to help the attack, of four some always have."""
-    threads = set()
+    """One worker never has time to help the attack or a victim that votes, of four some always have."""
+    attacking, answering = set(), defaultdict(set)
 
     def grad(*arguments: Any, **named: Any) -> Any:
-        threads.add(threading.current_thread())
+        attacking.add(threading.current_thread())
         return torch.autograd.grad(*arguments, **named)
 
+    def answer(self: votes.Answers, *given: Any) -> Any:
+        answering[self].add(threading.current_thread())
+        return one_images_answers(self, *given)
+
+    one_images_answers = votes.Answers._answer
     monkeypatch.setattr(hypergradient, "grad", grad)
+    monkeypatch.setattr(votes.Answers, "_answer", answer)
     monkeypatch.setattr(protocol, "workers_for", lambda device: workers)
     assert content(work_here(baseline.config, runs_root)) == content(baseline)
-    assert (len(threads) > 1) == (workers > 1)
+    assert (len(attacking) > 1) == (workers > 1)
+    assert any(len(threads) > 1 for threads in answering.values()) == (workers > 1)
 
 
 def test_the_command_line_gives_the_same_bytes_in_another_process(

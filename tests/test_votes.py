@@ -203,7 +203,10 @@ def test_screened_votes_are_the_votes_of_float32(name, narrow, screen_in):
     plain = counted(model, images, draws)
     assert (plain.estimation > 0).sum(dim=1).max() > 1  # noise moves some image across a boundary
     screen_in(narrow)
-    assert torch.equal(counted(model, images, draws, screened=True).estimation, plain.estimation)
+    with ThreadPoolExecutor(3) as pool:
+        assert torch.equal(counted(model, images, draws, each=pool.map).estimation, plain.estimation)
+        screened = counted(model, images, draws, screened=True, each=pool.map)
+    assert torch.equal(screened.estimation, plain.estimation)
 
 
 @pytest.mark.parametrize("narrow", [torch.bfloat16, BYTES])

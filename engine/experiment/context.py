@@ -9,13 +9,20 @@ import torch
 from engine.config import Config
 from engine.experiment.problem import Problem
 from engine.experiment.recorder import Recorder
+from engine.hypergradient import ParallelMap
 from engine.records import Cancelled, Run
 from engine.stages import StageCache
 
 
 @dataclass(frozen=True)
 class Context:
-    """depends_on: of the problem, for the keys of the cache; stop: set once nobody wants the results any more."""
+    """What they share.
+
+    Args:
+        depends_on: of the problem, for the keys of the cache.
+        stop: set once nobody wants the results any more.
+        each: as map; on a CPU side by side, while another worker has nothing else to do.
+    """
 
     run: Run
     config: Config
@@ -24,6 +31,7 @@ class Context:
     cache: StageCache
     depends_on: dict[str, Any]
     stop: threading.Event
+    each: ParallelMap
 
     @property
     def device(self) -> torch.device:

@@ -70,7 +70,7 @@ def pose_attack(
     given: Tensor | None = None,
     state: State | None = None,
 ) -> AttackProblem:
-    """What the attacker is given of an experiment's problem. each, given, state: as in AttackProblem, each on a CPU."""
+    """What the attacker is given of an experiment's problem. each, given, state: as in AttackProblem."""
     training, indices = problem.attackers_training()
     procedure, sigma = lower_level(config)
     on_cpu = training.images.device.type == "cpu"
@@ -84,7 +84,7 @@ def pose_attack(
         num_classes=len(problem.class_names),
         procedure=make(procedure, sigma=sigma),
         augmentation=attackers_augmentation(config),
-        each=each if on_cpu else map,
+        each=each,
         given=given,
         part=PART if on_cpu and images >= LARGE else WHOLE,
         state=state,
@@ -143,8 +143,8 @@ class Evolution:
         self.events = _events(kept)
 
 
-def make_poison(context: Context, *, each: ParallelMap, given: Tensor | None) -> Poison:
-    """The attack, or its result from an earlier run that asked for the same. each, given: as in AttackProblem."""
+def make_poison(context: Context, *, given: Tensor | None) -> Poison:
+    """The attack, or its result from an earlier run that asked for the same. given: as in AttackProblem."""
     config, problem, recorder = context.config, context.problem, context.recorder
     path, evolution_path = _files(context)
     depends_on = context.depends_on | poison_depends_on(config)
@@ -159,7 +159,7 @@ def make_poison(context: Context, *, each: ParallelMap, given: Tensor | None) ->
         evolution = load_file(evolution_path)
         _record_again(recorder, evolution, steps=len(evolution["upper_loss"]))
     else:
-        _optimise(context, checkpoint, each=each, given=given)
+        _optimise(context, checkpoint, given=given)
         recorder.add_seconds("poison", started)
     found = {name: torch.from_numpy(array).to(context.device) for name, array in load_file(path).items()}
     poison = Poison(found["delta"], problem.poison_indices, found.get("labels"))
@@ -181,7 +181,7 @@ def _files(context: Context) -> tuple[Path, Path]:
     return context.run.directory / "poison.safetensors", context.run.directory / "evolution.safetensors"
 
 
-def _optimise(context: Context, checkpoint: Checkpoint, *, each: ParallelMap, given: Tensor | None) -> None:
+def _optimise(context: Context, checkpoint: Checkpoint, *, given: Tensor | None) -> None:
     """Runs the attack to the end, from where an earlier attempt at this run was stopped if there was one.
 
     The poison of some steps, and the one at which it ends or is stopped if it made any, are written to disk.
@@ -202,7 +202,7 @@ def _optimise(context: Context, checkpoint: Checkpoint, *, each: ParallelMap, gi
         _write_poison(path, problem, poison)
         write_tensors(evolution_path, **evolution.arrays())
 
-    posed = pose_attack(problem, config, each=each, given=given, state=kept or None)
+    posed = pose_attack(problem, config, each=context.each, given=given, state=kept or None)
     try:
         for record in ATTACKS[config.attack.name](posed, config.attack, config.seed):
             poison = Poison(record.delta, problem.poison_indices, record.labels)

@@ -80,16 +80,17 @@ def conduct(run: Run, recorder: Recorder, *, device: torch.device, cancelled: Ca
         return tasks[-1]
 
     def helped(compute: Callable[..., Any], parts: Iterable[Any]) -> Iterable[Any]:
-        """As map, side by side while a worker has nothing else to do."""
+        """As map; on a CPU side by side, while a worker has nothing else to do."""
         unfinished = sum(not task.done() for task in tasks)
-        return (helpers.map if unfinished < workers_for(device.type) else map)(compute, parts)
+        idle = device.type == "cpu" and unfinished < workers_for("cpu")
+        return (helpers.map if idle else map)(compute, parts)
 
     stop = threading.Event()
-    context = Context(run, config, problem, recorder, StageCache(runs_root), depends_on, stop)
+    context = Context(run, config, problem, recorder, StageCache(runs_root), depends_on, stop, helped)
     victims = Retraining(context)
     try:
         arms = arms_of(config)
-        attack = start(partial(make_poison, context, each=helped, given=given)) if "poisoned" in arms else None
+        attack = start(partial(make_poison, context, given=given)) if "poisoned" in arms else None
         for k in seeds:
             start(victims.victim, "clean", k, None)
         if "random_noise" in arms:

@@ -201,6 +201,7 @@ class Retraining:
             block=block,
             groups=groups,
             screened=True,
+            each=self._context.each,
         )
         for done, found in enumerate(counting, start=1):
             votes = found
