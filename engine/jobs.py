@@ -38,6 +38,7 @@ from engine.records import (
     process_exists,
     process_start,
     run_id,
+    this_machine,
     write_atomically,
 )
 from engine.stages import StageCache
@@ -361,6 +362,7 @@ def begin(run: Record) -> Status:
         heartbeat=time.time(),
         pid=os.getpid(),
         pid_started=process_start(os.getpid()),
+        machine=this_machine(),
     )
     run.write_status(status)
     signal.signal(signal.SIGTERM, lambda *_: cancel(run))

@@ -27,6 +27,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -79,6 +80,7 @@ class Status:
     detail: str = ""
     pid: Annotated[int, Field(gt=1)] | None = None
     pid_started: float | None = None  # `process_start`: with it the pid names one process, as pids are used again
+    machine: str | None = None  # `this_machine`, where the process is: a folder of runs may be shared
     heartbeat: Time = 0.0
     submitted: Time = 0.0
     started: Time | None = None
@@ -170,9 +172,10 @@ class Record:
             return status
         if (self.read_json("status.json") or {}) != raw:  # it ended, and said so, while we looked
             return self.status()
-        why = "its process ended without a word (killed, or out of memory)"
-        if process_exists(status):
-            silent = time.time() - status.heartbeat
+        why, silent = "its process ended without a word (killed, or out of memory)", time.time() - status.heartbeat
+        if _is_elsewhere(status):
+            why = f"its process, on another machine, has given no sign of life for {silent:.0f} s"
+        elif process_exists(status):
             why = f"its process has given no sign of life for {silent:.0f} s (it is stuck, or the machine very busy)"
         return replace(status, state="lost", error=why)
 
@@ -356,8 +359,8 @@ def process_start(pid: int) -> float | None:
 
 
 def process_exists(status: Status) -> bool:
-    """Whether the very process that a status names exists, be it busy or stuck."""
-    if status.pid is None or status.pid_started is None:
+    """Whether the very process that a status names exists on this machine, be it busy or stuck."""
+    if status.pid is None or status.pid_started is None or _is_elsewhere(status):
         return False
     started = process_start(status.pid)
     return started is not None and abs(started - status.pid_started) < START_TOLERANCE
@@ -366,4 +369,14 @@ def process_exists(status: Status) -> bool:
 def _process_lives(status: Status) -> bool:
     if status.pid is None:
         return time.time() - status.submitted < HEARTBEAT_LIMIT  # submitted, its process not yet up
-    return process_exists(status) and time.time() - status.heartbeat < HEARTBEAT_LIMIT
+    there = process_exists(status) or _is_elsewhere(status)  # of another machine's process nobody here knows more
+    return there and time.time() - status.heartbeat < HEARTBEAT_LIMIT
+
+
+def this_machine() -> str:
+    """Its name's digest, since a run may be handed on."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _is_elsewhere(status: Status) -> bool:
+    return status.machine not in (None, this_machine())

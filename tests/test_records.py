@@ -36,6 +36,7 @@ ended = st.builds(
     detail=st.text(),
     pid=st.none() | st.integers(2),
     pid_started=st.none() | finite,
+    machine=st.none() | st.text(),
     heartbeat=times,
     submitted=times,
     started=st.none() | times,
@@ -183,6 +184,17 @@ def test_a_process_stays_the_same_when_somebody_sets_the_clock(tmp_path: Path, m
     run.write_status(live_status())
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot_time + 3600)
     assert run.status().state == "running"
+
+
+def test_a_run_of_another_machine_lives_while_it_writes_heartbeats(tmp_path: Path) -> None:
+    """In a folder that machines share, a pid says nothing: here it names no process, or somebody else's."""
+    run, status = new_run(tmp_path), replace(live_status(), machine="another", pid=ended_process())
+    run.write_status(status)
+    assert run.status() == status
+    run.write_status(replace(status, heartbeat=status.heartbeat - 61, pid=os.getpid()))
+    assert run.status().state == "lost"
+    assert "on another machine, has given no sign of life for 61 s" in str(run.status().error)
+    assert not process_exists(run.status())  # so that nobody kills it
 
 
 def ended_process() -> int:
