@@ -161,10 +161,10 @@ def estimate(config: Config, *, device: str, shape: Shape | None = None, classes
     """Wall seconds and peak memory of the whole run, nothing reused; shape (of an image), classes: of a folder."""
     work, workers = work_of(config, classes=classes), workers_for(device)
     seconds = work.total / units_per_second(device)
-    if device == "cpu":  # a victim is one worker's task; so is the attack, and half of the victims have to wait for it
-        victims, count = work.train + work.certify, len(arms_of(config)) * config.victim_seeds
-        alone = -(-count // workers) / count * victims / _of_a_cpu()
-        after = victims / 2 / units_per_second(device)
+    if device == "cpu":  # a training is one worker's task; so is the attack, and half of the victims wait for it
+        count = len(arms_of(config)) * config.victim_seeds
+        alone = -(-count // workers) / count * work.train / _of_a_cpu() + work.certify / units_per_second(device)
+        after = (work.train + work.certify) / 2 / units_per_second(device)
         seconds = max(seconds, alone, work.poison / _of_a_cpu() + after)
     seconds *= pixel_ratio(config, shape)
     return Estimate(STARTUP_SECONDS + seconds, memory_of(config, workers=workers, shape=shape))

@@ -93,16 +93,14 @@ def test_an_attack_without_derivatives_takes_no_more_than_victims_do():
     assert memory_of(with_overrides(config, ["attack.clean_batch=59000"]), workers=2) == memory_of(config, workers=2)
 
 
-def test_a_victim_is_one_workers_task(monkeypatch):
-    """One takes as long as two on two workers, and three as long as four."""
+def test_a_training_is_one_workers_task_and_votes_are_shared(monkeypatch):
+    """Of two workers one trains one victim, or three two after another, while both count votes."""
     monkeypatch.setattr(costs, "workers_for", lambda device: 2)
-    one, two, three, four = (
-        estimate(with_overrides(PRESETS["baseline-ga-mnist"].config, [f"victim_seeds={k}"]), device="cpu").seconds
-        - costs.STARTUP_SECONDS
-        for k in (1, 2, 3, 4)
-    )
-    assert one == pytest.approx(two)
-    assert three == pytest.approx(four) == pytest.approx(2 * two)
+    config = PRESETS["baseline-ga-mnist"].config
+    train, certify = (work(config) / costs._of_a_cpu() for work in (costs.work_of_training, costs.work_of_votes))
+    for victims, trained in ((1, 1), (2, 1), (3, 2), (4, 2)):
+        expected = estimate(with_overrides(config, [f"victim_seeds={victims}"]), device="cpu").seconds
+        assert expected == pytest.approx(costs.STARTUP_SECONDS + trained * train + victims * certify / 2)
 
 
 def test_a_cpu_is_taken_to_multiply_in_bfloat16_if_torch_says_so():
