@@ -109,7 +109,7 @@ def _of_the_paper(procedure: str, dataset: str) -> Preset:
             else ""
         ),
         paper.paper(procedure, dataset, sigma),
-        paper.departs(procedure),
+        paper.departs(procedure, dataset),
     )
 
 

@@ -144,6 +144,32 @@ def test_a_reproduction_says_what_was_published_and_at_which_scale(tmp_path: Pat
     assert "Small scale" not in tables.markdown(results.of(with_reports(full, tmp_path, [])))
 
 
+@pytest.mark.parametrize(
+    ("more", "whose"),
+    [
+        ({}, "The authors' setting."),
+        ({"arms": ("clean", "control"), "victims": 2}, "The authors' setting."),
+        ({"arms": ("clean",)}, "The authors' setting."),
+        ({"overrides": ["training.epochs=1"]}, "**Not the authors' setting.**"),
+        ({"overrides": ["attack.poison_moments=image"]}, "**Not the authors' setting.**"),
+    ],
+)
+def test_a_reproduction_is_the_authors_only_if_nothing_of_theirs_was_changed(
+    more: dict[str, Any], whose: str, tmp_path: Path
+) -> None:
+    study = kinds.reproduction(["ga", "macer"], ["mnist", "cifar10"], **more)
+    text = tables.markdown(results.of(with_reports(study, tmp_path, [])))
+    assert whose in text
+    assert text.count("authors' setting") == 1
+
+
+def test_seconds_of_a_reproduction_are_of_runs_that_reused_nothing(tmp_path: Path) -> None:
+    study = kinds.reproduction(["ga"], ["mnist"], [0.5], scale="small", seeds=2)
+    found = results.of(with_reports(study, tmp_path, [fake_report(0.4), fake_report(0.5, poison_reused=True)]))
+    rows = [line.split("|")[-3].strip() for line in tables.markdown(found).splitlines() if "| mnist |" in line]
+    assert rows == [f"{found['cells'][0]['seconds']:.0f}", "–", "–"]
+
+
 def test_a_published_study_is_small_and_holds_no_path(half_done: process.StudyRecord, tmp_path: Path) -> None:
     missing = half_done.study.cells()[3]
     run = half_done.run(missing)

@@ -141,7 +141,7 @@ KIND_NAMES = {  # of studies
     "sweep": "Sweep of two settings",
     "rivals": "Rival attacks",
     "reproduce": "The paper's table: procedures × data sets × σ",
-    "reproduce-full": "Reproduction, the authors' setting",
+    "reproduce-full": "Reproduction, full scale",
     "reproduce-small": "Reproduction, small scale",
 }
 

@@ -9,6 +9,7 @@ from engine.config import Config, lower_level
 from engine.overrides import with_overrides
 from engine.records import Run
 from engine.report import wording
+from engine.report.sentences import is_the_papers
 from engine.studies.process import StudyRecord
 from engine.studies.study import Cell, place_name
 
@@ -90,6 +91,7 @@ def _result(cell: Cell, run: Run, *, noise_is_control: bool) -> dict[str, Any]:
         "perturbation": report.get("perturbation"),
         "attack_seconds": None if "poison" in report.get("reused", ()) else seconds.get("poison"),
         "seconds": seconds.get("total"),
+        "reused": bool(report.get("reused")),
         **{name: environment.get(name) for name in ("device", "device_name", "torch", "commit")},
     }
 
@@ -112,6 +114,20 @@ def titles(found: dict[str, Any], axis: str) -> list[str]:
         except ValueError:  # of an older protocol
             return names(found, axis)
     return [_title(found, point) for point in found["study"][axis]["points"]]
+
+
+def has_the_papers_settings(found: dict[str, Any]) -> bool:
+    """Whether each row of a reproduction is a setting of the authors; one without the attack's arm may be, too."""
+
+    def with_pacd(config: Config) -> Config:
+        if config.attack.name not in ("none", "random-noise"):
+            return config
+        return config.model_copy(update={"attack": config.attack.model_copy(update={"name": "pacd"})})
+
+    try:
+        return all(is_the_papers(with_pacd(config)) for config in _configs(found, "rows"))
+    except ValueError:  # of an older protocol
+        return False
 
 
 def _configs(found: dict[str, Any], axis: str) -> list[Config]:

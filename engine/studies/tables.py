@@ -17,6 +17,7 @@ from engine.studies.results import (
     cell_at,
     cell_name,
     finished,
+    has_the_papers_settings,
     names,
     victims,
 )
@@ -166,7 +167,7 @@ def _paper_table(found: dict[str, Any]) -> str:
             state = "" if cell["complete"] else f" ({cell['state']})"
             shares = [percent(cell["drop"]), percent(cell["control_drop"]), spread.percent(beyond_control(cell))]
             told = [f"{cell['seed']}{state}", str(victims(cell)), *shares, *(with_spread(cell[m]) for m in measures)]
-            lines.append([*_setting(cell), *told, _seconds(cell["seconds"]), _device(cell)])
+            lines.append([*_setting(cell), *told, _seconds(_total([cell])), _device(cell)])
         if len(cells) > 1:
             over = {name: _over([cell[name] for cell in cells]) for name in ("drop", "control_drop", *measures)}
             more = _over([beyond_control(cell) for cell in cells])
@@ -179,13 +180,11 @@ def _paper_table(found: dict[str, Any]) -> str:
                 *(with_spread(over[m]) for m in measures),
             ]
             lines.append([*_setting(cells[0]), *told, _seconds(_total(cells)), _device(cells[0])])
-    small = found["study"]["kind"].endswith("small")
-    scale = (
-        "**Small scale, not the authors' setting: quick's sizes, for CPUs.** " if small else "The authors' setting. "
-    )
+    small = "Small scale, not" if found["study"]["kind"].endswith("small") else "Not"
+    scale = "The authors' setting. " if has_the_papers_settings(found) else f"**{small} the authors' setting.** "
     return (
         f"{scale}± in a line of one seed: standard deviation over its victims; in a line of all seeds ± and the "
-        "interval are over the seeds' means. The paper's own table of ACR could not be had; its published claim is "
+        "interval are over the seeds' means. Seconds are of runs that took no part from others. The paper's own table of ACR could not be had; its published claim is "
         f"that poisoning takes more than {100 * paper.CLAIM:.0f} % of the target class's ACR.\n\n{table(lines)}"
     )
 
@@ -201,8 +200,9 @@ def _over(summaries: list[Summary]) -> Summary | None:
 
 
 def _total(cells: list[dict[str, Any]]) -> float | None:
+    """Seconds of these runs; None where there are none yet, or one took a part from other runs."""
     known = [cell["seconds"] for cell in cells if cell["seconds"] is not None]
-    return sum(known) if known else None
+    return sum(known) if known and not any(cell.get("reused") for cell in cells) else None  # of older copies unknown
 
 
 def _device(cell: dict[str, Any]) -> str:

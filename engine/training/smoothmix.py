@@ -17,7 +17,7 @@ from engine.training.base import Batch, Procedure
 class SmoothMix(Procedure):
     """The adversary takes steps of adversary_size with no limit but the pixel range; weight grows with the warm-up.
 
-    Departs: as SmoothAdv.
+    Departs: the weight's warm-up begins at 0, where theirs begins one epoch further on.
     """
 
     def prepare(self, base_classifier: Classifier, batch: Batch, *, generator: torch.Generator) -> tuple[Tensor, ...]:
