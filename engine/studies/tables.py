@@ -184,8 +184,9 @@ def _paper_table(found: dict[str, Any]) -> str:
     scale = "The authors' setting. " if has_the_papers_settings(found) else f"**{small} the authors' setting.** "
     return (
         f"{scale}± in a line of one seed: standard deviation over its victims; in a line of all seeds ± and the "
-        "interval are over the seeds' means. Seconds are of runs that took no part from others. The paper's own table of ACR could not be had; its published claim is "
-        f"that poisoning takes more than {100 * paper.CLAIM:.0f} % of the target class's ACR.\n\n{table(lines)}"
+        "interval are over the seeds' means. Seconds are of runs that took no part from others. The paper's own table "
+        "of ACR could not be had; its published claim is that poisoning takes more than "
+        f"{100 * paper.CLAIM:.0f} % of the target class's ACR.\n\n{table(lines)}"
     )
 
 
