@@ -58,7 +58,7 @@ def stages(run: records.Run, rates: dict[str, float]) -> Table:
         rate = amount / seconds / 1e12
         shares = (f"{rate / most:.1%}" for most in rates.values())
         rows.append((name, f"{amount:.2e}", f"{seconds:.0f}", f"{rate:.1f}", *shares))
-    columns = ("stage", "operations", "s, summed over workers", "TFLOP/s", *(f"of {name}" for name in rates))
+    columns = ("stage", "operations", "s, summed over tasks", "TFLOP/s", *(f"of {name}" for name in rates))
     return Table(f"Stages of run {run.id}, {run.environment.get('device_name')}", columns, rows, [])
 
 

@@ -260,7 +260,7 @@ def _runs(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
         return OK
     if options.markdown:
-        ours = [row for row in rows if row["procedure"]]  # of an older protocol no settings are known
+        ours = [row for row in rows if Run(options.runs_root / row["id"]).readable]
         order = sorted(
             ours, key=lambda row: (row["procedure"], row["target_class"], row["epsilon"], row["sigma"], row["seed"])
         )

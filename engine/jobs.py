@@ -35,6 +35,7 @@ from engine.records import (
     RunNotFound,
     Status,
     all_runs,
+    is_elsewhere,
     process_exists,
     process_start,
     run_id,
@@ -176,13 +177,18 @@ def cancel(run: Record) -> None:
 
 
 def stop_now(run: Record, grace: float | None = None) -> None:
-    """Cancels a live run and waits for its end: the flag, then, after `grace` seconds, SIGKILL to its process group."""
+    """Cancels a live run and waits for its end: the flag, then, after `grace` seconds, SIGKILL to its process group.
+
+    One that another machine computes is not waited for any longer then: it sees the flag at its next step.
+    """
     if not can_end(run.status()):
         return
     cancel(run)
     deadline = time.monotonic() + (GRACE if grace is None else grace)
     while can_end(status := run.status()):
         if time.monotonic() > deadline:
+            if is_elsewhere(status) and not process_exists(status):
+                return
             _kill_group(run, status)
             run.write_status(replace(status, state="cancelled", ended=time.time(), error="it had to be killed"))
         time.sleep(0.1)
@@ -208,7 +214,7 @@ def withdraw(run: Run) -> None:
 def delete(run: Run) -> None:
     """Removes a run, stopping it first, and every shared stage that no other run uses.
 
-    Raises: ValueError where it is published.
+    Raises: ValueError where it is published, or another machine still computes it.
     """
     if run.published:
         raise ValueError(f"run {run.id} is published, read-only: withdraw it first")
@@ -217,7 +223,12 @@ def delete(run: Run) -> None:
 
 
 def remove(record: Record) -> None:
-    """Removes a run or study that has ended, and every shared stage that no run uses any more."""
+    """Removes a run or study that has ended, and every shared stage that no run uses any more.
+
+    Raises: ValueError where it has not.
+    """
+    if can_end(record.status()):
+        raise ValueError(f"{record.id} is still computed on another machine; delete it when it has stopped")
     root = record.directory.parent
     with _changes(root):
         if record.directory.exists():
@@ -230,7 +241,7 @@ def write_down_lost(runs_root: Path) -> None:
     for run in all_runs(runs_root):
         status = run.status()
         told = (run.read_json("status.json") or {}).get("state")  # not of a file that this version cannot read
-        if status.state == "lost" and told in ACTIVE:
+        if status.state == "lost" and told in ACTIVE and not is_elsewhere(status):
             with contextlib.suppress(OSError), _changes(runs_root):  # on a read-only disk it stays as it is
                 status = run.status()  # it may have been submitted anew
                 if status.state == "lost":

@@ -149,7 +149,8 @@ PRESETS = {
         ),
         Preset(
             "quick-macer",
-            "As quick, with victims and attacker trained by MACER: five victims for each arm, as MACER's scatter more.",
+            "As quick, with MACER: the authors' attacker (one noise draw) for twice the steps, and five victims of "
+            "seven epochs for each arm, as MACER's scatter more.",
             _QUICK_FAMILY["macer"].model_copy(
                 update=dict(
                     # The authors' attacker, of one noise draw: twice the steps in less time than at the victims' four.

@@ -173,10 +173,14 @@ class Record:
         if (self.read_json("status.json") or {}) != raw:  # it ended, and said so, while we looked
             return self.status()
         why, silent = "its process ended without a word (killed, or out of memory)", time.time() - status.heartbeat
-        if _is_elsewhere(status):
-            why = f"its process, on another machine, has given no sign of life for {silent:.0f} s"
-        elif process_exists(status):
+        if process_exists(status):
             why = f"its process has given no sign of life for {silent:.0f} s (it is stuck, or the machine very busy)"
+        elif is_elsewhere(status):
+            why = (
+                f"its process, on another machine, has given no sign of life for {silent:.0f} s"
+                if silent > 0
+                else f"its machine's clock is {-silent:.0f} s ahead of this one's"
+            )
         return replace(status, state="lost", error=why)
 
     def write_status(self, status: Status) -> None:
@@ -208,6 +212,13 @@ class Run(Record):
             return Config.model_validate_json((self.directory / "config.json").read_bytes())
         except (OSError, ValidationError) as error:
             raise RunNotFound(f"run {self.id} has no readable configuration: {error}") from error
+
+    @property
+    def readable(self) -> bool:
+        """Whether this version knows its settings."""
+        with contextlib.suppress(RunNotFound):
+            return bool(self.config)
+        return False
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -360,7 +371,7 @@ def process_start(pid: int) -> float | None:
 
 def process_exists(status: Status) -> bool:
     """Whether the very process that a status names exists on this machine, be it busy or stuck."""
-    if status.pid is None or status.pid_started is None or _is_elsewhere(status):
+    if status.pid is None or status.pid_started is None:
         return False
     started = process_start(status.pid)
     return started is not None and abs(started - status.pid_started) < START_TOLERANCE
@@ -369,8 +380,8 @@ def process_exists(status: Status) -> bool:
 def _process_lives(status: Status) -> bool:
     if status.pid is None:
         return time.time() - status.submitted < HEARTBEAT_LIMIT  # submitted, its process not yet up
-    there = process_exists(status) or _is_elsewhere(status)  # of another machine's process nobody here knows more
-    return there and time.time() - status.heartbeat < HEARTBEAT_LIMIT
+    there = process_exists(status) or is_elsewhere(status)  # of another machine's process nobody here knows more
+    return there and abs(time.time() - status.heartbeat) < HEARTBEAT_LIMIT
 
 
 def this_machine() -> str:
@@ -378,5 +389,6 @@ def this_machine() -> str:
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
-def _is_elsewhere(status: Status) -> bool:
+def is_elsewhere(status: Status) -> bool:
+    """Whether the process was started on a machine of another name: it may be another, or have a new name."""
     return status.machine not in (None, this_machine())

@@ -9,7 +9,7 @@ import streamlit as st
 from engine.certification import ABSTAIN, radius_cap
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
-from pages import _links, _shared, _victims
+from pages import _links, _selection, _shared, _victims
 
 MOST, SELECTING = 10_000, 100  # n and n0: a second or two of a visitor's patience
 PRECISION = 0.05  # of the radius, relatively
@@ -34,9 +34,8 @@ def until_settled(run: Run, image: int, shape: tuple[int, ...], victim: int, nam
     top = math.floor(radius_cap(n=MOST, sigma=sigma, alpha=alpha) / step) * step
     _links.check(draw_question=(AT, NEAR), draw_radius=_links.Interval(step, top))
     left, right = st.columns([3, 2], vertical_alignment="bottom", gap="large")
-    question = left.segmented_control(
-        "Question", (AT, NEAR), default=AT, required=True, key="draw_question", bind="query-params"
-    )
+    with left:
+        question = _selection.segmented("Question", (AT, NEAR), default=AT, key="draw_question")
     stop = {"precision": PRECISION}
     if question == AT:
         radius = right.slider("Radius r (L2)", step, top, sigma, step, key="draw_radius", bind="query-params")

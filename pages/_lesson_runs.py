@@ -8,7 +8,6 @@ from typing import Any
 import streamlit as st
 
 from engine import records
-from engine.config import PROTOCOL_VERSION
 from engine.overrides import differences
 from engine.records import GALLERY, GRID, Run
 from pages import _shared
@@ -27,7 +26,7 @@ def finished_runs() -> Iterator[Run]:
         for run in records.all_runs(folder):
             certified = (run.directory / "certificates.parquet").is_file()
             finished = certified and run.status().state == "done" and run.report
-            if finished and _shared.protocol_of(run) == PROTOCOL_VERSION:
+            if finished and run.readable:
                 yield run
 
 

@@ -173,13 +173,10 @@ def voting(run: Run) -> None:
         with left:
             subject = choose_subject(run)
         with middle:
-            n = st.segmented_control(
-                "Noisy copies that vote", DRAWS, default=DRAWS[0], required=True, key="lesson_draws",
-                bind="query-params",
-            )  # fmt: skip
+            n = _selection.segmented("Noisy copies that vote", DRAWS, default=DRAWS[0], key="lesson_draws")
         with right:
             drawn = new_noise("lesson_vote_again", "lesson voted")
-    polls = [votes_of(run, subject, int(n or DRAWS[0]), k) for k in range(max(0, drawn + 1 - POLLS), drawn + 1)]
+    polls = [votes_of(run, subject, n, k) for k in range(max(0, drawn + 1 - POLLS), drawn + 1)]
     selection, estimation = polls[-1]
     counted, top = int(estimation.sum()), int(estimation.argmax())
     row = pd.DataFrame(

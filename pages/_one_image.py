@@ -35,15 +35,8 @@ def magnification(key: str, epsilon: float) -> tuple[float, str]:
     """(end of the δ scale, words for the caption) as chosen."""
     ways = ["×1", "×5", "×10", "full range"]
     _links.check(**{key: ways})
-    chosen = st.segmented_control(
-        "Magnify the change δ",
-        ways,
-        default="full range",
-        required=True,
-        key=key,
-        bind="query-params",
-    )
-    limit = (epsilon or 1e-3) if chosen == "full range" else 1 / int(str(chosen)[1:])
+    chosen = _selection.segmented("Magnify the change δ", ways, default="full range", key=key)
+    limit = (epsilon or 1e-3) if chosen == "full range" else 1 / int(chosen[1:])
     factor = f"{1 / limit:.3g}"
     words = "δ is not magnified" if factor == "1" else f"δ is magnified ×{factor}"
     return limit, f"{words}: the ends of its scale are ±{limit:g} (pixel units)"
@@ -55,7 +48,7 @@ def comparator(clean: np.ndarray, poisoned: np.ndarray, k: int) -> None:
     st.header("Can you see the difference?")
     ways = ["Wipe", "Blink"]
     _links.check(compare_by=ways)
-    way = st.segmented_control("Compare by", ways, default="Wipe", required=True, key="compare_by", bind="query-params")
+    way = _selection.segmented("Compare by", ways, default="Wipe", key="compare_by")
     if way == "Blink":
         chart(images.blink(clean, poisoned), "blink")
         st.caption("Blink switches between the two images once a second, in the same place. Stop ends it.")

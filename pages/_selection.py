@@ -1,7 +1,7 @@
 """One chosen poison image, one chosen test image, one pinned image: the same on all pages, in session and URL."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import streamlit as st
 
@@ -10,6 +10,7 @@ from engine.figures import images
 from engine.records import Run
 from pages import _links, _shared
 
+T = TypeVar("T")
 KEYS = {"training": "poison_image", "test": "test_image"}  # of widgets, and of the URL
 NAMES = {"training": "poison image", "test": "test image"}
 _PINNED = "pinned"  # (run's id, kind, number) in the session; in the URL with points between them
@@ -21,6 +22,14 @@ def forget(key: str, options: Sequence[Any], what: str = "") -> None:
         del st.session_state[key]
         if what:
             st.caption(f"{what} {value} was chosen, but this run has none with that number, so the first is shown.")
+
+
+def segmented(label: str, options: Sequence[T], *, default: T, key: str, **settings: Any) -> T:
+    """A bar of options of which the address keeps one. Where that is empty (`?view=`) Streamlit would choose none."""
+    chosen = st.segmented_control(
+        label, options, default=default, required=True, key=key, bind="query-params", **settings
+    )
+    return default if chosen is None else chosen
 
 
 def poison_image(count: int) -> int:
@@ -56,9 +65,7 @@ def victim(numbers: Sequence[int]) -> int:
     key = "victim"
     _links.check(**{key: numbers})
     forget(key, numbers)
-    return int(
-        st.segmented_control("Victim seed", numbers, default=numbers[0], required=True, key=key, bind="query-params")
-    )
+    return segmented("Victim seed", numbers, default=numbers[0], key=key)
 
 
 def take(chart_key: str, kind: str) -> None:

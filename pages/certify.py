@@ -205,16 +205,12 @@ def whole_set(table: pd.DataFrame, now: dict[str, Any], settings: Config) -> Non
     chart_and_data(radii.acr_by_arm(now, run.report if moved else None), "acr")
     left, right = st.columns([2, 3])
     with left:
-        scope = str(
-            st.segmented_control(
-                "Test images",
-                list(wording.SCOPE_NAMES),
-                default="target",
-                required=True,
-                format_func=wording.SCOPE_NAMES.__getitem__,
-                key="scope",
-                bind="query-params",
-            )
+        scope = _selection.segmented(
+            "Test images",
+            list(wording.SCOPE_NAMES),
+            default="target",
+            key="scope",
+            format_func=wording.SCOPE_NAMES.__getitem__,
         )
     with right:
         present = [arm for arm in ARMS if arm in set(table["arm"])]
@@ -291,16 +287,12 @@ def single_image(recorded: pd.DataFrame, table: pd.DataFrame, settings: Config) 
     with left:
         if "clean" in means.columns and others:
             _selection.forget("scatter_arm", others)
-            arm = str(
-                st.segmented_control(
-                    "Against clean",
-                    others,
-                    default=others[0],
-                    required=True,
-                    format_func=lambda key: ARM_STYLE[key].name,
-                    key="scatter_arm",
-                    bind="query-params",
-                )
+            arm = _selection.segmented(
+                "Against clean",
+                others,
+                default=others[0],
+                key="scatter_arm",
+                format_func=lambda key: ARM_STYLE[key].name,
             )
             figure = radii.radius_before_after(table, settings, arm, target=target, widest=recorded_cap)
             chart_and_data(

@@ -99,7 +99,7 @@ def chosen(known: dict[Point, Run]) -> tuple[Point, Point]:
     """
     wanted: list[Any] = []
     values: list[Any] = []
-    labels = ("Training procedure of attacker and victims", "Target digit", *_another_point.LABELS)
+    labels = ("Training procedure", "Target digit", *_another_point.LABELS)
     places = st.columns([3, 2, 2, 3], gap="medium", vertical_alignment="bottom")
     for place, field, label in zip(places, _grid.FIELDS, labels, strict=True):
         options = sorted({point[len(values)] for point in known if point[: len(values)] == tuple(values)})

@@ -198,12 +198,5 @@ st.caption(sentences.limits_line(run))
 changed = run.tensors("poison") if _poisoned.stamp_of(run, "poison") is not None else None
 certified = _test_images.in_order(run) if (run.directory / "certificates.parquet").exists() else []
 take_link({"training": list(range(len(changed["delta"]))) if changed else [], "test": certified})
-kind = st.segmented_control(
-    "Kind of image",
-    KINDS,
-    default="training",
-    required=True,
-    key="kind",
-    bind="query-params",
-)
-{"training": training, "test": test}[str(kind)]()
+kind = _selection.segmented("Kind of image", KINDS, default="training", key="kind")
+{"training": training, "test": test}[kind]()

@@ -77,7 +77,7 @@ def all_images() -> None:
         table = _wall.within(everything, column, name, f"range {column}")
     with right:
         page = _wall.page_number("wall_page", len(table))
-    shown = st.segmented_control("Show", SHOWN, default=SHOWN[0], required=True, key="show", bind="query-params")
+    shown = _selection.segmented("Show", SHOWN, default=SHOWN[0], key="show")
     part = _wall.part(table.sort_values(column, ascending=ascending, kind="stable"), page)
     then = "" if poison.step is None else f", after upper step {poison.step} (those whose steps were recorded)"
     st.markdown(f"**{len(table)} of {len(poison)} poison images**{then}; {order}.")
@@ -90,7 +90,7 @@ def all_images() -> None:
             "poisoned": lambda: pictures.shown(clean + change),
             "clean": lambda: pictures.shown(clean),
             "δ": lambda: pictures.shown_changes(change, limit=limit),
-        }[str(shown)]()
+        }[shown]()
         hover = [
             f"poison image {row.number} (training image {row.training_image})<br>L∞ {row.linf:.4f}, L2 {row.l2:.3f}<br>"
             f"SSIM {row.ssim:.3f}, {row.changed_share:.0%} of pixels changed"
@@ -154,8 +154,6 @@ target = sentences.target_of(run)
 st.title("Inspect")
 st.caption(sentences.limits_line(run))
 _links.check(view=VIEWS)
-view = st.segmented_control(
-    "View", VIEWS, default=VIEWS[0], required=True, key="view", bind="query-params", label_visibility="collapsed"
-)
+view = _selection.segmented("View", VIEWS, default=VIEWS[0], key="view", label_visibility="collapsed")
 views = {VIEWS[0]: one_image, VIEWS[1]: all_images, VIEWS[2]: evolution, VIEWS[3]: lambda: _test_images.view(run)}
-views[str(view)]()
+views[view]()

@@ -210,11 +210,7 @@ with left:
     sources = [*([DRAW] if is_digits else []), UPLOAD, PICK]
     _links.check(try_source=sources)
     _selection.forget("try_source", sources)
-    source = str(
-        st.segmented_control(
-            "Your image", sources, default=sources[0], required=True, key="try_source", bind="query-params"
-        )
-    )
+    source = _selection.segmented("Your image", sources, default=sources[0], key="try_source")
     try:
         image = test_image() if source == PICK else None
         colours = own_picture(source) if source != PICK else None

@@ -204,6 +204,24 @@ def test_a_process_that_is_not_the_runs_own_is_not_killed(
     assert other.poll() is None
 
 
+def test_a_run_that_another_machine_computes_is_asked_to_stop_and_neither_declared_dead_nor_deleted(
+    tiny: Tiny, prepare: WorkHere, runs_root: Path
+) -> None:
+    run, now = prepare(tiny(), runs_root), time.time()
+    status = Status("running", pid=2**22 + 1, pid_started=1.0, machine="another", heartbeat=now, submitted=now)
+    run.write_status(status)
+    jobs.stop_now(run, grace=0.1)
+    assert run.status() == status
+    assert (run.directory / "cancel").exists()
+    with pytest.raises(ValueError, match="is still computed on another machine"):
+        jobs.remove(run)
+    run.write_status(replace(status, heartbeat=now - 100))
+    jobs.write_down_lost(runs_root)  # its own machine may know better
+    assert (run.read_json("status.json") or {})["state"] == "running"
+    jobs.remove(run)
+    assert not run.exists()
+
+
 def test_a_stuck_worker_is_killed_before_its_successor_starts(
     tiny: Tiny, prepare: WorkHere, runs_root: Path, spawn: Spawn
 ) -> None:

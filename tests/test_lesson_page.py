@@ -132,9 +132,14 @@ def test_training_with_noise_is_set_beside_training_without(place: Path, monkeyp
 
 
 def test_the_lesson_lives_with_any_finished_run_of_the_readers(place: Path) -> None:
-    """One of an older protocol, and a defence under which clean victims certify nothing, so that nothing can drop."""
+    """One of an older protocol, one of settings that are not known here, and a defence under which clean victims
+    certify nothing, so that nothing can drop.
+    """
     old = own_copy(place, config=with_overrides(RUN.config, ["seed=9"]))
     (old.directory / "config.json").write_text('{"protocol_version":1,"procedure":"gaussian","attack":{"damping":1}}')
+    newer = own_copy(place, config=with_overrides(RUN.config, ["seed=8"]))
+    settings = newer.config.model_dump_json().replace('"lenet-narrow"', '"of-the-future"')
+    (newer.directory / "config.json").write_text(settings)
     useless, useful = (own_copy(place, config=with_overrides(RUN.config, [f"sigma={sigma}"])) for sigma in (4, 0.125))
     report = useless.report or {}
     report["relative_drop"]["poisoned"] = {"mean": None, "sd": None, "seeds": []}
@@ -142,6 +147,7 @@ def test_the_lesson_lives_with_any_finished_run_of_the_readers(place: Path) -> N
     useless.write_json("report.json", report)
     for title in ("Why train with noise?", "What a defender can do"):
         assert not opened(PAGE, step=str(step_of(title)), run=EXAMPLE).exception
+    assert _lesson_sheet.sheet(STEPS, RUN, answers=True)
     (table,) = opened(PAGE, step=str(step_of("What a defender can do")), run=EXAMPLE).dataframe
     assert list(table.value["defence"]) == ["no defence", f"noise σ = {useful.config.sigma}"]
 

@@ -103,6 +103,22 @@ def test_what_a_field_allows_is_taken() -> None:
     assert test.session_state["victim"] == 1
 
 
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("certify", ["scope", "scatter_arm", "victim"]),
+        ("image", ["kind", "magnify", "compare_by"]),
+        ("inspect", ["view", "magnify"]),
+        ("try", ["try_source"]),
+    ],
+)
+def test_a_name_with_nothing_behind_it_stands_for_the_default(page: str, names: list[str]) -> None:
+    test = opened(f"pages/{page}.py", run=EXAMPLE, **dict.fromkeys(names, ""))
+    assert not test.exception
+    said = [line for line in words(test).splitlines() if not line.startswith("This link asks for ")]
+    assert said == words(opened(f"pages/{page}.py", run=EXAMPLE)).splitlines()
+
+
 def test_a_pin_comes_with_the_link_and_stays_in_the_address_until_it_is_taken_off() -> None:
     test = opened("pages/inspect.py", run=EXAMPLE, pinned=f"{EXAMPLE[:6]}.training.3")
     assert not test.exception

@@ -191,10 +191,21 @@ def test_a_run_of_another_machine_lives_while_it_writes_heartbeats(tmp_path: Pat
     run, status = new_run(tmp_path), replace(live_status(), machine="another", pid=ended_process())
     run.write_status(status)
     assert run.status() == status
-    run.write_status(replace(status, heartbeat=status.heartbeat - 61, pid=os.getpid()))
+    for seconds, why in (
+        (-61, "on another machine, has given no sign of life for 61 s"),
+        (3600, "clock is 3600 s ahead"),
+    ):
+        run.write_status(replace(status, heartbeat=time.time() + seconds))
+        assert run.status().state == "lost"
+        assert why in str(run.status().error)
+
+
+def test_a_run_whose_machine_has_a_new_name_is_still_known_by_its_process(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.write_status(replace(live_status(), machine="its old name", heartbeat=time.time() - 61))
     assert run.status().state == "lost"
-    assert "on another machine, has given no sign of life for 61 s" in str(run.status().error)
-    assert not process_exists(run.status())  # so that nobody kills it
+    assert "no sign of life for 61 s (it is stuck" in str(run.status().error)
+    assert process_exists(run.status())
 
 
 def ended_process() -> int:

@@ -12,7 +12,7 @@ from conftest import wait_for
 
 from engine import costs, jobs, paper, records
 from engine.choices import PROCEDURES
-from engine.config import Config, ConfigError, arms_of, canonical_json, poison_depends_on
+from engine.config import Config, ConfigError, arms_of, canonical_json, lower_level, poison_depends_on
 from engine.overrides import differences, with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, GRID, Run, RunNotFound
@@ -138,6 +138,21 @@ def test_a_procedure_of_the_paper_brings_its_own_levels_and_training() -> None:
             update={"procedure": made.attack.procedure or made.procedure}
         )
         assert (cell.config.procedure, cell.config.training) == (trained.procedure, trained.training)
+
+
+@pytest.mark.parametrize("preset", ["quick", "quick-smoothadv", "quick-macer", "paper-macer-mnist", "paper-ga-cifar10"])
+def test_at_home_a_transfer_has_the_presets_own_attack_and_victims(preset: str) -> None:
+    own = PRESETS[preset].config
+    study = kinds.make("transfer-procedure", preset=preset)
+    (home,) = (
+        cell.config
+        for cell in study.cells()
+        if {study.rows.points[cell.row].name, study.columns.points[cell.column].name} == {own.procedure.name}
+    )
+    assert lower_level(home) == lower_level(own)
+    assert home.procedure == own.procedure
+    assert home.attack.upper_steps == own.attack.upper_steps
+    assert (home.training, home.victim_seeds) == (own.training, own.victim_seeds)
 
 
 def test_rivals_are_all_attacks_made_against_one_procedure_whatever_the_victims() -> None:

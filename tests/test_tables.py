@@ -1,5 +1,6 @@
 """Reports as text: the numbers of the report, and nothing from an unfinished run."""
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +87,17 @@ def test_a_markdown_table_has_a_row_for_each_finished_run_and_says_what_it_ran_o
     assert all(len(line.split("|")) == 14 for line in text.splitlines() if line.startswith("|"))
     assert str(smoke.run.environment["commit"]) in text
     assert "n = 100" in text
+
+
+def test_the_commands_table_leaves_out_runs_whose_settings_are_not_known(
+    smoke: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, settings in enumerate(({}, {"protocol_version": 2}, {"architecture": "of the future"})):
+        run = Run(Path(shutil.copytree(smoke.run.directory, tmp_path / f"{number:016x}")))
+        run.write_json("config.json", json.loads(smoke.run.config.canonical()) | settings)
+    code, text, _ = main(capsys, "runs", "--markdown", "--runs-root", tmp_path)
+    assert code == 0
+    assert text.count("| gaussian | pacd |") == 1
 
 
 def test_what_a_run_has_unlike_its_preset_stands_in_its_row(smoke: SimpleNamespace, tmp_path) -> None:

@@ -25,7 +25,7 @@ class Recorder:
         self.class_names: tuple[str, ...] = ()
         self.events: list[str] = []
         self.products = 0  # of the lower level's Hessian with a vector, in the attack, whenever it ran
-        self._seconds = {"poison": 0.0, "train": 0.0, "certify": 0.0}  # of computing, summed over workers
+        self._seconds = {"poison": 0.0, "train": 0.0, "certify": 0.0}  # of each task's own thread, whoever helps it
         self._reused: list[str] = []
         self._whole, self._done = work_of(self.config), Work()
         self._tables: dict[tuple[int, int], pd.DataFrame] = {}

@@ -75,9 +75,9 @@ def _plain(value: Any) -> str:
 def markdown(runs: Sequence[Run]) -> str:
     """A Markdown table of finished runs, a row each, and below it what they ran on.
 
-    Unfinished ones are left out, and so are those of older protocols, whose reports have other fields.
+    Args: runs: whose settings can be read. Unfinished ones are left out.
     """
-    finished = [run for run in runs if (run.report or {}).get("complete") and "target_name" in (run.report or {})]
+    finished = [run for run in runs if (run.report or {}).get("complete")]
     columns = ["procedure", "attack", "target", "ε (L∞)", "σ", "seed", "victims", "ACR clean"]
     columns += ["drop poisoned", "random noise", "shuffled signs", "seconds"]
     others = {run.id: _other_settings(run) for run in finished}

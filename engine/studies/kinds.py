@@ -157,12 +157,12 @@ def _point(field: str, value: Any, base: Config, preset: str) -> Point:
     if field.rpartition(".")[2] != "procedure" or value not in list(known):
         name = value["name"] if isinstance(value, dict) and "name" in value else text
         return Point(name=name, overrides=(f"{field}={text}",))
-    tuned = known[value]
+    tuned, own = known[value], PRESETS[preset].config
     if field == "procedure":
         procedure, section = tuned.procedure, "training."
-    else:
-        procedure, section = lower_level(tuned)[0], "attack."
-    reference = known.get(PRESETS[preset].config.procedure.name, next(iter(known.values())))
+    else:  # a preset's attacker may train otherwise than its victims
+        procedure, section = lower_level(own if value == own.procedure.name else tuned)[0], "attack."
+    reference = known.get(own.procedure.name, next(iter(known.values())))
     changes = [change for change in differences(reference, tuned) if change.startswith(section)]
     others = tuple(change for change in changes if not change.startswith(("attack.procedure", "attack.sigma")))
     if section == "attack." and len({each.training.augmentation for each in known.values()}) > 1:
