@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from engine import datasets
+from engine import datasets, paper
 from engine.config import ConfigError
 from engine.datasets import DatasetUnavailable
 from engine.records import Run
@@ -128,6 +128,33 @@ def test_the_whole_protocol_runs_on_a_folder_of_photographs(
     changed = images[poison["indices"]] + poison["delta"]
     assert changed.min() >= -1e-6
     assert changed.max() <= 1 + 1e-6
+
+
+SIZES = (  # of the authors' presets, made small; all else is theirs
+    *("data.train_size=100", "data.validation_size=100", "training.epochs=1", "training.batch_size=50"),
+    *("attack.upper_steps=4", "attack.restart_every=2", "attack.lower_steps=2", "attack.linear_steps=2"),
+    *("attack.clean_batch=12", "attack.poison_batch=4", "attack.upper_batch=4", "attack.upper_noise=2"),
+    *("certification.target_images=3", "certification.other_images=1", "certification.n0=10", "certification.n=50"),
+    *("victim_seeds=1", 'controls=["random_noise"]'),
+)
+
+
+@pytest.mark.parametrize("dataset", paper.DATASETS)
+@pytest.mark.parametrize("procedure", paper.PROCEDURES)
+def test_each_setting_of_the_authors_runs_from_poison_to_certificates(
+    dataset, procedure, photographs, runs_root, in_this_process, capsys
+):
+    images = ("dataset=digits",) if dataset == "mnist" else ("dataset=folder:patches", "threat.target_class=1")
+    arguments = [part for change in (*SIZES, *images) for part in ("--set", change)]
+    roots = ("--runs-root", runs_root, "--data-root", photographs)
+    code, output, error = main(capsys, "run", "--preset", f"paper-{procedure}-{dataset}", *arguments, "--json", *roots)
+    assert code == 0, error
+    report = json.loads(output)
+    config, authors = Run(runs_root / report["run_id"]).config, paper.paper(procedure, dataset, 0.5)
+    assert (config.architecture, config.attack.procedure) == (authors.architecture, authors.attack.procedure)
+    assert report["complete"]
+    assert report["products"] > 0
+    assert 0 < report["perturbation"]["linf_max"] <= config.threat.epsilon + 1e-6
 
 
 def test_numbers_of_a_run_are_not_taken_for_those_of_images_that_came_later(
