@@ -149,7 +149,7 @@ def deletion(record: StudyRecord) -> None:
 def delete(record: StudyRecord) -> None:
     try:
         process.delete(record)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         st.session_state["studies problem"] = f"The study could not be deleted: {error}."
 
 
@@ -159,8 +159,9 @@ def delete(record: StudyRecord) -> None:
 def show(found: dict[str, Any]) -> None:
     finished, cells = results.finished(found)
     st.caption(question(found))
-    if found["study"]["kind"] == "reproduce-small":
-        st.warning("Small scale, for CPUs: not the authors' setting.")
+    kind = found["study"]["kind"]
+    if kind.startswith(kinds.REPRODUCE) and not results.has_the_papers_settings(found):
+        st.warning(f"{'Small scale, for CPUs: not' if kind.endswith('small') else 'Not'} the authors' setting.")
     left, right = st.columns([3, 2], gap="large")
     key = f"cell {found['id']}"
     options = list(range(len(found["cells"])))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine import records
@@ -213,6 +214,22 @@ def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(hal
     assert [tuple(place) for place in marks.customdata] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert "n = 3" in marks.hovertext[0]
     assert "47 ± 2 %" in figure.layout.meta["alt"]
+
+
+def test_more_columns_than_fit_are_drawn_downwards_and_clicks_still_mean_the_same_cells(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    wide = Study(kind="sweep", base=tiny(), rows=axis("threat.target_class", 8, 3), columns=axis("seed", *range(7)))
+    found = results.of(with_reports(wide, tmp_path, [fake_report(number / 20) for number in range(14)]))
+    figure = heat_map(found, chosen=(1, 2))
+    heat, marks = figure.data
+    assert np.asarray(heat.z).shape == (7, 2)
+    assert heat.z[2][1] == pytest.approx(100 * 9 / 20)
+    at = [tuple(place) for place in marks.customdata].index((1, 2))
+    assert (marks.x[at], marks.y[at]) == (1, 2)
+    (frame,) = figure.layout.shapes
+    assert (frame.x0, frame.x1, frame.y0, frame.y1) == (0.5, 1.5, 1.5, 2.5)
+    assert list(figure.layout.xaxis.ticktext) == ["digit 8", "digit 3"]
 
 
 def test_the_rivals_drop_is_that_of_the_victims_that_attacks_assume(tiny: Tiny, tmp_path: Path) -> None:

@@ -13,21 +13,25 @@ from engine.studies import results
 SCALE = ("#FBF3EC", "#F2C3A0", "#E08A4B", "#B04A00", "#5A2500")
 DARK_FROM = 66  # percent, from which white text is read better than black
 ROW_HEIGHT = 84  # pixels
+MOST_ACROSS = 6  # columns whose texts do not overlap
 
 
 def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go.Figure:
     """Relative drop in percent, one colour scale from 0 to 100 % for all studies; the chosen (row, column) is framed.
 
+    Where there are more columns than fit, and fewer rows, columns are drawn downwards.
     Its second trace has a marker per cell with customdata (row, column): a heat map itself cannot be clicked.
     """
-    rows, columns = results.titles(found, "rows"), results.titles(found, "columns")
-    drops = np.full((len(rows), len(columns)), np.nan)
+    names = {axis: results.titles(found, f"{axis}s") for axis in ("row", "column")}
+    down, across = "row", "column"
+    if len(names["column"]) > max(MOST_ACROSS, len(names["row"])):
+        down, across = across, down
+    drops = np.full((len(names[down]), len(names[across])), np.nan)
     texts, hovers, inks, places, told = [], [], [], [], []
     for cell in found["cells"]:
         drop = (cell["drop"] or {}).get("mean")
-        where = (cell["row"], cell["column"])
-        drops[where] = np.nan if drop is None else 100 * drop
-        places.append(where)
+        drops[cell[down], cell[across]] = np.nan if drop is None else 100 * drop
+        places.append((cell["row"], cell["column"]))
         texts.append(_text(cell))
         hovers.append(_hover(found, cell))
         inks.append("#888888" if drop is None else "#FFFFFF" if 100 * drop >= DARK_FROM else "#1A1A1A")
@@ -35,8 +39,8 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
     figure = go.Figure()
     figure.add_heatmap(
         z=drops,
-        x=list(range(len(columns))),
-        y=list(range(len(rows))),
+        x=list(range(len(names[across]))),
+        y=list(range(len(names[down]))),
         zmin=0,
         zmax=100,
         colorscale=SCALE,
@@ -47,8 +51,8 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
     )
     same = dict(marker=dict(opacity=0.01))
     figure.add_scatter(
-        x=[column for _, column in places],
-        y=[row for row, _ in places],
+        x=[cell[across] for cell in found["cells"]],
+        y=[cell[down] for cell in found["cells"]],
         mode="markers+text",
         text=texts,
         textfont=dict(color=inks, size=13),
@@ -61,23 +65,23 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
         showlegend=False,
     )
     if chosen is not None:
-        row, column = chosen
+        y, x = chosen if down == "row" else reversed(chosen)
         frame = dict(color="#0072B2", width=4)
-        figure.add_shape(type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line=frame)
-    labels = [results.label(found["study"][axis]) for axis in ("rows", "columns")]
-    ticks = [[_broken(name) for name in names] for names in (rows, columns)]
+        figure.add_shape(type="rect", x0=x - 0.5, x1=x + 0.5, y0=y - 0.5, y1=y + 0.5, line=frame)
+    labels = [results.label(found["study"][f"{axis}s"]) for axis in (down, across)]
+    ticks = [[_broken(name) for name in names[axis]] for axis in (down, across)]
     still = dict(showgrid=False, zeroline=False, automargin=True)
     figure.update_yaxes(
-        tickvals=list(range(len(rows))),
+        tickvals=list(range(len(names[down]))),
         ticktext=ticks[0],
-        range=[len(rows) - 0.5, -0.5],
+        range=[len(names[down]) - 0.5, -0.5],
         title=dict(text=labels[0], standoff=20),
         **still,
     )
     figure.update_xaxes(
-        tickvals=list(range(len(columns))),
+        tickvals=list(range(len(names[across]))),
         ticktext=ticks[1],
-        range=[-0.5, len(columns) - 0.5],
+        range=[-0.5, len(names[across]) - 0.5],
         side="top",
         tickangle=0,
         title=dict(text=labels[1], standoff=8),
@@ -91,7 +95,7 @@ def heat_map(found: dict[str, Any], chosen: tuple[int, int] | None = None) -> go
         "",
         f"Heat map of the relative drop of the target class's ACR.{partial} {'; '.join(told)}.",
         legend=False,
-        height=110 + ROW_HEIGHT * len(rows),
+        height=110 + ROW_HEIGHT * len(names[down]),
         top=70,
     )
     return figure.update_layout(clickmode="event+select", dragmode=False)
