@@ -2,6 +2,8 @@
 
 import copy
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,6 +127,17 @@ def test_parts_of_an_upper_step_are_counted_as_the_engine_counts_products(preset
 
 def test_a_lenet_takes_2_293_000_multiply_adds():
     assert ceilings.lenet_flops()["forward"] == 2 * 2_293_000
+
+
+def test_ceilings_are_told_without_a_type_that_the_processor_does_not_multiply_in(monkeypatch):
+    monkeypatch.setattr(ceilings, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(ceilings, "children", lambda sides: nullcontext([SimpleNamespace(seconds=lambda: 1.0)]))
+    found = ceilings.rates(*ceilings.KINDS)
+    assert "bfloat16" not in " ".join(found)
+    assert "| GEMM float32 |" in ceilings.measured(found).markdown()
+    assert "bfloat16" not in ceilings.measured(found).markdown()
+    (forward,) = (row for row in ceilings.counted(found).rows if row[0] == "forward")
+    assert forward[-1] == "–"
 
 
 def test_rounds_alternate_and_a_ratio_is_of_one_round():
