@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 
 from benchmarks.measure import Table
-from engine import datasets, jobs
+from engine import datasets, jobs, worker
 from engine.config import Config, ConfigError
 from engine.metrics import correct_radius, interval_of_mean
 from engine.overrides import with_overrides
@@ -144,14 +144,14 @@ def side_by_side(configs: list[Config], root: Path) -> None:
         run = Run(root / run_id(config))
         request = {"preset": "baseline-ga-mnist", "data_root": str(datasets.default_root())}
         jobs.lay_out(run, config.canonical(), request=request)
-        started.append((run, replace(jobs.begin(run), state="running", started=time.time(), phase="starting")))
+        started.append((run, replace(worker.begin(run), state="running", started=time.time(), phase="starting")))
 
     def stop(*_: object) -> None:
         for run, _status in started:
             jobs.cancel(run)
 
     def work(config: Config, run: Run, status: Status) -> None:
-        jobs.perform(run, status)
+        worker.perform(run, status)
         told(run.id, config, run.status().state)
 
     try:

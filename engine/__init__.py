@@ -15,7 +15,7 @@ The import line; every module or folder may import only what comes before it (te
     what is said
         → report → grid
     one run
-        → experiment → jobs
+        → experiment → jobs → worker
     many runs
         → follow → studies
     figures

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine import datasets, grid, index, jobs, poison_file, records
+from engine import datasets, grid, index, jobs, poison_file, records, worker
 from engine.choices import ARMS
 from engine.config import Config, ConfigError, dataset_name
 from engine.costs import estimate, expected_device
@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
 def _work(options: argparse.Namespace) -> int:
     if hasattr(os, "nice"):
         os.nice(NICENESS)
-    return jobs.work(options.directory)
+    return worker.work(options.directory)
 
 
 def _run(options: argparse.Namespace) -> int:

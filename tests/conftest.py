@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from engine import jobs
+from engine import jobs, worker
 from engine.config import Config
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
@@ -126,7 +126,7 @@ def work_here(prepare: Callable[[Config, Path], Run]) -> Callable[[Config, Path]
         run = prepare(config, root)
         before = signal.getsignal(signal.SIGTERM)
         try:
-            jobs.work(run.directory)
+            worker.work(run.directory)
         finally:
             signal.signal(signal.SIGTERM, before)
         return run
@@ -153,7 +153,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=work_at_once, DEVNULL=None, STDOUT=None))
-    monkeypatch.setattr(jobs, "environment", lambda device: {"device": device, "device_name": "a", "torch": "t"})
+    monkeypatch.setattr(worker, "environment", lambda device: {"device": device, "device_name": "a", "torch": "t"})
     monkeypatch.setattr(process, "POLL", 0)
     yield commands
     signal.signal(signal.SIGTERM, before)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from engine import hypergradient, jobs, votes
+from engine import hypergradient, jobs, votes, worker
 from engine.choices import ARMS
 from engine.config import Config
 from engine.experiment import poisoning, protocol
@@ -337,7 +337,7 @@ def test_a_cancelled_run_keeps_its_partial_poison_and_certificates(
     monkeypatch.setattr(Path, "exists", asked)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        assert jobs.work(run.directory) == 1
+        assert worker.work(run.directory) == 1
     finally:
         signal.signal(signal.SIGTERM, before)
     assert run.status().state == "cancelled"

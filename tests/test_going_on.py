@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine import jobs
+from engine import worker
 from engine.config import Config
 from engine.experiment import checkpoint
 from engine.experiment.recorder import Recorder
@@ -33,7 +33,7 @@ def stopped(prepare: WorkHere, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
         with monkeypatch.context() as patched:
             patched.setattr(Recorder, "add_metrics", and_stop)
-            jobs.perform(run, run.status())
+            worker.perform(run, run.status())
         assert run.status().state == "cancelled"
         return run
 

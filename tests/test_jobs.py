@@ -18,7 +18,7 @@ import psutil
 import pytest
 from conftest import wait_for
 
-from engine import jobs, records
+from engine import jobs, records, worker
 from engine.config import Config
 from engine.experiment import poisoning, retraining
 from engine.records import Run, Status
@@ -279,12 +279,12 @@ def test_of_two_processes_on_one_run_the_second_leaves_at_once_without_a_trace(
     tiny: Tiny, prepare: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the first took minutes to start, and the run was asked for again in the meantime."""
-    monkeypatch.setattr(jobs, "GRACE", 0.1)
+    monkeypatch.setattr(worker, "GRACE", 0.1)
     run = prepare(tiny(), runs_root)
-    with jobs.alone(run):
+    with worker.alone(run):
         before = run.status()
         with pytest.raises(SystemExit, match="another process is at work in"):
-            jobs.work(run.directory)
+            worker.work(run.directory)
         assert run.status() == before
 
 
@@ -324,7 +324,7 @@ def test_a_disk_that_fills_up_fails_the_run_with_a_plain_reason(
     for module in (poisoning, retraining):
         monkeypatch.setattr(module, "write_tensors", full)
     run = prepare(tiny(), runs_root)
-    assert jobs.perform(run, run.status()) == 1
+    assert worker.perform(run, run.status()) == 1
     assert run.status().state == "failed"
     assert run.status().error == "No space left on device: poison.safetensors"
 
@@ -337,7 +337,7 @@ def test_a_worker_that_may_write_no_large_file_fails_with_a_plain_reason(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        assert jobs.perform(run, run.status()) == 1
+        assert worker.perform(run, run.status()) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     status = run.status()
@@ -354,7 +354,7 @@ def test_a_really_full_disk_leaves_a_readable_status(tiny: Tiny, prepare: WorkHe
         pytest.skip("needs the right to mount a small file system")
     try:
         run = prepare(tiny(), disk / "runs")
-        assert jobs.perform(run, run.status()) == 1
+        assert worker.perform(run, run.status()) == 1
         assert run.status().state == "failed"
         assert str(run.status().error).startswith("No space left on device")
     finally:
@@ -363,7 +363,7 @@ def test_a_really_full_disk_leaves_a_readable_status(tiny: Tiny, prepare: WorkHe
 
 def test_only_run_directories_are_worked_on(tmp_path: Path) -> None:
     with pytest.raises(records.RunNotFound, match="is not a run directory"):
-        jobs.work(tmp_path)
+        worker.work(tmp_path)
 
 
 def test_the_record_names_versions_and_device(smoke: SimpleNamespace) -> None:
@@ -378,7 +378,7 @@ def test_who_waits_gives_a_process_time_to_say_that_it_only_slept(
 ) -> None:
     """As after the lid of a laptop was shut: its heartbeat is old, and it exists."""
     run = prepare(tiny(), runs_root)
-    status = jobs.begin(run)
+    status = worker.begin(run)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     slept = replace(status, state="running", heartbeat=time.time() - 10 * records.HEARTBEAT_LIMIT)
     run.write_status(slept)
@@ -393,7 +393,7 @@ def test_who_waits_gives_a_process_time_to_say_that_it_only_slept(
 
 
 def test_the_time_left_is_estimated_until_a_tenth_is_done() -> None:
-    assert jobs.seconds_left(0.0, 2.0, expected=10.0) == 10.0
-    assert jobs.seconds_left(0.05, 9.0, expected=10.0) == 9.5  # slower than expected: no countdown that would jump up
-    assert jobs.seconds_left(0.01, 20.0, expected=10.0) is None  # not half an hour, because what comes first is slow
-    assert jobs.seconds_left(0.5, 20.0, expected=10.0) == 20.0
+    assert worker.seconds_left(0.0, 2.0, expected=10.0) == 10.0
+    assert worker.seconds_left(0.05, 9.0, expected=10.0) == 9.5  # slower than expected: no countdown that would jump up
+    assert worker.seconds_left(0.01, 20.0, expected=10.0) is None  # not half an hour, because what comes first is slow
+    assert worker.seconds_left(0.5, 20.0, expected=10.0) == 20.0

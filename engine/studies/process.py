@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from engine import datasets, jobs
+from engine import datasets, jobs, worker
 from engine.costs import expected_device
 from engine.records import Record, Run, RunNotFound, Status, the_one
 from engine.report.sentences import several
@@ -112,8 +112,8 @@ def work(directory: Path) -> int:
     record = StudyRecord(directory.resolve())
     if not record.exists():
         raise RunNotFound(f"{directory} is not a study directory")
-    with jobs.alone(record):
-        status = replace(jobs.begin(record), state="running", started=time.time())
+    with worker.alone(record):
+        status = replace(worker.begin(record), state="running", started=time.time())
         try:
             for status in _steps(record, status):  # noqa: B020 - the latest is the one that ends
                 record.write_status(status)
@@ -126,8 +126,8 @@ def work(directory: Path) -> int:
             else:
                 status = replace(status, state="done", phase="done", detail="", fraction=1.0, eta_seconds=0.0)
         except Exception as error:  # whatever it was, the record must say so
-            status = replace(status, state="failed", error=jobs.in_words(error), eta_seconds=None)
-        return jobs.end(record, status)
+            status = replace(status, state="failed", error=worker.in_words(error), eta_seconds=None)
+        return worker.end(record, status)
 
 
 def _steps(record: StudyRecord, status: Status) -> Iterator[Status]:
