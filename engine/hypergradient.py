@@ -4,7 +4,7 @@ Implicit differentiation gives  df/dx = f_x − g_xw · p  with  (g_ww + damping
 (weights, x); both arguments are single tensors, weights a vector [W]. This module knows neither images nor networks.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial, reduce
 from math import nan
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from engine.replay import ParallelMap
 from engine.solvers import (
     Adam,
     LinearSolution,
@@ -28,7 +29,6 @@ from engine.solvers import (
 )
 
 Loss = Callable[..., Tensor]  # (weights [W], x) → scalar; for Gauss–Newton (weights, x, tap), which sees the outputs
-ParallelMap = Callable[[Callable, Iterable], Iterable]  # as `map`; an executor's computes side by side
 
 
 class Part(NamedTuple):

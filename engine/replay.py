@@ -5,7 +5,7 @@ A small network's kernels run for microseconds, less than it takes to launch the
 
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ ORDINARY = 1  # calls before one is recorded: libraries choose their algorithms 
 KEPT = 2  # graphs
 AHEAD = 2  # replays in the GPU's queue: where it is full, the next launch blocks, and with it every thread
 SPARE = 0.2  # of a GPU's memory, that should be free for a graph to be recorded
+ParallelMap = Callable[[Callable, Iterable], Iterable]  # as `map`; an executor's computes side by side
 gpu_lock = threading.Lock()  # held by who records a graph, compiles, or makes the whole GPU wait: one at a time
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.compiling import can_compile, compiled
 from engine.models.network import Network
 from engine.models.quantised import QuantisedLeNet, quantisable
-from engine.replay import gpu_lock
+from engine.replay import ParallelMap, gpu_lock
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 
@@ -83,7 +83,7 @@ def count_votes(
     screened: bool = False,
     looks: Sequence[int] = (),
     settled: Settled | None = None,
-    each: Callable[[Callable, Iterable], Iterable] = map,
+    each: ParallelMap = map,
 ) -> Iterator[Votes]:
     """Yields after every block of draws the votes so far, at last those of n0 selection and n fresh estimation draws.
 
@@ -137,7 +137,7 @@ class Answers:
         base_classifier: Classifier,
         images: Tensor,
         screen: "Screen | None" = None,
-        each: Callable[[Callable, Iterable], Iterable] = map,
+        each: ParallelMap = map,
     ) -> None:
         """each: as for count_votes."""
         self._screen, self._each = screen, each

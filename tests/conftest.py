@@ -149,7 +149,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     def work_at_once(arguments: list[str], **_: Any) -> None:
         commands.append(arguments[3])
-        (process if arguments[3] == "study-work" else jobs).work(Path(arguments[4]))
+        (process if arguments[3] == "study-work" else worker).work(Path(arguments[4]))
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=work_at_once, DEVNULL=None, STDOUT=None))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.config import AttackConfig
 from engine.data import LabelledImages
-from engine.hypergradient import ParallelMap
+from engine.replay import ParallelMap
 from engine.training.base import Procedure, State
 
 

@@ -9,8 +9,8 @@ import torch
 from engine.config import Config
 from engine.experiment.problem import Problem
 from engine.experiment.recorder import Recorder
-from engine.hypergradient import ParallelMap
 from engine.records import Cancelled, Run
+from engine.replay import ParallelMap
 from engine.stages import StageCache
 
 

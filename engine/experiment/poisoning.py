@@ -22,8 +22,8 @@ from engine.experiment.checkpoint import Checkpoint
 from engine.experiment.context import Context
 from engine.experiment.problem import Problem
 from engine.experiment.recorder import Recorder
-from engine.hypergradient import ParallelMap
 from engine.records import write_tensors
+from engine.replay import ParallelMap
 from engine.streams import stream
 from engine.threat import Poison
 from engine.training import make
