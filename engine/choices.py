@@ -9,6 +9,7 @@ Architecture = Literal[
     "mlp",
     "lenet-narrow",
     "lenet",
+    "lenet-torch",
     "convnet",
     "resnet8",
     "resnet20",
@@ -19,7 +20,7 @@ Architecture = Literal[
     "resnet18",
 ]
 # Pixels a side that an architecture needs; those that are not named do with the 8 that any data set has.
-SMALLEST_SIDE = {"lenet": 16, "lenet-narrow": 16}
+SMALLEST_SIDE = {"lenet": 16, "lenet-narrow": 16, "lenet-torch": 16}
 AttackName = Literal[
     "none",
     "pacd",

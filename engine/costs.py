@@ -20,6 +20,7 @@ RELATIVE_COST = {
     "mlp": 0.08,
     "lenet-narrow": 0.4,
     "lenet": 1.0,
+    "lenet-torch": 1.0,
     "convnet": 6.5,
     "resnet8": 4.0,
     "resnet20": 12.0,
@@ -43,6 +44,7 @@ KEPT = {
     "mlp": 5e3,
     "lenet-narrow": 10.6e3,
     "lenet": 23.6e3,
+    "lenet-torch": 23.6e3,
     "convnet": 202e3,
     "resnet8": 493e3,
     "resnet20": 1.20e6,
@@ -53,7 +55,7 @@ KEPT = {
     "resnet18": 3.66e6,
 }
 # Weights of the first dense layer for each pixel more than 28×28: a few million for photographs, and nothing before.
-DENSE = {"mlp": 768, "lenet-narrow": 91, "lenet": 1420, "convnet": 1020}
+DENSE = {"mlp": 768, "lenet-narrow": 91, "lenet": 1420, "lenet-torch": 1420, "convnet": 1020}
 WEIGHTS_HELD = 20  # vectors as long as the weights: those of Adam and of the linear system, gradients, copies
 Shape = tuple[int, int, int]  # (C, H, W)
 CLASSES = 10  # of every data set but folders

@@ -72,7 +72,8 @@ _FASTER_MACER = (
 )
 _BASELINE = (
     "the recipe is that of the published baselines (Consistency's repository), not of PACD's authors; from that it "
-    "departs as follows: weights start Glorot-uniform with biases of 0, where theirs start as torch's layers do",
+    "departs as follows: weights start Glorot-uniform with biases of 0, where theirs start as torch's layers do (so "
+    "do those of architecture lenet-torch)",
     "a last partial minibatch is dropped, and 50 images are held out",
     "the learning rate falls after 30 and 60 epochs, theirs after 31 and 61",
 )

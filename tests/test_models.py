@@ -21,7 +21,7 @@ from engine.records import write_tensors
 from engine.streams import stream
 from tests import textbook
 
-LENETS = ("lenet", "lenet-narrow")
+LENETS = ("lenet", "lenet-narrow", "lenet-torch")
 NORMALISED = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet18")
 QUICK = [name for name in BUILDERS if name not in ("resnet32", "resnet44", "resnet56")]  # those are resnet20 but longer
 
@@ -183,12 +183,29 @@ def test_fresh_weights_are_glorot_uniform_and_biases_zero():
         assert looks_uniform(values)
 
 
+def test_fresh_weights_are_those_of_torchs_layers_where_that_is_asked():
+    """U(±1/√fan_in), biases too: as torch's own layers draw them, which no generator can be given to."""
+    fan_in = {"conv1": 25, "conv2": 25 * 20, "fc1": 800, "fc2": 500}
+    of_torch = fresh("lenet-torch")
+    for name, parameter in of_torch.named_parameters():
+        values = parameter.detach().double() * math.sqrt(fan_in[name.split(".")[0]])
+        assert float(values.abs().max()) <= 1 + 1e-6
+        assert looks_uniform(values)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for layer in (of_torch.conv1, of_torch.fc1):
+            drawn = layer.weight.detach().clone()
+            layer.reset_parameters()
+            both = torch.cat([drawn.flatten(), layer.weight.detach().flatten()]).double()
+            assert looks_uniform(both * math.sqrt(layer.weight[0].numel()))
+
+
 @pytest.mark.parametrize(("initialise", "kurtosis", "most"), [(he_normal, 3.0, 6.0), (he_normal_truncated, 2.37, 2.28)])
 def test_he_weights_have_variance_two_over_fan_in(initialise, kurtosis, most):
     """Normal, or normal cut at ±2: of variance 0.77374 and kurtosis 2.3662, so cut at 2.2737 standard deviations."""
-    weight = torch.empty(64, 32, 3, 3)
-    initialise(weight, stream(0, "he"))
-    values = weight.double() / math.sqrt(2 / (32 * 9))
+    layer = nn.Conv2d(32, 64, 3).requires_grad_(False)
+    initialise(layer, stream(0, "he"))
+    values = layer.weight.double() / math.sqrt(2 / (32 * 9))
     n = values.numel()
     # 5 standard errors; false alarm 5.7e-7 each
     assert abs(float(values.mean())) < 5 / math.sqrt(n)
@@ -196,7 +213,7 @@ def test_he_weights_have_variance_two_over_fan_in(initialise, kurtosis, most):
     assert float(values.abs().max()) < most
 
 
-@pytest.mark.parametrize("architecture", QUICK)
+@pytest.mark.parametrize("architecture", [name for name in QUICK if name != "lenet-torch"])
 def test_fresh_biases_are_zero_scales_one_and_statistics_those_of_nothing_seen(architecture):
     model = fresh(architecture)
     for name, tensor in model.state_dict().items():

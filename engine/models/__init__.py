@@ -8,17 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from engine.choices import SMALLEST_SIDE
-from engine.models.initialise import Initialiser, glorot_uniform, he_normal, he_normal_truncated
+from engine.models.initialise import Initialiser, glorot_uniform, he_normal, he_normal_truncated, torch_uniform
 from engine.models.lenet import LeNet
 from engine.models.network import Network, Shape
 from engine.models.plain import ConvNet, Perceptron
 from engine.models.resnet import Affine, ResNet, ResNet18
 
-# How an architecture is built, and how its weights of two and more dimensions begin; biases begin at 0, scales at 1.
+# How an architecture is built, and how its layers begin; normalisation begins with scales of 1 and shifts of 0.
 BUILDERS: dict[str, tuple[Callable[[Shape, int], Network], Initialiser]] = {
     "mlp": (Perceptron, glorot_uniform),
     "lenet-narrow": (partial(LeNet, widths=(8, 16, 100)), glorot_uniform),
     "lenet": (LeNet, glorot_uniform),
+    "lenet-torch": (LeNet, torch_uniform),
     "convnet": (ConvNet, he_normal),
     "resnet8": (partial(ResNet, n=1), he_normal),
     "resnet20": (partial(ResNet, n=3), he_normal),
@@ -48,12 +49,10 @@ def build(
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d | Affine):
                 module.reset_parameters()  # ones and zeros, the running statistics included
-                continue
-            for parameter in module.parameters(recurse=False):
-                if parameter.ndim == 1:
-                    parameter.zero_()
-                else:
-                    initialise(parameter, generator)
+            elif isinstance(module, nn.Conv2d | nn.Linear):
+                if module.bias is not None:
+                    module.bias.zero_()
+                initialise(module, generator)
     return model
 
 

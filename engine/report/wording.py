@@ -30,6 +30,7 @@ ARCHITECTURE_NAMES = Names(
         "mlp": "Perceptron (MLP)",
         "lenet-narrow": "LeNet, narrow (8-16-100)",
         "lenet": "LeNet (20-50-500)",
+        "lenet-torch": "LeNet, torch's first weights",
         "convnet": "ConvNet",
         "resnet8": "ResNet-8",
         "resnet20": "ResNet-20",
