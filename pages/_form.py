@@ -1,5 +1,6 @@
 """The form of the Poison page: every field of the configuration is a widget, and a query parameter of its name."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -20,6 +21,7 @@ from pages import _links, _shared
 LARGEST_NUMBER = 2**53 - 1  # that a browser's number field can hold
 PARENT = "forked from"  # of the session: the run whose settings the form started from
 PROBLEM = "form problem"  # of the session: what the form could not take of a link or a run
+WRONG = "wrong fields"  # of the session: field → what is wrong with it
 PLAIN = {  # code name → plain name, of choices
     "procedure": wording.PROCEDURE_NAMES,
     "attack.procedure": wording.PROCEDURE_NAMES,
@@ -184,8 +186,23 @@ def in_words(error: Exception) -> str:
     return "; ".join(_problem_in_words(text) for text in str(error).split("; "))
 
 
+def mark(error: Exception | None) -> None:
+    """What is wrong is said below each field that the error names, too, until the next call."""
+    said = str(error or "").split("; ")
+    st.session_state[WRONG] = {_field_named(text): _links.plainly(_problem_in_words(text)) for text in said}
+
+
+def wrong(names: Iterable[str]) -> bool:
+    """Whether `mark` found any of these fields wrong."""
+    return not st.session_state[WRONG].keys().isdisjoint(names)
+
+
+def _field_named(text: str) -> str:
+    return text.partition(" ")[0].rstrip(":")
+
+
 def _problem_in_words(text: str) -> str:
-    name = text.partition(" ")[0].rstrip(":")
+    name = _field_named(text)
     if name not in wording.FIELD_NAMES:
         return text
     label = wording.FIELD_NAMES[name].partition(" (")[0]
@@ -244,6 +261,8 @@ def widget(name: str) -> None:
         st.text_input(placeholder="none", **options)
     else:
         _number(name, annotation, options)
+    if problem := st.session_state.get(WRONG, {}).get(name):
+        st.markdown(f":small[:red[:material/error: {problem}.]]")  # a caption's grey would wash the red out
 
 
 def settings_of(head: str) -> list[str]:

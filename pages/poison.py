@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from engine import datasets, jobs, records
 from engine.certification import radius_cap
@@ -19,6 +20,7 @@ from pages import _fork, _form, _links, _live, _poison_file, _shared
 
 FIRST = ["dataset", "threat.target_class", "threat.epsilon", "sigma", "procedure", "attack.name"]
 MAY_DO = ["threat.poison_fraction", "threat.attacker_share"]
+ASSUMES = ["attack.procedure", "attack.sigma", "attack.surrogate", "attack.augmentation"]
 VICTIMS = ["architecture", "training.fine_tune_epochs"]
 NOT_CLEAN = "**Not clean-label**"  # anyone can see it, so it stands out
 DOWNLOADS = {"mnist": "Download MNIST (12 MB)", "cifar10": "Download CIFAR-10 (162 MB)"}
@@ -29,6 +31,11 @@ def below(*sections: str) -> list[str]:
     shown = (*FIRST, *MAY_DO, *VICTIMS, "attack.surrogate", "attack.file", "controls", *_form.HEADS, *_form.OPTIONAL)
     names = (name for name in _form.NAMES if name not in shown and name.rpartition(".")[0] in sections)
     return list(names)
+
+
+def part(title: str, *names: str) -> DeltaGenerator:
+    """A part of the form that is closed at first; its sign says where a field is wrong."""
+    return st.expander(title, icon=":material/error:" if _form.wrong(names) else None)
 
 
 def form() -> None:
@@ -44,29 +51,31 @@ def form() -> None:
             _poison_file.widgets()
     name = _form.chosen("attack.name")
     attack, at_once = wording.ATTACKS[name].name, not ATTACK_TRAITS[name].surrogates
-    with st.expander("What the attacker may do"):
+    with part("What the attacker may do", *MAY_DO, "controls"):
         _form.widgets(MAY_DO, columns=2)
         _form.widget("controls")
-    with st.expander("What the attacker assumes"):
+    its_settings = _form.settings_of("attack.procedure")
+    with part("What the attacker assumes", *ASSUMES, *its_settings):
         if at_once:
             st.caption(f"{attack}: uses no surrogate, so it assumes nothing, and these settings do not matter.")
-        _form.widgets(["attack.procedure", "attack.sigma", "attack.surrogate", "attack.augmentation"], columns=2)
-        if names := _form.settings_of("attack.procedure"):
+        _form.widgets(ASSUMES, columns=2)
+        if its_settings:
             st.markdown(f"**Settings of {wording.PROCEDURE_NAMES[_form.chosen('attack.procedure')]}**, as assumed")
-            _form.widgets(names, columns=2)
-    with st.expander("How victims are trained"):
-        if names := _form.settings_of("procedure"):
+            _form.widgets(its_settings, columns=2)
+    own, training = _form.settings_of("procedure"), below("training")
+    with part("How victims are trained", *own, *VICTIMS, *training):
+        if own:
             st.markdown(f"**Settings of {wording.PROCEDURE_NAMES[_form.chosen('procedure')]}**")
-            _form.widgets(names, columns=2)
+            _form.widgets(own, columns=2)
         st.markdown("**Network and optimisation**")
         _form.widgets(VICTIMS, columns=2)
-        _form.widgets(below("training"), columns=2)
-    with st.expander("How the attack computes"):
+        _form.widgets(training, columns=2)
+    with part("How the attack computes", *(computing := below("attack"))):
         if at_once:
             st.caption(f"{attack}: made at once, so these settings do not matter.")
-        _form.widgets(below("attack"), columns=2)
-    with st.expander("Data, certification, seeds"):
-        _form.widgets(below("data", "certification", ""), columns=2)
+        _form.widgets(computing, columns=2)
+    with part("Data, certification, seeds", *(rest := below("data", "certification", ""))):
+        _form.widgets(rest, columns=2)
     if preset.departs:
         with st.expander(f"How the preset {preset.name} departs from the authors' setting"):
             st.markdown("\n".join(f"- {difference[0].upper()}{difference[1:]}." for difference in preset.departs))
@@ -287,22 +296,26 @@ if (own := _form.own_run()) is not None:
     with st.expander(f"The open run, {own.status().state}") if forking else st.container(border=True):
         run_section(own)
 
+wanted: Config | None = None
+problem: Exception | None = None
+try:
+    if _form.chosen("attack.name") != "from-file" or _form.chosen("attack.file"):
+        wanted = _form.config()
+except (ConfigError, DatasetUnavailable) as error:
+    problem = error
+_form.mark(problem)
 settings_column, summary_column = st.columns(2, gap="large")
 with settings_column:
     st.header("Settings")
-    if problem := st.session_state.get(_form.PROBLEM):
-        st.warning(_links.plainly(problem))
+    if of_link := st.session_state.get(_form.PROBLEM):
+        st.warning(_links.plainly(of_link))
     _fork.what_changed()
     form()
 with summary_column:
     st.header("Before you start")
-    wanted: Config | None = None
-    try:
-        if _form.chosen("attack.name") == "from-file" and not _form.chosen("attack.file"):
-            st.info("Bring the poison first: upload its file, or name the run to take it from.")
-        else:
-            wanted = _form.config()
-    except (ConfigError, DatasetUnavailable) as error:
-        st.error(f"These settings cannot be run. {_links.plainly(_form.in_words(error))}.", icon=":material/error:")
-    if wanted is not None:
+    if problem is not None:
+        st.error(f"These settings cannot be run. {_links.plainly(_form.in_words(problem))}.", icon=":material/error:")
+    elif wanted is None:
+        st.info("Bring the poison first: upload its file, or name the run to take it from.")
+    else:
         summary(wanted)

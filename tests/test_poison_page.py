@@ -125,8 +125,12 @@ def test_an_impossible_number_is_refused_in_words_and_starts_nothing(
     label = wording.FIELD_NAMES[field].partition(" (")[0]
     (said,) = [error.value for error in test.error if f"{label} must be a" in error.value]
     assert any(f"{limit:g}" in said for limit in (low, high))
+    (below,) = [below.value for below in test.markdown if f"{label} must be a" in below.value]
+    assert below.startswith(":small[:red[")
     assert "Start poisoning" not in [found.label for found in test.button]
     assert submitted == []
+    test.number_input(key=f"field {field}").set_value(1).run()
+    assert not [below for below in test.markdown if below.value.startswith(":small[:red[")]
 
 
 def test_a_link_with_nonsense_is_refused_in_the_words_of_the_form() -> None:
@@ -139,6 +143,9 @@ def test_a_configuration_that_cannot_be_run_is_explained(submitted: list[Any]) -
     test.selectbox(key="preset").set_value("smoke").run()
     test.number_input(key="field certification.n").set_value(5).run()
     assert any("Estimation draws n must be at least 10" in error.value for error in test.error)
+    assert [below.value for below in test.markdown if "must be at least 10" in below.value]
+    (marked,) = [part.label for part in test.expander if part.icon == ":material/error:"]
+    assert marked == "Data, certification, seeds"
     assert "Start poisoning" not in [found.label for found in test.button]
     assert submitted == []
 
