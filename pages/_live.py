@@ -31,12 +31,10 @@ DOUBLE_CLICK = 1.5  # seconds
 def live_view(run: Run) -> None:
     """State, progress and what there is so far. Runs once a second while the run is active."""
     status = run.status()
-    was_active = st.session_state.get("seen active") == run.id
-    if was_active and not status.active:
-        st.session_state.pop("seen active")
+    seen, now = st.session_state.get("seen active"), (run.id, status.state)
+    st.session_state["seen active"] = now if status.active else None
+    if seen is not None and seen[0] == run.id and seen != now:  # the rest of the page names the state, too
         st.rerun()
-    if status.active:
-        st.session_state["seen active"] = run.id
     progress(run, status)
     try:
         left, right = st.columns([3, 2])

@@ -56,13 +56,13 @@ def test_signed_map_is_symmetric_in_strength():
 
 def test_mosaic_puts_each_tile_in_its_place():
     tiles = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 3), dtype=np.uint8)
-    picture = pictures.mosaic(tiles, columns=3, gap=1, ground=99)
+    picture = pictures.mosaic(tiles, columns=3)
     assert picture.shape == (12, 15)
     for k in range(5):
         cell = picture[(k // 3) * 6 : (k // 3) * 6 + 6, (k % 3) * 5 : (k % 3) * 5 + 5]
         np.testing.assert_array_equal(cell[1:-1, 1:-1], tiles[k])
-        assert (cell[0] == 99).all()
-    assert (picture[6:, 10:] == 99).all()
+        assert (cell[0] == 128).all()
+    assert (picture[6:, 10:] == 128).all()
     assert pictures.mosaic(tiles[:0], columns=3).shape == (6, 15)
     assert pictures.mosaic(np.zeros((2, 4, 3, 3), np.uint8), columns=2).shape == (6, 10, 3)
 

@@ -347,6 +347,23 @@ def test_the_live_view_shows_a_run_that_another_session_started(
     button(opened("pages/runs.py", run=run.id), "Stop now")  # the queue's is the same button
 
 
+def test_the_whole_page_follows_when_an_active_run_changes_its_state(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The live view alone draws itself anew every second; the sidebar names the state as well."""
+    run, test, reruns = own_copy(place), None, []
+    monkeypatch.setattr(_live.st, "rerun", lambda: reruns.append(run.status().state))
+    now = {"state": "queued"}
+    monkeypatch.setattr(Run, "status", lambda self: Status(now["state"], phase="attack"))
+    for state, expected in (
+        *(("queued", []), ("queued", []), ("running", ["running"]), ("running", ["running"])),
+        ("done", ["running", "done"]),
+    ):
+        now["state"] = state
+        test = test.run() if test else opened("pages/poison.py", run=run.id)
+        assert reruns == expected
+
+
 @pytest.mark.parametrize("state", ["cancelled", "failed", "lost", "done"])
 def test_how_a_run_ended_is_said(place: Path, state: str) -> None:
     test = opened("pages/poison.py", run=own_copy(place, state=state).id)

@@ -46,17 +46,17 @@ def enlargement(height: int, *, pixels: int) -> int:
     return max(1, round(pixels / height))
 
 
-def mosaic(tiles: np.ndarray, *, columns: int, gap: int = 1, ground: int = 128) -> np.ndarray:
-    """uint8 tiles [N, H, W] or [N, H, W, 3] row by row in one picture, each with `gap` pixels of ground around it.
+def mosaic(tiles: np.ndarray, *, columns: int) -> np.ndarray:
+    """uint8 tiles [N, H, W] or [N, H, W, 3] row by row in one picture, each with a pixel of grey around it.
 
-    Every tile takes (H + 2·gap) × (W + 2·gap) pixels, so that tile k lies at row k // columns, column k % columns.
+    Every tile takes (H + 2) × (W + 2) pixels, so that tile k lies at row k // columns, column k % columns.
     """
     count, height, width, *colours = tiles.shape
     rows = max(1, -(-count // columns))
-    cell = (height + 2 * gap, width + 2 * gap)
-    picture = np.full((rows * cell[0], columns * cell[1], *colours), ground, dtype=np.uint8)
+    cell = (height + 2, width + 2)
+    picture = np.full((rows * cell[0], columns * cell[1], *colours), 128, dtype=np.uint8)
     for k, tile in enumerate(tiles):
-        top, left = (k // columns) * cell[0] + gap, (k % columns) * cell[1] + gap
+        top, left = (k // columns) * cell[0] + 1, (k % columns) * cell[1] + 1
         picture[top : top + height, left : left + width] = tile
     return picture
 

@@ -126,9 +126,9 @@ def _hover(found: dict[str, Any], cell: dict[str, Any]) -> str:
     return "<br>".join([*lines, f"seed {cell['seed']}, run {cell['run']}"])
 
 
-def _broken(name: str, width: int = 18) -> str:
+def _broken(name: str) -> str:
     """A long name on two lines."""
-    if len(name) <= width:
+    if len(name) <= 18:
         return name
     for separator in (", ", "-", " "):
         head, found, tail = name.partition(separator)
