@@ -248,12 +248,15 @@ def test_two_commits_are_laid_side_by_side():
     assert table.rows[1] == ("here", "5.50 (5.00–6.00)", "0.50", "0.750", "40%")
 
 
-def test_stages_are_counted_for_the_run_that_the_docs_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_are_counted_for_the_runs_that_the_docs_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages.tasks, "plain_upper_step", lambda **_: None)
     monkeypatch.setattr(stages, "flops", lambda _: 1.0)
-    run = records.find(records.default_root(), "c581e")
-    names = [row[0] for row in stages.stages(run, {}).rows]
-    assert names[0] == "attack: 2695 upper steps"
-    assert names[1] == "training: 15 victims"
+    root = records.default_root()
+    for run, attack, training in (
+        ("c581e", "attack: 2695 upper steps", "training: 15 victims"),
+        ("73b3", "attack: 120 upper steps", "training: 12 victims"),
+    ):
+        names = [row[0] for row in stages.stages(records.find(root, run), {}).rows]
+        assert names[:2] == [attack, training]
     with pytest.raises(ConfigError, match="stages are counted for the attack"):
-        stages.stages(records.find(records.default_root(), "73b3"), {})
+        stages.stages(records.find(root, "d3df"), {})
