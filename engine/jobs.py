@@ -108,6 +108,8 @@ def launch(
         definition: the content of the file that makes the directory a record.
         stale: files of an earlier attempt that must go.
     """
+    if (record.directory / "cancel").exists():  # what was asked to stop is not what is asked for now
+        stop_now(record)
     record.directory.parent.mkdir(parents=True, exist_ok=True)
     with _changes(record.directory.parent):
         status = record.status()

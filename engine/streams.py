@@ -1,4 +1,4 @@
-"""Named random generators: every random draw in the project comes from one of these, never from the global RNG."""
+"""Named random generators: every draw that a run's numbers rest on comes from one, none from the global RNG."""
 
 from hashlib import blake2b
 

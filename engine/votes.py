@@ -2,9 +2,10 @@
 
 The images of a group see the same noise draws. For each image alone they are n independent Gaussian draws, independent
 of those that chose its class, and that is all that its certificate needs: it fails with probability ≤ alpha as ever,
-and N certificates fail N·alpha times on average. What is lost is independence between the images of a group: their
-failures come together, and so do their sampling errors, which an interval over images takes for independent. What is
-gained: the first layer sees each draw once for all images, and two classifiers under the same noise differ by less.
+and N certificates fail at most N·alpha times on average. What is lost is independence between the images of a group:
+their failures come together, and so do their sampling errors, which an interval over images takes for independent.
+What is gained: the first layer sees each draw once for all images, and two classifiers under the same noise differ by
+less.
 """
 
 import copy
@@ -97,7 +98,7 @@ def count_votes(
         looks: numbers of estimation draws after which `settled` is asked; whoever it settles gets no more draws, and
             a row of `estimation` adds up to those that its image got.
         each: an executor's map, to ask the network about the images of a block side by side; the votes are the same.
-    Raises: ValueError of a network whose stem is not affine.
+    Raises: ValueError of a network whose stem is not affine, and of logits that are not finite.
     """
     counts = [torch.zeros(len(images), num_classes, dtype=torch.int64, device=images.device) for _ in (n0, n)]
     votes = Votes(*counts)
@@ -121,6 +122,7 @@ def count_votes(
                     ones = torch.ones_like(part)  # unlike bincount, scatter_add waits for no GPU
                     count[positions] = count[positions].scatter_add(1, part, ones)
                 yield votes
+            answers.check()
             if settled is not None:
                 open_still = ~settled(votes.n_top[positions], last - n0)
                 if not open_still.any():
@@ -141,7 +143,10 @@ class Answers:
     ) -> None:
         """each: as for count_votes."""
         self._screen, self._each = screen, each
+        self._finite = torch.ones((), dtype=torch.bool, device=images.device)
         self._stem, self._rest_of_sum = _halves(base_classifier)
+        if screen is not None:
+            self._stem = screen.stem
         with torch.inference_mode():
             self._at_images = self._stem(images) - self._stem(torch.zeros_like(images[:1]))
 
@@ -150,18 +155,29 @@ class Answers:
         """Answers int64 [N, M] at the N images under noise [M, C, H, W]."""
         shared = self._stem(noise)
         if self._screen is None:
-            return torch.stack(list(self._each(partial(self._answer, shared), self._at_images.split(1))))
+            answered = self._each(partial(self._answer, shared), self._at_images.split(1))
+            return torch.stack([self._classes(logits) for logits in answered])
         narrow, narrow_at = self._screen.narrowed(shared), self._screen.narrowed(self._at_images)
         screened = self._each(partial(self._screen, narrow), narrow_at.split(1))
         answers, sure = (torch.stack(parts) for parts in zip(*screened, strict=True))
         rows, draws = (~sure).nonzero(as_tuple=True)
         for some, of in zip(rows.split(len(noise)), draws.split(len(noise)), strict=True):
-            answers[some, of] = self._screen.in_full_precision(shared[of] + self._at_images[some])
+            answers[some, of] = self._classes(self._screen.exact_logits(shared[of] + self._at_images[some]))
         return answers
 
     @torch.inference_mode()
     def _answer(self, shared: Tensor, at: Tensor) -> Tensor:
-        return self._rest_of_sum(shared, at).argmax(dim=1)
+        return self._rest_of_sum(shared, at)
+
+    def _classes(self, logits: Tensor) -> Tensor:
+        """int64 [M] of logits [M, K]; `check` looks at whether they were finite, lest a GPU be waited for here."""
+        self._finite = self._finite & logits.isfinite().all()
+        return logits.argmax(dim=1)
+
+    def check(self) -> None:
+        """Raises: ValueError if any logits so far were not finite: NaN would have been a vote for some class."""
+        if not self._finite:
+            raise ValueError("the classifier's logits are not finite, so it has no class to vote for")
 
     def keep(self, which: Tensor) -> None:
         """From now on answers only at the images of this mask [N]."""
@@ -196,7 +212,7 @@ class Screen:
         else:
             self._narrow = copy.deepcopy(base_classifier).to(narrow).eval()
         with torch.inference_mode():
-            errors = torch.cat([self._error(base_classifier, *part) for part in parts])
+            errors = torch.cat([self._error(*part) for part in parts])
         self.threshold = SAFETY * float((errors.amax(dim=1) - errors.amin(dim=1)).max())
 
     @torch.inference_mode()
@@ -211,9 +227,16 @@ class Screen:
         with gpu_lock:  # it may compile
             return self._margins(network, shared, at)
 
-    def in_full_precision(self, h: Tensor) -> Tensor:
-        """Answers int64 [M] where the stem is h [M, …], in float32; on a GPU in float64."""
-        return self._exact.rest(h.to(next(self._exact.parameters()).dtype)).argmax(dim=1)
+    def stem(self, x: Tensor) -> Tensor:
+        """The network's stem at x [M, C, H, W], as exact as `exact_logits`, in float32."""
+        return self._exact.stem(self._exactly(x)).to(x.dtype)
+
+    def exact_logits(self, h: Tensor) -> Tensor:
+        """[M, K] where the stem is h [M, …], in float32; on a GPU in float64."""
+        return self._exact.rest(self._exactly(h))
+
+    def _exactly(self, tensor: Tensor) -> Tensor:
+        return tensor.to(next(self._exact.parameters()).dtype)
 
     def narrowed(self, h: Tensor) -> Tensor:
         """Outputs of the stem in the type that is taken: bfloat16, or float32 for int8."""
@@ -223,11 +246,10 @@ class Screen:
         """[M, K] for the stem at shared [M, …] + at [1, …] or [M, …], both `narrowed`."""
         return self._narrow.rest(shared + at).float()
 
-    def _error(self, base_classifier: Network, noise: Tensor, images: Tensor) -> Tensor:
+    def _error(self, noise: Tensor, images: Tensor) -> Tensor:
         """Of the logits [N, K] at images [N, C, H, W] with a noise draw each."""
-        stem = base_classifier.stem
-        shared, at = stem(noise), stem(images) - stem(torch.zeros_like(images[:1]))
-        return self.logits(self.narrowed(shared), self.narrowed(at)) - base_classifier.rest(shared + at)
+        shared, at = self.stem(noise), self.stem(images) - self.stem(torch.zeros_like(images[:1]))
+        return self.logits(self.narrowed(shared), self.narrowed(at)) - self.exact_logits(shared + at)
 
 
 def _margins(network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:

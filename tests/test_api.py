@@ -14,9 +14,11 @@ import torch
 import engine.api as pacd
 from engine import html_report, jobs, records
 from engine.config import Config, ConfigError
+from engine.models import build
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
+from engine.streams import stream
 from tests.app import EXAMPLE, PROJECT, own_copy
 
 
@@ -104,8 +106,12 @@ def test_nan_that_only_noise_brings_out_is_no_vote() -> None:
     def breaks(x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1)[:, :2].sqrt()  # of black, 0; of a negative pixel, NaN
 
-    with pytest.raises(ValueError, match="not finite"):
-        pacd.certify(breaks, np.zeros((1, 1, 4, 4), np.float32), sigma=0.25, n=100)
+    network = build("mlp", shape=(1, 8, 8), generator=stream(0, "model")).eval()
+    for layer in (network.fc1, network.fc2):
+        layer.weight.data.mul_(1e38)  # finite at black, not beside it
+    for model in (breaks, network):
+        with pytest.raises(ValueError, match="not finite"):
+            pacd.certify(model, np.zeros((1, 1, 8, 8), np.float32), sigma=0.25, n=100)
 
 
 @pytest.mark.parametrize(

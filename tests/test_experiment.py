@@ -227,6 +227,19 @@ def test_a_what_if_computes_only_what_it_changes(
         jobs.delete(run)
 
 
+@pytest.mark.parametrize("what", ["code", "device_name"])
+def test_nothing_is_reused_of_other_code_or_another_processor(
+    what: str, baseline: Run, tiny: Tiny, work_here: WorkHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their last bits may differ, and the run's env.json would name what did not compute them."""
+    monkeypatch.setattr(protocol, what, lambda *_: "another")
+    run = work_here(tiny("victim_seeds=1"), baseline.directory.parent)
+    try:
+        assert run.need_report()["reused"] == []
+    finally:
+        jobs.delete(run)
+
+
 def test_what_is_reused_is_what_would_have_been_computed(
     baseline: Run, tiny: Tiny, work_here: WorkHere, runs_root: Path
 ) -> None:

@@ -300,6 +300,20 @@ def test_sigterm_to_a_waiting_worker_cancels_it(tiny: Tiny, runs_root: Path) -> 
         wait_for(lambda: run.status().state == "cancelled", seconds=5)
 
 
+def test_a_run_that_is_asked_for_again_while_it_is_being_cancelled_runs(tiny: Tiny, runs_root: Path) -> None:
+    from filelock import FileLock
+
+    runs_root.mkdir()
+    with FileLock(runs_root / ".device.lock"):
+        run = submit(tiny("attack.upper_steps=1"), runs_root)
+        pid = process_of(run)
+        jobs.cancel(run)
+        assert submit(run.config, runs_root).id == run.id
+        assert run.status().state == "queued"
+        assert process_of(run) != pid
+    wait_for(lambda: run.status().state == "done")
+
+
 def test_a_run_deleted_while_it_waits_ends_without_a_trace(
     tiny: Tiny, prepare: WorkHere, runs_root: Path, spawn: Spawn
 ) -> None:

@@ -62,6 +62,14 @@ def test_an_attack_uses_its_budget_and_without_one_changes_nothing_bit_for_bit(n
     assert all((record.delta == 0).all() for record in attacked(name, replace(PROBLEM, epsilon=0.0)))
 
 
+@pytest.mark.parametrize("name", ["label-flip", "watermark"])
+def test_an_attack_that_needs_images_of_other_classes_says_so_where_there_are_none(name):
+    alone = PROBLEM.training.of_class(TARGET)
+    problem = replace(PROBLEM, training=alone, indices=torch.arange(len(alone)))
+    with pytest.raises(ValueError, match="must have images of another class than the target class"):
+        attacked(name, problem)
+
+
 @pytest.mark.parametrize("name", RIVALS)
 def test_an_attack_follows_from_its_seed_and_leaves_the_global_generator_untouched(name):
     def digests(seed: int) -> list[str]:

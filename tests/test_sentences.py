@@ -115,6 +115,8 @@ def test_an_interval_that_says_nothing_is_not_told(seeds: list[float]) -> None:
         ("threat.epsilon=0.3", False),
         ("threat.poison_fraction=0.1", False),
         ("training.epochs=3", False),
+        ("sigma=0.25", True),
+        ("sigma=1.0", False),
     ],
 )
 def test_another_threat_model_is_not_the_papers_setting(override: str, is_it: bool) -> None:

@@ -102,6 +102,19 @@ def test_what_is_reused_is_not_expected_again(target: int, tiny: Tiny) -> None:
     assert fourth == pytest.approx(costs.STARTUP_SECONDS + victims)
 
 
+def test_only_what_differs_is_expected_again(tiny: Tiny) -> None:
+    base = tiny('controls=["random_noise"]', "victim_seeds=3", "training.epochs=5")
+    rows, alone = axis("certification.alpha", 0.01, 0.1), axis("sigma", 0.1)
+    first, second = seconds_of(
+        Study(kind="t", base=base, rows=rows, columns=alone), device="cpu", data_root=Path()
+    ).values()
+    assert second == costs.STARTUP_SECONDS < first
+    targets = Study(kind="t", base=base, rows=axis("threat.target_class", 8, 3), columns=alone)
+    first, second = seconds_of(targets, device="cpu", data_root=Path()).values()
+    clean = 3 * costs.work_of_training(base) / costs.units_per_second("cpu")
+    assert first - second == pytest.approx(clean)  # they certify other images of their own
+
+
 # --- kinds ---
 
 

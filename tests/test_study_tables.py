@@ -141,6 +141,8 @@ def test_a_reproduction_says_what_was_published_and_at_which_scale(tmp_path: Pat
     assert "takes more than 30 % of the target class's ACR" in text
     assert rows[2][14:] == ["85", "a processor"]
     assert rows[2][4] == "6"
+    found["cells"][1]["device_name"] = "another"
+    assert "| 85 | a processor, another |" in tables.markdown(found)
     full = kinds.reproduction(["ga"], ["mnist"], [0.5])
     assert "Small scale" not in tables.markdown(results.of(with_reports(full, tmp_path, [])))
 

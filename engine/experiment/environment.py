@@ -19,11 +19,10 @@ def environment(device: str) -> dict[str, Any]:
 
     from engine.votes import has_bfloat16
 
-    names = {"cuda": lambda: torch.cuda.get_device_name(), "cpu": _processor}
     graphics = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if device == "cuda" else {}
     return {
         "device": device,
-        "device_name": names[device](),
+        "device_name": device_name(device),
         "cpus": os.cpu_count(),
         "bfloat16": has_bfloat16(device),
         "python": platform.python_version(),
@@ -47,7 +46,12 @@ def code() -> str:
     return digest.hexdigest()
 
 
-def _processor() -> str:
+def device_name(device: str) -> str:
+    """Of the GPU or the processor."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

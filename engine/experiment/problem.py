@@ -33,7 +33,7 @@ class Problem:
 
 
 def pose(config: Config, data_root: Path, device: torch.device) -> Problem:
-    """The problem that a configuration poses; it depends on the data set, sizes, target class and seed alone.
+    """The problem that a configuration poses; it depends on data set, sizes, threat and seed alone.
 
     Raises: datasets.DatasetUnavailable.
     """

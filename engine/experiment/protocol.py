@@ -17,6 +17,7 @@ from engine.config import PROTOCOL_VERSION, arms_of
 from engine.costs import workers_for
 from engine.experiment import checkpoint
 from engine.experiment.context import Context
+from engine.experiment.environment import code, device_name
 from engine.experiment.poisoning import make_control, make_poison, with_file
 from engine.experiment.problem import pose
 from engine.experiment.recorder import Recorder
@@ -61,6 +62,8 @@ def conduct(run: Run, recorder: Recorder, *, device: torch.device, cancelled: Ca
     problem, given = with_file(posed, config, runs_root=runs_root, recorder=recorder)
     depends_on = {
         "protocol": PROTOCOL_VERSION,
+        "code": code(),  # so that env.json is true of every part, those of earlier runs included
+        "device_name": device_name(device.type),
         "torch": torch.__version__,
         "device": device.type,
         "dataset": config.dataset,

@@ -1,4 +1,4 @@
-"""Victims of one experiment: trained from scratch on what an arm sees, and certified; or taken from an earlier run."""
+"""Victims of one experiment: trained on what an arm sees, and certified; or taken from an earlier run."""
 
 import json
 import threading
@@ -44,7 +44,7 @@ class Retraining:
         self._clean_victims = [threading.Lock() for _ in range(context.config.victim_seeds)]
 
     def victim(self, arm: str, k: int, poison: Poison | None) -> tuple[str, int, pd.DataFrame]:
-        """Trains the arm's k-th victim from scratch and certifies it: (arm, k, its certificate table)."""
+        """Trains the arm's k-th victim and certifies it: (arm, k, its certificate table)."""
         config, name = self._context.config, f"{arm}-{k}"
         model, victim_key = self._trained(name, k, poison)
         settings = config.certification

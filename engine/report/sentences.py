@@ -204,7 +204,12 @@ def is_the_papers(config: Config) -> bool:
         certification = authors.certification.model_copy(update=others)
         return authors.model_copy(update=own | {"training": training, "certification": certification})
 
-    settings = (paper.paper(procedure, data, config.sigma) for data in paper.DATASETS for procedure in paper.PROCEDURES)
+    settings = (
+        paper.paper(procedure, data, config.sigma)
+        for data in paper.DATASETS
+        for procedure in paper.PROCEDURES
+        if config.sigma in paper.SIGMAS[data]
+    )
     return any(config == as_ours(authors) for authors in settings)
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FEW = 20  # test images of a class
+_MEANING = (
+    "Mean ± standard deviation over victims, paired by seed. Seconds are of runs that took no part from earlier ones."
+)
 _COLUMNS = ("procedure", "attack.name", "threat.target_class", "threat.epsilon", "sigma", "seed", "victim_seeds")
 
 
@@ -98,7 +101,7 @@ def markdown(runs: Sequence[Run]) -> str:
             config["victim_seeds"],
             with_spread(arms["clean"]["average_certified_radius"]["target"]),
             *(drop_of(report, arm) for arm in ("poisoned", *CONTROLS)),
-            f"{report['seconds']['total']:.0f}",
+            "–" if report["reused"] else f"{report['seconds']['total']:.0f}",
             *[", ".join(others[run.id])] * any(others.values()),
         ]
         lines.append(row)
@@ -109,7 +112,7 @@ def markdown(runs: Sequence[Run]) -> str:
         )
         grounds.setdefault(ground, set()).add(str(environment.get("commit")))
     told = (f"{ground}, commit {', '.join(sorted(commits))}." for ground, commits in sorted(grounds.items()))
-    return "\n".join([table(lines), "", "Mean ± standard deviation over victims, paired by seed. " + " ".join(told)])
+    return "\n".join([table(lines), "", f"{_MEANING} {' '.join(told)}"])
 
 
 def _other_settings(run: Run) -> list[str]:

@@ -121,13 +121,13 @@ def _poison_of(config: Config) -> str:
     return canonical_json([config.model_dump(include={"dataset", "data", "seed"}), poison_depends_on(config)])
 
 
-def _victims_of(config: Config, arm: str) -> str:
-    """What an arm's victims and their votes depend on."""
-    about = config.model_dump(
-        include={"dataset", "data", "seed", "procedure", "architecture", "sigma", "training", "certification"}
-    )
-    images: Any = {"clean": config.threat.target_class, "random_noise": config.threat.model_dump()}.get(arm)
-    return canonical_json([about, config.victim_seeds, arm, _poison_of(config) if images is None else images])
+def _victims_of(config: Config, arm: str) -> tuple[str, str]:
+    """(What the training of an arm's victims depends on, what their votes do)."""
+    about = config.model_dump(include={"dataset", "data", "seed", "procedure", "architecture", "sigma", "training"})
+    changes: Any = {"clean": None, "random_noise": config.threat.model_dump()}
+    trained = [about, config.victim_seeds, arm, changes[arm] if arm in changes else _poison_of(config)]
+    sampling = config.certification.model_dump(exclude={"alpha"})
+    return canonical_json(trained), canonical_json([trained, sampling, config.threat.target_class])
 
 
 def seconds_of(study: Study, *, device: str, data_root: Path) -> dict[str, float]:
@@ -149,9 +149,11 @@ def seconds_of(study: Study, *, device: str, data_root: Path) -> dict[str, float
 
     for cell in study.in_order():
         config, arms = cell.config, arms_of(cell.config)
-        victim = work_of_training(config) + work_of_votes(config, classes=classes[config.dataset])
+        training, votes = work_of_training(config), work_of_votes(config, classes=classes[config.dataset])
         units = work_of_attack(config) if "poisoned" in arms and new(_poison_of(config)) else 0.0
-        units += victim * config.victim_seeds * sum([new(_victims_of(config, arm)) for arm in arms])
+        for arm in arms:
+            trained, certified = map(new, _victims_of(config, arm))
+            units += config.victim_seeds * (training * trained + votes * certified)
         units *= pixel_ratio(config, shapes[config.dataset])
         seconds.setdefault(cell.run_id, STARTUP_SECONDS + units / units_per_second(device))
     return seconds

@@ -167,7 +167,7 @@ def _paper_table(found: dict[str, Any]) -> str:
             state = "" if cell["complete"] else f" ({cell['state']})"
             shares = [percent(cell["drop"]), percent(cell["control_drop"]), spread.percent(beyond_control(cell))]
             told = [f"{cell['seed']}{state}", str(victims(cell)), *shares, *(with_spread(cell[m]) for m in measures)]
-            lines.append([*_setting(cell), *told, _seconds(_total([cell])), _device(cell)])
+            lines.append([*_setting(cell), *told, _seconds(_total([cell])), _devices([cell])])
         if len(cells) > 1:
             over = {name: _over([cell[name] for cell in cells]) for name in ("drop", "control_drop", *measures)}
             more = _over([beyond_control(cell) for cell in cells])
@@ -179,7 +179,7 @@ def _paper_table(found: dict[str, Any]) -> str:
                 *shares,
                 *(with_spread(over[m]) for m in measures),
             ]
-            lines.append([*_setting(cells[0]), *told, _seconds(_total(cells)), _device(cells[0])])
+            lines.append([*_setting(cells[0]), *told, _seconds(_total(cells)), _devices(cells)])
     small = "Small scale, not" if found["study"]["kind"].endswith("small") else "Not"
     scale = "The authors' setting. " if has_the_papers_settings(found) else f"**{small} the authors' setting.** "
     return (
@@ -206,8 +206,8 @@ def _total(cells: list[dict[str, Any]]) -> float | None:
     return sum(known) if known and not any(cell.get("reused") for cell in cells) else None  # of older copies unknown
 
 
-def _device(cell: dict[str, Any]) -> str:
-    return cell["device_name"] or "–"
+def _devices(cells: list[dict[str, Any]]) -> str:
+    return ", ".join(sorted({cell["device_name"] for cell in cells if cell["device_name"]})) or "–"
 
 
 def grounds(found: dict[str, Any]) -> str:
