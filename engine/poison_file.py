@@ -5,7 +5,7 @@ What is kept, under <runs root>/poisons/<SHA-256>.safetensors, is the same tenso
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,32 +139,32 @@ def fit(poison: PoisonFile, dataset: str, data_root: Path) -> Fit:
         raise PoisonFileRefused(
             f"a poison changes images of one class, the target class; these are of {len(classes)} classes of {dataset}"
         )
-    within_pixels(poison, images[poison.indices])
+    within_pixels(poison.delta, images[poison.indices], rounding=poison.rounding)
     return Fit(int(classes[0]), _smallest_budget(poison))
 
 
-def within_pixels(poison: PoisonFile, x_clean: np.ndarray) -> tuple[np.ndarray, int]:
-    """(delta [P, C, H, W] that leaves no pixel of x_clean + delta outside [0, 1], how many values were cut for that).
+def within_pixels(delta: np.ndarray, x_clean: np.ndarray, *, rounding: float) -> tuple[np.ndarray, int]:
+    """(A file's delta [P, C, H, W], cut so that x_clean + delta stays in [0, 1], how many values were cut for that).
 
     Only what whole numbers are off by is cut. Raises: PoisonFileRefused, where more had to be.
     """
-    if x_clean.shape != poison.delta.shape:
-        raise PoisonFileRefused(f"images are {_times(x_clean.shape)}, the poison file's {_times(poison.delta.shape)}")
-    changed = x_clean + poison.delta
+    if x_clean.shape != delta.shape:
+        raise PoisonFileRefused(f"images are {_times(x_clean.shape)}, the poison file's {_times(delta.shape)}")
+    changed = x_clean + delta
     excess = float(max(-changed.min(), changed.max() - 1))
-    if excess > poison.rounding + TOLERANCE:
+    if excess > rounding + TOLERANCE:
         raise PoisonFileRefused(
             f"a changed image must stay in [0, 1]; the poison file takes a pixel {excess:.3g} beyond it, so it was "
             "made for other images"
         )
-    inside = np.where((changed < 0) | (changed > 1), changed.clip(0, 1) - x_clean, poison.delta).astype(np.float32)
-    return inside, int((np.abs(inside - poison.delta) > TOLERANCE).sum())
+    inside = np.where((changed < 0) | (changed > 1), changed.clip(0, 1) - x_clean, delta).astype(np.float32)
+    return inside, int((np.abs(inside - delta) > TOLERANCE).sum())
 
 
 def within_run(
     poison: PoisonFile, *, original: np.ndarray, labels: np.ndarray, allowed: np.ndarray, target_class: int
-) -> tuple[np.ndarray, PoisonFile]:
-    """(positions [Q] in a run's training set, the part of the poison [Q, C, H, W] that changes these images).
+) -> tuple[np.ndarray, np.ndarray]:
+    """(positions [Q] in a run's training set, the changes [Q, C, H, W] of these images).
 
     Args:
         original, labels: of the training set: positions in the original one, ascending, and labels.
@@ -178,8 +178,7 @@ def within_run(
     may = np.isin(positions, allowed)
     if not may.any():
         raise PoisonFileRefused(f"none of the poison file's {len(poison.indices)} images may change in this run")
-    part = replace(poison, delta=poison.delta[present][may], indices=poison.indices[present][may])
-    return positions[may], part
+    return positions[may], poison.delta[present][may]
 
 
 def _place(sha256: str, runs_root: Path) -> Path:

@@ -149,7 +149,6 @@ def small_attack(procedure: str, solver: str, *, kept: list[State] | None = None
         target_class=8,
         num_classes=10,
         procedure=make(ProcedureConfig(name=procedure, draws=1), sigma=0.25),
-        part=1_000_000,
         state=state,
     )
     config = AttackConfig(

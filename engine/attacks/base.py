@@ -25,7 +25,7 @@ class AttackProblem:
     augmentation: str = "none"
     each: ParallelMap = map  # an executor's, to compute parts of a loss side by side
     given: Tensor | None = None  # [P, C, H, W]: changes that come from a file
-    part: int = 100  # noisy images in such a part: what fits a CPU's cache
+    part: int | None = None  # noisy images in such a part; None: all in one
     state: State | None = None  # of a record: the same attack goes on behind that step as if it had never ended
 
     @property

@@ -241,9 +241,9 @@ def is_normalised(model: nn.Module) -> bool:
     return next(model.buffers(), None) is not None
 
 
-def _cut(images: slice, draws: int, part: int) -> list[slice]:
-    """Ranges of images that have about `part` noisy copies each."""
-    size = max(1, part // max(1, draws))
+def _cut(images: slice, draws: int, part: int | None) -> list[slice]:
+    """Ranges of images that have about `part` noisy copies each; all in one without it."""
+    size = max(1, images.stop - images.start if part is None else part // max(1, draws))
     starts = range(images.start, images.stop, size)
     return [slice(start, min(start + size, images.stop)) for start in starts]
 

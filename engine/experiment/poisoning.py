@@ -33,7 +33,7 @@ EVOLVING = 12  # poison images whose evolution is recorded
 SNAPSHOTS = 24  # at most, over the attack
 CURVES = ("upper_loss", "lower_loss", "relative_residual", "products", "mean_size", "share_at_epsilon")  # of each step
 LARGE = 500  # noisy images in a minibatch of the attack, from which a CPU takes it in parts
-PART, WHOLE = 100, 1_000_000  # noisy images in such a part: what fits the cache; all in one
+PART = 100  # noisy images in such a part: what fits the cache
 
 
 def with_file(
@@ -46,7 +46,7 @@ def with_file(
     if config.attack.name != "from-file":
         return problem, None
     file, training = poison_file.kept(config.attack.file, runs_root), problem.training
-    positions, part = poison_file.within_run(
+    positions, changes = poison_file.within_run(
         file,
         original=training.indices.cpu().numpy(),
         labels=training.labels.cpu().numpy(),
@@ -54,7 +54,8 @@ def with_file(
         target_class=config.threat.target_class,
     )
     chosen = torch.from_numpy(positions).to(training.images.device)
-    delta, cut = poison_file.within_pixels(part, training.images[chosen].cpu().numpy())
+    x_clean = training.images[chosen].cpu().numpy()
+    delta, cut = poison_file.within_pixels(changes, x_clean, rounding=file.rounding)
     recorder.add_event(
         f"poison file: {len(positions)} of its {len(file.indices)} images are in this run's training set and may "
         "change" + (f"; {cut} values were cut by at most {file.rounding:.2g}, the file's rounding" if cut else "")
@@ -86,7 +87,7 @@ def pose_attack(
         augmentation=attackers_augmentation(config),
         each=each,
         given=given,
-        part=PART if on_cpu and images >= LARGE else WHOLE,
+        part=PART if on_cpu and images >= LARGE else None,
         state=state,
     )
 
