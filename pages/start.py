@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from engine import spread
-from engine.figures import radii
+from engine import datasets, spread
+from engine.figures import pictures, radii
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
 from engine.report import sentences
@@ -50,7 +50,31 @@ def story_of() -> Run | None:
 
 def what_happened(run: Run) -> None:
     """In plain words, in three numbers, and with all that belongs to these."""
-    report, attack = run.report or {}, run.config.attack
+    report, pair = run.report or {}, first_pair(run)
+    text, beside = st.columns([3, 1], gap="medium") if pair is not None else (st.container(), st.container())
+    with text:
+        story(run, report)
+    if pair is not None:
+        together, scale = pictures.mosaic(pair, columns=2), pictures.enlargement(pair.shape[1], pixels=_images.TILE)
+        words = "One of them, clean and poisoned"
+        with beside:
+            _images.picture(together, scale=scale, caption=words, text=words, width=together.shape[1] * scale)
+    st.markdown(
+        f"**Average certified radius (ACR)** of {sentences.target_of(run)}: the mean of these distances (L2, "
+        "pixel units), by what the classifiers were trained on"
+    )
+    cards(report)
+    with st.container(horizontal=True):
+        if st.button("Start the lesson", icon=_shared.ICONS["pages/lesson.py"], type="primary"):
+            _shared.go("pages/lesson.py")
+        if st.button("Explore other settings", icon=_shared.ICONS["pages/explore.py"]):
+            _shared.go("pages/explore.py")
+    with st.expander("How to read these numbers", icon=":material/straighten:"):
+        st.markdown(f"{sentences.headline(report)} {sentences.numbers_line(report)}")
+
+
+def story(run: Run, report: dict[str, Any]) -> None:
+    attack = run.config.attack
     st.markdown(
         "Some classifiers come with a **certificate**: a distance within which no change of the image can change the "
         "answer."
@@ -64,18 +88,19 @@ def what_happened(run: Run) -> None:
             f"An attacker changed {images_changed(run)}, each pixel by at most **{run.config.threat.epsilon:g}** on a "
             f"scale from 0 to 1. **No label changed.** {worth_less(report)}"
         )
-    st.markdown(
-        f"**Average certified radius (ACR)** of {sentences.target_of(run)}: the mean of these distances (L2, "
-        "pixel units), by what the classifiers were trained on"
-    )
-    cards(report)
-    with st.container(horizontal=True):
-        if st.button("Start the lesson", icon=_shared.ICONS["pages/lesson.py"], type="primary"):
-            _shared.go("pages/lesson.py")
-        if st.button("Explore other settings", icon=_shared.ICONS["pages/explore.py"]):
-            _shared.go("pages/explore.py")
-    with st.expander("How to read these numbers", icon=":material/straighten:"):
-        st.markdown(f"{sentences.headline(report)} {sentences.numbers_line(report)}")
+
+
+def first_pair(run: Run) -> np.ndarray | None:
+    """Tiles of the first poisoned image and its original; None where no image changed or the original is not here."""
+    poison, dataset = run.tensors("poison"), run.config.dataset
+    if poison is None or not poison["delta"].any():
+        return None
+    try:
+        run.check_images(_shared.data_root())
+        x_clean = datasets.read_training_images(dataset, _shared.data_root(), poison["indices"][:1])
+    except datasets.DatasetUnavailable:  # said where all images would be
+        return None
+    return pictures.shown(np.concatenate([x_clean, x_clean + poison["delta"][:1]]))
 
 
 def images_changed(run: Run) -> str:
@@ -105,12 +130,14 @@ def cards(report: dict[str, Any]) -> None:
     shown = [arm for arm in TRAINED_ON if arm in report["arms"]]
     for place, arm in zip(st.columns(len(shown)), shown, strict=True):
         drop = report["relative_drop"].get(arm) or {"mean": None}
-        sign = "-" if (drop["mean"] or 0) >= 0 else "+"
-        less = drop["mean"] is not None and f"{sign}{sentences.drop_of(report, arm).lstrip('-')}"
+        less = (drop["mean"] or 0) >= 0
+        told = f"{sentences.drop_of(report, arm).lstrip('-')} {'less' if less else 'more'}"
         place.metric(
             TRAINED_ON[arm],
             sentences.with_spread(report["arms"][arm]["average_certified_radius"]["target"]),
-            less or None,
+            told if drop["mean"] is not None else None,
+            delta_color="red" if less else "green",
+            delta_arrow="down" if less else "up",
             border=True,
             height="stretch",
             help=f"{ARM_STYLE[arm].name.capitalize()}: {MEANINGS[arm]}",
