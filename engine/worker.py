@@ -79,13 +79,12 @@ def perform(run: Run, status: Status) -> int:
         nonlocal status
         status = replace(status, heartbeat=time.time())
         if recorder is not None:
-            fraction = recorder.fraction
             status = replace(
                 status,
                 phase=recorder.phase,
                 detail=recorder.detail,
-                fraction=fraction,
-                eta_seconds=seconds_left(fraction, time.time() - began, expected),
+                fraction=recorder.fraction,
+                eta_seconds=seconds_left(recorder.fraction_of_rest, time.time() - began, expected),
                 events=tuple(recorder.events),
             )
         run.write_status(status)

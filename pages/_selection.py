@@ -151,7 +151,7 @@ def row(run: Run, kind: str, number: int, *, link: bool = True) -> None:
         if (kept := st.session_state.get(_PINNED)) is not None:
             st.button(f"Unpin {NAMES[kept[1]]} {kept[2]}", key="unpin", on_click=_unpin, icon=":material/keep_off:")
         if link:
-            _shared.page_link("pages/image.py", "Open in One image")
+            _shared.page_link("pages/image.py", "How victims vote on it")
         chosen = st.session_state.get(KEYS[other])
         if chosen is not None:
             st.caption(f"Also chosen: {NAMES[other]} {chosen}.")

@@ -19,7 +19,7 @@ SORTS = {  # name → (column of the gallery table, whether the smallest come fi
     "number": ("number", True, "number"),
 }
 SHOWN = ["poisoned", "clean", "δ"]
-VIEWS = ["One image", "All poisoned images", "Over the attack's steps", "Test images by radius lost"]
+VIEWS = ["Image by image", "All poisoned images", "Over the attack's steps", "Test images by radius lost"]
 
 
 def controls() -> tuple[Poison, int, float, str]:

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from engine import hypergradient, jobs, votes, worker
+from engine import costs, hypergradient, jobs, votes, worker
 from engine.choices import ARMS
 from engine.config import Config
 from engine.experiment import poisoning, protocol
+from engine.experiment.recorder import Recorder
 from engine.records import Run
 from engine.report.numbers import build_report
 
@@ -225,6 +226,14 @@ def test_a_what_if_computes_only_what_it_changes(
         assert set(run.report["reused"]) == reused
     finally:
         jobs.delete(run)
+
+
+def test_what_is_reused_counts_as_done_and_not_for_the_pace(baseline: Run) -> None:
+    recorder, whole = Recorder(baseline), costs.work_of(baseline.config).total
+    recorder.add_reused("poison", 0.6 * whole)
+    assert (recorder.fraction, recorder.fraction_of_rest) == (pytest.approx(0.6), 0.0)
+    recorder.add_work(0.1 * whole)
+    assert (recorder.fraction, recorder.fraction_of_rest) == (pytest.approx(0.7), pytest.approx(0.25))
 
 
 @pytest.mark.parametrize("what", ["code", "device_name"])

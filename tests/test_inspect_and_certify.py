@@ -15,7 +15,7 @@ from engine.records import GALLERY, Run, Status
 from tests.app import EXAMPLE, PROJECT
 
 RUN = Run(GALLERY / EXAMPLE)
-VIEWS = ["One image", "All poisoned images", "Over the attack's steps", "Test images by radius lost"]
+VIEWS = ["Image by image", "All poisoned images", "Over the attack's steps", "Test images by radius lost"]
 
 
 @pytest.fixture(scope="module")

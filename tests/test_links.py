@@ -39,7 +39,7 @@ NOT_HERE = "0123456789abcdef"
         (
             "inspect",
             {
-                "view": ("Everything", "one of One image, All poisoned images"),
+                "view": ("Everything", "one of Image by image, All poisoned images"),
                 "poison_image": ("75", "a whole number from 0 to 74"),
                 "magnify": ("×99", "one of ×1, ×5, ×10, full range"),
                 "compare_by": ("ear", "one of Wipe, Blink"),

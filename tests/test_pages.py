@@ -25,7 +25,7 @@ from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
 PAGES = [file for file, _ in _shared.PAGES]
 MINE = ["pages/start.py", "pages/poison.py", "pages/runs.py"]
 ATTACKER_ONLY = ["threat.epsilon=0.2", "attack.upper_steps=9", "attack.procedure=macer", "threat.attacker_share=0.5"]
-VIEWS = ["One image", "All poisoned images", "Over the attack's steps", "Test images by radius lost"]
+VIEWS = ["Image by image", "All poisoned images", "Over the attack's steps", "Test images by radius lost"]
 CHANGES = ["pages/start.py", "pages/poison.py", "pages/inspect.py"]  # that show what was changed
 pytestmark = pytest.mark.usefixtures("place")
 

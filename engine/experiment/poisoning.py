@@ -156,7 +156,7 @@ def make_poison(context: Context, *, given: Tensor | None) -> Poison:
     started, whole = time.monotonic(), work_of_attack(config)
     checkpoint = Checkpoint(context.run.directory, keys[path])
     if all(context.cache.fetch(key, file) for file, key in keys.items()):
-        recorder.add_reused("poison", "poison", whole)
+        recorder.add_reused("poison", whole)
         evolution = load_file(evolution_path)
         _record_again(recorder, evolution, steps=len(evolution["upper_loss"]))
     else:
@@ -197,7 +197,7 @@ def _optimise(context: Context, checkpoint: Checkpoint, *, given: Tensor | None)
         evolution.take_up(kept)
         behind, steps = evolution.steps, config.attack.upper_steps
         _record_again(recorder, evolution.arrays(), steps=steps)
-        recorder.add_reused(f"poison until step {behind}", "poison", whole * behind / steps)
+        recorder.add_reused(f"poison until step {behind}", whole * behind / steps)
 
     def save() -> None:
         _write_poison(path, problem, poison)
@@ -210,7 +210,7 @@ def _optimise(context: Context, checkpoint: Checkpoint, *, given: Tensor | None)
             point = evolution.add(record, epsilon=config.threat.epsilon)
             recorder.add_metrics("attack", step=record.step, steps=record.steps, **point)
             recorder.products += record.products
-            recorder.add_work("poison", whole / record.steps, f"attack: step {record.step} of {record.steps}")
+            recorder.add_work(whole / record.steps, f"attack: step {record.step} of {record.steps}")
             if record.event:
                 recorder.add_event(evolution.events[-1])
             if evolution.shown and evolution.shown[-1][0] == record.step:
@@ -223,7 +223,7 @@ def _optimise(context: Context, checkpoint: Checkpoint, *, given: Tensor | None)
             save()
     if len(problem.poison_indices) == 0:  # nothing may change, so there was nothing to do
         save()
-        recorder.add_work("poison", whole)
+        recorder.add_work(whole)
 
 
 def make_control(context: Context, arm: str, delta: Tensor | None = None) -> Poison:

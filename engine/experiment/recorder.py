@@ -10,7 +10,7 @@ import pandas as pd
 from engine import perception
 from engine.choices import ARMS, CONTROLS
 from engine.config import arms_of
-from engine.costs import Work, work_of
+from engine.costs import work_of
 from engine.datasets import describe
 from engine.records import Run, write_atomically
 from engine.report.numbers import build_report
@@ -27,7 +27,7 @@ class Recorder:
         self.products = 0  # of the lower level's Hessian with a vector, in the attack, whenever it ran
         self._seconds = {"poison": 0.0, "train": 0.0, "certify": 0.0}  # of each task's own thread, whoever helps it
         self._reused: list[str] = []
-        self._whole, self._done = work_of(self.config), Work()
+        self._whole, self._done, self._saved = work_of(self.config).total, 0.0, 0.0
         self._tables: dict[tuple[int, int], pd.DataFrame] = {}
         self._perturbations: dict[str, dict[str, float | None]] = {}
         self._lock = threading.Lock()
@@ -35,18 +35,22 @@ class Recorder:
 
     def begin(self, class_names: tuple[str, ...]) -> None:
         """Takes up what is known once the data is read, before anything else is added."""
-        self.class_names, self._whole = class_names, work_of(self.config, classes=len(class_names))
+        self.class_names, self._whole = class_names, work_of(self.config, classes=len(class_names)).total
 
     @property
     def fraction(self) -> float:
-        """Share of the run's work that is done, in [0, 1]; work saved by reused stages is not counted."""
-        whole = self._whole.total
-        return min(1.0, self._done.total / whole) if whole > 0 else 1.0
+        """Share of the run's work that is done, in [0, 1], in reused stages too: a resumed run begins where it was."""
+        return _share(self._done + self._saved, self._whole)
 
-    def add_work(self, kind: str, units: float, detail: str | None = None) -> None:
-        """Counts finished work of a kind ("poison", "train", "certify"); see costs."""
+    @property
+    def fraction_of_rest(self) -> float:
+        """The same of what had to be computed: how fast it goes shows there."""
+        return _share(self._done, self._whole - self._saved)
+
+    def add_work(self, units: float, detail: str | None = None) -> None:
+        """Counts finished work; see costs."""
         with self._lock:
-            setattr(self._done, kind, getattr(self._done, kind) + units)
+            self._done += units
             self.detail = detail or self.detail
 
     def add_seconds(self, kind: str, started: float) -> None:
@@ -54,11 +58,11 @@ class Recorder:
         with self._lock:
             self._seconds[kind] += time.monotonic() - started
 
-    def add_reused(self, stage: str | None, kind: str, saved: float) -> None:
+    def add_reused(self, stage: str | None, saved: float) -> None:
         """Notes a stage that came from an earlier run (None: from this one), and the work that this saves."""
         with self._lock:
             self._reused += [stage] if stage is not None and stage not in self._reused else []
-            setattr(self._whole, kind, getattr(self._whole, kind) - saved)
+            self._saved += saved
 
     def add_event(self, event: str) -> None:
         """What a reader of the run should know, in words: what went wrong without ending it, say."""
@@ -98,3 +102,7 @@ class Recorder:
             perturbation_controls={arm: self._perturbations.get(arm) for arm in CONTROLS},
         )
         self.run.write_json("report.json", report)
+
+
+def _share(part: float, whole: float) -> float:
+    return min(1.0, part / whole) if whole > 0 else 1.0

@@ -52,7 +52,7 @@ class Retraining:
         path = self._context.run.directory / "votes" / f"{name}.safetensors"
         key = self._context.cache.key("votes", victim_key | {"certification": sampling})
         if self._context.cache.fetch(key, path):
-            self._context.recorder.add_reused(f"votes {name}", "certify", self._work_of_votes())
+            self._context.recorder.add_reused(f"votes {name}", self._work_of_votes())
         else:
             write_tensors(path, **self._vote(model, name, k))
             self._context.cache.share(key, path)
@@ -107,7 +107,7 @@ class Retraining:
         key = self._context.cache.key("victim", depends_on)
         whole = work_of_training(self._context.config, epochs=epochs)
         if self._context.cache.fetch(key, weights):
-            self._context.recorder.add_reused(None if name in self._made else f"victim {name}", "train", whole)
+            self._context.recorder.add_reused(None if name in self._made else f"victim {name}", whole)
             if name not in self._made:
                 self._add_curve(name, _curve_in(weights))
         else:
@@ -136,9 +136,7 @@ class Retraining:
         state = checkpoint.load()
         curve: Curve = state.pop("curve").tolist() if state else []
         if curve:
-            self._context.recorder.add_reused(
-                f"victim {name} until epoch {len(curve)}", "train", whole * len(curve) / epochs
-            )
+            self._context.recorder.add_reused(f"victim {name} until epoch {len(curve)}", whole * len(curve) / epochs)
             self._add_curve(name, curve)
         for record in fit(
             model,
@@ -150,9 +148,7 @@ class Retraining:
             bfloat16=self._bfloat16,
             state=state or None,
         ):
-            self._context.recorder.add_work(
-                "train", whole / record.steps, f"victim {name}: epoch {record.epoch} of {epochs}"
-            )
+            self._context.recorder.add_work(whole / record.steps, f"victim {name}: epoch {record.epoch} of {epochs}")
             if record.state is not None:
                 curve.append([record.loss, record.accuracy])
                 self._add_curve(name, curve, until=record.epoch - 1)
@@ -205,9 +201,7 @@ class Retraining:
         )
         for done, found in enumerate(counting, start=1):
             votes = found
-            self._context.recorder.add_work(
-                "certify", self._work_of_votes() / blocks, f"votes {name}: {done / blocks:.0%}"
-            )
+            self._context.recorder.add_work(self._work_of_votes() / blocks, f"votes {name}: {done / blocks:.0%}")
             self._context.check_stop()
         self._context.recorder.add_seconds("certify", started)
         return {
