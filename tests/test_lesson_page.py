@@ -1,5 +1,6 @@
 """The lesson in Streamlit's own harness, without MNIST: every step, questions, the ABX test, links, sheets."""
 
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from engine.figures import lesson
 from engine.html_report import marked
 from engine.overrides import with_overrides
 from engine.records import GALLERY, Run
-from pages import _comparison, _glossary, _lesson_runs, _lesson_sheet
+from pages import _comparison, _glossary, _images, _lesson_abx, _lesson_questions, _lesson_runs, _lesson_sheet
 from pages._lesson_steps import STEPS
 from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
 
@@ -104,7 +105,9 @@ def test_predictions_outlive_a_refresh() -> None:
 def test_the_transfer_table_waits_for_the_prediction() -> None:
     test = opened(PAGE, step=str(step_of("Does it carry over?")))
     assert not test.get("plotly_chart")
-    assert len(predict(test, 0).get("plotly_chart")) == 1
+    (table,) = predict(test, 0).get("plotly_chart")
+    assert len([cell for cell in json.loads(table.proto.spec)["data"][1]["text"] if cell.startswith("★")]) == 1
+    assert "★: the largest drop of the row" in words(test)
 
 
 def test_a_run_without_weights_falls_back_on_recorded_votes(place: pytest.TempPathFactory) -> None:
@@ -230,7 +233,34 @@ def test_the_abx_test_scores_what_was_answered_and_only_at_the_end(honest: bool)
     assert score is not None
     assert int(score[1]) == (10 if honest else 0)
     assert ("You can tell" in words(test)) == honest
+    assert all(metric.value.endswith(" %") for metric in test.metric)
     assert not test.exception
+
+
+def test_the_question_about_the_abx_test_tells_what_the_test_would() -> None:
+    told = _lesson_questions.can_you_tell(RUN).because
+    assert f"({100 * abx.p_value(7, 10):.0f} % of the time)" in told
+    assert _lesson_abx.interval(*abx.hit_rate_interval(7, 10)) in told
+
+
+def test_after_the_first_answer_only_starting_over_changes_the_abx_test(place: Path) -> None:
+    own_copy(place, config=with_overrides(RUN.config, ["threat.epsilon=0.05"]))
+    test = opened(PAGE, step=str(step_of("Can you tell?")), run=EXAMPLE)
+
+    def settings() -> list[bool]:
+        found = [test.number_input(key="lesson_abx_seed")]
+        return [each.disabled for each in found + [test.segmented_control(key=key) for key in keys]]
+
+    keys = [f"lesson_abx_{name}" for name in ("epsilon", "count", "size")]
+    assert settings() == [False] * 4
+    button(test, "X is A").click().run()
+    assert "Trial 2 of 10" in words(test)
+    assert settings() == [True, True, True, False]
+    seed = test.number_input(key="lesson_abx_seed").value
+    button(test, "Start over").click().run()
+    assert "Trial 1 of 10" in words(test)
+    assert settings() == [False] * 4
+    assert test.number_input(key="lesson_abx_seed").value != seed
 
 
 def test_the_abx_test_offers_runs_that_differ_in_epsilon_alone(place: Path) -> None:
@@ -243,12 +273,14 @@ def test_the_abx_test_offers_runs_that_differ_in_epsilon_alone(place: Path) -> N
     assert "Trial 1 of 10" in words(test)
 
 
-def test_the_abx_test_can_show_an_epsilon_of_zero(place: Path) -> None:
-    nothing = own_copy(place, config=with_overrides(RUN.config, ["threat.epsilon=0"]))
+def test_the_abx_test_can_show_an_epsilon_of_zero(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing, shown = own_copy(place, config=with_overrides(RUN.config, ["threat.epsilon=0"])), []
+    found = _images.training_images
+    monkeypatch.setattr(_images, "training_images", lambda run, places: shown.append(run.id) or found(run, places))
     test = opened(PAGE, step=str(step_of("Can you tell?")), run=EXAMPLE)
     test.segmented_control(key="lesson_abx_epsilon").set_value(0.0).run()
     assert not test.exception
-    assert f"abx {nothing.id} {test.session_state['lesson_abx_seed']} 10" in test.session_state
+    assert shown[-1] == nothing.id
 
 
 # --- links ---
@@ -307,7 +339,8 @@ def test_the_sheet_has_every_question_and_needs_no_network(answers: bool) -> Non
     text = _lesson_sheet.sheet(STEPS, RUN, answers=answers)
     assert text.count("<section>") == len(STEPS)
     assert text.count("<details>") == (len(STEPS) if answers else 0)
-    assert not re.search(r"https?://|<script|\*\*", text)
+    assert not re.search(r"https?://|<script|\*\*|\$|p_lower", text)
+    assert "<em>p</em><sub>lower</sub>" in text
     for step in STEPS:
         first_words = re.escape(marked(step.question(RUN).because)[:40])
         assert bool(re.search(first_words, text)) == answers
@@ -334,6 +367,7 @@ JARGON = (
         "p_lower",
         "poison",
     ),
+    *("ABX test", "brightness", "fork", "training.precision"),
     *("poison fraction", "attacker's share", "procedure", "relative drop", "residual", "run", "seed", "smoothing"),
     *(
         "soft radius",
