@@ -232,6 +232,7 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def marked(text: str) -> str:
-    """Escaped, with **this** in bold and *this* in italics."""
-    bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text))
+    """Escaped, with **this** in bold, *this* in italics, and an index in words where $p_{\\text{lower}}$ has it."""
+    index = re.sub(r"\$(\w)_\{\\text\{(\w+)\}\}\$", r"*\1*<sub>\2</sub>", escape(text))
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", index)
     return re.sub(r"\*(\S[^*]*?)\*", r"<em>\1</em>", bold)

@@ -53,8 +53,8 @@ def _one_level(drawn_as_playing: bool) -> None:
     from engine import toy
     from engine.figures import toy as toy_figures
 
-    buttons, plane, rest = _bilevel_game.parts()
-    with rest:
+    buttons, plane, beside, below, settings = _bilevel_game.parts()
+    with settings:
         sigma = _bilevel_game.noise_of("one")
         with st.expander("More settings"):
             regularisation, seed = _bilevel_game.regularisation_of("one"), _bilevel_game.seed_of("one")
@@ -69,7 +69,7 @@ def _one_level(drawn_as_playing: bool) -> None:
     playing = bool(st.session_state.get("toy one playing"))
     if playing != drawn_as_playing:
         st.rerun()
-    with buttons, st.container(horizontal=True):
+    with buttons, st.container(horizontal=True, vertical_alignment="center"):
         _bilevel_game.play_button("one", playing)
         _bilevel_game.reset_button("one")
         _bilevel_game.step_button("one", "One step", ":material/step:", toy.lower_step, disabled=playing)
@@ -78,13 +78,14 @@ def _one_level(drawn_as_playing: bool) -> None:
         )
     with plane:
         _bilevel_game.plot(toy_figures.plane(state, attacker=False), "toy one plane")
+    with below:
         st.caption(
             "Each step lowers the training loss: the mean over all filled points, each seen under Gaussian noise. A "
             "disc is a certificate of a held-out point (L2). The boundary is a line, so each disc just touches it; "
             f"points on the wrong side have none. To keep the picture clear {toy_figures.DISCS} of the {toy.HELD_OUT} "
             "held-out points show theirs; the mean is over all."
         )
-    with rest:
+    with beside:
         now, full = toy.mean_radius(state, state.weights), toy.mean_radius(state, state.clean)
         st.markdown(
             f"After **{len(state.losses)}** steps of gradient descent the mean certified radius of held-out points is "
@@ -111,8 +112,8 @@ def _ten_lower(state: State) -> State:
 def _two_levels(drawn_every: float | None) -> None:
     from engine.figures import toy as toy_figures
 
-    buttons, plane, rest = _bilevel_game.parts()
-    with rest:
+    buttons, plane, beside, below, settings = _bilevel_game.parts()
+    with settings:
         state = _bilevel_game.state_of("two", *_two_levels_settings())
     if state is None:
         return
@@ -122,14 +123,14 @@ def _two_levels(drawn_every: float | None) -> None:
     if drawn_every != _every_two():
         st.rerun()
     playing = drawn_every is not None
-    with buttons, st.container(horizontal=True):
+    with buttons, st.container(horizontal=True, vertical_alignment="center"):
         _buttons(playing, state)
     with plane:
         figure = toy_figures.plane(state, chosen=_bilevel_point.chosen(state))
         _bilevel_game.plot(figure, "toy two plane", on_select=_bilevel_point.clicked, selection_mode="points")
-        with st.container(gap="xsmall"):
-            _captions(state, playing)
-    with rest:
+    with beside, st.container(gap="xsmall"):
+        _captions(state, playing)
+    with below:
         _bilevel_game.plot(toy_figures.measured(state), "toy two measured")
     _bilevel_point.by_hand(state, playing)
     _bilevel_point.formula(state)

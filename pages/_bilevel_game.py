@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from engine.toy import State
 
 EVERY = 0.2  # seconds between two drawings
+SHARES = (5, 3)  # of the width: of the figure, and of what is beside it
 
 
 def state_of(which: str, chosen: dict[str, Any], seed: int) -> State | None:
@@ -34,11 +35,13 @@ def state_of(which: str, chosen: dict[str, Any], seed: int) -> State | None:
     return state
 
 
-def parts() -> tuple[Any, Any, Any]:
-    """Places of the buttons, of the figure and of the rest: below each other where there is little room, which keeps
-    buttons and figure together on a projector; else the first and the last beside the second."""
-    with st.container(key="toy"):
-        return st.container(key="toy-buttons"), st.container(key="toy-figure"), st.container(key="toy-rest")
+def parts() -> tuple[Any, Any, Any, Any, Any]:
+    """Places of the buttons, of the figure below them and of what is read beside it; then of what is below the figure,
+    and of the settings beside that."""
+    buttons = st.container(key="toy-buttons")
+    plane, beside = st.columns(SHARES, gap="medium")
+    below, settings = st.columns(SHARES, gap="medium")
+    return buttons, plane.container(key="toy-figure"), beside.container(key="toy-beside"), below, settings
 
 
 def plot(figure: Any, key: str, **options: Any) -> None:

@@ -3,6 +3,7 @@
 import streamlit as st
 
 TERMS = {
+    "ABX test": "A test of whether people can tell two pictures A and B apart: X is a copy of one of them; of which?",
     "abstain": "To give no answer, because no class has a majority for certain. Counts as wrong, with radius 0.",
     "ACR (average certified radius)": "Mean of the certified radii of test images; wrong answers and abstentions "
     "count as 0. One number for how large the guarantees are.",
@@ -13,6 +14,7 @@ TERMS = {
     "base classifier": "The network itself, which answers one (noisy) image at a time.",
     "bilevel": "An optimisation inside another: the attacker moves images (upper level) and has to foresee what "
     "training will make of them (lower level). An upper step moves images once, a lower step trains once.",
+    "brightness": "An attack without any optimisation: every pixel of the class's training images gets brighter by ε.",
     "cap": "The largest radius that n draws can certify, σ·Φ⁻¹(α^(1/n)), reached when all agree. More draws raise it.",
     "certificate": "A proof, right with probability 1 − α at least, that no change of an image within the radius "
     "changes the answer.",
@@ -27,6 +29,7 @@ TERMS = {
     "digits": "1 797 small images (8 × 8) that come with the program and need no download.",
     "ε (epsilon)": "The most by which any pixel of a training image may be changed (L∞).",
     "fine-tuning": "Training a finished network a little more, on other data.",
+    "fork": "A new run that starts from the settings of a published one, and remembers which.",
     "hypergradient": "The direction in which a poison image should be moved, when training is repeated after each "
     "move.",
     "L2": "Euclidean length: the root of the sum of squares over all pixels. Radii are measured in it.",
@@ -62,6 +65,8 @@ TERMS = {
     "study": "A whole grid of runs that answers one question.",
     "surrogate": "A network that the attacker trains for itself, to try poison on.",
     "target class": "The class whose radii the attacker wants to be small.",
+    "training precision": "How exactly victims' training is computed: float32 keeps about seven digits; fast "
+    "multiplies in bfloat16, which keeps about three, where the processor has it.",
     "transfer": "Poison that was made on one kind of network works on another.",
     "victim": "A network trained on the (poisoned) images, which the attacker never sees.",
 }

@@ -138,15 +138,18 @@ def transfer(run: Run, revealed: bool) -> None:
         return
     row = _lesson_questions.surprising_row(found)
     drops = [results.cell_at(found, row, column)["drop"]["mean"] for column in range(len(columns))]
-    figure = study.heat_map(found, (row, drops.index(max(drops))))
+    figure, largest = study.heat_map(found), (row, drops.index(max(drops)))
     figure.update_traces(showscale=False, selector=dict(type="heatmap"))  # each cell has its number
     cells = figure.data[1]
-    cells.text = [text.replace("control", "random noise") for text in cells.text]  # the lesson knows no other control
+    cells.text = [
+        "★ " * (tuple(place) == largest) + text.replace("control", "random noise")  # the lesson knows no other control
+        for place, text in zip(cells.customdata, cells.text, strict=True)
+    ]
     with st.container(key="lesson-whole"):
         chart(figure, "lesson_transfer")
     st.caption(
         "Share of its average certified radius that the target class loses, mean ± standard deviation over victims; "
-        "below it, what random noise of the same ε (L∞) takes. Framed: the largest drop of the row in question."
+        "below it, what random noise of the same ε (L∞) takes. ★: the largest drop of the row in question."
     )
     with st.expander("What the numbers rest on", icon=":material/info:"):
         st.markdown(study_tables.grounds(found))

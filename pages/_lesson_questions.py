@@ -64,16 +64,16 @@ def bound(run: Run) -> Question:
     settings, sigma = run.config.certification, run.config.sigma
     caps = [radius_cap(n=n, sigma=sigma, alpha=settings.alpha) for n in (settings.n, 10 * settings.n)]
     return Question(
-        f"All of n = {settings.n} copies got the same answer. How large a radius can be certified?",
+        f"All n = {settings.n} copies agree. How large a radius can be certified?",
         (
             "As large as you like: no copy disagreed",
             "None: you must draw until one disagrees",
-            "One below a ceiling, which rises slowly with n",
+            "Below a ceiling, which rises slowly with n",
         ),
         2,
-        f"{settings.n} votes that agree do not prove that the next one will. The bound p_lower = α^(1/n) stays below "
-        f"1, so the radius stays below the cap: {caps[0]:.3f} here (L2, pixel units), and {caps[1]:.3f} with ten "
-        "times as many draws.",
+        f"{settings.n} votes that agree do not prove that the next one will. The bound "
+        r"$p_{\text{lower}}$ = α^(1/n) stays below 1, so the radius stays below the cap: "
+        f"{caps[0]:.3f} here (L2, pixel units), and {caps[1]:.3f} with ten times as many draws.",
     )
 
 
@@ -165,8 +165,8 @@ def can_you_tell(run: Run) -> Question:
             "Neither: 10 trials are too few to say",
         ),
         2,
-        "Somebody who only guesses gets 7 or more of 10 right about one time in six (probability 0.17). So this is no "
-        "proof that they can tell, nor that they cannot: the 95 % interval of the hit rate runs from 0.35 to 0.93.",
+        "Somebody who only guesses gets 7 or more of 10 right about one time in six (17 % of the time). So this is no "
+        "proof that they can tell, nor that they cannot: the 95 % interval of the hit rate is 35 to 93 %.",
     )
 
 

@@ -49,11 +49,11 @@ STEPS = (
     ),
     Step(
         "From votes to a radius",
-        "The votes give a **lower bound** on the true share, p_lower, which holds with probability at least 1 − α. "
-        "Moving the image moves its whole cloud of noisy copies, and a cloud with most of itself on one side of a "
-        "boundary must move some way before less than half is left. That way is the **radius** R: change the image by "
-        "less (L2), and the answer stays the same. That is a **certificate**.",
-        "Move the image until the majority flips. Then change n and α: which makes R larger, and what does it cost?",
+        r"The votes give a **lower bound** $p_{\text{lower}}$ on the true share, right with probability 1 − α or more. "
+        "A cloud of noisy copies with most of itself on one side of a boundary must move some way before less than "
+        "half is left: the **radius** R. Change the image by less (L2), and the answer stays the same. That is a "
+        "**certificate**.",
+        "Move the image until the majority flips. Then change n and α: what makes R larger, and at what cost?",
         _lesson_votes.radius,
         _lesson_questions.bound,
         r"Clopper–Pearson: $p_{\text{lower}} = \mathrm{Beta}^{-1}(\alpha; k, n-k+1)$. Cohen et al. (2019): "
@@ -69,6 +69,7 @@ STEPS = (
         _lesson_questions.training,
         r"Gaussian augmentation minimises the mean of $\ell(f(x + \sigma z), y)$ over training images and fresh noise. "
         r"$\mathrm{ACR} = \frac1N \sum_i R_i \cdot [g(x_i) = y_i]$.",
+        wide=True,
     ),
     Step(
         "One level: a victim trains",
@@ -116,12 +117,13 @@ STEPS = (
     Step(
         "Can you tell?",
         "“Imperceptible” is a claim about people, so test it on people. In an **ABX test** X is the same as A or as "
-        "B, and you say which. On handwritten digits, ε = 0.1 turns the black ground visibly grey.",
+        "B, and you say which. On handwritten digits, ε = 0.1 turns the black background visibly grey.",
         "Answer ten trials, then see what they prove.",
         _lesson_abx.can_you_tell,
         _lesson_questions.can_you_tell,
         r"Guessing: $P[\text{hits} \ge h] = \sum_{j \ge h} \binom{m}{j} 2^{-m}$ of $m$ trials. The interval of the "
         r"hit rate is Clopper–Pearson's, as for votes: the same mathematics judges you and the victim.",
+        wide=True,
     ),
     Step(
         "Does it carry over?",
@@ -132,6 +134,7 @@ STEPS = (
         "Predict and reveal. Which column loses least?",
         _lesson_effect.transfer,
         _lesson_questions.transfer,
+        wide=True,
     ),
     Step(
         "What a defender can do",
@@ -140,6 +143,7 @@ STEPS = (
         "Predict and reveal. Then see what each defence costs when nobody attacks.",
         _lesson_effect.defender,
         _lesson_questions.defender,
+        wide=True,
     ),
     Step(
         "Limits and ethics",

@@ -99,8 +99,8 @@ def numbers_of(run: Run, k: int, table: pd.DataFrame) -> None:
     st.caption(
         "L∞ of a set is its maximum; the rest are means over its images. The controls are a random perturbation of the "
         "same L∞ budget and the poison with its signs shuffled. Both are clipped where a pixel would leave [0, 1], "
-        "which on black ground is half of the time, so they are shorter. Only these numbers of them were recorded, not "
-        "their images."
+        "which on a black background is half of the time, so they are shorter. Only these numbers of them were "
+        "recorded, not their images."
         f"{rounding(run)}"
     )
 

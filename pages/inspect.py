@@ -60,7 +60,8 @@ def one_image() -> None:
     chart(poison.histogram(), "perturbations")
     st.caption(
         "All pixels (and colour channels) of all finished poison images. An attack that uses up its budget piles up at "
-        "±ε. The middle bar holds pixels that (almost) did not change, such as black ground that cannot become darker."
+        "±ε. The middle bar holds pixels that (almost) did not change, such as a black background, which cannot become "
+        "darker."
     )
 
 

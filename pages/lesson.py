@@ -1,6 +1,7 @@
 """Lesson: from noise to certificates to poison, in short steps; predict first, then reveal."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -15,7 +16,7 @@ HIDING = {
     "sidebar": '[data-testid="stSidebar"], [data-testid="stSidebarCollapsedControl"], [data-testid="stToolbar"]',
 }
 NUMBERS = range(1, len(STEPS) + 1)
-TO_THE_TOP = """<script data-of="{}">document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0)</script>"""
+KEYS = (Path(__file__).parent / "_lesson_keys.js").read_text()
 PREDICTED = "predicted"  # of the address
 CORRECT = ":green-badge[✓ correct]"
 
@@ -71,15 +72,19 @@ def choose_step() -> int:
         st.session_state["step"] = st.session_state.get("lesson step", 1)
     back, forward, jump = st.container(key="lesson-navigation").columns([2, 2, 3], vertical_alignment="bottom")
     with jump:  # first, since only the widget knows the address that the browser's own Back and Forward lead to
-        number = int(st.number_input(f"Step, 1 to {len(STEPS)}", 1, len(STEPS), key="step", bind="query-params"))
+        number = int(
+            st.number_input(
+                f"Step, 1 to {len(STEPS)}", 1, len(STEPS), key="step", bind="query-params", label_visibility="collapsed"
+            )
+        )
     st.session_state["lesson step"] = number
     back.button(
         "Back", on_click=move, args=(-1,), disabled=number == 1, key="lesson_back", icon=":material/arrow_back:",
-        width="stretch", shortcut="PageUp", help="Also: Page Up",
+        width="stretch", help="Also: Page Up, at the top of the page",
     )  # fmt: skip
     forward.button(
         "Next", on_click=move, args=(1,), disabled=number == len(STEPS), key="lesson_next",
-        icon=":material/arrow_forward:", width="stretch", shortcut="PageDown", help="Also: Page Down",
+        icon=":material/arrow_forward:", width="stretch", help="Also: Page Down, at the bottom of the page",
     )  # fmt: skip
     return number
 
@@ -98,14 +103,15 @@ def header(run: Run) -> int:
     """The step that is asked for, with its title; how far the reader is, and how good the predictions were."""
     good = sum(given == STEPS[k - 1].question(run).right for k, given in answered().items())
     score = f" · {good} of {len(answered())} predictions correct" if answered() else ""
-    left, right = st.columns([1, 1], vertical_alignment="bottom", gap="large")
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
     with right:
+        progress = st.empty()
         number = choose_step()
+        progress.progress(number / len(STEPS), f"Lesson, step {number} of {len(STEPS)}{score}")
     with left:
         # Streamlit stays where the last step was scrolled to. The script runs whenever its text is another.
-        st.html(TO_THE_TOP.format(number), unsafe_allow_javascript=True)
-        st.progress(number / len(STEPS), f"Lesson, step {number} of {len(STEPS)}{score}")
-    st.title(STEPS[number - 1].title)
+        st.html(f'<script data-of="{number}">{KEYS}</script>', unsafe_allow_javascript=True)
+        st.title(STEPS[number - 1].title, anchor=False)
     return number
 
 
@@ -152,19 +158,19 @@ def marks(question: Question, option: int, given: int) -> str:
 def show(number: int, run: Run) -> None:
     """Words and question, or its answer, beside the view, or above one that needs the whole width."""
     step, asked = STEPS[number - 1], "questions" not in hidden
-    first, second = st.columns([1, 1] if step.wide else [5, 9], gap="large")
+    first, second = st.columns([1, 1] if step.wide else [3, 5], gap="medium")
     with first:
         st.markdown(step.idea)
         st.markdown(f":material/touch_app: **To do.** {step.task}")
-    if step.formula:
-        with first.expander("The formula", icon=":material/function:"):
-            st.markdown(step.formula)
     if asked:
         with (second if step.wide else first).container(border=True):
             if number in answered() and not answers_hidden:
                 judge(number, step.question(run), answered()[number])
             else:
                 ask(number, step.question(run), answers_hidden=answers_hidden)
+    if step.formula:
+        with first.expander("The formula", icon=":material/function:"):
+            st.markdown(step.formula)
     with st.container() if step.wide else second:
         step.view(run, number in answered() or ("questions" in hidden and not answers_hidden))
     if number == len(STEPS) and not answers_hidden:

@@ -14,7 +14,7 @@ from pages import _images, _shared
 from pages._export import chart_and_data
 
 SHOWN_IMAGES = 8
-DARK, VISIBLE = 0.02, 0.05  # black ground, and a mean change of it that can be seen (pixel units of [0, 1])
+DARK, VISIBLE = 0.02, 0.05  # a black background, and a mean change of it that can be seen (pixel units of [0, 1])
 MEANINGS = {
     "clean": "victims trained on unchanged images.",
     "poisoned": "victims trained on the attacker's images.",
@@ -149,7 +149,7 @@ def seen(x_clean: np.ndarray, delta: np.ndarray) -> str:
     ground = delta[x_clean < DARK]
     if x_clean.shape[1] == 1 and ground.size and ground.mean() > VISIBLE:
         return (
-            "**Yes, if you look for it**: the black ground of the poisoned images is visibly grey. Would you have "
+            "**Yes, if you look for it**: the black background of the poisoned images is visibly grey. Would you have "
             "noticed without the originals above them?"
         )
     return "Compare the first two rows before you look at the third."

@@ -1,5 +1,6 @@
 """The lesson in Streamlit's own harness, without MNIST: every step, questions, the ABX test, links, sheets."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,19 +8,17 @@ import pytest
 from scipy.special import ndtr, ndtri
 from streamlit.testing.v1 import AppTest
 
-from engine import abx
 from engine.figures import lesson
 from engine.html_report import marked
 from engine.overrides import with_overrides
 from engine.records import GALLERY, Run
-from pages import _comparison, _glossary, _lesson_runs, _lesson_sheet
+from pages import _comparison, _glossary, _lesson_sheet
 from pages._lesson_steps import STEPS
 from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
 
 PAGE = "pages/lesson.py"
 NUMBERS = range(1, len(STEPS) + 1)
 RUN = Run(GALLERY / EXAMPLE)
-SCORE = re.compile(r"^#+ (\d+) of 10 correct", re.MULTILINE)
 CAPITALS = re.compile(r"\b[A-Z]{2,}\b")
 GENERAL = {
     *("CVPR", "ICML", "ICLR", "CPU", "GPU", "URL", "CSV", "JSON", "HTML", "PARTIAL", "RESULT", "ABX", "AMD", "EPYC"),
@@ -104,7 +103,9 @@ def test_predictions_outlive_a_refresh() -> None:
 def test_the_transfer_table_waits_for_the_prediction() -> None:
     test = opened(PAGE, step=str(step_of("Does it carry over?")))
     assert not test.get("plotly_chart")
-    assert len(predict(test, 0).get("plotly_chart")) == 1
+    (table,) = predict(test, 0).get("plotly_chart")
+    assert len([cell for cell in json.loads(table.proto.spec)["data"][1]["text"] if cell.startswith("★")]) == 1
+    assert "★: the largest drop of the row" in words(test)
 
 
 def test_a_run_without_weights_falls_back_on_recorded_votes(place: pytest.TempPathFactory) -> None:
@@ -214,43 +215,6 @@ def test_the_lesson_ends_with_ways_on_and_back_to_what_was_predicted_wrongly() -
     assert test.title[0].value == STEPS[1].title
 
 
-# --- can you tell? ---
-
-
-@pytest.mark.parametrize("honest", [True, False])
-def test_the_abx_test_scores_what_was_answered_and_only_at_the_end(honest: bool) -> None:
-    test = opened(PAGE, step=str(step_of("Can you tell?")))
-    test.number_input(key="lesson_abx_seed").set_value(5).run()
-    pairs = min(60, len((RUN.tensors("poison") or {})["delta"]))
-    for k, trial in enumerate(abx.trials(5, count=10, images=pairs)):
-        assert f"Trial {k + 1} of 10" in words(test)
-        assert not SCORE.search(words(test))
-        button(test, "X is B" if trial.x_is_poisoned == honest else "X is A").click().run()
-    score = SCORE.search(words(test))
-    assert score is not None
-    assert int(score[1]) == (10 if honest else 0)
-    assert ("You can tell" in words(test)) == honest
-    assert not test.exception
-
-
-def test_the_abx_test_offers_runs_that_differ_in_epsilon_alone(place: Path) -> None:
-    own_copy(place, config=with_overrides(RUN.config, ["threat.epsilon=0.05"]))
-    own_copy(place, config=with_overrides(RUN.config, ["threat.epsilon=0.2", "seed=3"]))
-    assert list(_lesson_runs.by_epsilon(RUN)) == [0.05, 0.1]
-    test = opened(PAGE, step=str(step_of("Can you tell?")), run=EXAMPLE)
-    test.segmented_control(key="lesson_abx_epsilon").set_value(0.05).run()
-    assert not test.exception
-    assert "Trial 1 of 10" in words(test)
-
-
-def test_the_abx_test_can_show_an_epsilon_of_zero(place: Path) -> None:
-    nothing = own_copy(place, config=with_overrides(RUN.config, ["threat.epsilon=0"]))
-    test = opened(PAGE, step=str(step_of("Can you tell?")), run=EXAMPLE)
-    test.segmented_control(key="lesson_abx_epsilon").set_value(0.0).run()
-    assert not test.exception
-    assert f"abx {nothing.id} {test.session_state['lesson_abx_seed']} 10" in test.session_state
-
-
 # --- links ---
 
 
@@ -307,7 +271,8 @@ def test_the_sheet_has_every_question_and_needs_no_network(answers: bool) -> Non
     text = _lesson_sheet.sheet(STEPS, RUN, answers=answers)
     assert text.count("<section>") == len(STEPS)
     assert text.count("<details>") == (len(STEPS) if answers else 0)
-    assert not re.search(r"https?://|<script|\*\*", text)
+    assert not re.search(r"https?://|<script|\*\*|\$|p_lower", text)
+    assert "<em>p</em><sub>lower</sub>" in text
     for step in STEPS:
         first_words = re.escape(marked(step.question(RUN).because)[:40])
         assert bool(re.search(first_words, text)) == answers
@@ -334,6 +299,7 @@ JARGON = (
         "p_lower",
         "poison",
     ),
+    *("ABX test", "brightness", "fork", "training.precision"),
     *("poison fraction", "attacker's share", "procedure", "relative drop", "residual", "run", "seed", "smoothing"),
     *(
         "soft radius",

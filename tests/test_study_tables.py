@@ -218,6 +218,14 @@ def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(hal
     assert "47 ± 2 %" in figure.layout.meta["alt"]
 
 
+def test_a_drop_below_zero_has_a_minus_sign_and_no_hyphen(half_done: process.StudyRecord) -> None:
+    found = results.of(half_done)
+    found["cells"][0]["drop"] = {"mean": -0.05, "sd": 0.02, "seeds": [-0.03, -0.05, -0.07]}
+    _, marks = heat_map(found).data
+    assert "<b>−5 ± 2 %</b>" in marks.text[0]
+    assert "−3 %, −5 %, −7 %" in marks.hovertext[0]
+
+
 def test_more_columns_than_fit_are_drawn_downwards_and_clicks_still_mean_the_same_cells(
     tiny: Tiny, tmp_path: Path
 ) -> None:

@@ -69,6 +69,20 @@ def test_curves_are_the_history() -> None:
     assert f"{state.history[-1].retrained:.3f}" in alt(toy_figures.measured(state))
 
 
+def test_a_role_looks_alike_in_both_figures_and_like_nothing_else_in_their_legends() -> None:
+    plane, measured = toy_figures.plane(attacked(), chosen=3), toy_figures.measured(attacked())
+    board, curves = ({trace.name: trace.line for trace in figure.data} for figure in (plane, measured))
+    looks = {name: (line.color, line.dash) for name, line in {**board, **curves}.items()}
+    assert looks["victim now"] == looks["radius now"] == looks["boundary now"]
+    assert looks["clean victim"] == looks["radius, clean victim"] == looks["boundary beside"]
+    roles = [looks[name] for name in ("victim now", "clean victim", "random moves of size ε", "trained to the end")]
+    assert [len(set(each)) for each in zip(*roles, strict=True)] == [4, 4]
+    for figure in (plane, measured):
+        shown = [trace for trace in figure.data if trace.showlegend is not False]
+        marks = {(t.mode, t.line.color, t.line.dash, t.marker.color, str(t.marker.symbol)) for t in shown}
+        assert len(marks) == len(shown)
+
+
 def test_training_shows_loss_and_mean_radius_over_all_steps() -> None:
     state = toy.lower_step(toy.lower_step(begun()))
     loss, _, radius, _ = toy_figures.training(state).data

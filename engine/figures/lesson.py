@@ -192,7 +192,7 @@ def guessing(hits: int, count: int) -> go.Figure:
         "What guessing would give",
         "striped: at least as many correct as you",
         f"Binomial distribution of correct answers in {count} guesses; guessing gets at least your {hits} in "
-        f"{chance[reached].sum():.1%} of cases.",
+        f"{100 * chance[reached].sum():.1f} % of cases.",
         legend=False,
         height=320,
     )

@@ -105,20 +105,25 @@ def _text(cell: dict[str, Any]) -> str:
     if not cell["drop"]:
         return str(cell["state"])
     partial = "" if cell["complete"] else "<br>(partial)"
-    control = f"<br><span style='font-size:11px'>control {percent(cell['control_drop'])}</span>"
-    return f"<b>{percent(cell['drop'])}</b>{control}{partial}"
+    control = f"<br><span style='font-size:11px'>control {_percent(cell['control_drop'])}</span>"
+    return f"<b>{_percent(cell['drop'])}</b>{control}{partial}"
 
 
 def _words(cell: dict[str, Any]) -> str:
     if not cell["drop"]:
         return str(cell["state"])
-    return f"{percent(cell['drop'])}, control {percent(cell['control_drop'])}"
+    return f"{_percent(cell['drop'])}, control {_percent(cell['control_drop'])}"
+
+
+def _percent(share: dict[str, Any] | None) -> str:
+    """With a minus sign, as in texts."""
+    return percent(share).replace("-", "−")
 
 
 def _hover(found: dict[str, Any], cell: dict[str, Any]) -> str:
     lines = [f"<b>{results.cell_title(found, cell)}</b>", _words(cell)]
     if cell["drop"]:
-        seeds = ", ".join(f"{100 * value:.0f} %" for value in cell["drop"]["seeds"])
+        seeds = ", ".join(f"{100 * value:z.0f} %" for value in cell["drop"]["seeds"]).replace("-", "−")
         lines += [
             f"n = {results.victims(cell)} pairs of victims: {seeds}",
             f"ACR {with_spread(cell['acr_clean'])} → {with_spread(cell['acr_poisoned'])} (L2)",

@@ -30,19 +30,19 @@ def plane(state: toy.State, *, chosen: int | None = None, attacker: bool = True)
     Lines are named where they run, points in the legend. Every trace is there in every figure, so that a chart that
     is drawn again only moves. Of the poison points, customdata is their index.
     """
-    beside, now = ("clean victim", POISONED) if attacker else ("fully trained", TARGET)
+    beside, colour, now = ("clean victim", CLEAN, POISONED) if attacker else ("fully trained", GREY, TARGET)
     moved = len(state.poison) if attacker else 0
     traces = [
-        *(_half_plane(state, side, colour) for side, colour in ((1, TARGET), (-1, OTHER))),
-        _discs(f"radius, {beside}", state, state.clean, GREY, "dot"),
+        *(_half_plane(state, side, tint) for side, tint in ((1, TARGET), (-1, OTHER))),
+        _discs(f"radius, {beside}", state, state.clean, colour, "dash"),
         _discs("radius now", state, state.weights, now, "solid"),
-        _boundary("boundary beside", state.clean, GREY, "dash", 2),
+        _boundary("boundary beside", state.clean, colour, "dash", 2),
         _boundary("boundary now", state.weights, now, "solid", 3),
         *([_boxes(state)] if attacker else []),
         _points("other class", state.training[toy.TARGET_POINTS :], OTHER, "square"),
         _points("target class", state.training[moved : toy.TARGET_POINTS], TARGET, "circle"),
         _points("held out", state.held_out, TARGET, "circle-open"),
-        *([_arrows(state), _ring(state, chosen), _poison(state)] if attacker else []),
+        *([*_arrows(state), _ring(state, chosen), _poison(state)] if attacker else []),
         _name_of_line("victim now", state.weights, 1),
         _name_of_line(beside, state.clean, -1),
     ]
@@ -60,17 +60,20 @@ def measured(state: toy.State) -> go.Figure:
     steps = [step.upper_steps for step in state.history]
     most, last = 60 * (1 + steps[-1] // 60), state.history[-1].retrained
     clean, control = toy.mean_radius(state, state.clean), statistics.mean(state.control)
+    now_and_then = list(range(0, most + 1, most // 6))
     curves = (
-        ("clean victim", [0, most], [clean, clean], CLEAN, "dot", 2),
-        ("random moves of size ε", [0, most], [control, control], CONTROL, "dashdot", 2),
-        ("victim now", steps, [step.upper_loss for step in state.history], GREY, "solid", 1.5),
-        ("trained to the end", steps, [step.retrained for step in state.history], POISONED, "dash", 2.5),
+        ("clean victim", [0, most], [clean, clean], CLEAN, "dash", 2),
+        ("random moves of size ε", now_and_then, [control] * len(now_and_then), CONTROL, "dot", 2),
+        ("victim now", steps, [step.upper_loss for step in state.history], POISONED, "solid", 1.5),
+        ("trained to the end", steps, [step.retrained for step in state.history], GREY, "dashdot", 2.5),
     )
     traces = [
         _path(name, x, y, colour, dash, width)
         | dict(hovertemplate="step %{x}: %{y:.3f}", hoverinfo=None, showlegend=x is steps)
         for name, x, y, colour, dash, width in curves
     ]
+    # squares, since the line of random moves mostly runs on that of the clean victim
+    traces[1] |= dict(mode="lines+markers", marker=dict(color=CONTROL, symbol="square", size=7))
     layout = _LAYOUT | dict(
         xaxis=_FIXED | dict(title_text="upper steps", range=[0, most]),
         yaxis=_FIXED | dict(title_text="mean radius (L2)", range=[0, 1.25 * clean]),
@@ -81,7 +84,7 @@ def measured(state: toy.State) -> go.Figure:
     )
     for name, y, other in (("clean", clean, control), ("random moves", control, clean)):
         traces.append(_words(most, y, name, "top left" if (y, name) > (other, "clean") else "bottom left"))
-    figure = go.Figure([*traces, _end(steps[-1], last, POISONED, "diamond")], layout)
+    figure = go.Figure([*traces, _end(steps[-1], last, GREY, "diamond")], layout)
     return finish(figure, "", "", text, height=240, top=10, bottom=84)
 
 
@@ -168,15 +171,19 @@ def _boxes(state: toy.State) -> Trace:
     return _path("box of ε (L∞)", x, y, FAINT, "dot", 1) | dict(showlegend=False)
 
 
-def _arrows(state: toy.State) -> Trace:
-    """The next step as it will be: cut at the boxes, so that points that rest there have none."""
+def _arrows(state: toy.State) -> list[Trace]:
+    """The next step as it will be: cut at the boxes, so that points that rest there have none; and its legend's mark,
+    since a legend shows the line of a path alone."""
     tails = state.poison.numpy()
     steps = toy.stepped(state).numpy() - tails
     arrows = np.stack([tails, tails + ARROW * steps], axis=1)[(np.abs(steps) > 1e-6).any(axis=1)]
     x, y = _with_gaps(list(arrows))
     heads = dict(color=POISONED, symbol="arrow", angleref="previous", size=[0, 9, 0] * len(arrows))
     path = _path(f"next step × {ARROW}", x, y, POISONED, "solid", 1.5)
-    return path | dict(mode="lines+markers", marker=heads)
+    mark = dict(
+        type="scatter", x=[None], y=[None], mode="markers", marker=dict(color=POISONED, symbol="arrow-right", size=12)
+    )
+    return [path | dict(mode="lines+markers", marker=heads, showlegend=False), mark | dict(name=path["name"])]
 
 
 def _ring(state: toy.State, chosen: int | None) -> Trace:
