@@ -40,6 +40,7 @@ class Facts(BaseModel):
     preset: str | None = None
     dataset: str | None = None
     name: str = ""
+    note: str = ""
     starred: int = 0
     published: int = 0
     target_class: int | None = None
@@ -79,6 +80,7 @@ def _read(run: Run) -> Facts:
         preset=run.request.get("preset"),
         dataset=config.get("dataset"),
         name=notes["name"],
+        note=notes["note"],
         starred=bool(notes["starred"]),
         published=run.published,
         target_class=target,

@@ -130,7 +130,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
     for run, label in zip(runs, labels, strict=True):
         if run.config.attack.name != "none" and "poisoned" not in (run.report or {}).get("arms", {}):
             st.caption(f"{label} has no poisoned victims yet.")
-    tables = [of_scope(_shared.open_certificates(run), "target", run.config) for run in runs]
+    tables = [of_scope(_shared.read_certificates(run), "target", run.config) for run in runs]
     caps = [float((run.report or {}).get("radius_cap", 0)) for run in runs]
     figure = several_runs(dict(zip(labels, zip(tables, caps, strict=True), strict=True)))
     chart(figure, "comparison")

@@ -261,10 +261,36 @@ def test_renaming_starring_and_deleting(place: Path) -> None:
     button(test, "Save").click().run()
     assert run.notes["name"] == "mine"
     assert run.notes["starred"] is True
+    assert [news.value for news in test.toast] == ["Saved."]
     button(test, "Yes, delete it").click().run()
     assert not run.directory.exists()
     assert not test.exception
     assert any("is deleted" in news.value for news in test.toast)
+
+
+def test_the_history_shows_how_notes_begin(place: Path) -> None:
+    run = own_copy(place)
+    assert "note" not in opened("pages/runs.py").dataframe[0].value
+    run.write_json("notes.json", {"note": "Too bright.\n" + "Words and words. " * 9})
+    test = opened("pages/runs.py")
+    (told,) = test.dataframe[0].value["note"]
+    assert told.startswith("Too bright. Words and")
+    assert told.endswith("…")
+
+
+def test_a_comparison_stands_under_the_history(place: Path) -> None:
+    one, two = (own_copy(place, config=with_overrides(PRESETS["smoke"].config, [f"seed={k}"])) for k in (7, 8))
+    test = opened("pages/runs.py", compare=f"{one.id},{two.id}")
+    assert [header.value for header in test.header] == ["Queue", "History", "Compare", "The open run"]
+
+
+def test_a_run_without_certificates_can_be_watched_from_certify(place: Path) -> None:
+    run = own_copy(place, state="queued")
+    (run.directory / "certificates.parquet").unlink()
+    test = opened("pages/certify.py", run=run.id)
+    assert not test.exception
+    assert "has no certificates yet" in words(test)
+    assert "Watch it" in words(test)
 
 
 def test_examples_cannot_be_deleted() -> None:

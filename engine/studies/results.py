@@ -71,6 +71,7 @@ def _result(cell: Cell, run: Run, *, noise_is_control: bool) -> dict[str, Any]:
         "epsilon": config.threat.epsilon,
         "target_class": config.threat.target_class,
         "seed": config.seed,
+        "victim_seeds": config.victim_seeds,
         "drop": drops.get(poisoned),
         "control_drop": drops.get(control),
         "acr_clean": of("clean", "average_certified_radius"),
