@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -285,7 +286,8 @@ def test_a_comparison_stands_under_the_history(place: Path) -> None:
 
 
 def test_a_run_without_certificates_can_be_watched_from_certify(place: Path) -> None:
-    run = own_copy(place, state="queued")
+    run = own_copy(place)
+    run.write_status(records.Status("queued", submitted=time.time()))
     (run.directory / "certificates.parquet").unlink()
     test = opened("pages/certify.py", run=run.id)
     assert not test.exception
