@@ -135,7 +135,8 @@ def comparison(rows: list[dict[str, Any]]) -> None:
     figure = several_runs(dict(zip(labels, zip(tables, caps, strict=True), strict=True)))
     chart(figure, "comparison")
     st.caption(
-        "Target class, mean over victim seeds. Colour and marker: the run. Solid: clean victims, dashed: poisoned. "
+        "Target class, mean over victim seeds. Colour and marker: the run. Solid: clean victims, drawn once where runs "
+        "share them; dashed: poisoned. "
         "Dotted vertical lines: each run's cap σ·Φ⁻¹(α^(1/n)). Radii: L2, pixel units of [0, 1]."
     )
     only_different = st.toggle("Show only settings that differ", value=True, key="diff_only")
