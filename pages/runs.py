@@ -84,6 +84,11 @@ def whole_percent(share: float | None) -> float | None:
     return None if share is None else round(share, 2)
 
 
+def in_percent(share: float | None) -> float | None:
+    """For a format of "±", which has no percentages."""
+    return None if share is None else 100 * share
+
+
 def first_words(note: str) -> str | None:
     return textwrap.shorten(note, 60, placeholder=" …") or None
 
@@ -102,7 +107,9 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
         "σ": [row["sigma"] for row in rows],
         "seed": seeds,
         "drop": [whole_percent(row["drop_poisoned"]) for row in rows],
+        "drop sd": [in_percent(row["sd_poisoned"]) for row in rows],
         "noise": [whole_percent(row["drop_random_noise"]) for row in rows],
+        "noise sd": [in_percent(row["sd_random_noise"]) for row in rows],
         "note": [first_words(row["note"]) for row in rows],
         "started": [_shared.moment(row["submitted"]) for row in rows],
         "architecture": [wording.ARCHITECTURE_NAMES[row["architecture"] or ""] for row in rows],
@@ -122,6 +129,7 @@ def history(everything: list[dict[str, Any]]) -> None:
     shared = {name: columns[name][0] for name in settings if len(rows) > 1 and len(set(columns[name])) == 1}
     empty = () if any(columns["note"]) else ("note",)
     number, key = st.column_config.NumberColumn, f"history {show}"
+    spread = number("±", format="± %.0f%%", help="Standard deviation over pairs of victims of the same seed.")
     st.session_state["history ids"] = [row["id"] for row in rows]
     found = st.dataframe(
         pd.DataFrame({name: values for name, values in columns.items() if name not in empty and name not in shared}),
@@ -135,6 +143,8 @@ def history(everything: list[dict[str, Any]]) -> None:
             "ε (L∞)": number(format="%g"),
             "σ": number(format="%g"),
             "drop": number("drop in ACR", format="percent", help="Of poisoned victims, target class, mean over seeds."),
+            "drop sd": spread,
+            "noise sd": spread,
             "noise": number(
                 "random noise", format="percent", help="Drop in ACR under random noise of the same ε (L∞)."
             ),

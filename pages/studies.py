@@ -134,11 +134,7 @@ def question(found: dict[str, Any]) -> str:
     known = kinds.KINDS.get(study["kind"])
     asked = "Clean victims, poisoned ones and random noise, for each setting and each seed."
     if study["kind"] == "sweep":
-        rows, columns = (results.label(study[axis]) for axis in ("rows", "columns"))
-        asked = (
-            f"How does the drop change with {rows[0].lower()}{rows[1:]} (rows) and {columns[0].lower()}{columns[1:]} "
-            "(columns)?"
-        )
+        asked = f"Rows: {results.field(study['rows'])}. Columns: {results.field(study['columns'])}."
     elif known is not None:
         asked = known.sentence
     return f"{asked} {size_of(study)} runs" + (f" of the preset {preset}." if preset else ".")
@@ -251,7 +247,7 @@ def table_and_downloads(found: dict[str, Any]) -> None:
             "state": [cell["state"] for cell in cells],
             "drop in ACR, poisoned": [percent(cell["drop"]) for cell in cells],
             "random noise": [percent(cell["control_drop"]) for cell in cells],
-            "points beyond it, 95 %": [beyond(cell) for cell in cells],
+            "points beyond random noise (95 %)": [beyond(cell) for cell in cells],
             "victims": [results.victims(cell) for cell in cells],
             "ACR clean (L2)": [number(cell["acr_clean"]) for cell in cells],
             "ACR poisoned (L2)": [number(cell["acr_poisoned"]) for cell in cells],

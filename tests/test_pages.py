@@ -285,6 +285,14 @@ def test_a_comparison_stands_under_the_history(place: Path) -> None:
     assert [header.value for header in test.header] == ["Queue", "History", "Compare", "The open run"]
 
 
+def test_the_history_shows_a_drops_spread_beside_it(place: Path) -> None:
+    run = own_copy(place)
+    table, drops = opened("pages/runs.py").dataframe[0].value, run.need_report()["relative_drop"]
+    assert list(table["drop sd"]) == [100 * drops["poisoned"]["sd"]]
+    assert list(table["noise sd"]) == [100 * drops["random_noise"]["sd"]]
+    assert list(table["drop"]) == [round(drops["poisoned"]["mean"], 2)]  # a number, by which to sort
+
+
 def test_a_run_without_certificates_can_be_watched_from_certify(place: Path) -> None:
     run = own_copy(place)
     run.write_status(records.Status("queued", submitted=time.time()))
@@ -317,7 +325,7 @@ def test_runs_that_differ_only_in_the_attack_are_comparable(place: Path) -> None
     assert not test.exception
     assert any(success.value.startswith("Comparable") for success in test.success)
     (chart,) = test.get("plotly_chart")
-    assert "ε = 0.05, clean" in chart.proto.alt  # by what differs, and nothing else
+    assert "ε = 0.05: poisoned" in chart.proto.alt  # by what differs, and nothing else
 
 
 def test_runs_of_different_seeds_are_to_be_compared_with_care(place: Path) -> None:

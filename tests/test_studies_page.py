@@ -159,6 +159,14 @@ def test_rivals_are_laid_side_by_side(place: Path) -> None:
     assert table["attack s"][0] == "32"
 
 
+def test_a_sweeps_axes_are_called_as_in_a_form() -> None:
+    swept = ("procedure=gaussian,macer", "attack.poison_moments=image,position")
+    study = kinds.make("sweep", preset="smoke", rows=swept[0], columns=swept[1])
+    axes = [results.field(study.model_dump(mode="json")[axis]) for axis in ("rows", "columns")]
+    assert axes == ["Victims' training procedure", "Adam's moments of the poison"]
+    assert results.PLAIN["dataset"]("folder:cifar10-jpeg") == "cifar10-jpeg"
+
+
 def test_a_published_study_opens_without_its_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = results.of(finished(place))
     monkeypatch.setattr(exhibits, "exhibited", lambda: [found])

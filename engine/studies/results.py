@@ -155,6 +155,12 @@ def label(axis: Mapping[str, Any]) -> str:
     return name[0].upper() + name[1:] if name[:1].isascii() and name else name
 
 
+def field(axis: Mapping[str, Any]) -> str:
+    """The setting that changes along an axis, as in a form; its label where the axis changes several or none."""
+    fields = {override.partition("=")[0] for point in axis["points"] for override in point["overrides"]}
+    return wording.FIELD_NAMES.get(fields.pop(), label(axis)) if len(fields) == 1 else label(axis)
+
+
 def cell_at(found: dict[str, Any], row: int, column: int) -> dict[str, Any]:
     return found["cells"][row * len(names(found, "columns")) + column]
 
