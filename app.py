@@ -7,7 +7,7 @@ import streamlit as st
 from engine import jobs
 from engine.costs import expected_device
 from engine.records import RunNotFound
-from pages import _form, _glossary, _grid, _links, _shared
+from pages import _chosen_study, _form, _glossary, _grid, _links, _shared
 from pages._shared import RUN_PARAMETER
 
 STYLE = Path(__file__).parent / "pages" / "_frame.css"  # what Streamlit has no settings for
@@ -28,17 +28,30 @@ def choose_listed() -> None:
     _shared.choose(st.session_state["listed_run"] or "")
 
 
+def open_linked() -> None:
+    """Takes the run of a link from one page to another: for a widget that is there already, Streamlit looks at the
+    address on the browser's Back and Forward alone.
+    """
+    linked = st.query_params.get(RUN_PARAMETER, "")
+    if st.session_state.get("link page") != page.url_path and linked not in ("", st.session_state.get(RUN_PARAMETER)):
+        st.session_state[RUN_PARAMETER] = linked
+
+
 def run_picker() -> None:
     """The open run: a list, and an id that the URL carries, into whose field the list writes."""
+    open_linked()
     labels = {row["id"]: _shared.row_label(row) for row in _shared.run_rows()}
     example, elsewhere = _shared.example_run(), page.url_path in _links.PAGES_WITHOUT_RUN
     place = st.container()
-    with st.popover("Open by id", icon=":material/tag:", disabled=elsewhere):
+    # Not a popover: the browser does not know of widgets in a closed one. When a page is left, Streamlit would take the
+    # run out of the address and put it in again, each time an entry of the browser's history.
+    with st.expander("Open by id", icon=":material/tag:"):
         identifier = st.text_input(
             "Id of a run",
             key=RUN_PARAMETER,
             bind="query-params",
             max_chars=16,
+            disabled=elsewhere,
             placeholder="the example" if example else "none",
             help="Part of this page's address, so a link opens the same run. The first digits are enough.",
         )
@@ -69,7 +82,8 @@ def run_picker() -> None:
 
 
 def link_to_view() -> None:
-    if (query := {"poison": _form.query_now, "explore": _grid.query}.get(page.url_path)) is not None:
+    own = {"poison": _form.query_now, "explore": _grid.query, "studies": _chosen_study.query}
+    if (query := own.get(page.url_path)) is not None:
         _links.popover(page.url_path, None, query=query)
         return
     try:

@@ -40,6 +40,7 @@ class Facts(BaseModel):
     preset: str | None = None
     dataset: str | None = None
     name: str = ""
+    note: str = ""
     starred: int = 0
     published: int = 0
     target_class: int | None = None
@@ -57,6 +58,9 @@ class Facts(BaseModel):
     drop_poisoned: float | None = None
     drop_random_noise: float | None = None
     drop_shuffled_signs: float | None = None
+    sd_poisoned: float | None = None
+    sd_random_noise: float | None = None
+    sd_shuffled_signs: float | None = None
     bytes: int = 0
 
 
@@ -79,6 +83,7 @@ def _read(run: Run) -> Facts:
         preset=run.request.get("preset"),
         dataset=config.get("dataset"),
         name=notes["name"],
+        note=notes["note"],
         starred=bool(notes["starred"]),
         published=run.published,
         target_class=target,
@@ -94,6 +99,7 @@ def _read(run: Run) -> Facts:
         alpha=certification.get("alpha"),
         drop_pairs=len(drops.get("poisoned", {}).get("seeds", ())),
         **{f"drop_{arm}": drops.get(arm, {}).get("mean") for arm in ARMS[1:]},
+        **{f"sd_{arm}": drops.get(arm, {}).get("sd") for arm in ARMS[1:]},
         bytes=run.disk_bytes(),
     )
 

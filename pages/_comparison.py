@@ -130,12 +130,13 @@ def comparison(rows: list[dict[str, Any]]) -> None:
     for run, label in zip(runs, labels, strict=True):
         if run.config.attack.name != "none" and "poisoned" not in (run.report or {}).get("arms", {}):
             st.caption(f"{label} has no poisoned victims yet.")
-    tables = [of_scope(_shared.open_certificates(run), "target", run.config) for run in runs]
+    tables = [of_scope(_shared.read_certificates(run), "target", run.config) for run in runs]
     caps = [float((run.report or {}).get("radius_cap", 0)) for run in runs]
     figure = several_runs(dict(zip(labels, zip(tables, caps, strict=True), strict=True)))
     chart(figure, "comparison")
     st.caption(
-        "Target class, mean over victim seeds. Colour and marker: the run. Solid: clean victims, dashed: poisoned. "
+        "Target class, mean over victim seeds. Colour and marker: the run. Solid: clean victims, drawn once where runs "
+        "share them; dashed: poisoned. "
         "Dotted vertical lines: each run's cap σ·Φ⁻¹(α^(1/n)). Radii: L2, pixel units of [0, 1]."
     )
     only_different = st.toggle("Show only settings that differ", value=True, key="diff_only")

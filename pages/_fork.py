@@ -119,8 +119,9 @@ def family(run: Run) -> None:
 
 
 def compare(*identifiers: str) -> None:
-    """Callback: these runs under Compare, below on the same page."""
+    """Callback: these runs under Compare, on the same page."""
     st.session_state["compare"] = list(identifiers)
+    st.toast("[Go to the comparison](#compare).", icon=":material/compare_arrows:")
 
 
 def _text(value: Any) -> str:

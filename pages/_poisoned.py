@@ -125,8 +125,7 @@ def not_yet(run: Run) -> None:
     """Says that there is no poison yet, and draws the page anew once there is, or never will be."""
     active = run.status().active
     st.info(f"This run has no poison yet: it is {run.status().state}.")
-    if not _shared.is_example(run):
-        _shared.page_link("pages/poison.py", "Watch its progress" if active else "See how it ended")
+    _shared.watch_link(run)
 
     def wait() -> None:
         if active and (stamp_of(run, "poison") is not None or not run.status().active):

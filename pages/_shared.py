@@ -214,6 +214,17 @@ def page_link(page: str, label: str, **query: str) -> None:
         st.caption(f"{label} (start the app with: streamlit run app.py)")
 
 
+def run_link(page: str, label: str, run: Run) -> None:
+    """A link to another page with this run, which Streamlit itself adds where it is the open one."""
+    page_link(page, label, **({} if st.session_state.get(RUN_PARAMETER) == run.id else {RUN_PARAMETER: run.id}))
+
+
+def watch_link(run: Run) -> None:
+    """Where the run has no result yet: the way to its progress, or to how it ended."""
+    if not is_example(run):
+        run_link("pages/poison.py", "Watch it" if run.status().active else "See how it ended", run)
+
+
 def mnist_notice() -> None:
     """Says on every page that numbers shown by default are not MNIST's, where MNIST is not on this machine."""
     if default_dataset() == "mnist":
@@ -238,11 +249,16 @@ def certificates(directory: str, stamp: int) -> pd.DataFrame:
     return Run(Path(directory)).need_certificates()
 
 
+def read_certificates(run: Run) -> pd.DataFrame:
+    """Raises: OSError."""
+    return certificates(str(run.directory), (run.directory / "certificates.parquet").stat().st_mtime_ns)
+
+
 def open_certificates(run: Run) -> pd.DataFrame:
     """The run's certificate table, or the end of the page with a sentence while there is none."""
     try:
-        stamp = (run.directory / "certificates.parquet").stat().st_mtime_ns
-        return certificates(str(run.directory), stamp)
+        return read_certificates(run)
     except OSError:
         st.info(f"Run {run.id} has no certificates yet: it is {run.status().state}.")
+        watch_link(run)
         st.stop()

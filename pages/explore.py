@@ -59,12 +59,16 @@ def stamp(run: Run) -> int:
 
 def arrives(known: dict[Point, Run]) -> bool:
     """Whether the address is another than this page left there, of a link or by the browser's Back button: then the
-    sliders go where it says, without it to where the page begins. An address that says nonsense is refused in words.
+    sliders go where it says, without it to where they were when the page was opened so. Nonsense is refused in words.
     """
     address = {field: st.query_params[field] for field in _grid.FIELDS if field in st.query_params}
-    if "explore_epsilon" in st.session_state and address == st.session_state.get("explore address"):
+    begin = BEGIN if BEGIN in known else next(iter(known))
+    comes = "explore_epsilon" not in st.session_state  # Streamlit forgets the widgets of a page that is left
+    if not comes and address == st.session_state["explore address"]:
         return False
-    start = BEGIN if BEGIN in known else next(iter(known))
+    if comes and not address:
+        st.session_state["explore start"] = st.session_state.get("explore point", begin)
+    start = begin if address else st.session_state.get("explore start", begin)
     try:
         _grid.go_to(asked(start))
     except ConfigError as error:
@@ -211,13 +215,8 @@ def grid_view() -> None:
 
 def ways_on(run: Run, point: Point) -> None:
     with st.container(horizontal=True):
-        for page, label in (
-            ("pages/inspect.py", "Inspect this poison"),
-            ("pages/certify.py", "Certificates, image by image"),
-        ):
-            icon = _shared.ICONS[page]
-            if st.button(label, icon=icon, key=f"explore_to {page}", on_click=_shared.choose, args=(run.id,)):
-                _shared.go(page)
+        _shared.run_link("pages/inspect.py", "Inspect this poison", run)
+        _shared.run_link("pages/certify.py", "Certificates, image by image", run)
         with st.popover("The same from the command line", icon=":material/terminal:"):
             st.code(commands.command(point.preset, point.overrides), language=None, wrap_lines=True)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import textwrap
 import zipfile
 from contextlib import suppress
 from functools import partial
@@ -38,12 +39,9 @@ def queue() -> None:
         words = "computing" if status.state == "running" else f"position {place} in the queue"
         left = sentences.time_left(status.eta_seconds)
         st.progress(status.fraction, f"{_links.plainly(_shared.row_label(row))}: {words}{left}")
-        buttons = st.container(horizontal=True)
-        watched = buttons.button("Watch it", key=f"open {run.id}", on_click=_shared.choose, args=(run.id,))
-        with buttons:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            _shared.watch_link(run)
             _live.cancel_button(run)
-        if watched:
-            _shared.go("pages/poison.py")
 
 
 # --- history ---
@@ -86,6 +84,15 @@ def whole_percent(share: float | None) -> float | None:
     return None if share is None else round(share, 2)
 
 
+def in_percent(share: float | None) -> float | None:
+    """For a format of "±", which has no percentages."""
+    return None if share is None else 100 * share
+
+
+def first_words(note: str) -> str | None:
+    return textwrap.shorten(note, 60, placeholder=" …") or None
+
+
 def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     seeds = [row["seed"] for row in rows]
     if any(seed > _form.LARGEST_NUMBER for seed in seeds if seed):  # which a browser would round
@@ -100,7 +107,10 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
         "σ": [row["sigma"] for row in rows],
         "seed": seeds,
         "drop": [whole_percent(row["drop_poisoned"]) for row in rows],
+        "drop sd": [in_percent(row["sd_poisoned"]) for row in rows],
         "noise": [whole_percent(row["drop_random_noise"]) for row in rows],
+        "noise sd": [in_percent(row["sd_random_noise"]) for row in rows],
+        "note": [first_words(row["note"]) for row in rows],
         "started": [_shared.moment(row["submitted"]) for row in rows],
         "architecture": [wording.ARCHITECTURE_NAMES[row["architecture"] or ""] for row in rows],
         "data set": [wording.dataset_name(row["dataset"] or "") for row in rows],
@@ -117,10 +127,12 @@ def history(everything: list[dict[str, Any]]) -> None:
     columns = columns_of(rows)
     settings = ("attack", "procedure", "class", "ε (L∞)", "σ", "seed", "architecture", "data set", "victims", "n")
     shared = {name: columns[name][0] for name in settings if len(rows) > 1 and len(set(columns[name])) == 1}
+    empty = () if any(columns["note"]) else ("note",)
     number, key = st.column_config.NumberColumn, f"history {show}"
+    spread = number("±", format="± %.0f%%", help="Standard deviation over pairs of victims of the same seed.")
     st.session_state["history ids"] = [row["id"] for row in rows]
     found = st.dataframe(
-        pd.DataFrame({name: values for name, values in columns.items() if name not in shared}),
+        pd.DataFrame({name: values for name, values in columns.items() if name not in empty and name not in shared}),
         hide_index=True,
         key=key,
         placeholder="–",
@@ -131,6 +143,8 @@ def history(everything: list[dict[str, Any]]) -> None:
             "ε (L∞)": number(format="%g"),
             "σ": number(format="%g"),
             "drop": number("drop in ACR", format="percent", help="Of poisoned victims, target class, mean over seeds."),
+            "drop sd": spread,
+            "noise sd": spread,
             "noise": number(
                 "random noise", format="percent", help="Drop in ACR under random noise of the same ε (L∞)."
             ),
@@ -143,7 +157,7 @@ def history(everything: list[dict[str, Any]]) -> None:
     if len(ticked) > 1:
         st.button(
             f"Compare these {len(ticked)} runs", type="primary", icon=":material/compare_arrows:",
-            on_click=compare_ticked, args=(*ticked[: len(RUN_STYLE)],),
+            on_click=_fork.compare, args=(*ticked[: len(RUN_STYLE)],),
         )  # fmt: skip
     own = sum(row["bytes"] for row in everything if not row["example"])
     same = f"All of them: {', '.join(f'{name} {value}' for name, value in shared.items())}. " if shared else ""
@@ -166,12 +180,6 @@ def not_comparable(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def compare_ticked(*identifiers: str) -> None:
-    """Callback."""
-    _fork.compare(*identifiers)
-    st.toast("[Go to the comparison](#compare).", icon=":material/arrow_downward:")
-
-
 # --- the open run ---
 
 
@@ -185,6 +193,7 @@ def save_notes(run: Run) -> None:
         if run.published:
             raise OSError("the run is published, read-only")
         run.write_json("notes.json", notes)
+        st.toast("Saved.", icon=":material/save:")
     except OSError as error:
         st.session_state["runs problem"] = f"The note could not be saved: {error}."
 
@@ -318,6 +327,11 @@ st.header("Queue")
 st.fragment(queue, run_every="2s" if is_busy else None)()
 st.header("History")
 history(all_rows)
+st.header("Compare")
+try:
+    _comparison.comparison(all_rows)
+except (OSError, RunNotFound) as problem:
+    st.warning(f"One of these runs went away or cannot be read ({problem}). Choose others.")
 st.header("The open run")
 opened = _shared.chosen_run()
 if opened is None:
@@ -328,8 +342,3 @@ else:
         open_run_section(opened)
     except (OSError, RunNotFound) as problem:
         st.warning(f"Run {opened.id} went away or cannot be read ({problem}). Choose another in the sidebar.")
-st.header("Compare")
-try:
-    _comparison.comparison(all_rows)
-except (OSError, RunNotFound) as problem:
-    st.warning(f"One of these runs went away or cannot be read ({problem}). Choose others.")

@@ -15,67 +15,9 @@ from engine.records import Run, RunNotFound
 from engine.report import commands, sentences, wording
 from engine.studies import exhibits, kinds, process, results, tables
 from engine.studies.process import StudyRecord
-from pages import _links, _new_study, _shared
+from pages import _chosen_study, _links, _new_study, _shared
+from pages._chosen_study import choose_study, is_readable, known_studies, size_of
 from pages._show import chart
-
-# --- which study ---
-
-
-def known_studies() -> dict[str, StudyRecord | dict[str, Any]]:
-    """One's own studies, newest first, then those that come with the project (their results as they are)."""
-    own = sorted(process.all_studies(_shared.runs_root()), key=lambda record: -record.status().submitted)
-    mine: dict[str, StudyRecord | dict[str, Any]] = {record.id: record for record in own}
-    return mine | {found["id"]: found for found in _shared.exhibited() if found["id"] not in mine}
-
-
-def label_of(known: StudyRecord | dict[str, Any]) -> str:
-    """Without its state: the browser shows the words that were chosen until another study is."""
-    if isinstance(known, StudyRecord):
-        if not is_readable(known):
-            return f"unreadable · {known.id[:4]}"
-        study, preset = known.study.model_dump(mode="json"), known.request.get("preset")
-        words = [_shared.moment(known.status().submitted), known.id[:4]]
-    else:
-        if (note := exhibits.notes().get(known["id"])) is not None:
-            return f"{note.group} · {note.title}"
-        study, preset, words = known["study"], known["preset"], ["comes with the project", known["id"][:4]]
-    name = wording.KIND_NAMES.get(study["kind"], study["kind"])
-    if study["kind"] == "sweep":
-        name = " × ".join(results.label(study[axis]) for axis in ("rows", "columns"))
-    return " · ".join([name, size_of(study), *filter(None, [preset, *words])])
-
-
-def size_of(study: dict[str, Any]) -> str:
-    return f"{len(study['rows']['points'])} × {len(study['columns']['points'])}"
-
-
-def is_readable(record: StudyRecord) -> bool:
-    try:
-        return bool(record.study)
-    except RunNotFound:
-        return False
-
-
-def choose_study(known: dict[str, StudyRecord | dict[str, Any]]) -> StudyRecord | dict[str, Any] | None:
-    asked = st.query_params.get("study", "")
-    if "study" not in st.session_state and asked:
-        matches = [identifier for identifier in known if identifier.startswith(asked.lower())]
-        if len(matches) == 1:
-            st.session_state["study"] = matches[0]
-        else:
-            st.warning(f"The link asks for a study that is not here: {_links.plainly(asked[:40])}.")
-    if st.session_state.get("study") not in known:
-        st.session_state["study"] = next(iter(known), None)
-    if not known:
-        st.info("There is no study yet. Start one below.")
-        return None
-    labels = {identifier: label_of(one) for identifier, one in known.items()}
-    st.selectbox("Study", list(known), format_func=labels.__getitem__, key="study", persist_state="session")
-    if not st.session_state["study"].startswith(asked.lower()):
-        st.query_params.pop("cell", None)  # of the study before
-    st.query_params["study"] = st.session_state["study"]
-    return known[st.session_state["study"]]
-
 
 # --- progress of one's own ---
 
@@ -156,18 +98,16 @@ def delete(record: StudyRecord) -> None:
 # --- results ---
 
 
-def show(found: dict[str, Any]) -> None:
+def show(found: dict[str, Any], *, arrived: bool) -> None:
     finished, cells = results.finished(found)
     st.caption(question(found))
     kind = found["study"]["kind"]
     if kind.startswith(kinds.REPRODUCE) and not results.has_the_papers_settings(found):
         st.warning(f"{'Small scale, for CPUs: not' if kind.endswith('small') else 'Not'} the authors' setting.")
     left, right = st.columns([3, 2], gap="large")
-    key = f"cell {found['id']}"
-    options = list(range(len(found["cells"])))
-    _links.check(cell=options)
-    if key not in st.session_state and (asked := st.query_params.get("cell", "")) in map(str, options):
-        st.session_state[key] = int(asked)
+    key, options = _chosen_study.cell_key(found["id"]), list(range(len(found["cells"])))
+    if arrived:
+        _links.check(cell=options)
     if st.session_state.get(key) not in options:
         st.session_state[key] = next((k for k in options if found["cells"][k]["drop"]), 0)
     cell = found["cells"][st.session_state[key]]
@@ -184,8 +124,8 @@ def show(found: dict[str, Any]) -> None:
         )
     with right:
         st.selectbox("Cell", options, format_func=lambda k: results.cell_title(found, found["cells"][k]), key=key)
-        st.query_params["cell"] = str(st.session_state[key])
         cell_panel(found, cell)
+    _chosen_study.follow(found["id"], st.session_state[key], arrived=arrived)
 
 
 def question(found: dict[str, Any]) -> str:
@@ -194,11 +134,7 @@ def question(found: dict[str, Any]) -> str:
     known = kinds.KINDS.get(study["kind"])
     asked = "Clean victims, poisoned ones and random noise, for each setting and each seed."
     if study["kind"] == "sweep":
-        rows, columns = (results.label(study[axis]) for axis in ("rows", "columns"))
-        asked = (
-            f"How does the drop change with {rows[0].lower()}{rows[1:]} (rows) and {columns[0].lower()}{columns[1:]} "
-            "(columns)?"
-        )
+        asked = f"Rows: {results.field(study['rows'])}. Columns: {results.field(study['columns'])}."
     elif known is not None:
         asked = known.sentence
     return f"{asked} {size_of(study)} runs" + (f" of the preset {preset}." if preset else ".")
@@ -211,7 +147,7 @@ def select_clicked() -> None:
         if "customdata" in point:
             row, column = point["customdata"]
             found = results_of(known_studies()[identifier])
-            st.session_state[f"cell {identifier}"] = row * len(results.names(found, "columns")) + column
+            st.session_state[_chosen_study.cell_key(identifier)] = row * len(results.names(found, "columns")) + column
 
 
 def results_of(known: StudyRecord | dict[str, Any]) -> dict[str, Any]:
@@ -236,12 +172,15 @@ def cell_panel(found: dict[str, Any], cell: dict[str, Any]) -> None:
 
 def numbers_of(cell: dict[str, Any]) -> str:
     """What was asked for, and what came out so far: a line of Markdown each."""
+    pairs = sentences.several(results.victims(cell), "pair")
+    if not results.victims(cell) and (planned := cell.get("victim_seeds")):  # older copies do not say
+        pairs = f"{sentences.several(planned, 'pair')} planned"
     lines = [
         f"Poison: {wording.attack_name(cell['attack'])} against "
         f"{wording.PROCEDURE_NAMES[cell['attack_procedure']]} on {wording.ARCHITECTURE_NAMES[cell['surrogate']]}, "
         f"σ = {cell['attack_sigma']:g}, ε = {cell['epsilon']:g} (L∞)",
         f"Victims: {wording.PROCEDURE_NAMES[cell['procedure']]}, {wording.ARCHITECTURE_NAMES[cell['architecture']]}, "
-        f"σ = {cell['sigma']:g}, {sentences.several(results.victims(cell), 'pair')}, seed {cell['seed']}",
+        f"σ = {cell['sigma']:g}, {pairs}, seed {cell['seed']}",
     ]
     if cell["drop"]:
         more = "" if (limits := beyond(cell)) == "–" else f"; {limits} points beyond it (95 %, Student's t)"
@@ -268,15 +207,12 @@ def overrides_of(found: dict[str, Any], cell: dict[str, Any]) -> list[str]:
 
 
 def run_links(run: Run) -> None:
-    buttons = st.container(horizontal=True)
-    for title in ("Certify", "Inspect", "Poison"):
-        page = f"pages/{title.lower()}.py"
-        pressed = buttons.button(
-            f"Open in {title}", on_click=_shared.choose, args=(run.id,), icon=_shared.ICONS[page],
-            key=f"{title} {run.id}",
-        )  # fmt: skip
-        if pressed:
-            _shared.go(page)
+    if not run.report:
+        _shared.watch_link(run)
+        return
+    with st.container(horizontal=True):
+        for title in ("Certify", "Inspect", "Poison"):
+            _shared.run_link(f"pages/{title.lower()}.py", f"Open in {title}", run)
 
 
 def command_of_cell(found: dict[str, Any], cell: dict[str, Any]) -> str:
@@ -311,7 +247,7 @@ def table_and_downloads(found: dict[str, Any]) -> None:
             "state": [cell["state"] for cell in cells],
             "drop in ACR, poisoned": [percent(cell["drop"]) for cell in cells],
             "random noise": [percent(cell["control_drop"]) for cell in cells],
-            "points beyond it, 95 %": [beyond(cell) for cell in cells],
+            "points beyond random noise (95 %)": [beyond(cell) for cell in cells],
             "victims": [results.victims(cell) for cell in cells],
             "ACR clean (L2)": [number(cell["acr_clean"]) for cell in cells],
             "ACR poisoned (L2)": [number(cell["acr_poisoned"]) for cell in cells],
@@ -322,7 +258,7 @@ def table_and_downloads(found: dict[str, Any]) -> None:
     same = [name for name in ("state", "victims") if len(cells) > 1 and table[name].nunique() == 1]
     table = table.drop(columns=same)
     st.dataframe(
-        table, hide_index=True, alt="A row for each cell of the study with its numbers.",
+        table, hide_index=True, placeholder="–", alt="A row for each cell of the study with its numbers.",
         column_config={"seconds": st.column_config.NumberColumn(format="%.0f")},
     )  # fmt: skip
     buttons = st.container(horizontal=True)
@@ -343,7 +279,8 @@ st.markdown(
 if problem := st.session_state.pop("studies problem", None):
     st.error(problem, icon=":material/error:")
 try:
-    chosen = choose_study(known_studies())
+    arrived = _chosen_study.arrives(known := known_studies())
+    chosen = choose_study(known)
     if isinstance(chosen, StudyRecord) and not is_readable(chosen):
         st.warning("What this study was to compute cannot be read: its study.json is damaged or of another version.")
         deletion(chosen)
@@ -356,7 +293,7 @@ try:
         st.markdown(f"**Finding:** {note.finding}")
     if chosen is not None:
         shown = results_of(chosen)
-        show(shown)
+        show(shown, arrived=arrived)
         if shown["study"]["kind"] == "rivals":
             rivals(shown)
         table_and_downloads(shown)

@@ -18,7 +18,7 @@ def test_from_the_first_screen_to_a_certificate_and_a_cancelled_run(app: Server,
     with browser.visiting(chromium) as (page, seen):
         page.goto(f"{app.address}/poison?preset=smoke&seed=3")  # the server's first visitor comes by a link
         page.get_by_text("--set seed=3").wait_for()
-        page.get_by_role("button", name="Open by id").wait_for()
+        page.get_by_text("Open by id").wait_for()
         page.goto(f"{app.address}/certify?run=0123456789abcdef")
         page.get_by_text(re.compile("^No run .* has id 0123456789abcdef")).wait_for()
         no_exception(page)
@@ -111,7 +111,9 @@ def test_a_drawn_digit_is_certified_and_stays_while_another_page_is_open(app: Se
     assert not seen.away
 
 
-def test_a_click_on_a_studys_cell_shows_the_run_behind_it(app: Server, chromium: Any) -> None:
+def test_a_click_on_a_studys_cell_shows_the_run_behind_it_and_back_leads_to_the_cell(
+    app: Server, chromium: Any
+) -> None:
     with browser.visiting(chromium) as (page, seen):
         page.goto(f"{app.address}/studies?study=43731ae460843f7d")
         cells = page.locator(".js-plotly-plot .nsewdrag").first
@@ -129,10 +131,16 @@ def test_a_click_on_a_studys_cell_shows_the_run_behind_it(app: Server, chromium:
             page.mouse.click(box["x"] + box["width"] * (column + 0.5) / 3, box["y"] + box["height"] / 2)
             page.locator("strong", has_text=name).wait_for()
         chosen.wait_for()
-        page.get_by_role("button", name="Open in Certify").click()
+        page.get_by_role("link", name="Open in Certify").click()
         heading(page, "Certify").wait_for()
+        page.wait_for_url(re.compile(r"/certify\?run=[0-9a-f]{16}$"))
         idle(page)
         no_exception(page)
+        for cell, name in ((4, "SmoothAdv → SmoothAdv"), (5, "SmoothAdv → MACER")):
+            page.go_back()
+            page.wait_for_url(re.compile(f"/studies.*cell={cell}$"))
+            page.locator("strong", has_text=name).wait_for()
+            idle(page)
     assert not seen.problems
     assert not seen.away
 
@@ -147,6 +155,13 @@ def test_back_leaves_explore_at_once_and_undoes_a_slider(app: Server, chromium: 
         idle(page)
         budget.press("ArrowRight")
         page.wait_for_url(re.compile("epsilon=0.2$"))
+        idle(page)
+        page.get_by_role("link", name="Inspect this poison").click()
+        heading(page, "Inspect").wait_for()
+        idle(page)
+        page.go_back()
+        page.wait_for_url(re.compile("epsilon=0.2$"))
+        heading(page, "Explore").wait_for()
         idle(page)
         page.go_back()
         page.get_by_text("46 ± 7 %").first.wait_for()

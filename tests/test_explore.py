@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from engine import grid, records
 from engine.grid import Point
 from engine.records import GALLERY, GRID, Run
 from pages import _grid
-from tests.app import button, opened, words
+from tests.app import PROJECT, button, opened, words
 
 PAGE = "pages/explore.py"
 KNOWN = dict(grid.found(run for folder in (GALLERY, GRID) for run in records.all_runs(folder)))
@@ -81,6 +82,28 @@ def test_the_browsers_back_button_goes_back_to_the_point_before() -> None:
         del test.query_params[name]
     assert at(test.run()).epsilon == 0.1
     assert not test.query_params
+
+
+def test_whoever_comes_back_finds_the_sliders_where_they_were_and_a_link_wins() -> None:
+    def back(**query: str) -> Any:
+        again = AppTest.from_file(str(PROJECT / PAGE), default_timeout=60)
+        again.session_state["explore point"] = left  # what is no widget's, Streamlit keeps
+        again.query_params.update(query)
+        return again.run()
+
+    test = opened(PAGE)
+    moved(test, "digit", 5)
+    left = at(test)
+    assert left == Point("gaussian", 5, 0.5, 0.1) == test.session_state["explore point"]
+    again = back()
+    assert at(again) == left
+    assert not again.query_params  # which would be one more entry of the browser's history
+    moved(again, "epsilon", 0.2)
+    for name in list(again.query_params):
+        del again.query_params[name]
+    assert at(again.run()) == left
+    assert at(back(digit="9", epsilon="0.2")) == Point("gaussian", 9, 0.5, 0.2)
+    assert at(back(epsilon="0.2")) == Point("gaussian", 8, 0.5, 0.2)  # a link shows everybody the same
 
 
 def test_the_link_to_this_view_says_all_even_where_the_address_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

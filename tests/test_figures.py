@@ -11,6 +11,7 @@ from engine import metrics
 from engine.certification import ABSTAIN, radius_cap
 from engine.choices import ARMS
 from engine.figures import attack, images, radii, training
+from engine.figures.comparison import several_runs
 from engine.figures.style import ARM_STYLE, alt, finish
 from engine.records import GALLERY, Run
 from engine.report import numbers
@@ -266,6 +267,19 @@ def test_charts_name_the_target_class(table):
     facts = (RUN.report or {}) | {"target_name": "ship"}
     figure = radii.acr_by_arm(facts)
     assert any("ship" in (note.text or "") for note in figure.layout.annotations)
+
+
+def test_clean_victims_that_runs_share_are_drawn_once(table):
+    other = table.assign(radius=table["radius"].where(table["arm"] != "clean", table["radius"] / 2))
+
+    def drawn(**tables: pd.DataFrame) -> list[str]:
+        figure = several_runs({name: (each, 1.0) for name, each in tables.items()})
+        return [trace.name.partition(" (")[0] for trace in figure.data]
+
+    assert drawn(a=table, b=table) == ["clean, shared", "a: poisoned", "b: poisoned"]
+    assert drawn(a=table, b=other) == ["a: clean", "a: poisoned", "b: clean", "b: poisoned"]
+    assert drawn(a=table, b=other, c=table)[0] == "a and c: clean"
+    assert drawn(a=table) == ["a: clean", "a: poisoned"]
 
 
 def test_selected_reads_what_the_browser_sends():

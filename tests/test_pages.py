@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -261,10 +262,45 @@ def test_renaming_starring_and_deleting(place: Path) -> None:
     button(test, "Save").click().run()
     assert run.notes["name"] == "mine"
     assert run.notes["starred"] is True
+    assert [news.value for news in test.toast] == ["Saved."]
     button(test, "Yes, delete it").click().run()
     assert not run.directory.exists()
     assert not test.exception
     assert any("is deleted" in news.value for news in test.toast)
+
+
+def test_the_history_shows_how_notes_begin(place: Path) -> None:
+    run = own_copy(place)
+    assert "note" not in opened("pages/runs.py").dataframe[0].value
+    run.write_json("notes.json", {"note": "Too bright.\n" + "Words and words. " * 9})
+    test = opened("pages/runs.py")
+    (told,) = test.dataframe[0].value["note"]
+    assert told.startswith("Too bright. Words and")
+    assert told.endswith("…")
+
+
+def test_a_comparison_stands_under_the_history(place: Path) -> None:
+    one, two = (own_copy(place, config=with_overrides(PRESETS["smoke"].config, [f"seed={k}"])) for k in (7, 8))
+    test = opened("pages/runs.py", compare=f"{one.id},{two.id}")
+    assert [header.value for header in test.header] == ["Queue", "History", "Compare", "The open run"]
+
+
+def test_the_history_shows_a_drops_spread_beside_it(place: Path) -> None:
+    run = own_copy(place)
+    table, drops = opened("pages/runs.py").dataframe[0].value, run.need_report()["relative_drop"]
+    assert list(table["drop sd"]) == [100 * drops["poisoned"]["sd"]]
+    assert list(table["noise sd"]) == [100 * drops["random_noise"]["sd"]]
+    assert list(table["drop"]) == [round(drops["poisoned"]["mean"], 2)]  # a number, by which to sort
+
+
+def test_a_run_without_certificates_can_be_watched_from_certify(place: Path) -> None:
+    run = own_copy(place)
+    run.write_status(records.Status("queued", submitted=time.time()))
+    (run.directory / "certificates.parquet").unlink()
+    test = opened("pages/certify.py", run=run.id)
+    assert not test.exception
+    assert "has no certificates yet" in words(test)
+    assert "Watch it" in words(test)
 
 
 def test_examples_cannot_be_deleted() -> None:
@@ -289,7 +325,7 @@ def test_runs_that_differ_only_in_the_attack_are_comparable(place: Path) -> None
     assert not test.exception
     assert any(success.value.startswith("Comparable") for success in test.success)
     (chart,) = test.get("plotly_chart")
-    assert "ε = 0.05, clean" in chart.proto.alt  # by what differs, and nothing else
+    assert "ε = 0.05: poisoned" in chart.proto.alt  # by what differs, and nothing else
 
 
 def test_runs_of_different_seeds_are_to_be_compared_with_care(place: Path) -> None:

@@ -243,8 +243,8 @@ def test_procedures_and_controls_have_plain_names() -> None:
 
 def test_a_folder_of_images_is_offered_with_its_class_names_and_checked(folder: Path) -> None:
     test = opened("pages/poison.py", preset="smoke")
-    assert "Folder fruit" in test.selectbox(key="field dataset").options
-    assert "Folder MNIST" not in test.selectbox(key="field dataset").options
+    assert "fruit" in test.selectbox(key="field dataset").options
+    assert test.selectbox(key="field dataset").options.count("MNIST") == 1
     test.selectbox(key="field dataset").set_value("folder:fruit").run()
     assert test.selectbox(key="field threat.target_class").options == ["apple", "pear", "plum"]
     assert test.session_state["field threat.target_class"] == 0  # there is no class 8

@@ -3,6 +3,7 @@
 import itertools
 import re
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Status
 from engine.studies import exhibits, kinds, process, results
+from pages import _chosen_study
 from tests.app import button, words
 from tests.test_study_tables import fake_report, with_reports
 
@@ -69,9 +71,60 @@ def test_a_finished_study_shows_map_table_and_the_run_behind_a_cell(place: Path)
     again = opened(study=record.id, cell="5")
     assert f"Run `{run}` (done)" in words(again)
     assert "cell must be" in words(opened(study=record.id, cell="99"))
-    button(test, "Open in Certify")
+    assert "Open in Certify" in words(test)
     assert [found.label for found in test.get("download_button")] == ["CSV", "Markdown", "JSON"]
     assert test.query_params["study"] == record.id
+
+
+def test_back_goes_to_the_cell_before_and_whoever_comes_back_finds_the_cell_where_it_was(place: Path) -> None:
+    record = finished(place)
+
+    def chosen(test: AppTest) -> int:
+        return [f"Run `{cell.run_id}` (done)" in words(test) for cell in record.study.cells()].index(True)
+
+    def choose(number: int) -> None:
+        cells = next(box for box in test.selectbox if box.label == "Cell")
+        cells.select(cells.options[number]).run()
+
+    test = opened(study=record.id)
+    assert (chosen(test), "cell" in test.query_params) == (0, False)  # the address as it came: no entry of its own
+    choose(2)
+    choose(6)
+    assert test.query_params["cell"] == "6"
+    test.query_params["cell"] = "2"  # as the browser's Back button does
+    assert chosen(test.run()) == 2
+    del test.query_params["cell"]
+    assert chosen(test.run()) == 0
+    choose(6)
+    again = AppTest.from_file(PAGE, default_timeout=60)
+    again.session_state["studies shown"] = test.session_state["studies shown"]  # what is no widget's, Streamlit keeps
+    assert chosen(again.run()) == 6
+    assert not again.query_params
+    linked = AppTest.from_file(PAGE, default_timeout=60)
+    linked.session_state["studies shown"] = test.session_state["studies shown"]
+    linked.query_params.update(study=record.id, cell="3")
+    assert chosen(linked.run()) == 3
+
+
+def test_the_link_to_this_view_names_study_and_cell(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = finished(place)
+    shown = opened().session_state["studies shown"]
+    monkeypatch.setattr("pages._chosen_study.st.session_state", {"studies shown": shown})
+    assert _chosen_study.query() == f"?study={record.id}&cell=0"
+
+
+def test_a_run_without_a_result_can_only_be_watched_and_its_cell_says_what_is_planned(place: Path) -> None:
+    record = finished(place, reports=4, state="running")
+    run = record.run(record.study.cells()[4])
+    run.directory.mkdir(parents=True)
+    (run.directory / "config.json").write_text(record.study.cells()[4].config.canonical())
+    run.write_status(Status("queued", submitted=time.time()))
+    test = opened(study=record.id, cell="4")
+    assert not test.exception
+    assert "2 pairs planned, seed 0" in words(test)
+    assert "Watch it" in words(test)
+    assert "Open in" not in words(test)
+    assert test.dataframe[0].proto.placeholder == "–"  # not Python's None
 
 
 def test_a_study_with_cells_missing_says_so_and_can_go_on(place: Path) -> None:
@@ -104,6 +157,14 @@ def test_rivals_are_laid_side_by_side(place: Path) -> None:
     assert table["attack"][0] == "PACD"
     assert list(table.columns[:2]) == ["attack", "drop, Perceptron (MLP)"]
     assert table["attack s"][0] == "32"
+
+
+def test_a_sweeps_axes_are_called_as_in_a_form() -> None:
+    swept = ("procedure=gaussian,macer", "attack.poison_moments=image,position")
+    study = kinds.make("sweep", preset="smoke", rows=swept[0], columns=swept[1])
+    axes = [results.field(study.model_dump(mode="json")[axis]) for axis in ("rows", "columns")]
+    assert axes == ["Victims' training procedure", "Adam's moments of the poison"]
+    assert results.PLAIN["dataset"]("folder:cifar10-jpeg") == "cifar10-jpeg"
 
 
 def test_a_published_study_opens_without_its_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

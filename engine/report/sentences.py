@@ -97,6 +97,9 @@ def headline(report: dict[str, Any]) -> str:
     if noise and noise["mean"] is not None:
         takes, pairs = "takes" if noise["mean"] >= 0 else "adds", of_pairs(len(noise["seeds"]), config["victim_seeds"])
         control = f" Random noise of the same ε {takes} {_size(noise)}{pairs}."
+        if abs(noise["mean"]) <= max(noise["sd"] or 0, 0.005):  # 0 within its spread, or when rounded
+            found = percent(noise).replace("-", "−")
+            control = f" Random noise of the same ε makes no difference that can be told ({found}){pairs}."
     beyond = spread.difference(drop, noise)  # the surer of the two where there is a control: victims are paired
     if len(drop["seeds"]) == 1:
         control += " One pair of victims cannot say how sure that is."

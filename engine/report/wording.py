@@ -150,7 +150,7 @@ KIND_NAMES = {  # of studies
 def dataset_name(dataset: str) -> str:
     """As in a list: without what is in brackets; a folder of one's own by its name."""
     known = DATASETS.get(dataset)
-    return known.description.partition(" (")[0] if known else dataset.replace(FOLDER, "Folder ")
+    return known.description.partition(" (")[0] if known else dataset.removeprefix(FOLDER)
 
 
 def procedure_line(procedure: ProcedureConfig) -> str:

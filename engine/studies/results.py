@@ -71,6 +71,7 @@ def _result(cell: Cell, run: Run, *, noise_is_control: bool) -> dict[str, Any]:
         "epsilon": config.threat.epsilon,
         "target_class": config.threat.target_class,
         "seed": config.seed,
+        "victim_seeds": config.victim_seeds,
         "drop": drops.get(poisoned),
         "control_drop": drops.get(control),
         "acr_clean": of("clean", "average_certified_radius"),
@@ -152,6 +153,12 @@ def label(axis: Mapping[str, Any]) -> str:
     """What an axis of a study's JSON shows, in plain words; a field is stored by its own name."""
     name = wording.FIELD_NAMES.get(axis["label"], axis["label"])
     return name[0].upper() + name[1:] if name[:1].isascii() and name else name
+
+
+def field(axis: Mapping[str, Any]) -> str:
+    """The setting that changes along an axis, as in a form; its label where the axis changes several or none."""
+    fields = {override.partition("=")[0] for point in axis["points"] for override in point["overrides"]}
+    return wording.FIELD_NAMES.get(fields.pop(), label(axis)) if len(fields) == 1 else label(axis)
 
 
 def cell_at(found: dict[str, Any], row: int, column: int) -> dict[str, Any]:

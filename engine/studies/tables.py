@@ -224,8 +224,8 @@ def grounds(found: dict[str, Any]) -> str:
         )
 
     return (
-        f"Victims are pairs of the same seed{clean}. Beyond it: how many points more the poison takes than random "
-        "noise, 95 % interval over these pairs (Student's t), not corrected for the number of cells; each cell has one "
+        f"Victims are pairs of the same seed{clean}. Beyond random noise: how many points more the poison "
+        "takes, 95 % interval over these pairs (Student's t), not corrected for the number of cells; each cell has one "
         "poison and one split. Seconds are of each run, without what it reused of others. "
         f"Data: {all_of('dataset')}; target class "
         f"{all_of('target_class')}; ε = {all_of('epsilon')} (L∞) and radii (L2) in pixel units of [0, 1]; "
