@@ -211,7 +211,7 @@ def test_the_heat_map_shows_each_cell_with_its_control_and_what_is_behind_it(hal
     assert heat.z[1][1] is None or heat.z[1][1] != heat.z[1][1]
     assert (heat.zmin, heat.zmax) == (0, 100)
     assert "47 ± 2 %" in marks.text[0]
-    assert "control 10 ± 2 %" in marks.text[0]
+    assert "random noise 10 ± 2 %" in marks.text[0]
     assert "not started" in marks.text[3]
     assert [tuple(place) for place in marks.customdata] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert "n = 3" in marks.hovertext[0]

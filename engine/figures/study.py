@@ -105,14 +105,14 @@ def _text(cell: dict[str, Any]) -> str:
     if not cell["drop"]:
         return str(cell["state"])
     partial = "" if cell["complete"] else "<br>(partial)"
-    control = f"<br><span style='font-size:11px'>control {_percent(cell['control_drop'])}</span>"
+    control = f"<br><span style='font-size:11px'>random noise {_percent(cell['control_drop'])}</span>"
     return f"<b>{_percent(cell['drop'])}</b>{control}{partial}"
 
 
 def _words(cell: dict[str, Any]) -> str:
     if not cell["drop"]:
         return str(cell["state"])
-    return f"{_percent(cell['drop'])}, control {_percent(cell['control_drop'])}"
+    return f"{_percent(cell['drop'])}, random noise {_percent(cell['control_drop'])}"
 
 
 def _percent(share: dict[str, Any] | None) -> str:
