@@ -51,7 +51,7 @@ def story_of() -> Run | None:
 def what_happened(run: Run) -> None:
     """In plain words, in three numbers, and with all that belongs to these."""
     report, pair = run.report or {}, first_pair(run)
-    text, beside = st.columns([3, 1], gap="medium") if pair is not None else (st.container(), st.container())
+    text, beside = st.columns([5, 2], gap="medium") if pair is not None else (st.container(), st.container())
     with text:
         story(run, report)
     if pair is not None:
