@@ -47,7 +47,8 @@ def recertify(table: pd.DataFrame, *, sigma: float, alpha: float, n: int | None 
     """The table with p_lower, radius and prediction at this alpha and at n of the recorded estimation draws.
 
     Fewer draws are a random subset of those recorded: the selected class's votes among them are hypergeometric, hence
-    exactly as valid as if only n had been drawn. More draws than recorded cannot be had.
+    exactly as valid as if only n had been drawn. Rows are drawn independently, so arms that saw the same noise are no
+    longer paired by it. More draws than recorded cannot be had.
     Raises: ValueError if n is not in [1, recorded n].
     """
     recorded = int(table["n"].iloc[0])
