@@ -26,6 +26,7 @@ from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 
 BLOCK = {"cpu": 250, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
+IN_FLOAT64 = 1_000  # of them at once: large images would fill the memory of a card
 CALIBRATED = 512  # noisy copies on which a narrow type's error is measured
 SAFETY = 4.0  # a margin below this many times the largest error seen is computed again in float32
 GROUPS = 8  # of test images, by their number in the test set: each group shares its noise
@@ -229,6 +230,8 @@ class Screen:
 
     def stem(self, x: Tensor) -> Tensor:
         """The network's stem at x [M, C, H, W], as exact as `exact_logits`, in float32."""
+        if len(x) > IN_FLOAT64:
+            return torch.cat([self.stem(some) for some in x.split(IN_FLOAT64)])
         return self._exact.stem(self._exactly(x)).to(x.dtype)
 
     def exact_logits(self, h: Tensor) -> Tensor:
