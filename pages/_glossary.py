@@ -29,7 +29,7 @@ TERMS = {
     "digits": "1 797 small images (8 × 8) that come with the program and need no download.",
     "ε (epsilon)": "The most by which any pixel of a training image may be changed (L∞).",
     "fine-tuning": "Training a finished network a little more, on other data.",
-    "fork": "A new run that starts from the settings of a published one, and remembers which.",
+    "fork": "A new run that starts from the settings of another one, and remembers which.",
     "hypergradient": "The direction in which a poison image should be moved, when training is repeated after each "
     "move.",
     "L2": "Euclidean length: the root of the sum of squares over all pixels. Radii are measured in it.",

@@ -142,8 +142,7 @@ def transfer(run: Run, revealed: bool) -> None:
     figure.update_traces(showscale=False, selector=dict(type="heatmap"))  # each cell has its number
     cells = figure.data[1]
     cells.text = [
-        "★ " * (tuple(place) == largest) + text.replace("control", "random noise")  # the lesson knows no other control
-        for place, text in zip(cells.customdata, cells.text, strict=True)
+        "★ " * (tuple(place) == largest) + text for place, text in zip(cells.customdata, cells.text, strict=True)
     ]
     with st.container(key="lesson-whole"):
         chart(figure, "lesson_transfer")

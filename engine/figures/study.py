@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from engine.figures import style
-from engine.report.sentences import percent, with_spread
+from engine.report.sentences import typeset, with_spread
 from engine.studies import results
 
 # From nothing to the colour of the poisoned arm and on: lightness alone tells the order.
@@ -105,19 +105,14 @@ def _text(cell: dict[str, Any]) -> str:
     if not cell["drop"]:
         return str(cell["state"])
     partial = "" if cell["complete"] else "<br>(partial)"
-    control = f"<br><span style='font-size:11px'>random noise {_percent(cell['control_drop'])}</span>"
-    return f"<b>{_percent(cell['drop'])}</b>{control}{partial}"
+    control = f"<br><span style='font-size:11px'>random noise {typeset(cell['control_drop'])}</span>"
+    return f"<b>{typeset(cell['drop'])}</b>{control}{partial}"
 
 
 def _words(cell: dict[str, Any]) -> str:
     if not cell["drop"]:
         return str(cell["state"])
-    return f"{_percent(cell['drop'])}, random noise {_percent(cell['control_drop'])}"
-
-
-def _percent(share: dict[str, Any] | None) -> str:
-    """With a minus sign, as in texts."""
-    return percent(share).replace("-", "−")
+    return f"{typeset(cell['drop'])}, random noise {typeset(cell['control_drop'])}"
 
 
 def _hover(found: dict[str, Any], cell: dict[str, Any]) -> str:

@@ -40,6 +40,11 @@ def percent(share: dict[str, Any] | None, digits: int = 0) -> str:
     return f"{100 * share['mean']:z.{digits}f}{spread} %"
 
 
+def typeset(share: dict[str, Any] | None) -> str:
+    """`percent` with a minus sign, for texts and figures."""
+    return percent(share).replace("-", "−")
+
+
 def drop_of(report: dict[str, Any], arm: str) -> str:
     """The arm's drop, as `percent`, and of how many pairs of victims it is where some have none."""
     found = report["relative_drop"].get(arm)
@@ -98,8 +103,7 @@ def headline(report: dict[str, Any]) -> str:
         takes, pairs = "takes" if noise["mean"] >= 0 else "adds", of_pairs(len(noise["seeds"]), config["victim_seeds"])
         control = f" Random noise of the same ε {takes} {_size(noise)}{pairs}."
         if abs(noise["mean"]) <= max(noise["sd"] or 0, 0.005):  # 0 within its spread, or when rounded
-            found = percent(noise).replace("-", "−")
-            control = f" Random noise of the same ε makes no difference that can be told ({found}){pairs}."
+            control = f" Random noise of the same ε makes no difference that can be told ({typeset(noise)}){pairs}."
     beyond = spread.difference(drop, noise)  # the surer of the two where there is a control: victims are paired
     if len(drop["seeds"]) == 1:
         control += " One pair of victims cannot say how sure that is."
