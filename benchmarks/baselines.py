@@ -23,7 +23,8 @@ from engine.config import Config, ConfigError
 from engine.metrics import correct_radius, interval_of_mean
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
-from engine.records import GALLERY, Run, Status, default_root, run_id
+from engine.records import GALLERY, Run, default_root, run_id
+from engine.status import Status
 
 Key = tuple[str, str, float]  # data set, procedure, σ
 # The target class's ACR, its standard deviation over five seeds and its accuracy where they are known: all test images,

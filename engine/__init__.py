@@ -11,7 +11,7 @@ The import line; every module or folder may import only what comes before it (te
     training and attack
         → solvers → hypergradient → toy → training → threat → attacks
     what is seen and kept
-        → perception → abx → handwriting → records → exhibit → poison_format → poison_file → index → stages
+        → perception → abx → handwriting → status → records → exhibit → poison_format → poison_file → index → stages
     what is said
         → report → grid
     one run

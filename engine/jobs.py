@@ -23,18 +23,9 @@ from filelock import FileLock
 from engine import datasets, poison_file
 from engine.config import Config
 from engine.experiment.environment import PROJECT
-from engine.records import (
-    ACTIVE,
-    Record,
-    Run,
-    Status,
-    all_runs,
-    is_elsewhere,
-    process_exists,
-    run_id,
-    write_atomically,
-)
+from engine.records import Record, Run, all_runs, run_id, write_atomically
 from engine.stages import StageCache
+from engine.status import ACTIVE, Status, is_elsewhere, process_exists
 
 # One torch thread per worker thread, and a malloc that keeps large buffers instead of returning them to the kernel: all
 # in one heap, since each thread's own is in pieces of 64 MB, of which large buffers leave most unused.

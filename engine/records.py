@@ -27,33 +27,28 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
-import psutil
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from safetensors.numpy import load_file, save
 
 from engine import datasets
 from engine.choices import ARMS, CLASS_NAME
 from engine.config import Config, ConfigError, canonical_json
+from engine.status import STATES, Status, process_lives, read_status, why_lost
 
 if TYPE_CHECKING:
     import pandas as pd
 
 GALLERY = Path(__file__).parents[1] / "gallery"  # finished runs that come with the project, without votes
 GRID = GALLERY / "grid"  # and those behind Explore's sliders (engine/grid.py) and the cells of studies
-ACTIVE = ("queued", "running")
-STATES = (*ACTIVE, "done", "cancelled", "failed", "lost")
-HEARTBEAT_LIMIT = 60.0  # seconds without a heartbeat after which a process that still exists counts as stuck
-START_TOLERANCE = 3.0  # seconds: the boot time, from which a start counts, is rounded to whole seconds
 
 
 class Cancelled(Exception):
@@ -62,38 +57,6 @@ class Cancelled(Exception):
 
 class RunNotFound(ValueError):
     """No run (or study) of this id, or its directory is not one."""
-
-
-Time = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]  # seconds; what a calendar can show
-
-
-@dataclass(frozen=True)
-class Status:
-    """What a run is doing. state: queued, running, done, cancelled, failed or lost."""
-
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")  # for statuses read from files
-
-    state: str
-    phase: str = ""
-    fraction: float = 0.0  # of the whole run's work, in [0, 1]
-    eta_seconds: Time | None = None
-    detail: str = ""
-    pid: Annotated[int, Field(gt=1)] | None = None
-    pid_started: float | None = None  # `process_start`: with it the pid names one process, as pids are used again
-    machine: str | None = None  # `this_machine`, where the process is: a folder of runs may be shared
-    heartbeat: Time = 0.0
-    submitted: Time = 0.0
-    started: Time | None = None
-    ended: Time | None = None
-    error: str | None = None
-    events: tuple[str, ...] = ()
-
-    @property
-    def active(self) -> bool:
-        return self.state in ACTIVE
-
-
-_STATUS = TypeAdapter(Status)
 
 
 def default_root() -> Path:
@@ -163,25 +126,16 @@ class Record:
         """The recorded status, except that one whose process is gone reads as lost."""
         try:
             raw = self.read_json("status.json") or {}
-            status = _STATUS.validate_python(raw)
+            status = read_status(raw)
         except ValidationError:  # not there, or of other fields
             status = Status("")
         if status.state not in STATES:
             return Status("lost", error="the run's status cannot be read")
-        if not status.active or _process_lives(status):
+        if not status.active or process_lives(status):
             return status
         if (self.read_json("status.json") or {}) != raw:  # it ended, and said so, while we looked
             return self.status()
-        why, silent = "its process ended without a word (killed, or out of memory)", time.time() - status.heartbeat
-        if process_exists(status):
-            why = f"its process has given no sign of life for {silent:.0f} s (it is stuck, or the machine very busy)"
-        elif is_elsewhere(status):
-            why = (
-                f"its process, on another machine, has given no sign of life for {silent:.0f} s"
-                if silent > 0
-                else f"its machine's clock is {-silent:.0f} s ahead of this one's"
-            )
-        return replace(status, state="lost", error=why)
+        return replace(status, state="lost", error=why_lost(status))
 
     def write_status(self, status: Status) -> None:
         text = json.dumps(asdict(status), allow_nan=False)
@@ -355,40 +309,3 @@ def all_runs(root: Path) -> Iterator[Run]:
     for directory in root.iterdir() if root.is_dir() else ():
         if len(directory.name) == 16 and (run := Run(directory)).exists():
             yield run
-
-
-def process_start(pid: int) -> float | None:
-    """Seconds from the machine's boot to the process's start, or None if there is none of this pid.
-
-    Not its time of day: that moves with the machine's clock when somebody sets it.
-    """
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time() - psutil.boot_time()
-    except psutil.Error:
-        return None
-
-
-def process_exists(status: Status) -> bool:
-    """Whether the very process that a status names exists on this machine, be it busy or stuck."""
-    if status.pid is None or status.pid_started is None:
-        return False
-    started = process_start(status.pid)
-    return started is not None and abs(started - status.pid_started) < START_TOLERANCE
-
-
-def _process_lives(status: Status) -> bool:
-    if status.pid is None:
-        return time.time() - status.submitted < HEARTBEAT_LIMIT  # submitted, its process not yet up
-    there = process_exists(status) or is_elsewhere(status)  # of another machine's process nobody here knows more
-    return there and abs(time.time() - status.heartbeat) < HEARTBEAT_LIMIT
-
-
-def this_machine() -> str:
-    """Its name's digest, since a run may be handed on."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-
-
-def is_elsewhere(status: Status) -> bool:
-    """Whether the process was started on a machine of another name: it may be another, or have a new name."""
-    return status.machine not in (None, this_machine())

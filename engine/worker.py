@@ -19,7 +19,8 @@ from engine import datasets
 from engine.costs import estimate
 from engine.experiment.environment import environment
 from engine.jobs import GRACE, cancel, queue_position
-from engine.records import Cancelled, Record, Run, RunNotFound, Status, process_start, this_machine
+from engine.records import Cancelled, Record, Run, RunNotFound
+from engine.status import Status, process_start, this_machine
 
 if TYPE_CHECKING:
     from engine.experiment.recorder import Recorder  # which imports pandas

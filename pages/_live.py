@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 
 from engine import jobs
 from engine.figures.attack import attack_losses
-from engine.records import Run, Status
+from engine.records import Run
 from engine.report import sentences, wording
+from engine.status import Status
 from pages import _images, _links, _shared
 from pages._show import chart
 

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine import metrics, records
+from engine import metrics
 from engine.certification import ABSTAIN
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
+from engine.status import ACTIVE
 from pages import _selection, _shared
 
 UNASKED = 400  # draws that are counted without being asked for: large networks are slow
@@ -63,7 +64,7 @@ def why_none(run: Run) -> str:
             f"Run {run.id} keeps no weights of its victims, so they cannot be asked again. Your own runs and the "
             "examples keep them."
         )
-    if state in records.ACTIVE:
+    if state in ACTIVE:
         return f"Run {run.id} has not trained its victims yet, so nobody can vote. Wait for it, or open the example."
     became = {"cancelled": "was cancelled", "lost": "was lost"}.get(state, "failed")
     return (

@@ -16,6 +16,7 @@ from engine.datasets import DatasetUnavailable
 from engine.presets import PRESETS, kept_at_another_sigma
 from engine.records import Run
 from engine.report import commands, sentences, wording
+from engine.status import ACTIVE
 from pages import _fork, _form, _links, _live, _poison_file, _shared
 
 FIRST = ["dataset", "threat.target_class", "threat.epsilon", "sigma", "procedure", "attack.name"]
@@ -166,7 +167,7 @@ def existing(config: Config) -> tuple[Run | None, str]:
 
 def offer(run: Run, state: str, shown: Run | None) -> None:
     if shown is not None and run.directory == shown.directory and not _shared.is_example(run):
-        st.info(f"These are the settings of the run above, which is {'active' if state in records.ACTIVE else state}.")
+        st.info(f"These are the settings of the run above, which is {'active' if state in ACTIVE else state}.")
         return
     if state == "done":
         st.info(
@@ -177,7 +178,7 @@ def offer(run: Run, state: str, shown: Run | None) -> None:
                 else ", and is not computed twice."
             )
         )
-    elif state in records.ACTIVE:
+    elif state in ACTIVE:
         st.info(f"A run with exactly these settings is {state} now.")
     else:
         st.info(f"A run with exactly these settings is {state}. Starting it again continues where it stopped.")
@@ -269,7 +270,7 @@ def summary(config: Config) -> None:
         offer(run, state, open_now)
     if run is None or state != "done":
         st.button(
-            "Start poisoning", on_click=start, disabled=state in records.ACTIVE or not available, type="primary",
+            "Start poisoning", on_click=start, disabled=state in ACTIVE or not available, type="primary",
             icon=":material/play_arrow:",
         )  # fmt: skip
     elif _shared.is_example(run):

@@ -12,11 +12,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import datasets, html_report, jobs, records
+from engine import datasets, html_report, jobs
 from engine.figures.comparison import RUN_STYLE
 from engine.records import Run, RunNotFound
 from engine.report import citations, commands, sentences, wording
 from engine.report.numbers import certificates_csv
+from engine.status import ACTIVE
 from engine.studies import process
 from pages import _comparison, _export, _fork, _form, _links, _live, _shared
 
@@ -25,7 +26,7 @@ from pages import _comparison, _export, _fork, _form, _links, _live, _shared
 
 def queue() -> None:
     """Active runs in the order in which they compute."""
-    active = [row for row in _shared.run_rows() if row["state"] in records.ACTIVE]
+    active = [row for row in _shared.run_rows() if row["state"] in ACTIVE]
     if st.session_state.get("seen queue", 0) and not active:
         st.session_state["seen queue"] = 0
         st.rerun()
@@ -322,7 +323,7 @@ st.title("Runs")
 if text := st.session_state.pop("runs problem", None):
     st.error(text)
 all_rows = _shared.run_rows()
-is_busy = any(row["state"] in records.ACTIVE for row in all_rows)
+is_busy = any(row["state"] in ACTIVE for row in all_rows)
 st.header("Queue")
 st.fragment(queue, run_every="2s" if is_busy else None)()
 st.header("History")

@@ -13,6 +13,7 @@ from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run, RunNotFound
 from engine.report import commands, sentences, wording
+from engine.status import ACTIVE
 from engine.studies import exhibits, kinds, process, results, tables
 from engine.studies.process import StudyRecord
 from pages import _chosen_study, _links, _new_study, _shared
@@ -30,7 +31,7 @@ def states(record: StudyRecord) -> tuple[str, ...]:
 
 def is_busy(record: StudyRecord) -> bool:
     """Also while a cancelled study's last run is still stopping."""
-    return any(state in records.ACTIVE for state in states(record))
+    return any(state in ACTIVE for state in states(record))
 
 
 def progress(record: StudyRecord) -> None:

@@ -11,6 +11,7 @@ from engine.grid import Point
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import Run
+from engine.status import Status
 
 EVERYWHERE = grid.plan(tuple(grid.BASES), grid.DIGITS, grid.SIGMAS, grid.EPSILONS)
 
@@ -20,7 +21,7 @@ def finished(config: Config, root: Path) -> Run:
     run.directory.mkdir(parents=True)
     (run.directory / "config.json").write_text(config.canonical())
     run.write_json("report.json", {})
-    run.write_status(records.Status("done"))
+    run.write_status(Status("done"))
     return run
 
 
@@ -50,7 +51,7 @@ def test_finished_runs_are_found_at_their_points_and_unfinished_ones_are_not(tmp
     wanted = Point("gaussian", 3, 0.375, 0.07)
     run = finished(grid.config_of(wanted), tmp_path)
     half = finished(grid.config_of(wanted._replace(epsilon=0.08)), tmp_path)
-    half.write_status(records.Status("cancelled"))
+    half.write_status(Status("cancelled"))
     broken = finished(grid.config_of(wanted._replace(epsilon=0.09)), tmp_path)
     (broken.directory / "config.json").write_text('{"procedure": "gaussian"}')
     assert list(grid.found([half, broken, run])) == [(wanted, run)]

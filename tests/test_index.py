@@ -12,7 +12,8 @@ import pytest
 
 from engine import index, records
 from engine.presets import PRESETS
-from engine.records import Run, Status
+from engine.records import Run
+from engine.status import Status, process_start
 
 SMOKE = PRESETS["smoke"].config
 
@@ -75,7 +76,7 @@ def test_the_index_follows_names_stars_states_and_deletions(runs: list[Run], run
 
 def test_a_run_whose_process_died_turns_up_as_lost_although_no_file_changed(runs: list[Run], runs_root: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started, now = records.process_start(process.pid), time.time()
+    started, now = process_start(process.pid), time.time()
     runs[0].write_status(Status("running", pid=process.pid, pid_started=started, heartbeat=now, submitted=now))
     assert index.rows(runs_root)[0]["state"] == "running"
     process.communicate()

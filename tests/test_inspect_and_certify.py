@@ -11,7 +11,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from engine import records
-from engine.records import GALLERY, Run, Status
+from engine.records import GALLERY, Run
+from engine.status import Status
 from tests.app import EXAMPLE, PROJECT
 
 RUN = Run(GALLERY / EXAMPLE)

@@ -17,7 +17,8 @@ from conftest import wait_for
 
 from engine import jobs, records, worker
 from engine.config import Config
-from engine.records import Run, Status
+from engine.records import Run
+from engine.status import HEARTBEAT_LIMIT, Status, process_start
 
 Tiny = Callable[..., Config]
 WorkHere = Callable[[Config, Path], Run]
@@ -63,7 +64,7 @@ def process_of(run: Run) -> int:
 
 
 def gone(pid: int) -> bool:
-    return records.process_start(pid) is None
+    return process_start(pid) is None
 
 
 def test_runs_wait_their_turn_and_can_be_cancelled_both_waiting_and_running(tiny: Tiny, runs_root: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_process_that_is_not_the_runs_own_is_not_killed(
     """Whoever hands on a run directory writes its status, and could name any process of the user's."""
     run = prepare(tiny(), runs_root)
     other = spawn("-c", "while True: pass", start_new_session=True)
-    run.write_status(Status("running", pid=other.pid, pid_started=records.process_start(other.pid), heartbeat=0.0))
+    run.write_status(Status("running", pid=other.pid, pid_started=process_start(other.pid), heartbeat=0.0))
     prepare(tiny(), runs_root)
     jobs.stop_now(run, grace=0.1)
     assert other.poll() is None
@@ -223,7 +224,7 @@ def test_a_stuck_worker_is_killed_before_its_successor_starts(
 ) -> None:
     run = prepare(tiny(), runs_root)
     stuck = worker_of(run, spawn)
-    status = Status("running", pid=stuck.pid, pid_started=records.process_start(stuck.pid), heartbeat=0.0)
+    status = Status("running", pid=stuck.pid, pid_started=process_start(stuck.pid), heartbeat=0.0)
     run.write_status(status)
     assert run.status().state == "lost"
     prepare(tiny(), runs_root)
@@ -237,9 +238,7 @@ def test_a_worker_that_does_not_listen_is_killed_and_counts_as_cancelled(
     run = prepare(tiny(), runs_root)
     deaf = worker_of(run, spawn)
     now = time.time()
-    run.write_status(
-        Status("running", pid=deaf.pid, pid_started=records.process_start(deaf.pid), heartbeat=now, submitted=now)
-    )
+    run.write_status(Status("running", pid=deaf.pid, pid_started=process_start(deaf.pid), heartbeat=now, submitted=now))
     jobs.stop_now(run)
     assert deaf.wait(timeout=5) == -signal.SIGKILL
     assert run.status().state == "cancelled"
@@ -333,7 +332,7 @@ def test_who_waits_gives_a_process_time_to_say_that_it_only_slept(
     run = prepare(tiny(), runs_root)
     status = worker.begin(run)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    slept = replace(status, state="running", heartbeat=time.time() - 10 * records.HEARTBEAT_LIMIT)
+    slept = replace(status, state="running", heartbeat=time.time() - 10 * HEARTBEAT_LIMIT)
     run.write_status(slept)
     assert run.status().state == "lost"
 

@@ -19,6 +19,7 @@ from engine import records
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
 from engine.records import GALLERY, Run
+from engine.status import Status
 from engine.studies import kinds, process
 from pages import _comparison, _links, _shared
 from tests.app import EXAMPLE, PROJECT, button, opened, own_copy, words
@@ -295,7 +296,7 @@ def test_the_history_shows_a_drops_spread_beside_it(place: Path) -> None:
 
 def test_a_run_without_certificates_can_be_watched_from_certify(place: Path) -> None:
     run = own_copy(place)
-    run.write_status(records.Status("queued", submitted=time.time()))
+    run.write_status(Status("queued", submitted=time.time()))
     (run.directory / "certificates.parquet").unlink()
     test = opened("pages/certify.py", run=run.id)
     assert not test.exception

@@ -10,8 +10,9 @@ import pytest
 from engine import records
 from engine.overrides import field_names, with_overrides
 from engine.presets import PRESETS
-from engine.records import Run, Status
+from engine.records import Run
 from engine.report import commands, sentences, wording
+from engine.status import Status
 from pages import _form, _live
 from tests.app import button, opened, own_copy, words
 

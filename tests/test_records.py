@@ -23,7 +23,8 @@ from engine import records
 from engine.config import Config, canonical_json
 from engine.exhibit import small_copy
 from engine.presets import PRESETS
-from engine.records import Run, RunNotFound, Status, process_exists
+from engine.records import Run, RunNotFound
+from engine.status import Status, process_exists, process_start
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 times = st.floats(0, 1e11)
@@ -56,7 +57,7 @@ def new_run(folder: Path, config: Config = SMOKE) -> Run:
 
 def live_status() -> Status:
     """Of this very process."""
-    started = records.process_start(os.getpid())
+    started = process_start(os.getpid())
     return Status("running", pid=os.getpid(), pid_started=started, heartbeat=time.time(), submitted=time.time())
 
 
@@ -218,9 +219,9 @@ def test_a_zombie_counts_as_gone() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     try:
         deadline = time.monotonic() + 5
-        while records.process_start(process.pid) is not None and time.monotonic() < deadline:
+        while process_start(process.pid) is not None and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert records.process_start(process.pid) is None
+        assert process_start(process.pid) is None
     finally:
         process.wait()
 
@@ -233,7 +234,7 @@ def test_a_run_that_ends_while_somebody_looks_is_not_lost(tmp_path: Path, monkey
         run.write_status(Status("done"))
         return False
 
-    monkeypatch.setattr(records, "process_exists", ends_now)
+    monkeypatch.setattr("engine.status.process_exists", ends_now)
     assert run.status().state == "done"
 
 

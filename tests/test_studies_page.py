@@ -13,7 +13,8 @@ from streamlit.testing.v1 import AppTest
 from engine import jobs
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
-from engine.records import GALLERY, Status
+from engine.records import GALLERY
+from engine.status import Status
 from engine.studies import exhibits, kinds, process, results
 from pages import _chosen_study
 from tests.app import button, words

@@ -13,6 +13,7 @@ import pytest
 from engine import records
 from engine.config import Config, ConfigError
 from engine.figures.study import heat_map
+from engine.status import Status
 from engine.studies import exhibits, kinds, process, results, tables
 from engine.studies.study import Axis, Point, Study
 
@@ -79,7 +80,7 @@ def with_reports(study: Study, tmp_path: Path, reports: list[dict[str, Any]]) ->
         (run.directory / "config.json").write_text(cell.config.canonical())
         run.write_json("report.json", report)
         run.write_json("env.json", {"device": "cpu", "device_name": "a processor", "torch": "2.0", "commit": "abc"})
-        run.write_status(records.Status("done"))
+        run.write_status(Status("done"))
     return record
 
 
@@ -179,7 +180,7 @@ def test_a_published_study_is_small_and_holds_no_path(half_done: process.StudyRe
     run.directory.mkdir()
     (run.directory / "config.json").write_text(missing.config.canonical())
     run.write_json("report.json", fake_report(0.1))
-    run.write_status(records.Status("done"))
+    run.write_status(Status("done"))
     found = results.of(half_done)
     path = exhibits.exhibit(half_done, found, tmp_path / "gallery")
     assert exhibits.exhibited(tmp_path / "gallery") == [json.loads(json.dumps(found))]

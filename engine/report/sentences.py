@@ -5,8 +5,9 @@ from typing import Any
 from engine import datasets, paper, spread
 from engine.choices import CONTROLS
 from engine.config import Config, arms_of, lower_level
-from engine.records import ACTIVE, Run
+from engine.records import Run
 from engine.report import wording
+from engine.status import ACTIVE
 
 TARGET = "the target class"  # where its name is not given
 HOW_TO_READ = (

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from engine import datasets, jobs, worker
 from engine.costs import expected_device
-from engine.records import Record, Run, RunNotFound, Status, the_one
+from engine.records import Record, Run, RunNotFound, the_one
 from engine.report.sentences import several
+from engine.status import Status
 from engine.studies.study import Cell, Study, seconds_of
 
 POLL = 0.3  # seconds
