@@ -1,11 +1,18 @@
 """Loops for gradients of convolutions, compiled by Numba: for convolution.py and pooling.py.
 
-The innermost loops become vector instructions, in to_images and to_weights since ROW is a constant.
+The innermost loops become vector instructions, those of `loops` since the length of a row is a constant there.
 """
 
-from engine.models.kernels import jitted
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
-ROW = 100  # numbers of a row of a patch of a LeNet's second convolution: 5 pixels of 20 channels
+import numpy as np
+from numba import njit
+
+from engine.models.kernels import NONE, jitted
+
+ROWS = 40, 100  # numbers of a row of a patch of a LeNet's second convolution: 5 pixels of 8 channels (narrow) or 20
 
 
 @jitted
@@ -21,49 +28,81 @@ def add_patches(patches, images):
                         images[n, i + u, j + v] += patches[u, v, n, i, j]
 
 
-@jitted
-def to_images(maxima, chosen, weights, images):
-    """Gradient of maxima of a convolution's outputs → of its images.
+@cache
+def loops(row: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    """(to_images, to_weights): from the gradient of maxima of a convolution's outputs, to that of …
 
-    Args:
-        maxima, chosen: [N, H' // 2, W' // 2, K], the second as kernels.choose gives it.
-        weights: [K, side, ROW].
-        images: [N, H, W · C], filled.
+    Both take maxima and chosen: [N, H' // 2, W' // 2, K], the second as kernels.choose gives it. A patch of an image is
+    `side` of its rows, as far apart as the image is wide; the weights of a channel are as many rows, one behind the
+    other. To what is filled four patches are added at a time: it is read and written once for them all.
     """
-    number, rows, columns, channels = maxima.shape
-    side = weights.shape[1]
-    images[:] = 0
-    for n in range(number):
-        for k in range(channels):
+
+    def to_images(maxima: Any, chosen: Any, weights: Any, images: Any) -> None:
+        """… its images [N, H, W · C], filled; weights: [K, side, row]."""
+        number, rows, columns, channels = maxima.shape
+        _, height, width = images.shape
+        side, depth, room = weights.shape[1], row // weights.shape[1], channels + 3
+        sums, given = images.reshape(images.size), weights.reshape(weights.size)
+        starts, values = np.zeros(4 * room, np.uintp), np.zeros(4 * room, images.dtype)  # a window's, by its pixels
+        counts = np.zeros(4, np.intp)
+        sums[:] = 0
+        for n in range(number):
             for i in range(rows):
                 for j in range(columns):
-                    which = chosen[n, i, j, k]
-                    if which < 4:
-                        value = maxima[n, i, j, k]
-                        top, left = 2 * i + (which >> 1), (2 * j + (which & 1)) * (ROW // side)
-                        for u in range(side):
-                            row, weight = images[n, top + u, left : left + ROW], weights[k, u]
-                            for t in range(ROW):
-                                row[t] += value * weight[t]
+                    counts[:] = 0
+                    for k in range(channels):
+                        pixel = chosen[n, i, j, k]
+                        if pixel != NONE:
+                            place = pixel * room + counts[pixel]
+                            starts[place], values[place] = k * side * row, maxima[n, i, j, k]
+                            counts[pixel] += 1
+                    for pixel in range(4):
+                        first = pixel * room
+                        end = first + counts[pixel]
+                        values[end : end + 3] = 0
+                        at = (n * height + 2 * i + (pixel >> 1)) * width + (2 * j + (pixel & 1)) * depth
+                        for e in range(first, end, 4):
+                            _add_four(sums, at, width, given, row, starts, values, e, side, row)
+
+    def to_weights(maxima: Any, chosen: Any, images: Any, weights: Any, biases: Any) -> None:
+        """… its weights [K, side, row] and biases [K], filled; images: [N, H, W · C]."""
+        number, rows, columns, channels = maxima.shape
+        _, height, width = images.shape
+        side, depth, room = weights.shape[1], row // weights.shape[1], rows * columns + 3
+        sums, given = weights.reshape(weights.size), images.reshape(images.size)
+        starts, values = np.zeros(room, np.uintp), np.zeros(room, images.dtype)
+        sums[:] = 0
+        biases[:] = 0
+        for n in range(number):
+            for k in range(channels):
+                end = 0
+                for i in range(rows):
+                    for j in range(columns):
+                        pixel = chosen[n, i, j, k]
+                        if pixel != NONE:
+                            starts[end] = (n * height + 2 * i + (pixel >> 1)) * width + (2 * j + (pixel & 1)) * depth
+                            values[end] = maxima[n, i, j, k]
+                            biases[k] += values[end]
+                            end += 1
+                values[end : end + 3] = 0
+                for e in range(0, end, 4):
+                    _add_four(sums, k * side * row, row, given, width, starts, values, e, side, row)
+
+    return jitted(to_images), jitted(to_weights)
 
 
-@jitted
-def to_weights(maxima, chosen, images, weights, biases):
-    """Likewise → of its weights and biases [K], filled."""
-    number, rows, columns, channels = maxima.shape
-    side = weights.shape[1]
-    weights[:] = 0
-    biases[:] = 0
-    for n in range(number):
-        for k in range(channels):
-            for i in range(rows):
-                for j in range(columns):
-                    which = chosen[n, i, j, k]
-                    if which < 4:
-                        value = maxima[n, i, j, k]
-                        top, left = 2 * i + (which >> 1), (2 * j + (which & 1)) * (ROW // side)
-                        biases[k] += value
-                        for u in range(side):
-                            row, weight = images[n, top + u, left : left + ROW], weights[k, u]
-                            for t in range(ROW):
-                                weight[t] += value * row[t]
+@njit(inline="always")
+def _add_four(sums, at, stride, given, step, starts, values, e, side, row):
+    """Adds patches `e` to `e + 3`, times their values, to that at `at`: rows are a stride apart there, a step here."""
+    a, b, c, d = starts[e], starts[e + 1], starts[e + 2], starts[e + 3]
+    p, q, r, s = values[e], values[e + 1], values[e + 2], values[e + 3]
+    there, stride, step = np.uintp(at), np.uintp(stride), np.uintp(step)
+    for _ in range(side):
+        for t in range(row):
+            u = np.uintp(t)
+            total = sums[there + u] + p * given[a + u]
+            total += q * given[b + u]
+            total += r * given[c + u]
+            sums[there + u] = total + s * given[d + u]
+        there += stride
+        a, b, c, d = a + step, b + step, c + step, d + step

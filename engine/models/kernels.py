@@ -56,18 +56,18 @@ def choose(values, maxima, chosen, infinity, minus_infinity, nan):
 
 @jitted
 def scatter(pooled, chosen, images):
-    """Brings each value to the pixel that its window chose; the window's others become 0."""
+    """Brings each value to the pixel that its window chose; all others become 0."""
     number, rows, columns, channels = pooled.shape
     zero = pooled.dtype.type(0)
+    images[:] = zero
     for n in range(number):
         for i in range(rows):
             for j in range(columns):
                 for k in range(channels):
-                    value, which = pooled[n, i, j, k], chosen[n, i, j, k]
-                    images[n, 2 * i, 2 * j, k] = value if which == np.uint8(0) else zero
-                    images[n, 2 * i, 2 * j + 1, k] = value if which == np.uint8(1) else zero
-                    images[n, 2 * i + 1, 2 * j, k] = value if which == np.uint8(2) else zero
-                    images[n, 2 * i + 1, 2 * j + 1, k] = value if which == np.uint8(3) else zero
+                    which = chosen[n, i, j, k]
+                    pixel = which & 3  # of NONE the first, which gets a 0
+                    value = pooled[n, i, j, k] if which == pixel else zero
+                    images[n, 2 * i + (pixel >> 1), 2 * j + (pixel & 1), k] = value
 
 
 @jitted
@@ -79,13 +79,10 @@ def gather(images, chosen, pooled):
         for i in range(rows):
             for j in range(columns):
                 for k in range(channels):
-                    a, b = images[n, 2 * i, 2 * j, k], images[n, 2 * i, 2 * j + 1, k]
-                    c, d = images[n, 2 * i + 1, 2 * j, k], images[n, 2 * i + 1, 2 * j + 1, k]
                     which = chosen[n, i, j, k]
-                    value = a if which == np.uint8(0) else zero
-                    value = b if which == np.uint8(1) else value
-                    value = c if which == np.uint8(2) else value
-                    pooled[n, i, j, k] = d if which == np.uint8(3) else value
+                    pixel = which & 3  # of NONE the first, which is then left
+                    value = images[n, 2 * i + (pixel >> 1), 2 * j + (pixel & 1), k]
+                    pooled[n, i, j, k] = value if which == pixel else zero
 
 
 @jitted

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.convolution import HOW, convolved, is_differentiated
+from engine.models.convolution import convolved, is_differentiated
 
 # Bits of bfloat16 as integers: infinity, minus infinity, a NaN. See `kernels.choose`.
 BITS = 0x7F80, 0xFF80 - 2**16, 0x7FC0
@@ -61,49 +61,78 @@ def pooled_bytes(h: Tensor) -> Tensor:
 def convolved_and_pooled(layer: nn.Conv2d, h: Tensor) -> Tensor:
     """pooled(convolved(layer, h)); on a CPU a LeNet's second convolution has first derivatives of our own."""
     if h.device.type == "cpu" and is_differentiated(h):
-        from engine.models.gradients import ROW
+        from engine.models.gradients import ROWS
 
-        if layer.in_channels * layer.kernel_size[1] == ROW:
+        if layer.in_channels * layer.kernel_size[1] in ROWS:
             return _ConvolvedAndPooled.apply(h.to(memory_format=torch.channels_last), layer.weight, layer.bias)
     return pooled(convolved(layer, h))
 
 
 class _ConvolvedAndPooled(torch.autograd.Function):
-    """A convolution and the maxima of its outputs: the backward pass knows which outputs those were.
+    """A convolution and the maxima of its outputs: its derivatives know which outputs those were.
 
     At most one in four has a gradient, and none where ReLU is 0, which is most often; torch is given all the zeros and
     multiplies them. Here each output that has a gradient adds its rows of weights or of images, in an order of its own,
-    in a fraction of the time. A graph of the backward pass, for second derivatives, is torch's.
+    in a fraction of the time.
     """
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        outputs = F.conv2d(h, weight, bias)
-        maxima, chosen = _chosen(outputs)
+        maxima, chosen = _chosen(F.conv2d(h, weight, bias))
         ctx.save_for_backward(h, weight, chosen)
-        ctx.shape = outputs.shape
         return maxima
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         h, weight, chosen = ctx.saved_tensors
         of_images, *of_layer = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            spread, sizes = _Spread.apply(gradient, chosen, ctx.shape), [len(weight)]
-            return torch.ops.aten.convolution_backward(spread, h, weight, sizes, *HOW, ctx.needs_input_grad)
+        return _Gradients.apply(gradient, h, weight, chosen, of_images, any(of_layer))
+
+
+class _Gradients(torch.autograd.Function):
+    """(Gradient of the maxima, images, weights, chosen pixels, what is wanted) → of images, weights and biases.
+
+    Of each of the first three it is linear. So its derivatives are a convolution of the same form and itself.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, gradient: Tensor, h: Tensor, weight: Tensor, chosen: Tensor, of_images: bool, of_layer: bool
+    ) -> tuple[Tensor | None, ...]:
         from engine.models import gradients
 
+        ctx.save_for_backward(gradient, h, weight, chosen)
+        ctx.set_materialize_grads(False)
         rows = weight.permute(0, 2, 3, 1).flatten(2).contiguous()  # [K, side, side · C]
+        to_images, to_weights = gradients.loops(rows.shape[2])
         given = _array(gradient), chosen.numpy()
         pixels = slopes = biases = None
         if of_images:
             pixels = _empty(h.shape, h)
-            gradients.to_images(*given, rows.numpy(), _in_rows(pixels))
-        if any(of_layer):
+            to_images(*given, rows.numpy(), _in_rows(pixels))
+        if of_layer:
             slopes, biases = torch.empty_like(rows), weight.new_empty(len(weight))
-            gradients.to_weights(*given, _in_rows(h), slopes.numpy(), biases.numpy())
+            to_weights(*given, _in_rows(h), slopes.numpy(), biases.numpy())
             slopes = slopes.unflatten(2, (-1, h.shape[1])).permute(0, 3, 1, 2)
         return pixels, slopes, biases
+
+    @staticmethod
+    def backward(ctx: Any, of_images: Tensor | None, of_weights: Tensor | None, of_biases: Tensor | None) -> Any:
+        gradient, h, weight, chosen = ctx.saved_tensors
+        wanted, wants_images, wants_weights, *_ = ctx.needs_input_grad
+        if of_weights is None and of_biases is not None:
+            of_weights = torch.zeros_like(weight)
+        factors = [(x, w) for x, w in ((of_images, weight), (h, of_weights)) if x is not None and w is not None]
+        maxima = pixels = slopes = None
+        if wanted and factors:
+            images, weights = (torch.cat(each, dim=1) for each in zip(*factors, strict=True))  # one sum, not two
+            outputs = F.conv2d(images, weights, of_biases)
+            maxima = _Picked.apply(outputs, chosen, outputs.shape)
+        wants_images, wants_weights = wants_images and of_weights is not None, wants_weights and of_images is not None
+        if wants_images or wants_weights:
+            images, weights = h if of_images is None else of_images, weight if of_weights is None else of_weights
+            pixels, slopes, _ = _Gradients.apply(gradient, images, weights, chosen, wants_images, wants_weights)
+        return maxima, pixels, slopes, None, None, None
 
 
 class _Pooled(torch.autograd.Function):
@@ -131,8 +160,6 @@ class _Spread(torch.autograd.Function):
         ctx.save_for_backward(chosen)
         ctx.shape = shape
         images = _empty(shape, pooled)
-        if shape[2] % 2 or shape[3] % 2:
-            images.zero_()  # what is in no window
         kernels.scatter(_array(pooled), chosen.numpy(), _array(images))
         return images
 
