@@ -13,6 +13,7 @@ from numba import njit
 from engine.models.kernels import NONE, jitted
 
 ROWS = 40, 100  # numbers of a row of a patch of a LeNet's second convolution: 5 pixels of 8 channels (narrow) or 20
+PATCH = 32  # numbers that are read of a patch of one channel, which has 25
 
 
 @jitted
@@ -32,16 +33,18 @@ def add_patches(patches, images):
 def loops(row: int) -> tuple[Callable[..., None], Callable[..., None]]:
     """(to_images, to_weights): from the gradient of maxima of a convolution's outputs, to that of …
 
-    Both take maxima and chosen: [N, H' // 2, W' // 2, K], the second as kernels.choose gives it. A patch of an image is
-    `side` of its rows, as far apart as the image is wide; the weights of a channel are as many rows, one behind the
-    other. To what is filled four patches are added at a time: it is read and written once for them all.
+    Both take maxima and chosen: [N, H' // 2, W' // 2, K], the second as kernels.choose gives it. A patch is `side` rows
+    of an image, as far apart as the image is wide, from `depth` · its left pixel on; the weights of a channel are as
+    many rows, one behind the other. To what is filled four patches are added at a time: it is read and written once for
+    them all. A row may be longer than its patch: weights end in zeros or in numbers without a meaning there, and behind
+    the images there must be memory.
     """
 
-    def to_images(maxima: Any, chosen: Any, weights: Any, images: Any) -> None:
-        """… its images [N, H, W · C], filled; weights: [K, side, row]."""
+    def to_images(maxima: Any, chosen: Any, weights: Any, images: Any, depth: int) -> None:
+        """… its images [N, H, W · depth], filled; weights: [K, side, row]."""
         number, rows, columns, channels = maxima.shape
         _, height, width = images.shape
-        side, depth, room = weights.shape[1], row // weights.shape[1], channels + 3
+        side, room = weights.shape[1], channels + 3
         sums, given = images.reshape(images.size), weights.reshape(weights.size)
         starts, values = np.zeros(4 * room, np.uintp), np.zeros(4 * room, images.dtype)  # a window's, by its pixels
         counts = np.zeros(4, np.intp)
@@ -64,11 +67,11 @@ def loops(row: int) -> tuple[Callable[..., None], Callable[..., None]]:
                         for e in range(first, end, 4):
                             _add_four(sums, at, width, given, row, starts, values, e, side, row)
 
-    def to_weights(maxima: Any, chosen: Any, images: Any, weights: Any, biases: Any) -> None:
-        """… its weights [K, side, row] and biases [K], filled; images: [N, H, W · C]."""
+    def to_weights(maxima: Any, chosen: Any, images: Any, weights: Any, biases: Any, depth: int) -> None:
+        """… its weights [K, side, row] and biases [K], filled; images: [N, H, W · depth]."""
         number, rows, columns, channels = maxima.shape
         _, height, width = images.shape
-        side, depth, room = weights.shape[1], row // weights.shape[1], rows * columns + 3
+        side, room = weights.shape[1], rows * columns + 3
         sums, given = weights.reshape(weights.size), images.reshape(images.size)
         starts, values = np.zeros(room, np.uintp), np.zeros(room, images.dtype)
         sums[:] = 0

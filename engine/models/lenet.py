@@ -46,6 +46,9 @@ class LeNet(Network):
                 padded[tuple(slice(size) for size in values.shape)] = values
         return wide
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self._after_pooling(convolved_and_pooled(self.conv1, x))
+
     def stem(self, x: Tensor) -> Tensor:
         return convolved(self.conv1, x)
 

@@ -59,11 +59,11 @@ def pooled_bytes(h: Tensor) -> Tensor:
 
 
 def convolved_and_pooled(layer: nn.Conv2d, h: Tensor) -> Tensor:
-    """pooled(convolved(layer, h)); on a CPU a LeNet's second convolution has first derivatives of our own."""
-    if h.device.type == "cpu" and is_differentiated(h):
+    """pooled(convolved(layer, h)); on a CPU a LeNet's two convolutions have derivatives of our own."""
+    if h.device.type == "cpu" and is_differentiated(h) and layer.kernel_size == (5, 5):
         from engine.models.gradients import ROWS
 
-        if layer.in_channels * layer.kernel_size[1] in ROWS:
+        if layer.in_channels == 1 or 5 * layer.in_channels in ROWS:
             return _ConvolvedAndPooled.apply(h.to(memory_format=torch.channels_last), layer.weight, layer.bias)
     return pooled(convolved(layer, h))
 
@@ -99,21 +99,24 @@ class _Gradients(torch.autograd.Function):
     def forward(
         ctx: Any, gradient: Tensor, h: Tensor, weight: Tensor, chosen: Tensor, of_images: bool, of_layer: bool
     ) -> tuple[Tensor | None, ...]:
-        from engine.models import gradients
+        from engine.models.gradients import loops
+        from engine.models.patches import Bands, Rows
 
         ctx.save_for_backward(gradient, h, weight, chosen)
         ctx.set_materialize_grads(False)
-        rows = weight.permute(0, 2, 3, 1).flatten(2).contiguous()  # [K, side, side · C]
-        to_images, to_weights = gradients.loops(rows.shape[2])
+        layout = (Bands if h.shape[1] == 1 else Rows)(h.shape, weight.shape)
+        runs = layout.from_weights(weight)
+        to_images, to_weights = loops(runs.shape[2])
         given = _array(gradient), chosen.numpy()
         pixels = slopes = biases = None
         if of_images:
-            pixels = _empty(h.shape, h)
-            to_images(*given, rows.numpy(), _in_rows(pixels))
+            rows = layout.empty(h)
+            to_images(*given, runs.numpy(), rows.numpy(), layout.depth)
+            pixels = layout.to_images(rows)
         if of_layer:
-            slopes, biases = torch.empty_like(rows), weight.new_empty(len(weight))
-            to_weights(*given, _in_rows(h), slopes.numpy(), biases.numpy())
-            slopes = slopes.unflatten(2, (-1, h.shape[1])).permute(0, 3, 1, 2)
+            sums, biases = torch.empty_like(runs), weight.new_empty(len(weight))
+            to_weights(*given, layout.from_images(h).numpy(), sums.numpy(), biases.numpy(), layout.depth)
+            slopes = layout.to_weights(sums)
         return pixels, slopes, biases
 
     @staticmethod
@@ -213,12 +216,6 @@ def _array(h: Tensor) -> np.ndarray:
     """
     values = h.view(torch.int16) if h.dtype == torch.bfloat16 else h.detach()
     return np.ascontiguousarray(values.numpy().transpose(0, 2, 3, 1))
-
-
-def _in_rows(h: Tensor) -> np.ndarray:
-    """[N, C, H, W] → [N, H, W · C], likewise."""
-    values = _array(h)
-    return values.reshape(*values.shape[:2], -1)
 
 
 class _Halved(torch.autograd.Function):
