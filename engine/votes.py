@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 
 from engine.compiling import can_compile, compiled
+from engine.models.lenet import LeNet
 from engine.models.network import Network
-from engine.models.quantised import QuantisedLeNet, quantisable
+from engine.models.winograd import WinogradLeNet
 from engine.replay import ParallelMap, gpu_lock
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 
 BLOCK = {"cpu": 250, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
 IN_FLOAT64 = 1_000  # of them at once: large images would fill the memory of a card
-CALIBRATED = 512  # noisy copies on which a narrow type's error is measured
+CALIBRATED = 512  # noisy copies on which a quicker network's error is measured
 SAFETY = 4.0  # a margin below this many times the largest error seen is computed again in float32
 GROUPS = 8  # of test images, by their number in the test set: each group shares its noise
 ROUNDING = 1e-6  # how far, relatively, an affine stem may be from its sum in float64
@@ -47,11 +48,14 @@ def has_bfloat16(device: torch.device | str = "cpu") -> bool:
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def narrow_type(network: Network, device: torch.device) -> torch.dtype | None:
-    """What its votes are screened in, see `Screen`: bfloat16, int8, or None where neither is faster than float32."""
-    if has_bfloat16(device):
-        return torch.bfloat16
-    return torch.int8 if device.type == "cpu" and quantisable(network) else None
+def quicker(network: Network, device: torch.device) -> Network | None:
+    """Nearly the same function in less time, for `Screen`: a LeNet by transforms of tiles, any network in bfloat16.
+
+    None where neither is quicker. On a CPU bfloat16 is so for a LeNet if there are instructions for whole matrices.
+    """
+    if device.type == "cpu" and isinstance(network, LeNet) and not torch.cpu.get_capabilities().get("amx_bf16"):
+        return WinogradLeNet(network)
+    return copy.deepcopy(network).to(torch.bfloat16).eval() if has_bfloat16(device) else None
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def count_votes(
             generator fills; elsewhere other blocks are other draws, as good as these.
         groups: (positions of images, generator) for each group; the images of one group share its draws.
         screened: see `Screen`; the votes are float32's own with it and without, but many take half the time or
-            less where there is a `narrow_type`.
+            less where there is a `quicker` network.
         looks: numbers of estimation draws after which `settled` is asked; whoever it settles gets no more draws, and
             a row of `estimation` adds up to those that its image got.
         each: an executor's map, to ask the network about the images of a block side by side; the votes are the same.
@@ -107,11 +111,12 @@ def count_votes(
     if isinstance(base_classifier, Network):
         _check_stem(base_classifier, images, sigma=sigma)
         pays = screened and len(images) * (n0 + n) >= SCREENED
-        narrow = narrow_type(base_classifier, images.device) if pays else None
-        if narrow is not None:
-            base_classifier = base_classifier.aligned() if images.device.type == "cuda" else base_classifier
+        aligned = base_classifier.aligned() if pays and images.device.type == "cuda" else base_classifier
+        quick = quicker(aligned, images.device) if pays else None
+        if quick is not None:
+            base_classifier = aligned
             compiled_for = block if len(images) * n >= COMPILED and can_compile(images.device) else None
-            screen = Screen(base_classifier, images, sigma=sigma, narrow=narrow, compiled_for=compiled_for)
+            screen = Screen(base_classifier, images, sigma=sigma, quick=quick, compiled_for=compiled_for)
     for positions, generator in groups:
         answers = Answers(base_classifier, images[positions], screen, each)
         for first, last in pairwise(sorted({0, n0 + n, *(n0 + look for look in looks)})):
@@ -158,8 +163,8 @@ class Answers:
         if self._screen is None:
             answered = self._each(partial(self._answer, shared), self._at_images.split(1))
             return torch.stack([self._classes(logits) for logits in answered])
-        narrow, narrow_at = self._screen.narrowed(shared), self._screen.narrowed(self._at_images)
-        screened = self._each(partial(self._screen, narrow), narrow_at.split(1))
+        quick, quick_at = self._screen.quick.prepared(shared), self._screen.quick.prepared(self._at_images)
+        screened = self._each(partial(self._screen, quick), quick_at.split(1))
         answers, sure = (torch.stack(parts) for parts in zip(*screened, strict=True))
         rows, draws = (~sure).nonzero(as_tuple=True)
         for some, of in zip(rows.split(len(noise)), draws.split(len(noise)), strict=True):
@@ -186,7 +191,7 @@ class Answers:
 
 
 class Screen:
-    """Answers in a type narrower than float32, and which of them certainly agree with float32.
+    """Answers of a quicker network, and which of them certainly agree with the network itself in float32.
 
     It is sure where the two largest logits are further apart than SAFETY times the largest error of such a distance
     among CALIBRATED noisy copies. That is measured, not proved; tests/test_votes.py holds the counts to float32's. Of
@@ -194,33 +199,28 @@ class Screen:
     """
 
     def __init__(
-        self, base_classifier: Network, images: Tensor, *, sigma: float, narrow: torch.dtype, compiled_for: int | None
+        self, base_classifier: Network, images: Tensor, *, sigma: float, quick: Network, compiled_for: int | None
     ) -> None:
-        """narrow: bfloat16, or int8 for a LeNet on a CPU."""
+        """quick: nearly the same function, see `quicker`."""
         self._exact = base_classifier
         if images.device.type == "cuda":  # whose float32 may be TF32
             self._exact = copy.deepcopy(base_classifier).double()
-        self._compiled_for = compiled_for
+        self.quick, self._compiled_for = quick, compiled_for
         self._margins: Margins = self._first_margins
         generator = stream(0, "screen", device=images.device)
         with torch.inference_mode():
             noise = gaussian_noise((CALIBRATED, *images.shape[1:]), sigma=sigma, generator=generator)
             chosen = images[torch.arange(CALIBRATED, device=images.device) * len(images) // CALIBRATED]
         parts = list(zip(noise.split(64), chosen.split(64), strict=True))
-        if narrow == torch.int8:
-            seen = (base_classifier.stem(torch.add(*part)) for part in parts)
-            self._narrow: Network = QuantisedLeNet(base_classifier, seen)
-        else:
-            self._narrow = copy.deepcopy(base_classifier).to(narrow).eval()
         with torch.inference_mode():
             errors = torch.cat([self._error(*part) for part in parts])
         self.threshold = SAFETY * float((errors.amax(dim=1) - errors.amin(dim=1)).max())
 
     @torch.inference_mode()
     def __call__(self, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """(Answers int64 [M], whether they are sure [M]) for the stem at shared [M, …] + at [1, …], both `narrowed`."""
+        """(Answers int64 [M], whether they are sure [M]) for the stem at shared [M, …] + at [1, …], both `prepared`."""
         margins = self._margins if len(shared) == self._compiled_for else _margins
-        classes, margin = margins(self._narrow, shared, at)
+        classes, margin = margins(self.quick, shared, at)
         return classes, margin > self.threshold
 
     def _first_margins(self, network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,18 +241,14 @@ class Screen:
     def _exactly(self, tensor: Tensor) -> Tensor:
         return tensor.to(next(self._exact.parameters()).dtype)
 
-    def narrowed(self, h: Tensor) -> Tensor:
-        """Outputs of the stem in the type that is taken: bfloat16, or float32 for int8."""
-        return h.to(next(self._narrow.parameters()).dtype)
-
     def logits(self, shared: Tensor, at: Tensor) -> Tensor:
-        """[M, K] for the stem at shared [M, …] + at [1, …] or [M, …], both `narrowed`."""
-        return self._narrow.rest(shared + at).float()
+        """[M, K] for the stem at shared [M, …] + at [1, …] or [M, …], both `prepared`."""
+        return self.quick.rest(shared + at).float()
 
     def _error(self, noise: Tensor, images: Tensor) -> Tensor:
         """Of the logits [N, K] at images [N, C, H, W] with a noise draw each."""
         shared, at = self.stem(noise), self.stem(images) - self.stem(torch.zeros_like(images[:1]))
-        return self.logits(self.narrowed(shared), self.narrowed(at)) - self.exact_logits(shared + at)
+        return self.logits(self.quick.prepared(shared), self.quick.prepared(at)) - self.exact_logits(shared + at)
 
 
 def _margins(network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:

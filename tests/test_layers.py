@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from engine.experiment.protocol import pool_of_workers
 from engine.models import build
 from engine.models.convolution import as_product, convolved
-from engine.models.pooling import convolved_and_pooled, pooled, pooled_bytes, pooled_sum, pooled_sum_in_bytes
+from engine.models.pooling import convolved_and_pooled, pooled, pooled_sum
 from engine.streams import stream
 
 
@@ -124,12 +124,11 @@ def convolved_and_pooled_by_torch(layer: nn.Conv2d, h: Tensor) -> Tensor:
     return pooled_by_torch(layer(h))
 
 
-SECOND = (2, 20, 7, 8)  # images for a convolution like a LeNet's second; the last row of its outputs is in no window
-
-
-def test_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders():
-    layer = drawn(nn.Conv2d(20, 3, 5))
-    x = torch.rand(SECOND, generator=stream(0, "x"), dtype=torch.float64).requires_grad_()
+@pytest.mark.parametrize("channels", [1, 8, 20])  # of a LeNet's first convolution, a narrow one's second, its second
+def test_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders(channels):
+    layer = drawn(nn.Conv2d(channels, 3, 5))
+    size = 2, channels, 7, 8  # the last row of the outputs is in no window
+    x = torch.rand(size, generator=stream(0, "x"), dtype=torch.float64).requires_grad_()
     given, ours = (x, layer.weight, layer.bias), function_of(layer, convolved_and_pooled)
     theirs = function_of(layer, convolved_and_pooled_by_torch)
     assert 0 < (ours(*given) > 0).double().mean() < 1
@@ -148,10 +147,12 @@ def test_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders
 
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (True,) * 3])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("images", [1, 9])
-def test_gradients_of_a_convolution_and_pooling_are_torchs_to_float32s_last_digits(images, memory_format, wanted):
-    layer = drawn(nn.Conv2d(20, 50, 5)).float()
-    given = [torch.rand(images, 20, 12, 12, generator=stream(0, "x")), *layer.parameters()]
+@pytest.mark.parametrize(("images", "channels"), [(1, 20), (9, 20), (9, 1)])
+def test_gradients_of_a_convolution_and_pooling_are_torchs_to_float32s_last_digits(
+    images, channels, memory_format, wanted
+):
+    layer = drawn(nn.Conv2d(channels, 50, 5)).float()
+    given = [torch.rand(images, channels, 12, 12, generator=stream(0, "x")), *layer.parameters()]
     given[0] = given[0].contiguous(memory_format=memory_format)
     for tensor, is_wanted in zip(given, wanted, strict=True):
         tensor.requires_grad_(is_wanted)
@@ -218,20 +219,6 @@ def test_pooling_of_a_sum_is_pooling_of_torchs_sum(dtype, size, memory_format):
         assert torch.equal(ours.isnan(), theirs.isnan())  # of infinity less infinity
         assert torch.equal(ours.nan_to_num(1.0), theirs.nan_to_num(1.0))
     assert ours.shape == (16, 4, 32, size[1] // 2)
-
-
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("size", [(64, 64), (65, 67)])
-def test_pooling_in_bytes_rounds_to_units_and_a_byte_is_full_where_a_value_is_too_large_or_none(size, memory_format):
-    h = every_bfloat16(size, memory_format, nans=True).float()
-    unit, shift = 0.25, torch.full_like(h[:1], 0.03)
-    found = pooled_sum_in_bytes(h, shift, unit=unit)
-    exact = pooled_by_torch(h + shift)
-    expected = torch.where(exact / unit < 254.5, (exact / unit + 0.5).floor(), 255.0)  # of a NaN no comparison holds
-    assert torch.equal(found.float(), expected)
-    assert (exact.isnan() & (found == 255)).any()
-    raw = torch.randint(256, (5, 3, *size), dtype=torch.uint8, generator=stream(0, "bytes"))
-    assert torch.equal(pooled_bytes(raw).float(), pooled_by_torch(raw.float()))
 
 
 @pytest.mark.usefixtures("busy")

@@ -1,6 +1,8 @@
 """Votes: exact where they can be, independent of blocks and order, and float32's own whatever counts them."""
 
+import copy
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +15,8 @@ from engine import api, datasets, records, votes
 from engine.experiment import victims
 from engine.models import BUILDERS, build
 from engine.models.lenet import LeNet
-from engine.models.quantised import multiplies_bytes
+from engine.models.network import Network
+from engine.models.winograd import WinogradLeNet
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 from engine.votes import Answers, Screen, Votes, count_votes, has_bfloat16
@@ -21,17 +24,23 @@ from tests.app import EXAMPLE
 
 SHORT = [name for name in BUILDERS if name not in ("resnet32", "resnet44", "resnet56")]  # those are resnet20 but longer
 
-VNNI = pytest.mark.skipif(not multiplies_bytes(), reason="this CPU has no AVX512-VNNI")
-BYTES = pytest.param(torch.int8, marks=VNNI)  # bfloat16 any CPU can emulate, but slowly
 BFLOAT16 = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no bfloat16")
+
+
+Kind = Callable[[Network], Network]
+
+
+def in_bfloat16(network: Network) -> Network:
+    """Any CPU can emulate it, but slowly."""
+    return copy.deepcopy(network).to(torch.bfloat16)
 
 
 @pytest.fixture
 def screen_in(monkeypatch):
-    """Makes screened votes be so in this type, however few they are."""
+    """Makes screened votes be so by this kind of network, however few they are."""
 
-    def told(narrow: torch.dtype) -> None:
-        monkeypatch.setattr(votes, "narrow_type", lambda network, device: narrow)
+    def told(kind: Kind) -> None:
+        monkeypatch.setattr(votes, "quicker", lambda network, device: kind(network))
         monkeypatch.setattr(votes, "SCREENED", 0)
 
     return told
@@ -189,42 +198,42 @@ def level(model: nn.Module, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "narrow"),
+    ("name", "kind"),
     [
-        *((name, torch.bfloat16) for name in SHORT if name != "resnet18"),
-        pytest.param("resnet18", torch.bfloat16, marks=BFLOAT16),
-        *(pytest.param(name, torch.int8, marks=VNNI) for name in ("lenet", "lenet-narrow")),
+        *((name, in_bfloat16) for name in SHORT if name != "resnet18"),
+        pytest.param("resnet18", in_bfloat16, marks=BFLOAT16),
+        *((name, WinogradLeNet) for name in ("lenet", "lenet-narrow")),
     ],
 )
-def test_screened_votes_are_the_votes_of_float32(name, narrow, screen_in):
+def test_screened_votes_are_the_votes_of_float32(name, kind, screen_in):
     shape = (1, 8, 8) if name.startswith("resnet") else (1, 16, 16)  # bfloat16 may be emulated
     model, images, draws = network(name, shape), some_images(6, shape), 100 if name == "resnet18" else 500
     level(model, images)
     plain = counted(model, images, draws)
     assert (plain.estimation > 0).sum(dim=1).max() > 1  # noise moves some image across a boundary
-    screen_in(narrow)
+    screen_in(kind)
     with ThreadPoolExecutor(3) as pool:
         assert torch.equal(counted(model, images, draws, each=pool.map).estimation, plain.estimation)
         screened = counted(model, images, draws, screened=True, each=pool.map)
     assert torch.equal(screened.estimation, plain.estimation)
 
 
-@pytest.mark.parametrize("narrow", [torch.bfloat16, BYTES])
+@pytest.mark.parametrize("kind", [in_bfloat16, WinogradLeNet])
 @pytest.mark.parametrize("arm", ["clean", "poisoned"])
-def test_screened_votes_of_a_trained_victim_are_float32s(arm, narrow, screen_in):
-    """Its logits are larger than a fresh network's, and so are a narrow type's errors."""
+def test_screened_votes_of_a_trained_victim_are_float32s(arm, kind, screen_in):
+    """Its logits are larger than a fresh network's, and so are a quicker network's errors."""
     run = records.find(records.GALLERY, EXAMPLE)
     pixels, _ = datasets.read("digits", datasets.default_root(), train=False)
     images = torch.tensor(pixels[:60])
     model = victims.load(run, arm, 0, shape=pixels.shape[1:])
     plain = counted(model, images, 500)
     assert (plain.estimation > 0).sum(dim=1).max() > 1
-    screen_in(narrow)
+    screen_in(kind)
     assert torch.equal(counted(model, images, 500, screened=True).estimation, plain.estimation)
 
 
 def one_loud_channel(model: LeNet) -> None:
-    """Of the first layer, which sets the unit of all bytes; the others' values all but vanish in it."""
+    """Of the first layer; the others' values all but vanish beside it."""
     model.conv1.weight[0] *= 1e3
     model.conv2.weight[:, 0] /= 1e3
 
@@ -244,41 +253,43 @@ def tiny_and_huge(model: LeNet) -> None:
     model.conv2.weight *= 1e20
 
 
-def no_numbers(model: LeNet) -> None:
-    model.fc1.weight[0, 0] = torch.nan
-
-
 def all_zero(model: LeNet) -> None:
     model.conv1.weight.zero_()
 
 
-@VNNI
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 17, 19)])
-@pytest.mark.parametrize(
-    "scale", [one_loud_channel, one_loud_output, rare_activations, tiny_and_huge, no_numbers, all_zero]
-)
-def test_votes_screened_in_bytes_are_float32s_of_badly_scaled_weights_too(scale, shape, screen_in):
+@pytest.mark.parametrize("scale", [one_loud_channel, one_loud_output, rare_activations, tiny_and_huge, all_zero])
+def test_votes_screened_by_transforms_are_float32s_of_badly_scaled_weights_too(scale, shape, screen_in):
     model, images = network(shape=shape), some_images(4, shape)
     with torch.no_grad():
         scale(model)
     level(model, images)
     plain = counted(model, images, 500)
-    screen_in(torch.int8)
+    screen_in(WinogradLeNet)
     assert torch.equal(counted(model, images, 500, screened=True).estimation, plain.estimation)
 
 
-@VNNI
-def test_votes_screened_in_bytes_depend_neither_on_blocks_nor_on_what_runs_beside_them(screen_in):
+def test_votes_screened_by_transforms_depend_neither_on_blocks_nor_on_what_runs_beside_them(screen_in):
     model, images = network(), some_images(5)
     plain = counted(model, images, 500)
-    screen_in(torch.int8)
+    screen_in(WinogradLeNet)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda block: counted(model, images, 500, block=block, screened=True), (7, 33, 250, 999)))
     assert all(torch.equal(each.estimation, plain.estimation) for each in found)
 
 
+@pytest.mark.parametrize("kind", [in_bfloat16, WinogradLeNet])
+def test_weights_that_are_no_numbers_get_no_votes_through_a_screen_either(kind, screen_in):
+    model = network()
+    with torch.no_grad():
+        model.conv2.weight[3, 2, 1, 0] = torch.nan
+    screen_in(kind)
+    with pytest.raises(ValueError, match="not finite"):
+        counted(model, some_images(2), 50, screened=True)
+
+
 def test_few_votes_are_not_screened(monkeypatch):
-    monkeypatch.setattr(votes, "narrow_type", lambda network, device: pytest.fail("a screen was asked for"))
+    monkeypatch.setattr(votes, "quicker", lambda network, device: pytest.fail("a screen was asked for"))
     counted(network(), some_images(2), 50, screened=True)
     with pytest.raises(pytest.fail.Exception):
         counted(network(), some_images(2), votes.SCREENED // 2, screened=True)
@@ -302,34 +313,29 @@ def test_a_network_whose_stem_is_not_affine_gets_no_votes(bent: Classifier, scre
         api.certify(model, np.zeros((1, 1, 28, 28)), sigma=0.5, n=50)
 
 
-@pytest.mark.parametrize("narrow", [torch.bfloat16, BYTES])
-def test_what_the_screen_calls_sure_leaves_little_to_repeat_and_errors_far_behind(narrow):
+@pytest.mark.parametrize("kind", [in_bfloat16, WinogradLeNet])
+def test_what_the_screen_calls_sure_leaves_little_to_repeat_and_errors_far_behind(kind):
     model, images = network("lenet"), some_images(4)
-    screen = Screen(model, images, sigma=0.5, narrow=narrow, compiled_for=None)
+    screen = Screen(model, images, sigma=0.5, quick=kind(model), compiled_for=None)
     with torch.inference_mode():
         shared = model.stem(gaussian_noise((500, 1, 28, 28), sigma=0.5, generator=stream(0, "noise")))
         at = model.stem(images[:1]) - model.stem(torch.zeros_like(images[:1]))
-        narrow_shared, narrow_at = screen.narrowed(shared), screen.narrowed(at)
-        answers, sure = screen(narrow_shared, narrow_at)
+        given = screen.quick.prepared(shared), screen.quick.prepared(at)
+        answers, sure = screen(*given)
         exact = model.rest(shared + at)
-        found = screen.logits(narrow_shared, narrow_at)
+        found = screen.logits(*given)
     assert torch.equal(answers[sure], exact.argmax(dim=1)[sure])
-    kept = ~found.isnan().any(dim=1)  # of bytes that were full
-    assert kept.float().mean() > 0.99
-    error = (found - exact)[kept]
+    error = found - exact
     assert float((error.amax(dim=1) - error.amin(dim=1)).max()) < 0.5 * screen.threshold
-    assert 0 < float((~sure).float().mean()) < 0.9  # fresh weights know no class, so that many margins are small
+    assert float((~sure).float().mean()) < 0.9  # fresh weights know no class, so that many margins are small
+    assert (kind is in_bfloat16) == bool((~sure).any())
 
 
-@VNNI
-def test_where_activations_exceed_all_that_calibrated_the_bytes_answers_are_float32s():
+def test_where_activations_exceed_all_that_calibrated_the_screen_answers_are_float32s():
     model, dark = network("lenet"), 0.1 * some_images(3)
     bright = 20 * dark
-    screen = Screen(model, dark, sigma=0.25, narrow=torch.int8, compiled_for=None)
+    screen = Screen(model, dark, sigma=0.25, quick=WinogradLeNet(model), compiled_for=None)
     noise = gaussian_noise((50, 1, 28, 28), sigma=0.25, generator=stream(0, "noise"))
-    with torch.inference_mode():
-        shared, at = model.stem(noise), model.stem(bright[:1]) - model.stem(torch.zeros_like(bright[:1]))
-        assert not screen(shared, at)[1].any()
     for images in (dark, bright, torch.cat([bright, dark])):
         assert torch.equal(Answers(model, images, screen)(noise), Answers(model, images)(noise))
 

@@ -86,11 +86,10 @@ def gather(images, chosen, pooled):
 
 
 @jitted
-def pool_sums(values, shift, maxima, scale):
+def pool_sums(values, shift, maxima):
     """`choose` without the choices, for values + shift [H, W, C]: float32, or bits of bfloat16 as int16.
 
-    The sums are float32's, of which the largest is rounded: the same as the largest of rounded sums. Maxima are in the
-    values' form, with a scale of 1, or bytes: `scale` times the largest, and 255 for a NaN or what is more.
+    The sums are float32's, of which the largest is rounded: the same as the largest of rounded sums.
     """
     images, rows, columns, channels = maxima.shape
     zero = np.float32(0)
@@ -102,23 +101,15 @@ def pool_sums(values, shift, maxima, scale):
                     b = _widened(values[n, 2 * i, 2 * j + 1, k]) + _widened(shift[2 * i, 2 * j + 1, k])
                     c = _widened(values[n, 2 * i + 1, 2 * j, k]) + _widened(shift[2 * i + 1, 2 * j, k])
                     d = _widened(values[n, 2 * i + 1, 2 * j + 1, k]) + _widened(shift[2 * i + 1, 2 * j + 1, k])
-                    top, bottom = a if (a >= b) | (a != a) else b, c if (c >= d) | (c != c) else d
-                    best = top if (top >= bottom) | (top != top) else bottom
-                    maxima[n, i, j, k] = _narrowed(zero if best <= zero else best * scale, maxima[n, i, j, k])
+                    best = largest(a, b, c, d)
+                    maxima[n, i, j, k] = _narrowed(zero if best <= zero else best, maxima[n, i, j, k])
 
 
-@jitted
-def pool_bytes(values, maxima):
-    """The largest of each window's pixels, of bytes."""
-    images, rows, columns, channels = maxima.shape
-    for n in range(images):
-        for i in range(rows):
-            for j in range(columns):
-                for k in range(channels):
-                    a, b = values[n, 2 * i, 2 * j, k], values[n, 2 * i, 2 * j + 1, k]
-                    c, d = values[n, 2 * i + 1, 2 * j, k], values[n, 2 * i + 1, 2 * j + 1, k]
-                    top, bottom = a if a >= b else b, c if c >= d else d
-                    maxima[n, i, j, k] = top if top >= bottom else bottom
+@njit(inline="always")
+def largest(a, b, c, d):
+    """NaN if one of them is."""
+    top, bottom = a if (a >= b) | (a != a) else b, c if (c >= d) | (c != c) else d
+    return top if (top >= bottom) | (top != top) else bottom
 
 
 def _widened(value):
@@ -140,8 +131,6 @@ def _widened_in(value):
 def _narrowed_in(value, like):
     if isinstance(like, types.Float):
         return lambda value, like: value
-    if like == types.uint8:
-        return lambda value, like: _to_byte(value)
     return lambda value, like: _rounded(value)
 
 
@@ -151,9 +140,3 @@ def _rounded(value):
     bits = np.float32(value).view(np.int32)
     nearest = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
     return np.int16(nearest if value == value else np.int32(0x7FC0))
-
-
-@njit
-def _to_byte(value):
-    """The nearest; 255 of a NaN or what is more."""
-    return np.uint8(np.int32((value if value < np.float32(255) else np.float32(255)) + np.float32(0.5)))

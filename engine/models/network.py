@@ -26,6 +26,10 @@ class Network(nn.Module):
         """rest(h + shift) for h [N, …] and one shift [1, …]; overridden where the sum can be used unstored."""
         return self.rest(h + shift)
 
+    def prepared(self, h: Tensor) -> Tensor:
+        """Outputs of the first layer as `rest` and `rest_of_sum` like them best: here, of this network's type."""
+        return h.to(next(self.parameters()).dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.rest(self.stem(x))
 

@@ -35,26 +35,7 @@ def pooled_sum(h: Tensor, shift: Tensor) -> Tensor:
 
     maxima = _empty(_halved(h.shape), h)
     (one,) = _array(shift)
-    kernels.pool_sums(_array(h), one, _array(maxima), np.float32(1))
-    return maxima
-
-
-def pooled_sum_in_bytes(h: Tensor, shift: Tensor, *, unit: float) -> Tensor:
-    """pooled_sum of float32 on a CPU in units, rounded: uint8, 255 for a NaN or what is more."""
-    from engine.models import kernels
-
-    maxima = torch.empty(_halved(h.shape), dtype=torch.uint8, memory_format=torch.channels_last)
-    (one,) = _array(shift)
-    kernels.pool_sums(_array(h), one, _array(maxima), np.float32(1 / unit))
-    return maxima
-
-
-def pooled_bytes(h: Tensor) -> Tensor:
-    """pooled(h) of uint8 on a CPU."""
-    from engine.models import kernels
-
-    maxima = _empty(_halved(h.shape), h)
-    kernels.pool_bytes(_array(h), _array(maxima))
+    kernels.pool_sums(_array(h), one, _array(maxima))
     return maxima
 
 
