@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from engine.compiling import can_compile, compiled
-from engine.models.lenet import LeNet
+from engine.models.lenet import LeNet, WinogradLeNet
 from engine.models.network import Network
-from engine.models.winograd import WinogradLeNet
 from engine.replay import ParallelMap, gpu_lock
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream

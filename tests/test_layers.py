@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from engine.experiment.protocol import pool_of_workers
 from engine.models import build
 from engine.models.convolution import as_product, convolved
-from engine.models.pooling import convolved_and_pooled, pooled, pooled_sum
+from engine.models.pooling import TILED, convolved_and_pooled, pooled, pooled_sum
 from engine.streams import stream
 
 
@@ -143,6 +143,23 @@ def test_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders
 
     for pair in zip(derivatives(ours), derivatives(theirs), strict=True):
         assert torch.allclose(*pair, rtol=1e-10)
+
+
+@pytest.mark.parametrize("channels", [8, 20])
+def test_by_transforms_of_tiles_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders(channels):
+    layer, images = drawn(nn.Conv2d(channels, 50, 5)), TILED + 5
+    x = torch.rand(images, channels, 12, 13, generator=stream(0, "x"), dtype=torch.float64)
+
+    def derivatives(compute: Callable[[nn.Conv2d, Tensor], Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        given = [each.detach().to(dtype).requires_grad_() for each in (x, *layer.parameters())]
+        values = function_of(layer.to(dtype), compute)(*given)
+        first = torch.autograd.grad(values.pow(3).mean(), given, create_graph=True)
+        second = torch.autograd.grad(sum(each.square().sum() for each in first), given)
+        return (values, *first, *second)
+
+    theirs = derivatives(convolved_and_pooled_by_torch, torch.float64)
+    for ours, exact in zip(derivatives(convolved_and_pooled, torch.float32), theirs, strict=True):
+        assert (ours - exact).norm() <= 1e-5 * exact.norm()
 
 
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (True,) * 3])

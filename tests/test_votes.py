@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from engine import api, datasets, records, votes
 from engine.experiment import victims
 from engine.models import BUILDERS, build
-from engine.models.lenet import LeNet
+from engine.models.lenet import LeNet, WinogradLeNet
 from engine.models.network import Network
-from engine.models.winograd import WinogradLeNet
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 from engine.votes import Answers, Screen, Votes, count_votes, has_bfloat16

@@ -62,3 +62,35 @@ class LeNet(Network):
         h = convolved_and_pooled(self.conv2, h)
         h = h.permute(0, 2, 3, 1).flatten(1)  # [N, 800] in (H, W, C) order: free in channels_last, and as Keras has it
         return self.fc2(F.relu(self.fc1(h)))
+
+
+class WinogradLeNet(Network):
+    """What follows the first layer of a LeNet, without gradients, on a CPU; its second convolution by transforms."""
+
+    @torch.inference_mode()
+    def __init__(self, exact: LeNet) -> None:
+        super().__init__()
+        from engine.models.winograd import Tiled
+
+        self._exact, self._second = exact, Tiled(exact.conv2.weight, exact.conv2.bias)
+
+    def prepared(self, h: Tensor) -> Tensor:
+        """[M, C, H, W] with the draws last in memory."""
+        from engine.models.winograd import images_last
+
+        return images_last(h).permute(3, 2, 0, 1)
+
+    def rest(self, h: Tensor) -> Tensor:
+        return self.rest_of_sum(h, torch.zeros_like(h[:1]))
+
+    def rest_of_sum(self, h: Tensor, shift: Tensor) -> Tensor:
+        from engine.models import tiles
+
+        shared, at = h.permute(2, 3, 1, 0).contiguous(), shift[0].permute(1, 2, 0).contiguous()
+        height, width, channels, draws = shared.shape
+        pooled = h.new_empty(height // 2, width // 2, channels, draws)
+        tiles.pool(shared.numpy(), at.numpy(), pooled.numpy())
+        maxima, _ = self._second.maxima(pooled)
+        fc1, fc2 = self._exact.fc1, self._exact.fc2
+        hidden = torch.addmm(fc1.bias[:, None], fc1.weight, maxima.view(-1, draws)).relu_()
+        return torch.addmm(fc2.bias[:, None], fc2.weight, hidden).T

@@ -11,6 +11,7 @@ from engine.models.convolution import convolved, is_differentiated
 
 # Bits of bfloat16 as integers: infinity, minus infinity, a NaN. See `kernels.choose`.
 BITS = 0x7F80, 0xFF80 - 2**16, 0x7FC0
+TILED = 16  # images from which on transforms of tiles, which go over images, are worth it
 
 
 def pooled(h: Tensor) -> Tensor:
@@ -59,7 +60,13 @@ class _ConvolvedAndPooled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        maxima, chosen = _chosen(F.conv2d(h, weight, bias))
+        if _is_tiled(h):
+            from engine.models.winograd import Tiled, images_first, images_last
+
+            maxima, chosen = map(images_first, Tiled(weight, bias).maxima(images_last(h)))
+            chosen = chosen.permute(0, 2, 3, 1)
+        else:
+            maxima, chosen = _chosen(F.conv2d(h, weight, bias))
         ctx.save_for_backward(h, weight, chosen)
         return maxima
 
@@ -68,6 +75,26 @@ class _ConvolvedAndPooled(torch.autograd.Function):
         h, weight, chosen = ctx.saved_tensors
         of_images, *of_layer = ctx.needs_input_grad
         return _Gradients.apply(gradient, h, weight, chosen, of_images, any(of_layer))
+
+
+class _ConvolvedAndPicked(torch.autograd.Function):
+    """The outputs of a convolution that were chosen before, for other images and weights: linear in either."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor) -> Tensor:
+        ctx.save_for_backward(h, weight, chosen)
+        if _is_tiled(h):
+            from engine.models.winograd import Tiled, images_first, images_last
+
+            return images_first(Tiled(weight, bias).picked(images_last(h), images_last(chosen.permute(0, 3, 1, 2))))
+        outputs = F.conv2d(h, weight, bias)
+        return _Picked.apply(outputs, chosen, outputs.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight, chosen = ctx.saved_tensors
+        of_images, *of_layer, _ = ctx.needs_input_grad
+        return *_Gradients.apply(gradient, h, weight, chosen, of_images, any(of_layer)), None
 
 
 class _Gradients(torch.autograd.Function):
@@ -110,8 +137,7 @@ class _Gradients(torch.autograd.Function):
         maxima = pixels = slopes = None
         if wanted and factors:
             images, weights = (torch.cat(each, dim=1) for each in zip(*factors, strict=True))  # one sum, not two
-            outputs = F.conv2d(images, weights, of_biases)
-            maxima = _Picked.apply(outputs, chosen, outputs.shape)
+            maxima = _ConvolvedAndPicked.apply(images, weights, of_biases, chosen)
         wants_images, wants_weights = wants_images and of_weights is not None, wants_weights and of_images is not None
         if wants_images or wants_weights:
             images, weights = h if of_images is None else of_images, weight if of_weights is None else of_weights
@@ -168,6 +194,11 @@ class _Picked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return _Spread.apply(gradient, *ctx.saved_tensors, ctx.shape), None, None
+
+
+def _is_tiled(h: Tensor) -> bool:
+    """Whether a convolution of these images is quicker by transforms of tiles: of several channels and many images."""
+    return h.dtype == torch.float32 and h.shape[1] > 1 and len(h) >= TILED
 
 
 def _chosen(h: Tensor) -> tuple[Tensor, Tensor]:

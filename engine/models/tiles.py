@@ -10,9 +10,9 @@ Source: Lavin and Gray 2016, arXiv:1509.09308, after Winograd and Toom and Cook.
 import numpy as np
 from numba import njit
 
-from engine.models.kernels import jitted, largest
+from engine.models.kernels import NONE, jitted, largest
 
-SIDE = 5  # of the kernel
+SIDE = 5  # of a kernel
 _SCALES = {0: 1, 1: -2 / 9, -1: -2 / 9, 2: 1 / 90, -2: 1 / 90, 1 / 2: 32 / 45, -1 / 2: 32 / 45}
 OF_KERNEL = np.array(
     [*([scale * x**k for k in range(SIDE)] for x, scale in _SCALES.items()), [0, 0, 0, 0, 1]]
@@ -20,39 +20,47 @@ OF_KERNEL = np.array(
 
 
 @jitted
-def into_tiles(shared, shift, tiles, across):
-    """ReLU and 2×2 pooling of shared + shift, and transforms of its tiles, which begin four pixels from each other.
-
-    Args:
-        shared, shift: [H, W, C, M] and [H, W, C].
-        tiles: [8, 8, C, tiles, M], filled: `across` in a row. Pixels beyond the pooled images are 0.
-    """
-    height, width, channels, draws = shared.shape
-    down = tiles.shape[3] // across
+def pool(shared, shift, pooled):
+    """ReLU and 2×2 pooling of shared [H, W, C, M] + shift [H, W, C] → pooled [H // 2, W // 2, C, M]."""
+    rows, columns, channels, draws = pooled.shape
     zero = shared.dtype.type(0)
-    pooled = np.zeros((4 * down + 4, 4 * across + 4, draws), shared.dtype)
-    lines = np.empty((8, 4 * across + 4, draws), shared.dtype)
-    rows, columns = min(height // 2, len(pooled)), min(width // 2, pooled.shape[1])  # an odd last one may be left over
-    for k in range(channels):
-        for i in range(rows):
-            for j in range(columns):
+    for i in range(rows):
+        for j in range(columns):
+            for k in range(channels):
                 a, b = shift[2 * i, 2 * j, k], shift[2 * i, 2 * j + 1, k]
                 c, d = shift[2 * i + 1, 2 * j, k], shift[2 * i + 1, 2 * j + 1, k]
                 for m in range(draws):
                     p, q = shared[2 * i, 2 * j, k, m] + a, shared[2 * i, 2 * j + 1, k, m] + b
                     r, s = shared[2 * i + 1, 2 * j, k, m] + c, shared[2 * i + 1, 2 * j + 1, k, m] + d
                     best = largest(p, q, r, s)
-                    pooled[i, j, m] = zero if best <= zero else best
+                    pooled[i, j, k, m] = zero if best <= zero else best
+
+
+@jitted
+def into_tiles(images, tiles, across):
+    """Transforms of tiles of images [H, W, C, M], which begin four pixels from each other.
+
+    Args:
+        tiles: [8, 8, C, tiles, M], filled: `across` in a row. Pixels beyond the images are 0.
+    """
+    height, width, channels, draws = images.shape
+    down = tiles.shape[3] // across
+    lines = np.zeros((8, 4 * across + 4, draws), images.dtype)
+    pixels = np.zeros((8, draws), images.dtype)
+    for k in range(channels):
         for row in range(down):
-            y = 4 * row
-            for x in range(4 * across + 4):
+            for x in range(min(width, 4 * across + 4)):
+                for i in range(8):
+                    y = 4 * row + i
+                    for m in range(draws):
+                        pixels[i, m] = images[y, x, k, m] if y < height else images.dtype.type(0)
                 for m in range(draws):
                     (
                         lines[0, x, m], lines[1, x, m], lines[2, x, m], lines[3, x, m],
                         lines[4, x, m], lines[5, x, m], lines[6, x, m], lines[7, x, m],
                     ) = _of_pixels(
-                        pooled[y, x, m], pooled[y + 1, x, m], pooled[y + 2, x, m], pooled[y + 3, x, m],
-                        pooled[y + 4, x, m], pooled[y + 5, x, m], pooled[y + 6, x, m], pooled[y + 7, x, m],
+                        pixels[0, m], pixels[1, m], pixels[2, m], pixels[3, m],
+                        pixels[4, m], pixels[5, m], pixels[6, m], pixels[7, m],
                     )  # fmt: skip
             for u in range(8):
                 for column in range(across):
@@ -70,12 +78,12 @@ def into_tiles(shared, shift, tiles, across):
 
 
 @jitted
-def out_of_tiles(products, biases, maxima, across):
+def maxima_of_tiles(products, biases, maxima, chosen, across):
     """Outputs, of which `products` are the transforms, plus biases; then ReLU and 2×2 pooling.
 
     Args:
         products: [8, 8, K, tiles, M]; biases: [K].
-        maxima: [H, W, K, M], filled.
+        maxima: [H, W, K, M], filled; chosen: the same, which pixels they were, as kernels.choose gives it.
     """
     _, _, channels, count, draws = products.shape
     height, width = maxima.shape[:2]
@@ -84,33 +92,61 @@ def out_of_tiles(products, biases, maxima, across):
     outputs = np.empty((4, 4, draws), products.dtype)
     for k in range(channels):
         for tile in range(count):
-            for u in range(8):
-                for m in range(draws):
-                    lines[u, 0, m], lines[u, 1, m], lines[u, 2, m], lines[u, 3, m] = _outputs(
-                        products[u, 0, k, tile, m], products[u, 1, k, tile, m],
-                        products[u, 2, k, tile, m], products[u, 3, k, tile, m],
-                        products[u, 4, k, tile, m], products[u, 5, k, tile, m],
-                        products[u, 6, k, tile, m], products[u, 7, k, tile, m],
-                    )  # fmt: skip
-            for v in range(4):
-                for m in range(draws):
-                    outputs[0, v, m], outputs[1, v, m], outputs[2, v, m], outputs[3, v, m] = _outputs(
-                        lines[0, v, m], lines[1, v, m], lines[2, v, m], lines[3, v, m],
-                        lines[4, v, m], lines[5, v, m], lines[6, v, m], lines[7, v, m],
-                    )  # fmt: skip
+            _outputs_of(products, k, tile, lines, outputs)
             top, left = 2 * (tile // across), 2 * (tile % across)
             for i in range(min(2, height - top)):
                 for j in range(min(2, width - left)):
                     y, x = 2 * i, 2 * j
                     for m in range(draws):
-                        a, b, c, d = (
-                            outputs[y, x, m],
-                            outputs[y, x + 1, m],
-                            outputs[y + 1, x, m],
-                            outputs[y + 1, x + 1, m],
-                        )
-                        best = largest(a, b, c, d) + biases[k]
+                        a, b = outputs[y, x, m], outputs[y, x + 1, m]
+                        c, d = outputs[y + 1, x, m], outputs[y + 1, x + 1, m]
+                        best = largest(a, b, c, d)
+                        which = np.uint8(2) if c == best else np.uint8(3)
+                        which = np.uint8(1) if b == best else which
+                        which = np.uint8(0) if a == best else which
+                        best += biases[k]
                         maxima[top + i, left + j, k, m] = zero if best <= zero else best
+                        chosen[top + i, left + j, k, m] = NONE if best <= zero else which
+
+
+@jitted
+def picked_of_tiles(products, biases, picked, chosen, across):
+    """Of the same outputs those that were chosen, or 0 → picked [H, W, K, M]."""
+    _, _, channels, count, draws = products.shape
+    height, width = picked.shape[:2]
+    zero = products.dtype.type(0)
+    lines = np.empty((8, 4, draws), products.dtype)
+    outputs = np.empty((4, 4, draws), products.dtype)
+    for k in range(channels):
+        for tile in range(count):
+            _outputs_of(products, k, tile, lines, outputs)
+            top, left = 2 * (tile // across), 2 * (tile % across)
+            for i in range(min(2, height - top)):
+                for j in range(min(2, width - left)):
+                    for m in range(draws):
+                        which = chosen[top + i, left + j, k, m]
+                        pixel = which & 3
+                        value = outputs[2 * i + (pixel >> 1), 2 * j + (pixel & 1), m] + biases[k]
+                        picked[top + i, left + j, k, m] = value if which == pixel else zero
+
+
+@njit(inline="always")
+def _outputs_of(products, k, tile, lines, outputs):
+    """The 4×4 outputs of a tile and a channel: outputs [4, 4, M]; lines [8, 4, M] hold what is between."""
+    for u in range(8):
+        for m in range(outputs.shape[2]):
+            lines[u, 0, m], lines[u, 1, m], lines[u, 2, m], lines[u, 3, m] = _outputs(
+                products[u, 0, k, tile, m], products[u, 1, k, tile, m],
+                products[u, 2, k, tile, m], products[u, 3, k, tile, m],
+                products[u, 4, k, tile, m], products[u, 5, k, tile, m],
+                products[u, 6, k, tile, m], products[u, 7, k, tile, m],
+            )  # fmt: skip
+    for v in range(4):
+        for m in range(outputs.shape[2]):
+            outputs[0, v, m], outputs[1, v, m], outputs[2, v, m], outputs[3, v, m] = _outputs(
+                lines[0, v, m], lines[1, v, m], lines[2, v, m], lines[3, v, m],
+                lines[4, v, m], lines[5, v, m], lines[6, v, m], lines[7, v, m],
+            )  # fmt: skip
 
 
 @njit(inline="always")
