@@ -61,10 +61,9 @@ class _ConvolvedAndPooled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if _is_tiled(h):
-            from engine.models.winograd import Tiled, images_first, images_last
+            from engine.models import winograd
 
-            maxima, chosen = map(images_first, Tiled(weight, bias).maxima(images_last(h)))
-            chosen = chosen.permute(0, 2, 3, 1)
+            maxima, chosen = winograd.convolved_and_pooled(h, weight, bias)
         else:
             maxima, chosen = _chosen(F.conv2d(h, weight, bias))
         ctx.save_for_backward(h, weight, chosen)
@@ -84,9 +83,9 @@ class _ConvolvedAndPicked(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor) -> Tensor:
         ctx.save_for_backward(h, weight, chosen)
         if _is_tiled(h):
-            from engine.models.winograd import Tiled, images_first, images_last
+            from engine.models import winograd
 
-            return images_first(Tiled(weight, bias).picked(images_last(h), images_last(chosen.permute(0, 3, 1, 2))))
+            return winograd.convolved_and_picked(h, weight, bias, chosen)
         outputs = F.conv2d(h, weight, bias)
         return _Picked.apply(outputs, chosen, outputs.shape)
 

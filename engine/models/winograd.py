@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.models import tiles
 
 SIDE = 5  # of a kernel
+PART = 200  # images whose tiles a CPU's cache holds
 
 
 class Tiled:
@@ -46,6 +47,20 @@ class Tiled:
         tiles.into_tiles(images.numpy(), of_images.numpy(), across)
         products = torch.bmm(self._kernels, of_images.view(64, channels, -1))
         return products.view(8, 8, -1, down * across, number).numpy(), size, across
+
+
+def convolved_and_pooled(h: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(ReLU of the maxima of outputs at h [M, C, H, W], which they were [M, H', W', K])."""
+    tiled = Tiled(weight, bias)
+    found = (map(images_first, tiled.maxima(images_last(some))) for some in h.split(PART))
+    maxima, chosen = map(torch.cat, zip(*found, strict=True))
+    return maxima, chosen.permute(0, 2, 3, 1)
+
+
+def convolved_and_picked(h: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor) -> Tensor:
+    """The outputs at h that were chosen [M, H', W', K] before, or 0."""
+    tiled, parts = Tiled(weight, bias), zip(h.split(PART), chosen.permute(0, 3, 1, 2).split(PART), strict=True)
+    return torch.cat([images_first(tiled.picked(*map(images_last, part))) for part in parts])
 
 
 def images_last(h: Tensor) -> Tensor:
