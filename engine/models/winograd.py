@@ -1,4 +1,4 @@
-"""Convolutions of 5×5 with 2×2 pooling behind them, by transforms of tiles: a fifth of the products, on a CPU.
+"""Convolutions of 5×5 with 2×2 pooling behind them, by transforms of tiles: a sixth of the products, on a CPU.
 
 Errors are about a millionth of the largest output. Images, or noise draws, are last in memory here, [H, W, C, M], since
 the loops of tiles.py go over them. Importing it takes half a second, as Numba does.
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from engine.models import tiles
+from engine.models.tiles import SIDE
 
-SIDE = 5  # of a kernel
 PART = 200  # images whose tiles a CPU's cache holds
 
 
