@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.measure import Comparison, Side
 from benchmarks.ours import N0
 from engine.costs import workers_for
-from engine.votes import has_bfloat16
+from engine.votes import has_bfloat16, has_matrices_of_bfloat16
 
 CERTIFIED = dict(victims=2, images=16, n=1000)
 LONG, SHORT = dict(victims=2, images=100, n=20_000), dict(victims=2, images=16, n=5000)  # as for a paper, and less
@@ -21,12 +21,14 @@ TRAINERS = {
     "smoothadv": "ART's SmoothAdv trainer, other work: its attack is in L∞",
     "macer": "ART's MACER trainer",
 }
-NARROW = "bfloat16" if has_bfloat16() else "float32"  # the engine's products but for the attack's
+# The engine's products, in training and in votes; the attack's are float32's.
+TRAINED_IN = "bfloat16" if has_bfloat16() else "float32"
+VOTED_IN = "bfloat16" if has_matrices_of_bfloat16() else "float32"
 
 
 def certification() -> list[Comparison]:
     what = "{victims} victims, {images} images each, n = {n}".format(**CERTIFIED)
-    engine = Side("engine", "tasks.engine_certification", CERTIFIED, "engine", precision=NARROW)
+    engine = Side("engine", "tasks.engine_certification", CERTIFIED, "engine", precision=VOTED_IN)
     plain = _plain("Cohen's loop, batch 400", "tasks.plain_certification", CERTIFIED)
     peers = [
         Side(label, "tasks.peer_certification", CERTIFIED | dict(batch_size=size))
@@ -52,7 +54,7 @@ def training() -> list[Comparison]:
     for procedure, images in TRAINED.items():
         settings = dict(procedure=procedure, victims=workers_for("cpu"), images=images, batch_size=200)
         what = f"{procedure}: an epoch of {images} images for each of {settings['victims']} victims, batch 200"
-        engine = Side("engine", "tasks.engine_training", settings, "engine", precision=NARROW)
+        engine = Side("engine", "tasks.engine_training", settings, "engine", precision=TRAINED_IN)
         plain = _plain("plain loop", "tasks.plain_training", settings)
         found.append(Comparison(what, engine, (*plain, Side(TRAINERS[procedure], "tasks.peer_training", settings))))
         if procedure == "gaussian":
@@ -82,7 +84,7 @@ def attack() -> list[Comparison]:
 
 def quick() -> list[Comparison]:
     what = "{victims} victims, each {epochs} epochs of 3000 images, {images} certified at n = {n}".format(**NINE)
-    engine = Side("engine", "tasks.engine_victims", NINE, "engine", precision=NARROW)
+    engine = Side("engine", "tasks.engine_victims", NINE, "engine", precision=TRAINED_IN)
     half = NINE | dict(epochs=NINE["epochs"] // 2, images=NINE["images"] // 2)
     others = (
         replace(engine, label="engine, a process for each core", task="tasks.engine_victims_in_processes"),

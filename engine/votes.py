@@ -47,12 +47,17 @@ def has_bfloat16(device: torch.device | str = "cpu") -> bool:
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def has_matrices_of_bfloat16() -> bool:
+    """Whether this CPU multiplies whole matrices of bfloat16 (AMX)."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def quicker(network: Network, device: torch.device) -> Network | None:
     """Nearly the same function in less time, for `Screen`: a LeNet by transforms of tiles, any network in bfloat16.
 
-    None where neither is quicker. On a CPU bfloat16 is so for a LeNet if there are instructions for whole matrices.
+    None where neither is quicker; the transforms are on a CPU, unless it multiplies matrices of bfloat16.
     """
-    if device.type == "cpu" and isinstance(network, LeNet) and not torch.cpu.get_capabilities().get("amx_bf16"):
+    if device.type == "cpu" and type(network) is LeNet and not has_matrices_of_bfloat16():  # a subclass may do more
         return WinogradLeNet(network)
     return copy.deepcopy(network).to(torch.bfloat16).eval() if has_bfloat16(device) else None
 
@@ -110,10 +115,10 @@ def count_votes(
     if isinstance(base_classifier, Network):
         _check_stem(base_classifier, images, sigma=sigma)
         pays = screened and len(images) * (n0 + n) >= SCREENED
-        aligned = base_classifier.aligned() if pays and images.device.type == "cuda" else base_classifier
-        quick = quicker(aligned, images.device) if pays else None
+        if pays and images.device.type == "cuda":
+            base_classifier = base_classifier.aligned()
+        quick = quicker(base_classifier, images.device) if pays else None
         if quick is not None:
-            base_classifier = aligned
             compiled_for = block if len(images) * n >= COMPILED and can_compile(images.device) else None
             screen = Screen(base_classifier, images, sigma=sigma, quick=quick, compiled_for=compiled_for)
     for positions, generator in groups:

@@ -15,10 +15,11 @@ from engine.choices import SMALLEST_SIDE
 from engine.hypergradient import hessian
 from engine.models import BUILDERS, build, flat_weights, with_weights
 from engine.models.initialise import he_normal, he_normal_truncated
-from engine.models.lenet import LeNet
+from engine.models.lenet import LeNet, WinogradLeNet
 from engine.models.resnet import SameConv2d, same_padding
 from engine.records import write_tensors
 from engine.streams import stream
+from engine.votes import quicker
 from tests import textbook
 
 LENETS = ("lenet", "lenet-narrow", "lenet-torch")
@@ -350,3 +351,14 @@ def test_the_aligned_network_is_the_same_function_and_a_copy(architecture):
 def test_an_aligned_lenet_has_widths_in_powers_of_two():
     aligned = LeNet((1, 28, 28), 10, widths=(2, 20, 33)).aligned()
     assert [len(layer.weight) for layer in (aligned.conv1, aligned.conv2, aligned.fc1, aligned.fc2)] == [8, 32, 64, 10]
+
+
+def test_a_lenet_with_another_step_in_it_is_trained_and_certified_as_what_it_is():
+    class Halved(LeNet):
+        def rest(self, h: Tensor) -> Tensor:
+            return super().rest(h / 2)
+
+    model, x = Halved((1, 28, 28), 10), torch.rand(20, 1, 28, 28, generator=stream(0, "x"))
+    assert torch.equal(model(x), model.rest(model.stem(x)))
+    assert not torch.allclose(model(x), LeNet.rest(model, model.stem(x)))
+    assert quicker(model, x.device) is None or not isinstance(quicker(model, x.device), WinogradLeNet)

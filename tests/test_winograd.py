@@ -32,7 +32,7 @@ def test_values_at_points_times_values_at_points_are_a_convolutions_outputs():
     """In one dimension and in float64: the algorithm itself, without the rounding of a network."""
     random = np.random.default_rng(0)
     kernel, pixels = random.normal(size=5), random.normal(size=8)
-    found = tiles._outputs.py_func(*((tiles.OF_KERNEL @ kernel) * tiles._of_pixels.py_func(*pixels)))
+    found = tiles._outputs.py_func(*((tiles.OF_LINE @ kernel) * tiles._of_pixels.py_func(*pixels)))
     np.testing.assert_allclose(found, [pixels[i : i + 5] @ kernel for i in range(4)], rtol=1e-12, atol=1e-12)
 
 

@@ -14,9 +14,9 @@ from engine.models.kernels import NONE, jitted, largest
 
 SIDE = 5  # of a kernel
 _SCALES = {0: 1, 1: -2 / 9, -1: -2 / 9, 2: 1 / 90, -2: 1 / 90, 1 / 2: 32 / 45, -1 / 2: 32 / 45}
-OF_KERNEL = np.array(
-    [*([scale * x**k for k in range(SIDE)] for x, scale in _SCALES.items()), [0, 0, 0, 0, 1]]
-)  # [8, 5]
+_VALUES = [[scale * x**k for k in range(SIDE)] for x, scale in _SCALES.items()]
+OF_LINE = np.array([*_VALUES, [0, 0, 0, 0, 1]])  # [8, 5]: a kernel's line → its values at all points
+OF_KERNEL = np.kron(OF_LINE, OF_LINE)  # [64, 25]: the same of a whole kernel
 
 
 @jitted
@@ -106,7 +106,7 @@ def maxima_of_tiles(products, biases, maxima, chosen, across):
                         which = np.uint8(0) if a == best else which
                         best += biases[k]
                         maxima[top + i, left + j, k, m] = zero if best <= zero else best
-                        chosen[top + i, left + j, k, m] = NONE if best <= zero else which
+                        chosen[top + i, left + j, k, m] = which if best > zero else NONE
 
 
 @jitted

@@ -18,8 +18,7 @@ class Tiled:
     """A convolution by weights [K, C, 5, 5] and biases [K], of images [H, W, C, M]."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        once = torch.from_numpy(np.kron(tiles.OF_KERNEL, tiles.OF_KERNEL))  # [64, 25]
-        kernels = once @ weight.double().permute(2, 3, 0, 1).reshape(SIDE * SIDE, -1)
+        kernels = torch.from_numpy(tiles.OF_KERNEL) @ weight.double().permute(2, 3, 0, 1).reshape(SIDE * SIDE, -1)
         self._kernels = kernels.to(weight.dtype).unflatten(1, weight.shape[:2])  # [64, K, C]
         self._biases = (weight.new_zeros(len(weight)) if bias is None else bias).numpy()
 
