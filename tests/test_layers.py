@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from engine.experiment.protocol import pool_of_workers
 from engine.models import build
 from engine.models.convolution import as_product, convolved
-from engine.models.pooling import TILED, convolved_and_pooled, pooled, pooled_sum
+from engine.models.convolved_pooling import TILED, convolved_and_pooled
+from engine.models.pooling import pooled, pooled_sum
 from engine.streams import stream
 
 

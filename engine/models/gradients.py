@@ -1,4 +1,4 @@
-"""Loops for gradients of convolutions, compiled by Numba: for convolution.py and pooling.py.
+"""Loops for gradients of convolutions, compiled by Numba: for convolution.py and convolved_pooling.py.
 
 The innermost loops become vector instructions, those of `loops` since the length of a row is a constant there.
 """

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.models.convolution import convolved
+from engine.models.convolved_pooling import convolved_and_pooled
 from engine.models.network import Network, Shape
-from engine.models.pooling import convolved_and_pooled, pooled, pooled_sum
+from engine.models.pooling import pooled, pooled_sum
 
 
 class LeNet(Network):

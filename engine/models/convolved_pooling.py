@@ -1,0 +1,121 @@
+"""A convolution with pooling behind it, in one step on a CPU where it is differentiated, and its derivatives."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.models.convolution import convolved, is_differentiated
+from engine.models.pooling import Picked, array_of, chosen_maxima, pooled
+
+TILED = 16  # images from which on transforms of tiles, which go over images, are worth it
+
+
+def convolved_and_pooled(layer: nn.Conv2d, h: Tensor) -> Tensor:
+    """pooled(convolved(layer, h)); on a CPU a LeNet's two convolutions have derivatives of our own."""
+    if h.device.type == "cpu" and is_differentiated(h) and layer.kernel_size == (5, 5):
+        from engine.models.gradients import ROWS
+
+        if layer.in_channels == 1 or 5 * layer.in_channels in ROWS:
+            return _ConvolvedAndPooled.apply(h.to(memory_format=torch.channels_last), layer.weight, layer.bias)
+    return pooled(convolved(layer, h))
+
+
+class _ConvolvedAndPooled(torch.autograd.Function):
+    """A convolution and the maxima of its outputs: its derivatives know which outputs those were.
+
+    At most one in four has a gradient, and none where ReLU is 0, which is most often; torch is given all the zeros and
+    multiplies them. Here each output that has a gradient adds its rows of weights or of images, in an order of its own,
+    in a fraction of the time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if _is_tiled(h):
+            from engine.models import winograd
+
+            maxima, chosen = winograd.convolved_and_pooled(h, weight, bias)
+        else:
+            maxima, chosen = chosen_maxima(F.conv2d(h, weight, bias))
+        ctx.save_for_backward(h, weight, chosen)
+        return maxima
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight, chosen = ctx.saved_tensors
+        of_images, *of_layer = ctx.needs_input_grad
+        return _Gradients.apply(gradient, h, weight, chosen, of_images, any(of_layer))
+
+
+class _ConvolvedAndPicked(torch.autograd.Function):
+    """The outputs of a convolution that were chosen before, for other images and weights: linear in either."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor) -> Tensor:
+        ctx.save_for_backward(h, weight, chosen)
+        if _is_tiled(h):
+            from engine.models import winograd
+
+            return winograd.convolved_and_picked(h, weight, bias, chosen)
+        outputs = F.conv2d(h, weight, bias)
+        return Picked.apply(outputs, chosen, outputs.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight, chosen = ctx.saved_tensors
+        of_images, *of_layer, _ = ctx.needs_input_grad
+        return *_Gradients.apply(gradient, h, weight, chosen, of_images, any(of_layer)), None
+
+
+class _Gradients(torch.autograd.Function):
+    """(Gradient of the maxima, images, weights, chosen pixels, what is wanted) → of images, weights and biases.
+
+    Of each of the first three it is linear. So its derivatives are a convolution of the same form and itself.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, gradient: Tensor, h: Tensor, weight: Tensor, chosen: Tensor, of_images: bool, of_layer: bool
+    ) -> tuple[Tensor | None, ...]:
+        from engine.models.gradients import loops
+        from engine.models.patches import Bands, Rows
+
+        ctx.save_for_backward(gradient, h, weight, chosen)
+        ctx.set_materialize_grads(False)
+        layout = (Bands if h.shape[1] == 1 else Rows)(h.shape, weight.shape)
+        runs = layout.from_weights(weight)
+        to_images, to_weights = loops(runs.shape[2])
+        given = array_of(gradient), chosen.numpy()
+        pixels = slopes = biases = None
+        if of_images:
+            rows = layout.empty(h)
+            to_images(*given, runs.numpy(), rows.numpy(), layout.depth)
+            pixels = layout.to_images(rows)
+        if of_layer:
+            sums, biases = torch.empty_like(runs), weight.new_empty(len(weight))
+            to_weights(*given, layout.from_images(h).numpy(), sums.numpy(), biases.numpy(), layout.depth)
+            slopes = layout.to_weights(sums)
+        return pixels, slopes, biases
+
+    @staticmethod
+    def backward(ctx: Any, of_images: Tensor | None, of_weights: Tensor | None, of_biases: Tensor | None) -> Any:
+        gradient, h, weight, chosen = ctx.saved_tensors
+        wanted, wants_images, wants_weights, *_ = ctx.needs_input_grad
+        if of_weights is None and of_biases is not None:
+            of_weights = torch.zeros_like(weight)
+        factors = [(x, w) for x, w in ((of_images, weight), (h, of_weights)) if x is not None and w is not None]
+        maxima = pixels = slopes = None
+        if wanted and factors:
+            images, weights = (torch.cat(each, dim=1) for each in zip(*factors, strict=True))  # one sum, not two
+            maxima = _ConvolvedAndPicked.apply(images, weights, of_biases, chosen)
+        wants_images, wants_weights = wants_images and of_weights is not None, wants_weights and of_images is not None
+        if wants_images or wants_weights:
+            images, weights = h if of_images is None else of_images, weight if of_weights is None else of_weights
+            pixels, slopes, _ = _Gradients.apply(gradient, images, weights, chosen, wants_images, wants_weights)
+        return maxima, pixels, slopes, None, None, None
+
+
+def _is_tiled(h: Tensor) -> bool:
+    """Whether a convolution of these images is quicker by transforms of tiles: of several channels and many images."""
+    return h.dtype == torch.float32 and h.shape[1] > 1 and len(h) >= TILED
