@@ -23,7 +23,8 @@ from engine.attacks.pacd import pacd
 from engine.experiment.environment import environment
 from engine.experiment.poisoning import pose_attack
 from engine.experiment.problem import Problem, pose
-from engine.experiment.protocol import choose_device, pool_of_workers
+from engine.experiment.protocol import choose_device
+from engine.experiment.workers import pool_of_threads
 from engine.models import build
 from engine.models.convolution import convolved
 from engine.presets import PRESETS
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("there is no GPU here")
     facts = environment("cuda") | {"rounds": options.rounds, "rates": ceilings()}
     problem = pose(CONFIG, datasets.default_root(), device)
-    with pool_of_workers(device) as pool:
+    with pool_of_threads(device) as pool:
         asked = (GROUPS[name] for name in options.groups)
         tables = (compared(what, sides(problem, pool), facts["rates"], options.rounds) for what, sides in asked)
         tell(tables, facts, options.output)

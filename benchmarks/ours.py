@@ -16,7 +16,7 @@ from engine.config import AttackConfig, ProcedureConfig
 from engine.costs import workers_for
 from engine.experiment.poisoning import pose_attack
 from engine.experiment.problem import Problem, pose
-from engine.experiment.protocol import pool_of_workers
+from engine.experiment.workers import pool_of_threads
 from engine.hypergradient import Loss
 from engine.models import build
 from engine.presets import PRESETS
@@ -90,13 +90,13 @@ def certify(model: nn.Module, images: Tensor, *, n: int, seed: int) -> list[tupl
 def attack(settings: AttackConfig) -> Iterator[AttackRecord]:
     """PACD's upper steps against Gaussian augmentation."""
     config = PRESETS["quick"].config.model_copy(update=dict(attack=settings))
-    return pacd(pose_attack(problem(), config, each=pool_of_workers(torch.device("cpu")).map), settings, 0)
+    return pacd(pose_attack(problem(), config, each=pool_of_threads(torch.device("cpu")).map), settings, 0)
 
 
 def levels(settings: AttackConfig) -> tuple[Loss, Loss, Tensor, Tensor]:
     """(Lower loss, upper loss, weights [W], poison images) of the first upper step of PACD, its parts on workers."""
     config = PRESETS["quick"].config.model_copy(update=dict(attack=settings))
-    posed = pose_attack(problem(), config, each=pool_of_workers(torch.device("cpu")).map)
+    posed = pose_attack(problem(), config, each=pool_of_threads(torch.device("cpu")).map)
     surrogate, rows = Surrogate(posed, settings, seed=0, life=0), torch.arange(settings.poison_batch)
     drawn = Levels(posed, settings, seed=0, generator=stream(0, "benchmark levels"))
     lower = drawn.minibatch(drawn.draw_lower(rows), poison=len(rows), strength=1.0).loss(surrogate.model)
@@ -107,7 +107,7 @@ def levels(settings: AttackConfig) -> tuple[Loss, Loss, Tensor, Tensor]:
 def on_workers(tasks: Iterable[Callable[[], object]], workers: int | None = None) -> None:
     """Does the tasks as an experiment does its own: in a few threads of one torch thread each."""
     count = workers or workers_for("cpu")
-    with pool_of_workers(torch.device("cpu"), count) as pool:
+    with pool_of_threads(torch.device("cpu"), count) as pool:
         for done in [pool.submit(task) for task in tasks]:
             done.result()
 

@@ -18,7 +18,7 @@ from engine.config import Config
 from engine.experiment.environment import environment
 from engine.experiment.poisoning import pose_attack
 from engine.experiment.problem import Problem, pose
-from engine.experiment.protocol import pool_of_workers
+from engine.experiment.workers import pool_of_threads
 from engine.metrics import average_certified_radius, relative_drop
 from engine.models import build
 from engine.overrides import with_overrides
@@ -105,7 +105,7 @@ def main() -> None:
 
 def measured(base: Config, problem: Problem, rows: list[str], *, victims: int) -> Iterator[Trial]:
     """Trials as they end, a worker each with one torch thread; all rows share the clean victims."""
-    with pool_of_workers(torch.device("cpu")) as pool:
+    with pool_of_threads(torch.device("cpu")) as pool:
         clean = [pool.submit(certified, base, problem, k, None) for k in range(victims if rows else 0)]
         radii = np.array([future.result() for future in clean])
         for done in as_completed([pool.submit(attacked, base, problem, row, radii) for row in rows]):

@@ -2,9 +2,11 @@
 
 import json
 import math
+import multiprocessing
+import os
 import signal
 import threading
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from scipy.stats import binomtest, norm
 from engine import costs, hypergradient, jobs, votes, worker
 from engine.choices import ARMS
 from engine.config import Config
-from engine.experiment import poisoning, protocol
+from engine.experiment import poisoning, protocol, workers
 from engine.experiment.recorder import Recorder
 from engine.records import Run
 from engine.report.numbers import build_report
@@ -142,28 +144,60 @@ def test_the_same_configuration_gives_the_same_bytes_again_even_beside_other_wor
     assert content(work_here(baseline.config, runs_root)) == content(baseline)
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("forked", [True, False])
+@pytest.mark.parametrize("count", [1, 4])
 def test_bytes_do_not_depend_on_how_many_workers_share_the_attack_and_the_victims(
-    workers: int, baseline: Run, work_here: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
+    count: int, forked: bool, baseline: Run, work_here: WorkHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One worker never has time to help the attack or a victim that votes, of four some always have."""
-    attacking, answering = set(), defaultdict(set)
+    seen = tmp_path / "seen"
+    seen.mkdir()
+
+    def note(what: str) -> None:
+        (seen / f"{what}, process {os.getpid()}, thread {threading.get_ident()}").touch()
 
     def grad(*arguments: Any, **named: Any) -> Any:
-        attacking.add(threading.current_thread())
+        note("attack")
         return torch.autograd.grad(*arguments, **named)
 
     def answer(self: votes.Answers, *given: Any) -> Any:
-        answering[self].add(threading.current_thread())
+        note(f"answers {id(self)}")
         return one_images_answers(self, *given)
+
+    def threads(of: str) -> dict[str, int]:
+        """How many computed each, in whichever process."""
+        return Counter(path.name.partition(", thread")[0] for path in seen.glob(f"{of}*"))
 
     one_images_answers = votes.Answers._answer
     monkeypatch.setattr(hypergradient, "grad", grad)
     monkeypatch.setattr(votes.Answers, "_answer", answer)
-    monkeypatch.setattr(protocol, "workers_for", lambda device: workers)
-    assert content(work_here(baseline.config, runs_root)) == content(baseline)
-    assert (len(attacking) > 1) == (workers > 1)
-    assert any(len(threads) > 1 for threads in answering.values()) == (workers > 1)
+    monkeypatch.setattr(workers, "workers_for", lambda device: count)
+    monkeypatch.setattr(workers, "can_fork", lambda device: forked)
+    assert content(work_here(baseline.config, tmp_path / "runs")) == content(baseline)
+    assert [many > 1 for many in threads("attack").values()] == [count > 1]
+    assert any(many > 1 for many in threads("answers").values()) == (count > 1)
+    assert any(f"process {os.getpid()}," in path.name for path in seen.iterdir()) != forked
+
+
+def test_a_run_whose_worker_is_killed_says_so_and_goes_on_when_it_is_asked_for_again(
+    tiny: Tiny, work_here: WorkHere, prepare: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not workers.can_fork(torch.device("cpu")):
+        pytest.skip("workers are threads here")
+
+    def die(teller: workers.Teller, kind: str, **values: Any) -> None:
+        teller.__getattr__("add_metrics")(kind, **values)
+        if values.get("step") == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    config = tiny("attack.upper_steps=4", "victim_seeds=2")
+    with monkeypatch.context() as patched:
+        patched.setattr(workers.Teller, "add_metrics", die, raising=False)
+        run = work_here(config, runs_root)
+    assert run.status().state == "failed"
+    assert "ended from outside" in str(run.status().error)
+    assert not multiprocessing.active_children()
+    assert work_here(config, runs_root).status().state == "done"
 
 
 def test_the_command_line_gives_the_same_bytes_in_another_process(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.experiment.protocol import pool_of_workers
+from engine.experiment.workers import pool_of_threads
 from engine.models import build
 from engine.models.convolution import as_product, convolved
 from engine.models.convolved_pooling import TILED, convolved_and_pooled
@@ -247,6 +247,6 @@ def test_gradients_of_a_lenet_are_the_same_bytes_from_four_workers_as_from_one_b
     def gradients(_: int) -> tuple[Tensor, ...]:
         return torch.autograd.grad(model(images).square().sum(), [images, *model.parameters()])
 
-    with pool_of_workers(torch.device("cpu"), 1) as one, pool_of_workers(torch.device("cpu"), 4) as four:
+    with pool_of_threads(torch.device("cpu"), 1) as one, pool_of_threads(torch.device("cpu"), 4) as four:
         first, *others = [*one.map(gradients, range(2)), *four.map(gradients, range(12))]
     assert all(torch.equal(*pair) for each in others for pair in zip(first, each, strict=True))

@@ -14,7 +14,8 @@ from engine.attacks.levels import upper_loss
 from engine.attacks.pacd import pacd
 from engine.config import AttackConfig, ProcedureConfig, TrainingConfig
 from engine.data import LabelledImages
-from engine.experiment.protocol import choose_device, pool_of_workers
+from engine.experiment.protocol import choose_device
+from engine.experiment.workers import pool_of_threads
 from engine.hypergradient import cross_term, gradient, hessian
 from engine.models import build, flat_weights, with_weights
 from engine.replay import ORDINARY, Replayed, use_own_stream
@@ -123,7 +124,7 @@ def test_a_victim_trained_by_replay_is_the_victim(procedure, optimiser, bfloat16
 def test_victims_trained_by_compiled_code_are_alike_and_close_to_the_victim(procedure, monkeypatch):
     narrow, _ = on_a_stream(lambda: victim(procedure, bfloat16=True))
     monkeypatch.setattr("engine.training.base.COMPILED", 0)
-    with pool_of_workers(DEVICE, 4) as pool:
+    with pool_of_threads(DEVICE, 4) as pool:
         found = list(pool.map(lambda _: victim(procedure, bfloat16=True)[0], range(4)))
     assert all(torch.equal(found[0], each) for each in found)
     wide, _ = on_a_stream(lambda: victim(procedure))
@@ -243,7 +244,7 @@ def test_victims_trained_side_by_side_are_those_trained_alone():
             pass
         return flat_weights(model).cpu()
 
-    with pool_of_workers(DEVICE, 6) as pool:
+    with pool_of_threads(DEVICE, 6) as pool:
         together = list(pool.map(victim, range(12)))
     alone = [on_a_stream(partial(victim, seed)) for seed in range(12)]
     assert all(torch.equal(*each) for each in zip(together, alone, strict=True))

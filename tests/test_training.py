@@ -16,6 +16,7 @@ from engine.models import flat_weights
 from engine.streams import stream
 from engine.training import PROCEDURES, make
 from engine.training.base import Batch, Procedure, TrainingRecord, fit, rate_at
+from engine.training.optimiser import Optimiser
 
 CONFIG = TrainingConfig(epochs=2, batch_size=8, learning_rate=0.01, schedule="linear")
 
@@ -311,3 +312,23 @@ def test_a_training_goes_on_from_any_epoch_as_if_it_had_never_stopped(optimiser,
         assert list(begun(other, state=states[epoch])) == records[5 * epoch :]
         for name, tensor in whole.state_dict().items():
             assert torch.equal(other.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_steps_are_those_of_torchs_own_optimisers_whatever_a_gradients_layout(optimiser):
+    mine, theirs = linear(), linear()
+    config = CONFIG.model_copy(update=dict(optimiser=optimiser, weight_decay=0.1))
+    weights = list(mine.parameters())
+    ours, generator = Optimiser(weights, config), stream(0, "gradients")
+    how = dict(lr=0.0, weight_decay=0.1, fused=True)
+    torchs = torch.optim.Adam(theirs.parameters(), **how) if optimiser == "adam" else None
+    torchs = torchs or torch.optim.SGD(theirs.parameters(), momentum=0.9, **how)
+    for rate in (0.1, 0.03, 0.01):
+        gradients = [torch.randn(w.shape[::-1], generator=generator).permute(*range(w.ndim)[::-1]) for w in weights]
+        ours.step(gradients, torch.tensor(rate, dtype=torch.float64))
+        torchs.param_groups[0]["lr"] = rate
+        for weight, gradient in zip(theirs.parameters(), gradients, strict=True):
+            weight.grad = gradient.contiguous()
+        torchs.step()
+    assert all(torch.equal(a, b) for a, b in zip(weights, theirs.parameters(), strict=True))
+    assert not torch.equal(weights[0], next(linear().parameters()))

@@ -1,14 +1,14 @@
 """What the stages of one experiment share: its data, where results go, what they depend on, and when to stop."""
 
-import threading
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import torch
 
 from engine.config import Config
 from engine.experiment.problem import Problem
-from engine.experiment.recorder import Recorder
+from engine.experiment.workers import Teller
 from engine.records import Cancelled, Run
 from engine.replay import ParallelMap
 from engine.stages import StageCache
@@ -20,17 +20,16 @@ class Context:
 
     Args:
         depends_on: of the problem, for the keys of the cache.
-        stop: set once nobody wants the results any more.
-        each: as map; on a CPU side by side, while another worker has nothing else to do.
+        recorder, stop, each: as Workers has them.
     """
 
     run: Run
     config: Config
     problem: Problem
-    recorder: Recorder
+    recorder: Teller
     cache: StageCache
     depends_on: dict[str, Any]
-    stop: threading.Event
+    stop: Event
     each: ParallelMap
 
     @property

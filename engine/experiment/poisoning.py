@@ -22,6 +22,7 @@ from engine.experiment.checkpoint import Checkpoint
 from engine.experiment.context import Context
 from engine.experiment.problem import Problem
 from engine.experiment.recorder import Recorder
+from engine.experiment.workers import Teller
 from engine.records import write_tensors
 from engine.replay import ParallelMap
 from engine.streams import stream
@@ -144,9 +145,9 @@ class Evolution:
         self.events = _events(kept)
 
 
-def make_poison(context: Context, *, given: Tensor | None) -> Poison:
-    """The attack, or its result from an earlier run that asked for the same. given: as in AttackProblem."""
-    config, problem, recorder = context.config, context.problem, context.recorder
+def make_poison(context: Context, *, given: Tensor | None) -> None:
+    """Writes the attack's result, or that of an earlier run that asked for the same. given: as in AttackProblem."""
+    config, recorder = context.config, context.recorder
     path, evolution_path = _files(context)
     depends_on = context.depends_on | poison_depends_on(config)
     keys = {
@@ -161,20 +162,48 @@ def make_poison(context: Context, *, given: Tensor | None) -> Poison:
         _record_again(recorder, evolution, steps=len(evolution["upper_loss"]))
     else:
         _optimise(context, checkpoint, given=given)
-        recorder.add_seconds("poison", started)
-    found = {name: torch.from_numpy(array).to(context.device) for name, array in load_file(path).items()}
-    poison = Poison(found["delta"], problem.poison_indices, found.get("labels"))
+        recorder.add_seconds("poison", time.monotonic() - started)
+    poison_of(context, "poisoned")  # raises what is wrong with it
+    for file, key in keys.items():
+        context.cache.share(key, file)
+
+
+def poison_of(context: Context, arm: str) -> Poison | None:
+    """What an arm's victims see of the attacker: the attack's result, once it is there, or a control; None if clean."""
+    if arm == "clean":
+        return None
+    config, problem = context.config, context.problem
+    x_clean, indices, epsilon = (
+        problem.training.images[problem.poison_indices],
+        problem.poison_indices,
+        config.threat.epsilon,
+    )
+    generator = stream(config.seed, arm, device=context.device)
+    if arm == "random_noise":
+        poison = Poison(random_noise(x_clean, epsilon=epsilon, generator=generator), indices)
+    else:
+        found = {
+            name: torch.from_numpy(array).to(context.device) for name, array in load_file(_files(context)[0]).items()
+        }
+        poison = Poison(found["delta"], indices, found.get("labels"))
+    if arm == "shuffled_signs":
+        poison = Poison(shuffled_signs(x_clean, poison.delta, epsilon=epsilon, generator=generator), indices)
     threat.check(
         poison,
         problem.training,
         target_class=config.threat.target_class,
-        epsilon=config.threat.epsilon,
-        clean_label=not config.attack.traits.changes_labels,
+        epsilon=epsilon,
+        clean_label=arm != "poisoned" or not config.attack.traits.changes_labels,
     )
-    for file, key in keys.items():
-        context.cache.share(key, file)
-    _measure(context, "poisoned", poison)
     return poison
+
+
+def measure(context: Context, arm: str, recorder: Recorder) -> None:
+    """Records how visible an arm's changes are."""
+    poison = poison_of(context, arm)
+    if poison is not None:
+        x_clean = context.problem.training.images[poison.indices].cpu().numpy()
+        recorder.add_perturbation(arm, x_clean, poison.delta.cpu().numpy())
 
 
 def _files(context: Context) -> tuple[Path, Path]:
@@ -209,7 +238,7 @@ def _optimise(context: Context, checkpoint: Checkpoint, *, given: Tensor | None)
             poison = Poison(record.delta, problem.poison_indices, record.labels)
             point = evolution.add(record, epsilon=config.threat.epsilon)
             recorder.add_metrics("attack", step=record.step, steps=record.steps, **point)
-            recorder.products += record.products
+            recorder.add_products(record.products)
             recorder.add_work(whole / record.steps, f"attack: step {record.step} of {record.steps}")
             if record.event:
                 recorder.add_event(evolution.events[-1])
@@ -226,37 +255,17 @@ def _optimise(context: Context, checkpoint: Checkpoint, *, given: Tensor | None)
         recorder.add_work(whole)
 
 
-def make_control(context: Context, arm: str, delta: Tensor | None = None) -> Poison:
-    """random_noise, or shuffled_signs of a delta, on the very images that the attack may change."""
-    problem = context.problem
-    x_clean, epsilon = problem.training.images[problem.poison_indices], context.config.threat.epsilon
-    generator = stream(context.config.seed, arm, device=context.device)
-    if delta is None:
-        control = random_noise(x_clean, epsilon=epsilon, generator=generator)
-    else:
-        control = shuffled_signs(x_clean, delta, epsilon=epsilon, generator=generator)
-    poison = Poison(control, problem.poison_indices)
-    threat.check(poison, problem.training, target_class=context.config.threat.target_class, epsilon=epsilon)
-    _measure(context, arm, poison)
-    return poison
-
-
-def _measure(context: Context, arm: str, poison: Poison) -> None:
-    x_clean = context.problem.training.images[poison.indices].cpu().numpy()
-    context.recorder.add_perturbation(arm, x_clean, poison.delta.cpu().numpy())
-
-
 def _standing(state: Callable[[], State], evolution: Evolution, poison: Poison) -> State:
     return {**state(), **evolution.tensors(), "poison": poison.delta}
 
 
-def _record_again(recorder: Recorder, evolution: dict[str, np.ndarray], *, steps: int) -> None:
+def _record_again(recorder: Teller, evolution: dict[str, np.ndarray], *, steps: int) -> None:
     """Writes the step records and events that are there of an attack of so many steps, as if it had run here."""
     curves = {name: evolution[name] for name in CURVES}
     for step in range(len(curves["upper_loss"])):
         point = {name: float(values[step]) for name, values in curves.items()}
         recorder.add_metrics("attack", step=step + 1, steps=steps, **point)
-    recorder.products = int(curves["products"].sum())
+    recorder.add_products(int(curves["products"].sum()))
     for event in _events(evolution):
         recorder.add_event(event)
 

@@ -1,29 +1,25 @@
 """The protocol, on one page: data → attack and controls → victims from scratch → certificates → report.
 
-Tasks run in a few threads of one torch thread each (faster than torch's own threads, and they don't collapse beside
-other work). Every random draw comes from a named stream, so nothing depends on which thread was faster.
+Every random draw comes from a named stream, so nothing depends on which of the workers was faster.
 """
 
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from itertools import product
 
 import torch
 
 from engine import datasets
 from engine.config import PROTOCOL_VERSION, arms_of
-from engine.costs import workers_for
 from engine.experiment import checkpoint
 from engine.experiment.context import Context
 from engine.experiment.environment import code, device_name
-from engine.experiment.poisoning import make_control, make_poison, with_file
+from engine.experiment.poisoning import make_poison, measure, with_file
 from engine.experiment.problem import pose
 from engine.experiment.recorder import Recorder
 from engine.experiment.retraining import Retraining
+from engine.experiment.workers import Workers
 from engine.records import Cancelled, Run
-from engine.replay import use_own_stream
 from engine.stages import StageCache
 
 
@@ -34,21 +30,6 @@ def choose_device(*, tf32: bool = False) -> torch.device:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.deterministic = True
     return torch.device("cuda")
-
-
-def pool_of_workers(device: torch.device, count: int | None = None) -> ThreadPoolExecutor:
-    """Threads of one torch thread each, on a GPU with a stream each.
-
-    Numbers below 1.2e-38 are 0 in them: the attack's sharp softmax has many, on which a CPU is slow, and beside
-    all else they are nothing (benchmarks attack).
-    """
-
-    def begin() -> None:
-        torch.set_num_threads(1)
-        torch.set_flush_denormal(True)
-        use_own_stream(device)
-
-    return ThreadPoolExecutor(count or workers_for(device.type), initializer=begin)
 
 
 def conduct(run: Run, recorder: Recorder, *, device: torch.device, cancelled: Callable[[], bool]) -> None:
@@ -73,50 +54,31 @@ def conduct(run: Run, recorder: Recorder, *, device: torch.device, cancelled: Ca
     }
     if device.type == "cuda":
         depends_on["tf32"] = torch.backends.cuda.matmul.allow_tf32
-    recorder.phase = "attack and first victims"
-    seeds = range(config.victim_seeds)
-    pool, helpers = (pool_of_workers(device) for _ in range(2))
-    tasks: list[Future[Any]] = []
+    recorder.phase, arms, seeds = "attack and first victims", arms_of(config), range(config.victim_seeds)
+    workers = Workers(device)
+    shared = workers.recorder, StageCache(runs_root), depends_on, workers.stop, workers.each
+    context = Context(run, config, problem, *shared)
+    retraining = Retraining(context)
 
-    def start(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        tasks.append(pool.submit(work, *arguments))
-        return tasks[-1]
+    def start(*of: str) -> None:
+        asked = [arm for arm in of if arm in arms]
+        for arm, k in product(asked, seeds):
+            workers.start("victim", arm, k)
+        for arm in asked:
+            measure(context, arm, recorder)
 
-    def helped(compute: Callable[..., Any], parts: Iterable[Any]) -> Iterable[Any]:
-        """As map; on a CPU side by side, while a worker has nothing else to do."""
-        unfinished = sum(not task.done() for task in tasks)
-        idle = device.type == "cpu" and unfinished < workers_for("cpu")
-        return (helpers.map if idle else map)(compute, parts)
-
-    stop = threading.Event()
-    context = Context(run, config, problem, recorder, StageCache(runs_root), depends_on, stop, helped)
-    victims = Retraining(context)
-    try:
-        arms = arms_of(config)
-        attack = start(partial(make_poison, context, given=given)) if "poisoned" in arms else None
-        for k in seeds:
-            start(victims.victim, "clean", k, None)
-        if "random_noise" in arms:
-            noise = make_control(context, "random_noise")
-            for k in seeds:
-                start(victims.victim, "random_noise", k, noise)
-        pending = set(tasks)
-        while pending:
-            finished, pending = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
-            for future in finished:
-                if future is attack:
-                    poison = future.result()
+    with workers.at_work({"attack": partial(make_poison, context, given=given), "victim": retraining.victim}, recorder):
+        if "poisoned" in arms:
+            workers.start("attack")
+        start("clean", "random_noise")
+        while workers.unfinished:
+            for task, arguments in workers.finished(recorder, timeout=0.3):
+                if task == "attack":
                     recorder.phase = "victims and certificates"
-                    pending |= {start(victims.victim, "poisoned", k, poison) for k in seeds}
-                    if "shuffled_signs" in arms:
-                        shuffled = make_control(context, "shuffled_signs", poison.delta)
-                        pending |= {start(victims.victim, "shuffled_signs", k, shuffled) for k in seeds}
+                    start("poisoned", "shuffled_signs")
                 else:
-                    recorder.add_certificates(*future.result())
-            if pending and cancelled():  # what is finished was not cancelled
+                    arm, k = arguments
+                    recorder.add_certificates(arm, k, retraining.certificates(arm, k))
+            if workers.unfinished and cancelled():  # what is finished was not cancelled
                 raise Cancelled
-        checkpoint.remove_all(run.directory)
-    finally:
-        stop.set()  # whoever still computes stops at its next step
-        for each in (pool, helpers):
-            each.shutdown(wait=True, cancel_futures=True)
+    checkpoint.remove_all(run.directory)

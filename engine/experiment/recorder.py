@@ -1,6 +1,5 @@
-"""What a running experiment writes down: progress, events, seconds, metrics, and the report so far. Thread-safe."""
+"""What a running experiment writes down: progress, events, seconds, metrics, and the report so far."""
 
-import threading
 import time
 from typing import Any
 
@@ -25,12 +24,11 @@ class Recorder:
         self.class_names: tuple[str, ...] = ()
         self.events: list[str] = []
         self.products = 0  # of the lower level's Hessian with a vector, in the attack, whenever it ran
-        self._seconds = {"poison": 0.0, "train": 0.0, "certify": 0.0}  # of each task's own thread, whoever helps it
+        self._seconds = {"poison": 0.0, "train": 0.0, "certify": 0.0}  # of each task's own worker, whoever helps it
         self._reused: list[str] = []
         self._whole, self._done, self._saved = work_of(self.config).total, 0.0, 0.0
         self._tables: dict[tuple[int, int], pd.DataFrame] = {}
         self._perturbations: dict[str, dict[str, float | None]] = {}
-        self._lock = threading.Lock()
         self._started = time.monotonic()
 
     def begin(self, class_names: tuple[str, ...]) -> None:
@@ -49,38 +47,37 @@ class Recorder:
 
     def add_work(self, units: float, detail: str | None = None) -> None:
         """Counts finished work; see costs."""
-        with self._lock:
-            self._done += units
-            self.detail = detail or self.detail
+        self._done += units
+        self.detail = detail or self.detail
 
-    def add_seconds(self, kind: str, started: float) -> None:
-        """Counts computing time since time.monotonic() was `started`."""
-        with self._lock:
-            self._seconds[kind] += time.monotonic() - started
+    def add_seconds(self, kind: str, seconds: float) -> None:
+        """Counts computing time of a kind of stage."""
+        self._seconds[kind] += seconds
 
     def add_reused(self, stage: str | None, saved: float) -> None:
         """Notes a stage that came from an earlier run (None: from this one), and the work that this saves."""
-        with self._lock:
-            self._reused += [stage] if stage is not None and stage not in self._reused else []
-            self._saved += saved
+        self._reused += [stage] if stage is not None and stage not in self._reused else []
+        self._saved += saved
+
+    def add_products(self, count: int) -> None:
+        """Counts products of the lower level's Hessian with a vector."""
+        self.products += count
 
     def add_event(self, event: str) -> None:
         """What a reader of the run should know, in words: what went wrong without ending it, say."""
-        with self._lock:
-            self.events.append(event)
+        self.events.append(event)
 
     def add_metrics(self, kind: str, **values: Any) -> None:
         """A line of metrics.jsonl; numbers that are not finite become None."""
         finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
-        with self._lock:
-            self.run.append_metrics({"kind": kind, **finite})
+        self.run.append_metrics({"kind": kind, **finite})
 
     def add_perturbation(self, arm: str, x_clean: np.ndarray, delta: np.ndarray) -> None:
         """Measures how visible an arm's changes [P, C, H, W] are."""
         self._perturbations[arm] = perception.summarise(perception.measure(x_clean, delta))
 
     def add_certificates(self, arm: str, victim: int, table: pd.DataFrame) -> None:
-        """Adds a victim's certificates to the record and brings the report up to date. From one thread only."""
+        """Adds a victim's certificates to the record and brings the report up to date."""
         self._tables[ARMS.index(arm), victim] = table
         whole = pd.concat([self._tables[key] for key in sorted(self._tables)], ignore_index=True)
         write_atomically(self.run.directory / "certificates.parquet", whole.to_parquet())

@@ -1,7 +1,7 @@
 """Victims of one experiment: trained on what an arm sees, and certified; or taken from an earlier run."""
 
 import json
-import threading
+import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +20,7 @@ from engine.costs import work_of_training, work_of_votes
 from engine.data import LabelledImages
 from engine.experiment.checkpoint import Checkpoint
 from engine.experiment.context import Context
+from engine.experiment.poisoning import poison_of
 from engine.models import build
 from engine.records import write_tensors
 from engine.report.numbers import certificate_rows
@@ -35,28 +36,34 @@ CURVE = "curve"  # its name in the metadata of a victim's file, as JSON
 
 
 class Retraining:
-    """Trains and certifies the victims of all arms; several at once may be asked for, from different threads."""
+    """Trains and certifies the victims of all arms; several at once may be asked for, from different workers."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._bfloat16 = context.config.training.precision == "fast" and has_bfloat16(context.device)
-        self._made: set[str] = set()  # victims whose training this run has recorded
-        self._clean_victims = [threading.Lock() for _ in range(context.config.victim_seeds)]
+        # for each seed, who trains the clean victim that is fine-tuned, and whether its training has been recorded
+        self._clean_victims = [multiprocessing.Value("b") for _ in range(context.config.victim_seeds)]
 
-    def victim(self, arm: str, k: int, poison: Poison | None) -> tuple[str, int, pd.DataFrame]:
-        """Trains the arm's k-th victim and certifies it: (arm, k, its certificate table)."""
+    def victim(self, arm: str, k: int) -> None:
+        """Trains the arm's k-th victim and certifies it; `certificates` are there then."""
         config, name = self._context.config, f"{arm}-{k}"
-        model, victim_key = self._trained(name, k, poison)
+        model, victim_key = self._trained(name, k, poison_of(self._context, arm))
         settings = config.certification
         sampling = settings.model_dump(exclude={"alpha"}) | {"target_class": config.threat.target_class}
-        path = self._context.run.directory / "votes" / f"{name}.safetensors"
+        path = self._votes(arm, k)
         key = self._context.cache.key("votes", victim_key | {"certification": sampling})
         if self._context.cache.fetch(key, path):
             self._context.recorder.add_reused(f"votes {name}", self._work_of_votes())
         else:
             write_tensors(path, **self._vote(model, name, k))
             self._context.cache.share(key, path)
-        return arm, k, certificate_rows(arm, k, load_file(path), config=config)
+
+    def certificates(self, arm: str, k: int) -> pd.DataFrame:
+        """The certificate table of the arm's k-th victim."""
+        return certificate_rows(arm, k, load_file(self._votes(arm, k)), config=self._context.config)
+
+    def _votes(self, arm: str, k: int) -> Path:
+        return self._context.run.directory / "votes" / f"{arm}-{k}.safetensors"
 
     def _trained(self, name: str, k: int, poison: Poison | None) -> tuple[nn.Module, dict[str, Any]]:
         """A victim and what it depends on: trained here from scratch, or fine-tuned from a clean one, or reused."""
@@ -79,10 +86,13 @@ class Retraining:
             depends_on |= poisoned
             self._train_or_load(model, data, name, depends_on, epochs=epochs, generator=generator)
             return model, depends_on
-        with self._clean_victims[k]:  # the arms wait for the one that trains it
+        recorded = self._clean_victims[k]
+        with recorded.get_lock():  # the arms wait for the one that trains it
             clean = depends_on | {"poison": None}
             before = self._squeezed(problem.training)
-            self._train_or_load(model, before, f"before-{k}", clean, epochs=epochs, generator=generator)
+            how: dict[str, Any] = dict(epochs=epochs, generator=generator, recorded=bool(recorded.value))
+            self._train_or_load(model, before, f"before-{k}", clean, **how)
+            recorded.value = 1
         depends_on |= poisoned | {"fine_tune_epochs": more}
         generator = stream(config.seed, "fine-tuning", k, device=self._context.device)
         self._train_or_load(model, data, name, depends_on, epochs=more, generator=generator)
@@ -101,14 +111,18 @@ class Retraining:
         *,
         epochs: int,
         generator: torch.Generator,
+        recorded: bool = False,
     ) -> None:
-        """Leaves the model trained from where it stands, in evaluation mode, its weights on disk."""
+        """Leaves the model trained from where it stands, in evaluation mode, its weights on disk.
+
+        recorded: whether this run has recorded the very same training before.
+        """
         weights = self._context.run.directory / "victims" / f"{name}.safetensors"
         key = self._context.cache.key("victim", depends_on)
         whole = work_of_training(self._context.config, epochs=epochs)
         if self._context.cache.fetch(key, weights):
-            self._context.recorder.add_reused(None if name in self._made else f"victim {name}", whole)
-            if name not in self._made:
+            self._context.recorder.add_reused(None if recorded else f"victim {name}", whole)
+            if not recorded:
                 self._add_curve(name, _curve_in(weights))
         else:
             checkpoint = Checkpoint(self._context.run.directory, key)
@@ -116,7 +130,6 @@ class Retraining:
             tensors = {n: p.detach().cpu().numpy() for n, p in model.state_dict().items()}
             write_tensors(weights, {CURVE: json.dumps(curve)}, **tensors)
             self._context.cache.share(key, weights)
-        self._made.add(name)
         model.load_state_dict({n: torch.from_numpy(p) for n, p in load_file(weights).items()})
         model.eval()
 
@@ -157,7 +170,7 @@ class Retraining:
         with torch.no_grad():  # the last step comes after the last loss, and a NaN would vote like any class
             if not bool(model(training.images[:100]).isfinite().all()):
                 raise FloatingPointError(f"the logits of victim {name} are not finite after its training")
-        self._context.recorder.add_seconds("train", started)
+        self._context.recorder.add_seconds("train", time.monotonic() - started)
         return curve
 
     def _add_curve(self, name: str, curve: Curve, *, until: int = 0) -> None:
@@ -203,7 +216,7 @@ class Retraining:
             votes = found
             self._context.recorder.add_work(self._work_of_votes() / blocks, f"votes {name}: {done / blocks:.0%}")
             self._context.check_stop()
-        self._context.recorder.add_seconds("certify", started)
+        self._context.recorder.add_seconds("certify", time.monotonic() - started)
         return {
             "image": problem.test.indices.cpu().numpy(),
             "label": problem.test.labels.cpu().numpy(),

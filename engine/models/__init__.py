@@ -44,7 +44,8 @@ def build(
         raise ValueError(f"{architecture} needs images of at least {side}×{side} pixels, got {width}×{height}")
     with torch.device("meta"):
         model = builder((channels, height, width), num_classes)
-    model = model.to_empty(device=generator.device)
+    device, kinds = generator.device, model.state_dict().items()  # to_empty would import sympy, which takes a while
+    model.load_state_dict({name: torch.empty(t.shape, dtype=t.dtype, device=device) for name, t in kinds}, assign=True)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d | Affine):

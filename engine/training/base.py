@@ -15,9 +15,9 @@ from engine.config import ProcedureConfig, TrainingConfig
 from engine.data import LabelledImages
 from engine.replay import Replayed
 from engine.smoothing import Classifier, gaussian_noise
+from engine.training.optimiser import Optimiser
 
 EVALUATED = 300  # training images on which an epoch's accuracy is read
-MOMENTUM = 0.9  # of SGD
 TOGETHER = 25  # minibatches that a GPU is told of at a time, or as many passes where an adversary takes some
 COMPILED = 50_000_000  # passes there and back for which compiling pays: they take a minute, compiling 20 s
 State = Mapping[str, Tensor]  # all that a training needs to go on where it is
@@ -102,7 +102,8 @@ def fit(
     """
     batches = max(1, len(data) // config.batch_size)
     steps = epochs * batches
-    optimiser, device = _optimiser(model, config), generator.device
+    weights = list(model.parameters())
+    optimiser, device = Optimiser(weights, config), generator.device
     fixed = procedure.draw_noise(data.images, generator=generator) if procedure.fixed_noise else None
     trained = 0 if state is None else _restore(state, model, optimiser, generator)
     answers = partial(_in_bfloat16, model) if bfloat16 else model
@@ -120,10 +121,7 @@ def fit(
             constants = procedure.prepare(classifier, batch, generator=generator)
             model.train().requires_grad_()
             loss = procedure.loss(classifier, batch._replace(constants=constants))
-            optimiser.zero_grad()
-            loss.backward()
-            _set_rate(optimiser, rate)
-            optimiser.step()
+            optimiser.step(torch.autograd.grad(loss, weights), rate)
             total.add_(loss.detach())
 
     replayed = Replayed(learn, generators=[generator])
@@ -157,25 +155,20 @@ def fit(
     model.eval()
 
 
-def _state(model: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator, epochs: int) -> State:
-    moments = optimiser.state_dict()["state"]
+def _state(model: nn.Module, optimiser: Optimiser, generator: torch.Generator, epochs: int) -> State:
     return {
         "epochs": torch.tensor(epochs),
         "generator": generator.get_state(),
         **{f"model {name}": tensor for name, tensor in model.state_dict().items()},
-        **{f"optimiser {k} {name}": tensor for k, each in moments.items() for name, tensor in each.items()},
+        **{f"optimiser {name}": tensor for name, tensor in optimiser.tensors().items()},
     }
 
 
-def _restore(state: State, model: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> int:
+def _restore(state: State, model: nn.Module, optimiser: Optimiser, generator: torch.Generator) -> int:
     """Puts everything where `_state` found it; returns how many epochs are behind."""
     model.load_state_dict({name: state[f"model {name}"] for name in model.state_dict()})
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in state.items():
-        if key.startswith("optimiser "):
-            _, k, name = key.split()
-            moments.setdefault(int(k), {})[name] = tensor.clone()
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
+    for name, tensor in optimiser.tensors().items():
+        tensor.copy_(state[f"optimiser {name}"])
     generator.set_state(state["generator"].cpu())
     return int(state["epochs"])
 
@@ -190,24 +183,6 @@ def rate_at(schedule: str, progress: float) -> float:
     if schedule == "linear":
         return 1 - progress
     return 0.1 ** int(3 * progress + 1e-9) if schedule == "step" else 1.0
-
-
-def _optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Its rate is a tensor on a GPU, where a graph of its step reads it anew."""
-    weights, decay = list(model.parameters()), config.weight_decay
-    on_gpu = weights[0].device.type == "cuda"
-    rate = torch.tensor(config.learning_rate, device=weights[0].device) if on_gpu else config.learning_rate
-    if config.optimiser == "sgd":
-        return torch.optim.SGD(weights, lr=rate, momentum=MOMENTUM, weight_decay=decay, fused=True)
-    return torch.optim.Adam(weights, lr=rate, weight_decay=decay, fused=True, capturable=on_gpu)
-
-
-def _set_rate(optimiser: torch.optim.Optimizer, rate: Tensor) -> None:
-    group = optimiser.param_groups[0]
-    if isinstance(group["lr"], Tensor):
-        group["lr"].copy_(rate)
-    else:
-        group["lr"] = float(rate)
 
 
 def _noisy_accuracy(model: Classifier, data: LabelledImages, *, sigma: float, generator: torch.Generator) -> float:

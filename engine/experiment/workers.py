@@ -1,0 +1,210 @@
+"""Who computes the tasks of a run: workers side by side, which tell the run's own thread what to record.
+
+On Linux a CPU's workers are forked processes. Threads of one process take turns in Python, which cost a third of the
+time where steps are as short as a LeNet's (docs/performance.md). On a GPU, where Python has little to do, and on
+systems where forking is not safe, workers are threads. Each computes in one torch thread: that is faster than torch's
+own threads, and does not collapse beside other work.
+"""
+
+import ctypes
+import multiprocessing
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
+from typing import Any, NamedTuple
+
+import torch
+
+from engine.costs import workers_for
+from engine.experiment.recorder import Recorder
+from engine.records import Cancelled
+from engine.replay import use_own_stream
+
+TELL_EVERY = 0.1  # seconds at least from one word about work to the next
+END = "end"  # of a task, beside the names of what a recorder can do
+DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+class WorkerLost(RuntimeError):
+    """A worker's process was ended from outside."""
+
+    def __init__(self) -> None:
+        super().__init__("one of its processes was ended from outside, as a system does that is short of memory")
+
+
+class Task(NamedTuple):
+    """A name among the workers' tasks, and what it is called with."""
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+
+
+class Teller(threading.local):
+    """A recorder as tasks see it: what they call is called later, in the order of each, by who conducts the run.
+
+    Arguments should be small, since they travel between processes.
+    """
+
+    def __init__(self, send: Callable[..., None]) -> None:
+        self._send, self._units, self._told = send, 0.0, 0.0
+        self._detail: str | None = None
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(*arguments: Any, **named: Any) -> None:
+            self.flush()
+            self._send(name, arguments, named)
+
+        return call
+
+    def add_work(self, units: float, detail: str | None = None) -> None:
+        """As Recorder's, now and then for several steps together."""
+        self._units, self._detail = self._units + units, detail or self._detail
+        if time.monotonic() > self._told + TELL_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tells what has not been told yet."""
+        if self._units:
+            self._send("add_work", (self._units, self._detail), {})
+            self._units, self._told = 0.0, time.monotonic()
+
+
+class Workers:
+    """Workers of a device, as many as costs.workers_for says, and what their tasks are given.
+
+    recorder: as Teller has it. stop: set once nobody wants results any more. each: as map; on a CPU side by side, while
+    another worker has nothing to do.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._count, self._forked = device, workers_for(device.type), can_fork(device)
+        self._inbox, self._outbox = multiprocessing.Pipe(duplex=False)
+        self._telling = multiprocessing.Lock()
+        self._tasks: SimpleQueue[Task | None] = multiprocessing.SimpleQueue()
+        self._idle, self._helpers = multiprocessing.Event(), pool_of_threads(device)
+        self._workers: list[BaseProcess | threading.Thread] = []
+        self.unfinished: list[Task] = []
+        self.recorder, self.stop = Teller(self._send), multiprocessing.Event()
+
+    def each(self, compute: Callable[..., Any], parts: Iterable[Any]) -> Iterable[Any]:
+        return (self._helpers.map if self._idle.is_set() else map)(compute, parts)
+
+    @contextmanager
+    def at_work(self, tasks: Mapping[str, Callable[..., None]], recorder: Recorder) -> Iterator[None]:
+        """While the block runs, they do the tasks that are started; at its end they stop at their next step."""
+        make: Any = multiprocessing.get_context("fork").Process if self._forked else threading.Thread
+        self._workers = [make(target=self._serve, args=(tasks,)) for _ in range(self._count)]
+        for worker in self._workers:
+            worker.start()
+        try:
+            yield
+        finally:
+            self._close(recorder)
+
+    def start(self, name: str, *arguments: Any) -> None:
+        """Puts a task behind those that wait."""
+        self.unfinished.append(Task(name, arguments))
+        self._tasks.put(self.unfinished[-1])
+        self._look_around()
+
+    def finished(self, recorder: Recorder, *, timeout: float) -> Iterator[Task]:
+        """Lets the recorder record, and yields what has been finished; waits so many seconds for the first word.
+
+        Raises: whatever a task raised; WorkerLost.
+        """
+        if not self._inbox.poll(timeout) and not all(worker.is_alive() for worker in self._workers):
+            raise WorkerLost
+        for task, error in self._hear(recorder):
+            if error is not None:
+                raise error
+            yield task
+
+    def _hear(self, recorder: Recorder) -> Iterator[tuple[Task, Exception | None]]:
+        """Lets the recorder record what has been told; yields tasks that have ended, and the error if one did so."""
+        while self._inbox.poll():
+            name, arguments, named = self._inbox.recv()
+            if name != END:
+                getattr(recorder, name)(*arguments, **named)
+                continue
+            self.unfinished.remove(arguments[0])
+            self._look_around()
+            yield arguments
+
+    def _look_around(self) -> None:
+        idle = self._device.type == "cpu" and len(self.unfinished) < self._count
+        (self._idle.set if idle else self._idle.clear)()
+
+    def _serve(self, tasks: Mapping[str, Callable[..., None]]) -> None:
+        """What a worker does."""
+        if self._forked:
+            ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
+        _begin(self._device)
+        while (task := self._tasks.get()) is not None and not self.stop.is_set():
+            error = None
+            try:
+                tasks[task.name](*task.arguments)
+            except Exception as failure:
+                error = _portable(failure)
+            self.recorder.flush()
+            self._send(END, (task, error), {})
+
+    def _send(self, *words: Any) -> None:
+        with self._telling:
+            self._outbox.send(words)
+
+    def _close(self, recorder: Recorder) -> None:
+        self.stop.set()
+        for _ in self._workers:
+            self._tasks.put(None)
+        processes = [worker for worker in self._workers if isinstance(worker, BaseProcess)]
+        while any(worker.is_alive() for worker in self._workers):
+            if any(process.exitcode for process in processes):  # it may have held a lock that others wait for
+                for process in processes:
+                    process.kill()
+                break
+            if self._inbox.poll(0.1):
+                with suppress(OSError):  # a full disk, which the block has ended for already
+                    list(self._hear(recorder))
+        for worker in self._workers:
+            worker.join()
+        self._helpers.shutdown()
+
+
+def can_fork(device: torch.device) -> bool:
+    """Whether workers of this device are processes."""
+    return device.type == "cpu" and sys.platform == "linux"
+
+
+def pool_of_threads(device: torch.device, count: int | None = None) -> ThreadPoolExecutor:
+    """Threads that compute as workers do."""
+    return ThreadPoolExecutor(count or workers_for(device.type), initializer=_begin, initargs=(device,))
+
+
+def _begin(device: torch.device) -> None:
+    """In a thread that is to compute: with one torch thread, on a GPU with a stream of its own.
+
+    Numbers below 1.2e-38 are 0 in it: the attack's sharp softmax has many, on which a CPU is slow, and beside all else
+    they are nothing (benchmarks attack).
+    """
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    use_own_stream(device)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or another that says the same and can travel between processes; its traceback is printed here."""
+    if not isinstance(error, Cancelled):
+        traceback.print_exception(error)
+    try:
+        travelled: Exception = pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return travelled
