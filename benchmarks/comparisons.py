@@ -87,7 +87,7 @@ def quick() -> list[Comparison]:
     engine = Side("engine", "tasks.engine_victims", NINE, "engine", precision=TRAINED_IN)
     half = NINE | dict(epochs=NINE["epochs"] // 2, images=NINE["images"] // 2)
     others = (
-        replace(engine, label="engine, a process for each core", task="tasks.engine_victims_in_processes"),
+        replace(engine, label="engine, in threads", settings=NINE | dict(threads=True)),
         Side("torch.func: all as one program", "tasks.vectorised_victims", half, part=0.5),
     )
     return [Comparison(what, engine, (*_plain("one after the other", "tasks.plain_victims", NINE), *others))]

@@ -22,9 +22,9 @@ from engine import datasets
 from engine.attacks.pacd import pacd
 from engine.experiment.environment import environment
 from engine.experiment.poisoning import pose_attack
+from engine.experiment.pool import pool_of_threads
 from engine.experiment.problem import Problem, pose
 from engine.experiment.protocol import choose_device
-from engine.experiment.workers import pool_of_threads
 from engine.models import build
 from engine.models.convolution import convolved
 from engine.presets import PRESETS

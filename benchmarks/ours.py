@@ -1,7 +1,9 @@
 """All that is asked of the engine, as an experiment asks it: one call of each kind, in one place."""
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import cache
+from multiprocessing import get_context
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,8 @@ from engine.certification import certified_radius
 from engine.config import AttackConfig, ProcedureConfig
 from engine.costs import workers_for
 from engine.experiment.poisoning import pose_attack
+from engine.experiment.pool import begin, can_fork, pool_of_threads
 from engine.experiment.problem import Problem, pose
-from engine.experiment.workers import pool_of_threads
 from engine.hypergradient import Loss
 from engine.models import build
 from engine.presets import PRESETS
@@ -26,6 +28,7 @@ from engine.training.base import fit
 from engine.votes import BLOCK, GROUPS, Votes, count_votes, has_bfloat16
 
 SIGMA, ALPHA, N0 = 0.5, 0.001, 100
+CPU = torch.device("cpu")
 PROCEDURES = {
     "gaussian": ProcedureConfig(name="gaussian"),
     "smoothadv": ProcedureConfig(name="smoothadv", draws=1, adversary_steps=2, adversary_size=1.0, warmup=0.0),
@@ -36,7 +39,7 @@ PROCEDURES = {
 @cache
 def problem() -> Problem:
     """The quick preset's problem: 3 000 training images of MNIST."""
-    return pose(PRESETS["quick"].config, datasets.default_root(), torch.device("cpu"))
+    return pose(PRESETS["quick"].config, datasets.default_root(), CPU)
 
 
 def train(
@@ -90,13 +93,13 @@ def certify(model: nn.Module, images: Tensor, *, n: int, seed: int) -> list[tupl
 def attack(settings: AttackConfig) -> Iterator[AttackRecord]:
     """PACD's upper steps against Gaussian augmentation."""
     config = PRESETS["quick"].config.model_copy(update=dict(attack=settings))
-    return pacd(pose_attack(problem(), config, each=pool_of_threads(torch.device("cpu")).map), settings, 0)
+    return pacd(pose_attack(problem(), config, each=pool_of_threads(CPU).map), settings, 0)
 
 
 def levels(settings: AttackConfig) -> tuple[Loss, Loss, Tensor, Tensor]:
     """(Lower loss, upper loss, weights [W], poison images) of the first upper step of PACD, its parts on workers."""
     config = PRESETS["quick"].config.model_copy(update=dict(attack=settings))
-    posed = pose_attack(problem(), config, each=pool_of_threads(torch.device("cpu")).map)
+    posed = pose_attack(problem(), config, each=pool_of_threads(CPU).map)
     surrogate, rows = Surrogate(posed, settings, seed=0, life=0), torch.arange(settings.poison_batch)
     drawn = Levels(posed, settings, seed=0, generator=stream(0, "benchmark levels"))
     lower = drawn.minibatch(drawn.draw_lower(rows), poison=len(rows), strength=1.0).loss(surrogate.model)
@@ -104,12 +107,21 @@ def levels(settings: AttackConfig) -> tuple[Loss, Loss, Tensor, Tensor]:
     return lower, upper, surrogate.bilevel.weights, posed.x_clean[rows]
 
 
-def on_workers(tasks: Iterable[Callable[[], object]], workers: int | None = None) -> None:
-    """Does the tasks as an experiment does its own: in a few threads of one torch thread each."""
-    count = workers or workers_for("cpu")
-    with pool_of_threads(torch.device("cpu"), count) as pool:
-        for done in [pool.submit(task) for task in tasks]:
-            done.result()
+def on_workers(tasks: Iterable[Callable[[], object]], workers: int | None = None, *, threads: bool = False) -> None:
+    """Does the tasks as an experiment does its own: in processes where it has them, which stay, else in threads."""
+    for _ in _pool(workers or workers_for("cpu"), threads or not can_fork(CPU)).map(_done, tasks):
+        pass
+
+
+def _done(task: Callable[[], object]) -> None:
+    task()
+
+
+@cache
+def _pool(count: int, threads: bool) -> Executor:
+    if threads:
+        return pool_of_threads(CPU, count)
+    return ProcessPoolExecutor(count, mp_context=get_context("fork"), initializer=begin, initargs=(CPU,))
 
 
 def plainly(model: nn.Module) -> nn.Sequential:

@@ -1,6 +1,5 @@
 """Whole runs, each a process of the engine's own: how long they take and how much memory, beside what was predicted."""
 
-import math
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ SHORT = (
     *("attack.linear_steps=2", "training.epochs=1", "victim_seeds=1"),
     *("certification.target_images=2", "certification.other_images=1", "certification.n=1000"),
 )
+LOOK_EVERY = 0.2  # seconds from one look at memory to the next, which takes a while
 SETTLED = 10.0  # seconds of victims' training after which a peak that did not grow will not
 MEASURED = (
     *("smoke", "quick", "quick-smoothadv", "quick-macer", "class"),
@@ -34,11 +34,11 @@ WHAT_IF = ("attack.upper_steps=12", "training.epochs=2", "certification.target_i
 
 class Followed(NamedTuple):
     seconds: float
-    peak: int  # bytes, resident
+    peak: int  # bytes, of all its processes; 0 if memory was not asked for
 
 
-def follow(config: Config, root: Path, *, settled: float = math.inf) -> Followed:
-    """Submits a run and waits for its end, or until its peak has not grown for so many seconds after the attack.
+def follow(config: Config, root: Path, *, memory: bool = False) -> Followed:
+    """Submits a run and waits for its end; if memory is asked for, only until its peak has SETTLED after the attack.
 
     Raises: RuntimeError if it fails.
     """
@@ -46,12 +46,12 @@ def follow(config: Config, root: Path, *, settled: float = math.inf) -> Followed
     peak, run = 0, jobs.submit(config, runs_root=root, data_root=datasets.default_root())
     while (status := jobs.awaited(run)).active:
         now, before = time.perf_counter(), peak
-        peak = max(peak, _peak(status.pid)) if status.pid else peak
+        peak = max(peak, _held(status.pid)) if status.pid and memory else peak
         if peak > 1.01 * before or status.phase != "victims and certificates":
             grown = now
-        if now - grown > settled:
+        if memory and now - grown > SETTLED:
             jobs.stop_now(run)
-        time.sleep(0.05)
+        time.sleep(LOOK_EVERY if memory else 0.05)
     if status.state not in ("done", "cancelled"):
         raise RuntimeError(f"run {run.id} is {status.state}: {status.error}")
     return Followed(time.perf_counter() - started, peak)
@@ -106,19 +106,28 @@ def memory() -> Table:
             rows.append((preset, f"{predicted / 1e9:.2f}", f"{config.dataset} is not on this machine", ""))
             continue
         with tempfile.TemporaryDirectory() as root:
-            peak = follow(config, Path(root), settled=SETTLED).peak
+            peak = follow(config, Path(root), memory=True).peak
         rows.append((preset, f"{predicted / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{predicted / peak:.2f}"))
         raw.append({"preset": preset, "predicted": predicted, "measured": peak})
     return Table("Memory", ("preset", "predicted, GB", "measured, GB", "predicted / measured"), rows, raw)
 
 
-def _peak(pid: int) -> int:
-    """Bytes of the largest resident set so far of a process; where the system does not say, the present one."""
+def _held(pid: int) -> int:
+    """Bytes that a process and those it forked hold now, what they share counted once; elsewhere than on Linux its own.
+
+    0 if it has ended.
+    """
     try:
-        line = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()
-        return int(line[0]) * 1024
-    except (OSError, IndexError):
-        try:
-            return psutil.Process(pid).memory_info().rss
-        except psutil.NoSuchProcess:
-            return 0
+        process = psutil.Process(pid)
+        if not Path("/proc/self/smaps_rollup").exists():
+            return process.memory_info().rss
+        together = [process, *process.children()]
+        return sum(_proportional(each.pid) for each in together)
+    except (psutil.NoSuchProcess, OSError):
+        return 0
+
+
+def _proportional(pid: int) -> int:
+    """Bytes of a process's resident set, pages of several processes in equal shares."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(rollup.partition("Pss:")[2].split()[0]) * 1024

@@ -17,8 +17,8 @@ from engine.attacks import ATTACKS
 from engine.config import Config
 from engine.experiment.environment import environment
 from engine.experiment.poisoning import pose_attack
+from engine.experiment.pool import pool_of_threads
 from engine.experiment.problem import Problem, pose
-from engine.experiment.workers import pool_of_threads
 from engine.metrics import average_certified_radius, relative_drop
 from engine.models import build
 from engine.overrides import with_overrides

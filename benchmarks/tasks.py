@@ -1,9 +1,7 @@
 """What is timed: each function prepares some work and returns it, done by plain code, by the peer or by the engine."""
 
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -94,20 +92,10 @@ def vectorised_victims(*, victims: int, epochs: int, images: int, n: int) -> Wor
     return work
 
 
-def engine_victims(*, victims: int, epochs: int, images: int, n: int) -> Work:
+def engine_victims(*, victims: int, epochs: int, images: int, n: int, threads: bool = False) -> Work:
     ours.problem()
     tasks = [partial(_victim, k, epochs=epochs, images=images, n=n) for k in range(victims)]
-    return lambda: ours.on_workers(tasks)
-
-
-def engine_victims_in_processes(*, victims: int, epochs: int, images: int, n: int) -> Work:
-    """The same in one process for each core, which has been started."""
-    pool = ProcessPoolExecutor(workers_for("cpu"), mp_context=get_context("spawn"))
-    return lambda: list(pool.map(partial(_victim_alone, epochs=epochs, images=images, n=n), range(victims)))
-
-
-def _victim_alone(k: int, **sizes: int) -> None:
-    ours.on_workers([partial(_victim, k, **sizes)], workers=1)
+    return lambda: ours.on_workers(tasks, threads=threads)
 
 
 def _victim(k: int, *, epochs: int, images: int, n: int) -> None:

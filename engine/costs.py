@@ -145,7 +145,7 @@ def work_of_votes(config: Config, *, classes: int = CLASSES) -> float:
 
 
 def workers_for(device: str) -> int:
-    """Threads that compute: one per CPU that this process may use; on a GPU as many as fill it with small kernels."""
+    """One per CPU that this process may use; on a GPU as many as fill it with small kernels."""
     if device == "cuda":
         return MOST_WORKERS
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -98,3 +98,10 @@ def why_lost(status: Status) -> str:
     if silent > 0:
         return f"its process, on another machine, has given no sign of life for {silent:.0f} s"
     return f"its machine's clock is {-silent:.0f} s ahead of this one's"
+
+
+def in_words(error: Exception) -> str:
+    """As a status says it: the type only where it is not for users."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

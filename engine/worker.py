@@ -20,7 +20,7 @@ from engine.costs import estimate
 from engine.experiment.environment import environment
 from engine.jobs import GRACE, cancel, queue_position
 from engine.records import Cancelled, Record, Run, RunNotFound
-from engine.status import Status, process_start, this_machine
+from engine.status import Status, in_words, process_start, this_machine
 
 if TYPE_CHECKING:
     from engine.experiment.recorder import Recorder  # which imports pandas
@@ -164,9 +164,3 @@ def end(run: Record, status: Status) -> int:
     if run.exists():
         run.write_status(replace(status, heartbeat=time.time(), ended=time.time()))
     return 0 if status.state == "done" else 1
-
-
-def in_words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -22,7 +22,7 @@ from scipy.stats import binomtest, norm
 from engine import costs, hypergradient, jobs, votes, worker
 from engine.choices import ARMS
 from engine.config import Config
-from engine.experiment import poisoning, protocol, workers
+from engine.experiment import poisoning, pool, protocol
 from engine.experiment.recorder import Recorder
 from engine.records import Run
 from engine.report.numbers import build_report
@@ -171,8 +171,8 @@ def test_bytes_do_not_depend_on_how_many_workers_share_the_attack_and_the_victim
     one_images_answers = votes.Answers._answer
     monkeypatch.setattr(hypergradient, "grad", grad)
     monkeypatch.setattr(votes.Answers, "_answer", answer)
-    monkeypatch.setattr(workers, "workers_for", lambda device: count)
-    monkeypatch.setattr(workers, "can_fork", lambda device: forked)
+    monkeypatch.setattr(pool, "workers_for", lambda device: count)
+    monkeypatch.setattr(pool, "can_fork", lambda device: forked)
     assert content(work_here(baseline.config, tmp_path / "runs")) == content(baseline)
     assert [many > 1 for many in threads("attack").values()] == [count > 1]
     assert any(many > 1 for many in threads("answers").values()) == (count > 1)
@@ -182,17 +182,17 @@ def test_bytes_do_not_depend_on_how_many_workers_share_the_attack_and_the_victim
 def test_a_run_whose_worker_is_killed_says_so_and_goes_on_when_it_is_asked_for_again(
     tiny: Tiny, work_here: WorkHere, prepare: WorkHere, runs_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not workers.can_fork(torch.device("cpu")):
+    if not pool.can_fork(torch.device("cpu")):
         pytest.skip("workers are threads here")
 
-    def die(teller: workers.Teller, kind: str, **values: Any) -> None:
+    def die(teller: pool.Teller, kind: str, **values: Any) -> None:
         teller.__getattr__("add_metrics")(kind, **values)
         if values.get("step") == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
     config = tiny("attack.upper_steps=4", "victim_seeds=2")
     with monkeypatch.context() as patched:
-        patched.setattr(workers.Teller, "add_metrics", die, raising=False)
+        patched.setattr(pool.Teller, "add_metrics", die, raising=False)
         run = work_here(config, runs_root)
     assert run.status().state == "failed"
     assert "ended from outside" in str(run.status().error)

@@ -9,7 +9,7 @@ import pytest
 from engine import worker
 from engine.config import Config
 from engine.experiment import checkpoint
-from engine.experiment.workers import Teller
+from engine.experiment.pool import Teller
 from engine.records import Cancelled, Run
 
 Tiny = Callable[..., Config]

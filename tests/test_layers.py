@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.experiment.workers import pool_of_threads
+from engine.experiment.pool import pool_of_threads
 from engine.models import build
 from engine.models.convolution import as_product, convolved
 from engine.models.convolved_pooling import TILED, convolved_and_pooled

@@ -14,8 +14,8 @@ from engine.attacks.levels import upper_loss
 from engine.attacks.pacd import pacd
 from engine.config import AttackConfig, ProcedureConfig, TrainingConfig
 from engine.data import LabelledImages
+from engine.experiment.pool import pool_of_threads
 from engine.experiment.protocol import choose_device
-from engine.experiment.workers import pool_of_threads
 from engine.hypergradient import cross_term, gradient, hessian
 from engine.models import build, flat_weights, with_weights
 from engine.replay import ORDINARY, Replayed, use_own_stream

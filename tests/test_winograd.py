@@ -51,6 +51,17 @@ def test_logits_are_the_networks_to_float32s_last_digits(name, shape):
         torch.testing.assert_close(quick.rest(h), model.rest(h), rtol=0, atol=1e-5 * size)
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 17, 19), (2, 22, 31)])
+@pytest.mark.parametrize("count", [2, 23, 250])
+def test_the_first_layer_is_the_networks_to_float32s_last_digits(shape, count):
+    model = lenet("lenet", shape)
+    x = torch.randn(count, *shape, generator=stream(0, "images"))
+    with torch.inference_mode():
+        quick, exact = WinogradLeNet(model), model.stem(x)
+        torch.testing.assert_close(quick.stem(x), quick.prepared(exact), rtol=0, atol=1e-6 * float(exact.abs().max()))
+        assert quick.stem(x).stride() == quick.prepared(exact).stride()
+
+
 def test_what_is_no_number_stays_none():
     model = lenet()
     h = outputs(model, 20)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from engine.config import Config
+from engine.experiment.pool import Teller
 from engine.experiment.problem import Problem
-from engine.experiment.workers import Teller
 from engine.records import Cancelled, Run
 from engine.replay import ParallelMap
 from engine.stages import StageCache
@@ -20,7 +20,7 @@ class Context:
 
     Args:
         depends_on: of the problem, for the keys of the cache.
-        recorder, stop, each: as Workers has them.
+        recorder, stop, each: as Pool has them.
     """
 
     run: Run

@@ -20,9 +20,9 @@ from engine.config import Config, attackers_augmentation, lower_level, poison_de
 from engine.costs import work_of_attack
 from engine.experiment.checkpoint import Checkpoint
 from engine.experiment.context import Context
+from engine.experiment.pool import Teller
 from engine.experiment.problem import Problem
 from engine.experiment.recorder import Recorder
-from engine.experiment.workers import Teller
 from engine.records import write_tensors
 from engine.replay import ParallelMap
 from engine.streams import stream

@@ -15,10 +15,10 @@ from engine.experiment import checkpoint
 from engine.experiment.context import Context
 from engine.experiment.environment import code, device_name
 from engine.experiment.poisoning import make_poison, measure, with_file
+from engine.experiment.pool import Pool
 from engine.experiment.problem import pose
 from engine.experiment.recorder import Recorder
 from engine.experiment.retraining import Retraining
-from engine.experiment.workers import Workers
 from engine.records import Cancelled, Run
 from engine.stages import StageCache
 
@@ -55,30 +55,30 @@ def conduct(run: Run, recorder: Recorder, *, device: torch.device, cancelled: Ca
     if device.type == "cuda":
         depends_on["tf32"] = torch.backends.cuda.matmul.allow_tf32
     recorder.phase, arms, seeds = "attack and first victims", arms_of(config), range(config.victim_seeds)
-    workers = Workers(device)
-    shared = workers.recorder, StageCache(runs_root), depends_on, workers.stop, workers.each
+    pool = Pool(device)
+    shared = pool.recorder, StageCache(runs_root), depends_on, pool.stop, pool.each
     context = Context(run, config, problem, *shared)
     retraining = Retraining(context)
 
     def start(*of: str) -> None:
         asked = [arm for arm in of if arm in arms]
         for arm, k in product(asked, seeds):
-            workers.start("victim", arm, k)
+            pool.start("victim", arm, k)
         for arm in asked:
             measure(context, arm, recorder)
 
-    with workers.at_work({"attack": partial(make_poison, context, given=given), "victim": retraining.victim}, recorder):
+    with pool.at_work({"attack": partial(make_poison, context, given=given), "victim": retraining.victim}, recorder):
         if "poisoned" in arms:
-            workers.start("attack")
+            pool.start("attack")
         start("clean", "random_noise")
-        while workers.unfinished:
-            for task, arguments in workers.finished(recorder, timeout=0.3):
+        while pool.unfinished:
+            for task, arguments in pool.finished(recorder, timeout=0.3):
                 if task == "attack":
                     recorder.phase = "victims and certificates"
                     start("poisoned", "shuffled_signs")
                 else:
                     arm, k = arguments
                     recorder.add_certificates(arm, k, retraining.certificates(arm, k))
-            if workers.unfinished and cancelled():  # what is finished was not cancelled
+            if pool.unfinished and cancelled():  # what is finished was not cancelled
                 raise Cancelled
     checkpoint.remove_all(run.directory)

@@ -75,7 +75,20 @@ class WinogradLeNet(Network):
         super().__init__()
         from engine.models.winograd import Tiled
 
-        self._exact, self._second = exact, Tiled(exact.conv2.weight, exact.conv2.bias)
+        first, second = exact.conv1, exact.conv2
+        self._exact, self._second = exact, Tiled(second.weight, second.bias)
+        biases = first.weight.new_zeros(len(first.weight)) if first.bias is None else first.bias
+        self._kernels, self._biases = first.weight.numpy(), biases.numpy()
+
+    def stem(self, x: Tensor) -> Tensor:
+        """The first layer's outputs as `prepared` has them."""
+        from engine.models import first_layer
+
+        channels, height, width = x.shape[1:]
+        images = x.flatten(1).t().contiguous().view(channels, height, width, -1)
+        outputs = x.new_empty(height - 4, width - 4, len(self._biases), len(x))
+        first_layer.convolve(images.numpy(), self._kernels, self._biases, outputs.numpy())
+        return outputs.permute(3, 2, 0, 1)
 
     def prepared(self, h: Tensor) -> Tensor:
         """[M, C, H, W] with the draws last in memory."""

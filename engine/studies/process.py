@@ -15,7 +15,7 @@ from engine import datasets, jobs, worker
 from engine.costs import expected_device
 from engine.records import Record, Run, RunNotFound, the_one
 from engine.report.sentences import several
-from engine.status import Status
+from engine.status import Status, in_words
 from engine.studies.study import Cell, Study, seconds_of
 
 POLL = 0.3  # seconds
@@ -127,7 +127,7 @@ def work(directory: Path) -> int:
             else:
                 status = replace(status, state="done", phase="done", detail="", fraction=1.0, eta_seconds=0.0)
         except Exception as error:  # whatever it was, the record must say so
-            status = replace(status, state="failed", error=worker.in_words(error), eta_seconds=None)
+            status = replace(status, state="failed", error=in_words(error), eta_seconds=None)
         return worker.end(record, status)
 
 

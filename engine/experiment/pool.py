@@ -3,12 +3,11 @@
 On Linux a CPU's workers are forked processes. Threads of one process take turns in Python, which cost a third of the
 time where steps are as short as a LeNet's (docs/performance.md). On a GPU, where Python has little to do, and on
 systems where forking is not safe, workers are threads. Each computes in one torch thread: that is faster than torch's
-own threads, and does not collapse beside other work.
+own, and does not collapse beside other work.
 """
 
 import ctypes
 import multiprocessing
-import pickle
 import signal
 import sys
 import threading
@@ -27,6 +26,7 @@ from engine.costs import workers_for
 from engine.experiment.recorder import Recorder
 from engine.records import Cancelled
 from engine.replay import use_own_stream
+from engine.status import in_words
 
 TELL_EVERY = 0.1  # seconds at least from one word about work to the next
 END = "end"  # of a task, beside the names of what a recorder can do
@@ -38,6 +38,10 @@ class WorkerLost(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__("one of its processes was ended from outside, as a system does that is short of memory")
+
+
+class TaskFailed(ValueError):
+    """What a task's error was, in words."""
 
 
 class Task(NamedTuple):
@@ -77,7 +81,7 @@ class Teller(threading.local):
             self._units, self._told = 0.0, time.monotonic()
 
 
-class Workers:
+class Pool:
     """Workers of a device, as many as costs.workers_for says, and what their tasks are given.
 
     recorder: as Teller has it. stop: set once nobody wants results any more. each: as map; on a CPU side by side, while
@@ -118,17 +122,17 @@ class Workers:
     def finished(self, recorder: Recorder, *, timeout: float) -> Iterator[Task]:
         """Lets the recorder record, and yields what has been finished; waits so many seconds for the first word.
 
-        Raises: whatever a task raised; WorkerLost.
+        Raises: TaskFailed, Cancelled, WorkerLost.
         """
         if not self._inbox.poll(timeout) and not all(worker.is_alive() for worker in self._workers):
             raise WorkerLost
         for task, error in self._hear(recorder):
             if error is not None:
-                raise error
+                raise TaskFailed(error) if error else Cancelled
             yield task
 
-    def _hear(self, recorder: Recorder) -> Iterator[tuple[Task, Exception | None]]:
-        """Lets the recorder record what has been told; yields tasks that have ended, and the error if one did so."""
+    def _hear(self, recorder: Recorder) -> Iterator[tuple[Task, str | None]]:
+        """Lets the recorder record what was told; yields tasks that have ended and, of those that failed, why."""
         while self._inbox.poll():
             name, arguments, named = self._inbox.recv()
             if name != END:
@@ -146,13 +150,16 @@ class Workers:
         """What a worker does."""
         if self._forked:
             ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
-        _begin(self._device)
+        begin(self._device)
         while (task := self._tasks.get()) is not None and not self.stop.is_set():
             error = None
             try:
                 tasks[task.name](*task.arguments)
+            except Cancelled:
+                error = ""
             except Exception as failure:
-                error = _portable(failure)
+                traceback.print_exc()
+                error = in_words(failure)
             self.recorder.flush()
             self._send(END, (task, error), {})
 
@@ -185,10 +192,10 @@ def can_fork(device: torch.device) -> bool:
 
 def pool_of_threads(device: torch.device, count: int | None = None) -> ThreadPoolExecutor:
     """Threads that compute as workers do."""
-    return ThreadPoolExecutor(count or workers_for(device.type), initializer=_begin, initargs=(device,))
+    return ThreadPoolExecutor(count or workers_for(device.type), initializer=begin, initargs=(device,))
 
 
-def _begin(device: torch.device) -> None:
+def begin(device: torch.device) -> None:
     """In a thread that is to compute: with one torch thread, on a GPU with a stream of its own.
 
     Numbers below 1.2e-38 are 0 in it: the attack's sharp softmax has many, on which a CPU is slow, and beside all else
@@ -197,14 +204,3 @@ def _begin(device: torch.device) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     use_own_stream(device)
-
-
-def _portable(error: Exception) -> Exception:
-    """The error, or another that says the same and can travel between processes; its traceback is printed here."""
-    if not isinstance(error, Cancelled):
-        traceback.print_exception(error)
-    try:
-        travelled: Exception = pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return travelled
