@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from engine.experiment.pool import pool_of_threads
 from engine.models import build
 from engine.models.convolution import as_product, convolved
-from engine.models.convolved_pooling import TILED, convolved_and_pooled
+from engine.models.convolved_pooling import MANY, convolved_and_pooled
 from engine.models.pooling import pooled, pooled_sum
 from engine.streams import stream
 
@@ -146,9 +146,9 @@ def test_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders
         assert torch.allclose(*pair, rtol=1e-10)
 
 
-@pytest.mark.parametrize("channels", [8, 20])
-def test_by_transforms_of_tiles_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders(channels):
-    layer, images = drawn(nn.Conv2d(channels, 50, 5)), TILED + 5
+@pytest.mark.parametrize("channels", [1, 8, 20])
+def test_of_many_images_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders(channels):
+    layer, images = drawn(nn.Conv2d(channels, 50, 5)), MANY + 5
     x = torch.rand(images, channels, 12, 13, generator=stream(0, "x"), dtype=torch.float64)
 
     def derivatives(compute: Callable[[nn.Conv2d, Tensor], Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:

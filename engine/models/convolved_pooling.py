@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from engine.models.convolution import convolved, is_differentiated
 from engine.models.pooling import Picked, array_of, chosen_maxima, pooled
 
-TILED = 16  # images from which on transforms of tiles, which go over images, are worth it
+MANY = 16  # images from which on loops over images are worth it
 
 
 def convolved_and_pooled(layer: nn.Conv2d, h: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def convolved_and_pooled(layer: nn.Conv2d, h: Tensor) -> Tensor:
         from engine.models.gradients import ROWS
 
         if layer.in_channels == 1 or 5 * layer.in_channels in ROWS:
-            return _ConvolvedAndPooled.apply(h.to(memory_format=torch.channels_last), layer.weight, layer.bias)
+            return _ConvolvedAndPooled.apply(h, layer.weight, layer.bias)
     return pooled(convolved(layer, h))
 
 
@@ -32,12 +32,12 @@ class _ConvolvedAndPooled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if _is_tiled(h):
+        if _is_quicker(h):
             from engine.models import winograd
 
             maxima, chosen = winograd.convolved_and_pooled(h, weight, bias)
         else:
-            maxima, chosen = chosen_maxima(F.conv2d(h, weight, bias))
+            maxima, chosen = chosen_maxima(F.conv2d(h.to(memory_format=torch.channels_last), weight, bias))
         ctx.save_for_backward(h, weight, chosen)
         return maxima
 
@@ -54,7 +54,7 @@ class _ConvolvedAndPicked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor) -> Tensor:
         ctx.save_for_backward(h, weight, chosen)
-        if _is_tiled(h):
+        if _is_quicker(h):
             from engine.models import winograd
 
             return winograd.convolved_and_picked(h, weight, bias, chosen)
@@ -116,6 +116,6 @@ class _Gradients(torch.autograd.Function):
         return maxima, pixels, slopes, None, None, None
 
 
-def _is_tiled(h: Tensor) -> bool:
-    """Whether a convolution of these images is quicker by transforms of tiles: of several channels and many images."""
-    return h.dtype == torch.float32 and h.shape[1] > 1 and len(h) >= TILED
+def _is_quicker(h: Tensor) -> bool:
+    """Whether a convolution of these images is quicker by winograd.py, whose loops go over images: of many."""
+    return h.dtype == torch.float32 and len(h) >= MANY

@@ -112,6 +112,17 @@ def largest(a, b, c, d):
     return top if (top >= bottom) | (top != top) else bottom
 
 
+@njit(inline="always")
+def best_of(a, b, c, d, bias, zero):
+    """(ReLU of the largest of four outputs plus a bias, which of them it is, or NONE)."""
+    best = largest(a, b, c, d)
+    which = np.uint8(2) if c == best else np.uint8(3)
+    which = np.uint8(1) if b == best else which
+    which = np.uint8(0) if a == best else which
+    best += bias
+    return zero if best <= zero else best, which if best > zero else NONE
+
+
 def _widened(value):
     """As float32."""
 

@@ -63,7 +63,7 @@ class LeNet(Network):
 
     def _after_pooling(self, h: Tensor) -> Tensor:
         h = convolved_and_pooled(self.conv2, h)
-        h = h.permute(0, 2, 3, 1).flatten(1)  # [N, 800] in (H, W, C) order: free in channels_last, and as Keras has it
+        h = h.permute(0, 2, 3, 1).flatten(1)  # [N, 800] in (H, W, C) order, as Keras has it
         return self.fc2(F.relu(self.fc1(h)))
 
 
@@ -73,22 +73,16 @@ class WinogradLeNet(Network):
     @torch.inference_mode()
     def __init__(self, exact: LeNet) -> None:
         super().__init__()
-        from engine.models.winograd import Tiled
+        from engine.models.winograd import Direct, Tiled
 
-        first, second = exact.conv1, exact.conv2
-        self._exact, self._second = exact, Tiled(second.weight, second.bias)
-        biases = first.weight.new_zeros(len(first.weight)) if first.bias is None else first.bias
-        self._kernels, self._biases = first.weight.numpy(), biases.numpy()
+        self._exact, self._first = exact, Direct(exact.conv1.weight, exact.conv1.bias)
+        self._second = Tiled(exact.conv2.weight, exact.conv2.bias)
 
     def stem(self, x: Tensor) -> Tensor:
         """The first layer's outputs as `prepared` has them."""
-        from engine.models import first_layer
+        from engine.models.winograd import images_last
 
-        channels, height, width = x.shape[1:]
-        images = x.flatten(1).t().contiguous().view(channels, height, width, -1)
-        outputs = x.new_empty(height - 4, width - 4, len(self._biases), len(x))
-        first_layer.convolve(images.numpy(), self._kernels, self._biases, outputs.numpy())
-        return outputs.permute(3, 2, 0, 1)
+        return self._first.outputs(images_last(x)).permute(3, 2, 0, 1)
 
     def prepared(self, h: Tensor) -> Tensor:
         """[M, C, H, W] with the draws last in memory."""

@@ -31,6 +31,9 @@ class Rows:
         return runs.unflatten(2, (-1, self.depth)).permute(0, 3, 1, 2)
 
     def from_images(self, images: Tensor) -> Tensor:
+        last = images.permute(2, 3, 1, 0)  # as winograd.py leaves them
+        if last.is_contiguous():
+            return last.flatten(0, 2).t().contiguous().view(len(images), len(last), -1)
         return images.permute(0, 2, 3, 1).contiguous().flatten(2)
 
     def to_images(self, rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Source: Lavin and Gray 2016, arXiv:1509.09308, after Winograd and Toom and Cook.
 import numpy as np
 from numba import njit
 
-from engine.models.kernels import NONE, jitted, largest
+from engine.models.kernels import best_of, jitted, largest
 
 SIDE = 5  # of a kernel
 _SCALES = {0: 1, 1: -2 / 9, -1: -2 / 9, 2: 1 / 90, -2: 1 / 90, 1 / 2: 32 / 45, -1 / 2: 32 / 45}
@@ -100,13 +100,8 @@ def maxima_of_tiles(products, biases, maxima, chosen, across):
                     for m in range(draws):
                         a, b = outputs[y, x, m], outputs[y, x + 1, m]
                         c, d = outputs[y + 1, x, m], outputs[y + 1, x + 1, m]
-                        best = largest(a, b, c, d)
-                        which = np.uint8(2) if c == best else np.uint8(3)
-                        which = np.uint8(1) if b == best else which
-                        which = np.uint8(0) if a == best else which
-                        best += biases[k]
-                        maxima[top + i, left + j, k, m] = zero if best <= zero else best
-                        chosen[top + i, left + j, k, m] = which if best > zero else NONE
+                        best, which = best_of(a, b, c, d, biases[k], zero)
+                        maxima[top + i, left + j, k, m], chosen[top + i, left + j, k, m] = best, which
 
 
 @jitted

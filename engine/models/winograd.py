@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.models import tiles
+from engine.models.first_layer import Direct
 from engine.models.tiles import SIDE
 
 PART = 200  # images whose tiles a CPU's cache holds
@@ -49,25 +50,35 @@ class Tiled:
 
 
 def convolved_and_pooled(h: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(ReLU of the maxima of outputs at h [M, C, H, W], which they were [M, H', W', K])."""
-    tiled = Tiled(weight, bias)
-    found = (map(images_first, tiled.maxima(images_last(some))) for some in h.split(PART))
-    maxima, chosen = map(torch.cat, zip(*found, strict=True))
-    return maxima, chosen.permute(0, 2, 3, 1)
+    """(ReLU of the maxima of outputs at h [M, C, H, W], images last in memory; which they were [M, H', W', K])."""
+    convolution = _convolution(weight, bias)
+    parts = [convolution.maxima(images_last(some)) for some in h.split(PART)]
+    maxima, chosen = (each[0] if len(each) == 1 else torch.cat(each, dim=3) for each in zip(*parts, strict=True))
+    return maxima.permute(3, 2, 0, 1), images_first(chosen)
 
 
 def convolved_and_picked(h: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor) -> Tensor:
     """The outputs at h that were chosen [M, H', W', K] before, or 0."""
-    tiled, parts = Tiled(weight, bias), zip(h.split(PART), chosen.permute(0, 3, 1, 2).split(PART), strict=True)
-    return torch.cat([images_first(tiled.picked(*map(images_last, part))) for part in parts])
+    convolution, parts = _convolution(weight, bias), zip(h.split(PART), chosen.split(PART), strict=True)
+    picked = [convolution.picked(images_last(some), _turned(which)) for some, which in parts]
+    return torch.cat([images_first(part) for part in picked]).permute(0, 3, 1, 2)
+
+
+def _convolution(weight: Tensor, bias: Tensor | None) -> Tiled | Direct:
+    return (Direct if weight.shape[1] == 1 else Tiled)(weight, bias)
 
 
 def images_last(h: Tensor) -> Tensor:
     """[M, C, H, W] → [H, W, C, M]."""
-    columns = h.permute(0, 2, 3, 1).flatten(1).t().contiguous()  # torch turns a matrix block by block
-    return columns.unflatten(0, (*h.shape[2:], h.shape[1]))
+    last = h.permute(2, 3, 1, 0)
+    return last.contiguous() if last.stride(3) == 1 else _turned(h.permute(0, 2, 3, 1))
 
 
 def images_first(h: Tensor) -> Tensor:
-    """[H, W, C, M] → [M, C, H, W] in channels_last."""
-    return h.flatten(0, 2).t().contiguous().unflatten(1, h.shape[:3]).permute(0, 3, 1, 2)
+    """[H, W, C, M] → [M, H, W, C]."""
+    return h.flatten(0, 2).t().contiguous().unflatten(1, h.shape[:3])
+
+
+def _turned(h: Tensor) -> Tensor:
+    """[M, H, W, C] → [H, W, C, M]; torch turns a matrix block by block."""
+    return h.flatten(1).t().contiguous().unflatten(0, h.shape[1:])
