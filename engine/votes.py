@@ -239,7 +239,7 @@ class Screen:
 
     def shared(self, noise: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """(The stem at noise, `prepared`; a function of positions that gives it there as exact as `stem`)."""
-        if isinstance(self.quick, WinogradLeNet):  # whose own takes a third of the time
+        if isinstance(self.quick, WinogradLeNet):  # whose own is as `rest_of_sum` likes it at once
             return self.quick.stem(noise), lambda of: self.stem(noise[of])
         exact = self.stem(noise)
         return self.quick.prepared(exact), lambda of: exact[of]
@@ -257,9 +257,10 @@ class Screen:
 
     def _error(self, noise: Tensor, images: Tensor) -> Tensor:
         """Of the logits [N, K] at images [N, C, H, W] with a noise draw each."""
-        shared, at = self.stem(noise), self.stem(images) - self.stem(torch.zeros_like(images[:1]))
-        quick, _ = self.shared(noise)
-        return self.logits(quick, self.quick.prepared(at)) - self.exact_logits(shared + at)
+        at = self.stem(images) - self.stem(torch.zeros_like(images[:1]))
+        quick, exact = self.shared(noise)
+        exact_sum = exact(torch.arange(len(noise), device=noise.device)) + at
+        return self.logits(quick, self.quick.prepared(at)) - self.exact_logits(exact_sum)
 
 
 def _margins(network: Network, shared: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:

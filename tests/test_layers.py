@@ -14,6 +14,7 @@ from engine.models import build
 from engine.models.convolution import as_product, convolved
 from engine.models.convolved_pooling import MANY, convolved_and_pooled
 from engine.models.pooling import pooled, pooled_sum
+from engine.models.winograd import PART
 from engine.streams import stream
 
 
@@ -146,9 +147,10 @@ def test_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders
         assert torch.allclose(*pair, rtol=1e-10)
 
 
+@pytest.mark.parametrize("images", [MANY + 5, PART + 5])
 @pytest.mark.parametrize("channels", [1, 8, 20])
-def test_of_many_images_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders(channels):
-    layer, images = drawn(nn.Conv2d(channels, 50, 5)), MANY + 5
+def test_of_many_images_a_convolution_and_pooling_have_the_derivatives_of_torchs_of_both_orders(channels, images):
+    layer = drawn(nn.Conv2d(channels, 50, 5))
     x = torch.rand(images, channels, 12, 13, generator=stream(0, "x"), dtype=torch.float64)
 
     def derivatives(compute: Callable[[nn.Conv2d, Tensor], Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
 """What the stages of one experiment share: its data, where results go, what they depend on, and when to stop."""
 
+from ctypes import c_byte
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class Context:
     recorder: Teller
     cache: StageCache
     depends_on: dict[str, Any]
-    stop: Event
+    stop: c_byte
     each: ParallelMap
 
     @property
@@ -38,5 +38,5 @@ class Context:
 
     def check_stop(self) -> None:
         """Raises: Cancelled."""
-        if self.stop.is_set():
+        if self.stop.value:
             raise Cancelled

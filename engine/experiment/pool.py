@@ -8,6 +8,7 @@ own, and does not collapse beside other work.
 
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -30,6 +31,7 @@ from engine.status import in_words
 
 TELL_EVERY = 0.1  # seconds at least from one word about work to the next
 END = "end"  # of a task, beside the names of what a recorder can do
+GRACE = 10.0  # seconds in which workers may end their step where one of them was killed
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -84,31 +86,36 @@ class Teller(threading.local):
 class Pool:
     """Workers of a device, as many as costs.workers_for says, and what their tasks are given.
 
-    recorder: as Teller has it. stop: set once nobody wants results any more. each: as map; on a CPU side by side, while
-    another worker has nothing to do.
+    recorder: as Teller has it. stop: its value is 1 once nobody wants results any more. each: as map; on a CPU by
+    several threads, a task's share of the cores, while there are fewer tasks than workers.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._count, self._forked = device, workers_for(device.type), can_fork(device)
         self._inbox, self._outbox = multiprocessing.Pipe(duplex=False)
-        self._telling = multiprocessing.Lock()
+        self._telling, self._parent = multiprocessing.Lock(), os.getpid()
         self._tasks: SimpleQueue[Task | None] = multiprocessing.SimpleQueue()
-        self._idle, self._helpers = multiprocessing.Event(), pool_of_threads(device)
         self._workers: list[BaseProcess | threading.Thread] = []
         self.unfinished: list[Task] = []
-        self.recorder, self.stop = Teller(self._send), multiprocessing.Event()
+        self.recorder = Teller(self._send)
+        # without a lock, which a worker that is killed might hold
+        self.stop, self._share = multiprocessing.RawValue("b", 0), multiprocessing.RawValue("i", 1)
 
     def each(self, compute: Callable[..., Any], parts: Iterable[Any]) -> Iterable[Any]:
-        return (self._helpers.map if self._idle.is_set() else map)(compute, parts)
+        if self._share.value == 1:
+            return map(compute, parts)
+        with pool_of_threads(self._device, self._share.value) as helpers:
+            return list(helpers.map(compute, parts))
 
     @contextmanager
     def at_work(self, tasks: Mapping[str, Callable[..., None]], recorder: Recorder) -> Iterator[None]:
         """While the block runs, they do the tasks that are started; at its end they stop at their next step."""
         make: Any = multiprocessing.get_context("fork").Process if self._forked else threading.Thread
-        self._workers = [make(target=self._serve, args=(tasks,)) for _ in range(self._count)]
-        for worker in self._workers:
-            worker.start()
         try:
+            for _ in range(self._count):
+                worker = make(target=self._serve, args=(tasks,))
+                worker.start()
+                self._workers.append(worker)
             yield
         finally:
             self._close(recorder)
@@ -124,15 +131,16 @@ class Pool:
 
         Raises: TaskFailed, Cancelled, WorkerLost.
         """
-        if not self._inbox.poll(timeout) and not all(worker.is_alive() for worker in self._workers):
-            raise WorkerLost
-        for task, error in self._hear(recorder):
-            if error is not None:
-                raise TaskFailed(error) if error else Cancelled
+        self._inbox.poll(timeout)
+        for task, how, error in self._hear(recorder):
+            if how != "done":
+                raise TaskFailed(error) if how == "failed" else Cancelled
             yield task
+        if not all(worker.is_alive() for worker in self._workers):
+            raise WorkerLost
 
-    def _hear(self, recorder: Recorder) -> Iterator[tuple[Task, str | None]]:
-        """Lets the recorder record what was told; yields tasks that have ended and, of those that failed, why."""
+    def _hear(self, recorder: Recorder) -> Iterator[tuple[Task, str, str]]:
+        """Lets the recorder record what was told; yields tasks that have ended, how, and why if they failed."""
         while self._inbox.poll():
             name, arguments, named = self._inbox.recv()
             if name != END:
@@ -143,46 +151,54 @@ class Pool:
             yield arguments
 
     def _look_around(self) -> None:
-        idle = self._device.type == "cpu" and len(self.unfinished) < self._count
-        (self._idle.set if idle else self._idle.clear)()
+        if self._device.type == "cpu" and self.unfinished:
+            self._share.value = -(-self._count // len(self.unfinished))
 
     def _serve(self, tasks: Mapping[str, Callable[..., None]]) -> None:
         """What a worker does."""
         if self._forked:
             ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
+            if os.getppid() != self._parent:  # it died before that
+                return
         begin(self._device)
-        while (task := self._tasks.get()) is not None and not self.stop.is_set():
-            error = None
+        while (task := self._tasks.get()) is not None and not self.stop.value:
+            how, error = "done", ""
             try:
                 tasks[task.name](*task.arguments)
             except Cancelled:
-                error = ""
+                how = "cancelled"
             except Exception as failure:
-                traceback.print_exc()
-                error = in_words(failure)
+                how, error = "failed", in_words(failure)
+                with suppress(OSError):  # a full disk has no room for it
+                    traceback.print_exc()
             self.recorder.flush()
-            self._send(END, (task, error), {})
+            self._send(END, (task, how, error), {})
 
     def _send(self, *words: Any) -> None:
         with self._telling:
             self._outbox.send(words)
 
     def _close(self, recorder: Recorder) -> None:
-        self.stop.set()
+        self.stop.value = 1
         for _ in self._workers:
             self._tasks.put(None)
         processes = [worker for worker in self._workers if isinstance(worker, BaseProcess)]
+        lost_at: float | None = None
         while any(worker.is_alive() for worker in self._workers):
-            if any(process.exitcode for process in processes):  # it may have held a lock that others wait for
+            self._inbox.poll(0.1)
+            self._drain(recorder)
+            if lost_at is None and any(process.exitcode for process in processes):
+                lost_at = time.monotonic()
+            if lost_at is not None and time.monotonic() > lost_at + GRACE:  # they may wait for a lock that it held
                 for process in processes:
                     process.kill()
-                break
-            if self._inbox.poll(0.1):
-                with suppress(OSError):  # a full disk, which the block has ended for already
-                    list(self._hear(recorder))
         for worker in self._workers:
             worker.join()
-        self._helpers.shutdown()
+        self._drain(recorder)
+
+    def _drain(self, recorder: Recorder) -> None:
+        with suppress(OSError):  # a full disk, which the run has ended for already
+            list(self._hear(recorder))
 
 
 def can_fork(device: torch.device) -> bool:

@@ -35,7 +35,7 @@ def choose_device(*, tf32: bool = False) -> torch.device:
 def conduct(run: Run, recorder: Recorder, *, device: torch.device, cancelled: Callable[[], bool]) -> None:
     """Does the whole protocol into the run's directory; whatever happens on the way, what was finished is on disk.
 
-    Raises: Cancelled soon after cancelled(), asked a few times a second, became true; whatever a stage raises.
+    Raises: Cancelled soon after cancelled(), asked several times a second, became true; what Pool.finished does.
     """
     config, runs_root, data_root = run.config, run.directory.parent, run.data_root
     posed = pose(config, data_root, device)

@@ -9,9 +9,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from engine.models.kernels import best_of, jitted
-
-SIDE = 5  # of a kernel
+from engine.models.kernels import SIDE, best_of, jitted
 
 
 class Direct:

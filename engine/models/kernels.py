@@ -20,6 +20,7 @@ def jitted(loop: Callable[..., Any]) -> Callable[..., Any]:
         return njit(nogil=True)(loop)
 
 
+SIDE = 5  # of the kernels that have loops of their own
 NONE = np.uint8(4)  # of a window in which nothing is above 0; its pixels are 0 to 3, row by row
 
 

@@ -10,9 +10,8 @@ Source: Lavin and Gray 2016, arXiv:1509.09308, after Winograd and Toom and Cook.
 import numpy as np
 from numba import njit
 
-from engine.models.kernels import best_of, jitted, largest
+from engine.models.kernels import SIDE, best_of, jitted, largest
 
-SIDE = 5  # of a kernel
 _SCALES = {0: 1, 1: -2 / 9, -1: -2 / 9, 2: 1 / 90, -2: 1 / 90, 1 / 2: 32 / 45, -1 / 2: 32 / 45}
 _VALUES = [[scale * x**k for k in range(SIDE)] for x, scale in _SCALES.items()]
 OF_LINE = np.array([*_VALUES, [0, 0, 0, 0, 1]])  # [8, 5]: a kernel's line → its values at all points

@@ -1,7 +1,7 @@
-"""Convolutions of 5×5 with 2×2 pooling behind them, by transforms of tiles: a sixth of the products, on a CPU.
+"""Convolutions of 5×5 with 2×2 pooling behind them, on a CPU, by transforms of tiles: a sixth of the products.
 
-Errors are about a millionth of the largest output. Images, or noise draws, are last in memory here, [H, W, C, M], since
-the loops of tiles.py go over them. Importing it takes half a second, as Numba does.
+Errors are about a millionth of the largest output. Those of one channel are first_layer.py's. Images, or noise draws,
+are last in memory in both, [H, W, C, M], since their loops go over them. Importing it takes half a second, for Numba.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.models import tiles
 from engine.models.first_layer import Direct
-from engine.models.tiles import SIDE
+from engine.models.kernels import SIDE
 
 PART = 200  # images whose tiles a CPU's cache holds
 

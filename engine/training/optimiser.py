@@ -23,7 +23,7 @@ class Optimiser:
         self._weights, self._decay = list(weights), config.weight_decay
         self._first = [torch.zeros_like(weight) for weight in self._weights]
         self._second = [torch.zeros_like(weight) for weight in self._weights] if config.optimiser == "adam" else []
-        self._steps = [torch.zeros((), device=weight.device) for weight in self._weights]
+        self._steps = [torch.zeros((), device=weight.device) for weight in self._weights if self._second]
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
