@@ -17,7 +17,7 @@ from engine.votes import has_bfloat16
 
 # Bytes at the peak of shortened runs with two workers: MNIST's are what the benchmark measured; CIFAR-10's are older,
 # of random images, and the last was cut off early.
-MEMORY = json.loads((PROJECT / "benchmarks/results/xeon-2019/memory.json").read_text())["tables"]["Memory"]
+MEMORY = json.loads((PROJECT / "benchmarks/results/epyc-avx2/memory.json").read_text())["tables"]["Memory"]
 MEASURED = {row["preset"]: row["measured"] for row in MEMORY} | {
     "paper-ga-cifar10": 6.77e9,
     "paper-smoothadv-cifar10": 7.51e9,

@@ -1,9 +1,9 @@
 """Who computes the tasks of a run: workers side by side, which tell the run's own thread what to record.
 
-On Linux a CPU's workers are forked processes. Threads of one process take turns in Python, which cost a third of the
-time where steps are as short as a LeNet's (docs/performance.md). On a GPU, where Python has little to do, and on
-systems where forking is not safe, workers are threads. Each computes in one torch thread: that is faster than torch's
-own, and does not collapse beside other work.
+On Linux a CPU's workers are forked processes. Threads of one process take turns in Python, which costs time where steps
+are as short as a LeNet's (docs/performance.md). On a GPU, where Python has little to do, and on systems where forking
+is not safe, workers are threads. Each computes in one torch thread: that is faster than torch's own, and does not
+collapse beside other work.
 """
 
 import ctypes
