@@ -172,19 +172,14 @@ def poison_of(context: Context, arm: str) -> Poison | None:
     """What an arm's victims see of the attacker: the attack's result, once it is there, or a control; None if clean."""
     if arm == "clean":
         return None
-    config, problem = context.config, context.problem
-    x_clean, indices, epsilon = (
-        problem.training.images[problem.poison_indices],
-        problem.poison_indices,
-        config.threat.epsilon,
-    )
+    config, problem, indices = context.config, context.problem, context.problem.poison_indices
+    x_clean, epsilon = problem.training.images[indices], config.threat.epsilon
     generator = stream(config.seed, arm, device=context.device)
     if arm == "random_noise":
         poison = Poison(random_noise(x_clean, epsilon=epsilon, generator=generator), indices)
     else:
-        found = {
-            name: torch.from_numpy(array).to(context.device) for name, array in load_file(_files(context)[0]).items()
-        }
+        kept, _ = _files(context)
+        found = {name: torch.from_numpy(array).to(context.device) for name, array in load_file(kept).items()}
         poison = Poison(found["delta"], indices, found.get("labels"))
     if arm == "shuffled_signs":
         poison = Poison(shuffled_signs(x_clean, poison.delta, epsilon=epsilon, generator=generator), indices)

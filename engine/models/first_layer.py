@@ -68,8 +68,7 @@ def maxima_of_outputs(images, kernels, biases, maxima, chosen):
         for start in range(0, columns, 2):
             j = min(start, columns - 2)
             for k in range(filters):
-                for row in range(2):
-                    _sum(sums, 4 * row, images, kernels, 2 * i + row, 2 * j, k)
+                _sum_windows(sums, images, kernels, i, j, k)
                 for n in range(2):
                     for m in range(draws):
                         a, b = sums[2 * n, m], sums[2 * n + 1, m]
@@ -86,14 +85,20 @@ def picked_of_outputs(images, kernels, biases, picked, chosen):
         for start in range(0, columns, 2):
             j = min(start, columns - 2)
             for k in range(filters):
-                for row in range(2):
-                    _sum(sums, 4 * row, images, kernels, 2 * i + row, 2 * j, k)
+                _sum_windows(sums, images, kernels, i, j, k)
                 for n in range(2):
                     for m in range(draws):
                         which = chosen[i, j + n, k, m]
                         pixel = which & 3
                         value = sums[2 * n + 4 * (pixel >> 1) + (pixel & 1), m] + biases[k]
                         picked[i, j + n, k, m] = value if which == pixel else images.dtype.type(0)
+
+
+@njit(inline="always")
+def _sum_windows(sums, images, kernels, i, j, k):
+    """The outputs of windows (i, j) and (i, j + 1), row by row → sums [8, M]."""
+    for row in range(2):
+        _sum(sums, 4 * row, images, kernels, 2 * i + row, 2 * j, k)
 
 
 @njit(inline="always")
