@@ -91,7 +91,35 @@ def loops(row: int) -> tuple[Callable[..., None], Callable[..., None]]:
                 for e in range(0, end, 4):
                     _add_four(sums, k * side * row, row, given, width, starts, values, e, side, row)
 
-    return jitted(to_images), jitted(to_weights)
+    return jitted(to_images), to_bands if row == PATCH else jitted(to_weights)
+
+
+@jitted
+def to_bands(maxima, chosen, images, weights, biases, depth):
+    """`to_weights` of loops, where patches are bands: one run of PATCH numbers each, of which most have a gradient.
+
+    So it leaves none out, which takes longer to find than to add: four windows of a row at a time, for every channel.
+    """
+    number, rows, columns, channels = maxima.shape
+    _, height, width = images.shape
+    sums, given, zero = weights.reshape(weights.size), images.reshape(images.size), images.dtype.type(0)
+    starts, values = np.zeros(4 * channels, np.uintp), np.zeros(4 * channels, images.dtype)
+    sums[:] = 0
+    biases[:] = 0
+    for n in range(number):
+        for i in range(rows):
+            for left in range(0, columns, 4):
+                values[:] = 0
+                for w in range(min(4, columns - left)):
+                    j = left + w
+                    for k in range(channels):
+                        pixel = chosen[n, i, j, k]
+                        row, column = 2 * i + ((pixel & 3) >> 1), 2 * j + (pixel & 1)
+                        starts[4 * k + w] = (n * height + row) * width + column * depth
+                        values[4 * k + w] = maxima[n, i, j, k] if pixel != NONE else zero
+                        biases[k] += values[4 * k + w]
+                for k in range(channels):
+                    _add_four(sums, k * PATCH, PATCH, given, width, starts, values, 4 * k, 1, PATCH)
 
 
 @njit(inline="always")

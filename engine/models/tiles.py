@@ -87,7 +87,7 @@ def maxima_of_tiles(products, biases, maxima, chosen, across):
     _, _, channels, count, draws = products.shape
     height, width = maxima.shape[:2]
     zero = products.dtype.type(0)
-    lines = np.empty((8, 4, draws), products.dtype)
+    lines = np.empty((4, 8, draws), products.dtype)
     outputs = np.empty((4, 4, draws), products.dtype)
     for k in range(channels):
         for tile in range(count):
@@ -109,7 +109,7 @@ def picked_of_tiles(products, biases, picked, chosen, across):
     _, _, channels, count, draws = products.shape
     height, width = picked.shape[:2]
     zero = products.dtype.type(0)
-    lines = np.empty((8, 4, draws), products.dtype)
+    lines = np.empty((4, 8, draws), products.dtype)
     outputs = np.empty((4, 4, draws), products.dtype)
     for k in range(channels):
         for tile in range(count):
@@ -126,10 +126,10 @@ def picked_of_tiles(products, biases, picked, chosen, across):
 
 @njit(inline="always")
 def _outputs_of(products, k, tile, lines, outputs):
-    """The 4×4 outputs of a tile and a channel: outputs [4, 4, M]; lines [8, 4, M] hold what is between."""
+    """The 4×4 outputs of a tile and a channel: outputs [4, 4, M]; lines [4, 8, M] hold what is between."""
     for u in range(8):
         for m in range(outputs.shape[2]):
-            lines[u, 0, m], lines[u, 1, m], lines[u, 2, m], lines[u, 3, m] = _outputs(
+            lines[0, u, m], lines[1, u, m], lines[2, u, m], lines[3, u, m] = _outputs(
                 products[u, 0, k, tile, m], products[u, 1, k, tile, m],
                 products[u, 2, k, tile, m], products[u, 3, k, tile, m],
                 products[u, 4, k, tile, m], products[u, 5, k, tile, m],
@@ -138,8 +138,8 @@ def _outputs_of(products, k, tile, lines, outputs):
     for v in range(4):
         for m in range(outputs.shape[2]):
             outputs[0, v, m], outputs[1, v, m], outputs[2, v, m], outputs[3, v, m] = _outputs(
-                lines[0, v, m], lines[1, v, m], lines[2, v, m], lines[3, v, m],
-                lines[4, v, m], lines[5, v, m], lines[6, v, m], lines[7, v, m],
+                lines[v, 0, m], lines[v, 1, m], lines[v, 2, m], lines[v, 3, m],
+                lines[v, 4, m], lines[v, 5, m], lines[v, 6, m], lines[v, 7, m],
             )  # fmt: skip
 
 

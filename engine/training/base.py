@@ -116,11 +116,12 @@ def fit(
             images = augment(data.images[chosen], config.augmentation, generator=generator)
             noise = procedure.draw_noise(images, generator=generator) if fixed is None else fixed[chosen]
             batch = Batch(images, data.labels[chosen], noise, strength=strength)
-            model.eval()  # an adversary attacks the classifier as it will be used (Salman et al. 2019)
-            model.requires_grad_(False)  # compiled code would find all derivatives
-            constants = procedure.prepare(classifier, batch, generator=generator)
-            model.train().requires_grad_()
-            loss = procedure.loss(classifier, batch._replace(constants=constants))
+            if procedure.prepares:
+                model.eval()  # an adversary attacks the classifier as it will be used (Salman et al. 2019)
+                model.requires_grad_(False)  # compiled code would find all derivatives
+                batch = batch._replace(constants=procedure.prepare(classifier, batch, generator=generator))
+                model.train().requires_grad_()
+            loss = procedure.loss(classifier, batch)
             optimiser.step(torch.autograd.grad(loss, weights), rate)
             total.add_(loss.detach())
 
