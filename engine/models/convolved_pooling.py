@@ -1,5 +1,6 @@
 """A convolution with pooling behind it, in one step on a CPU where it is differentiated, and its derivatives."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -107,13 +108,22 @@ class _Gradients(torch.autograd.Function):
         factors = [(x, w) for x, w in ((of_images, weight), (h, of_weights)) if x is not None and w is not None]
         maxima = pixels = slopes = None
         if wanted and factors:
-            images, weights = (torch.cat(each, dim=1) for each in zip(*factors, strict=True))  # one sum, not two
+            images, weights = (_joined(each) for each in zip(*factors, strict=True))  # one sum, not two
             maxima = _ConvolvedAndPicked.apply(images, weights, of_biases, chosen)
         wants_images, wants_weights = wants_images and of_weights is not None, wants_weights and of_images is not None
         if wants_images or wants_weights:
             images, weights = h if of_images is None else of_images, weight if of_weights is None else of_weights
             pixels, slopes, _ = _Gradients.apply(gradient, images, weights, chosen, wants_images, wants_weights)
         return maxima, pixels, slopes, None, None, None
+
+
+def _joined(each: Sequence[Tensor]) -> Tensor:
+    """Channels of one or two tensors, one behind the other; images last in memory where those of the first are."""
+    if len(each) == 1:
+        return each[0]
+    if each[0].stride(0) == 1:
+        return torch.cat([h.permute(2, 3, 1, 0) for h in each], dim=2).permute(3, 2, 0, 1)
+    return torch.cat(list(each), dim=1)
 
 
 def _is_quicker(h: Tensor) -> bool:

@@ -4,6 +4,8 @@ Errors are about a millionth of the largest output. Those of one channel are fir
 are last in memory in both, [H, W, C, M], since their loops go over them. Importing it takes half a second, for Numba.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,15 +55,20 @@ def convolved_and_pooled(h: Tensor, weight: Tensor, bias: Tensor | None) -> tupl
     """(ReLU of the maxima of outputs at h [M, C, H, W], images last in memory; which they were [M, H', W', K])."""
     convolution = _convolution(weight, bias)
     parts = [convolution.maxima(images_last(some)) for some in h.split(PART)]
-    maxima, chosen = (each[0] if len(each) == 1 else torch.cat(each, dim=3) for each in zip(*parts, strict=True))
+    maxima, chosen = (_joined(each) for each in zip(*parts, strict=True))
     return maxima.permute(3, 2, 0, 1), images_first(chosen)
 
 
 def convolved_and_picked(h: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor) -> Tensor:
-    """The outputs at h that were chosen [M, H', W', K] before, or 0."""
+    """The outputs at h that were chosen [M, H', W', K] before, or 0, images last in memory."""
     convolution, parts = _convolution(weight, bias), zip(h.split(PART), chosen.split(PART), strict=True)
     picked = [convolution.picked(images_last(some), _turned(which)) for some, which in parts]
-    return torch.cat([images_first(part) for part in picked]).permute(0, 3, 1, 2)
+    return _joined(picked).permute(3, 2, 0, 1)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """[…, M] each → […, all M]."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
 
 
 def _convolution(weight: Tensor, bias: Tensor | None) -> Tiled | Direct:
