@@ -4,6 +4,7 @@ Three or five victims say little: the interval of three reaches 2.5 of their sta
 covers what differs between victims (weights, minibatches, noise), and no more: a run has one split and one poison.
 """
 
+from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -34,6 +35,13 @@ def difference(one: Summary | None, other: Summary | None) -> Summary | None:
     ours, others = (_by_victim(found) for found in (one, other))
     pairs = [(ours[k], others[k]) for k in sorted(ours.keys() & others.keys())]
     return summary([a - b for a, b in pairs]) if pairs else None
+
+
+def together(several: Sequence[Summary]) -> Summary | None:
+    """Their mean for each victim that all of them have; None where there is none."""
+    values = [_by_victim(found) for found in several]
+    shared = sorted(set.intersection(*map(set, values))) if values else []
+    return summary([fmean(each[k] for each in values) for k in shared]) if shared else None
 
 
 def among(found: Summary, other: Summary) -> Summary:

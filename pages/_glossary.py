@@ -35,7 +35,7 @@ TERMS = {
     "L2": "Euclidean length: the root of the sum of squares over all pixels. Radii are measured in it.",
     "L∞": "The largest change of any single pixel. The budget ε is measured in it.",
     "linear solver": "The part of the attack that works out the hypergradient from a large linear system.",
-    "MNIST": "70 000 images of handwritten digits (28 × 28), a standard of the field.",
+    "MNIST": "70,000 images of handwritten digits (28 × 28), a standard of the field.",
     "n and n0 (draws)": "Numbers of noisy copies that vote: n0 choose the class, n fresh ones bound its share.",
     "p_lower": "The bound: the true share of votes is at least this, with probability 1 − α.",
     "p-value": "How often mere guessing, or mere chance, gets a result at least so good.",

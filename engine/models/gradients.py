@@ -39,6 +39,8 @@ def loops(row: int) -> tuple[Callable[..., None], Callable[..., None]]:
     them all. A row may be longer than its patch: weights end in zeros or in numbers without a meaning there, and behind
     the images there must be memory.
     """
+    if row == PATCH:
+        return images_of_bands, weights_of_bands
 
     def to_images(maxima: Any, chosen: Any, weights: Any, images: Any, depth: int) -> None:
         """… its images [N, H, W · depth], filled; weights: [K, side, row]."""
@@ -91,15 +93,42 @@ def loops(row: int) -> tuple[Callable[..., None], Callable[..., None]]:
                 for e in range(0, end, 4):
                     _add_four(sums, k * side * row, row, given, width, starts, values, e, side, row)
 
-    return jitted(to_images), to_bands if row == PATCH else jitted(to_weights)
+    return jitted(to_images), jitted(to_weights)
 
 
 @jitted
-def to_bands(maxima, chosen, images, weights, biases, depth):
-    """`to_weights` of loops, where patches are bands: one run of PATCH numbers each, of which most have a gradient.
+def images_of_bands(maxima, chosen, weights, images, depth):
+    """`to_images` of loops, where patches are bands: one run of PATCH numbers each, of which most have a gradient.
 
-    So it leaves none out, which takes longer to find than to add: four windows of a row at a time, for every channel.
+    So those without one, which are hard to foretell, are put on a list as well, the fifth.
     """
+    number, rows, columns, channels = maxima.shape
+    _, height, width = images.shape
+    sums, given, room = images.reshape(images.size), weights.reshape(weights.size), channels + 3
+    starts, values = np.zeros(5 * room, np.uintp), np.zeros(5 * room, images.dtype)
+    ends = np.zeros(5, np.intp)
+    sums[:] = 0
+    for n in range(number):
+        for i in range(rows):
+            for j in range(columns):
+                for pixel in range(5):
+                    ends[pixel] = pixel * room
+                for k in range(channels):
+                    pixel = chosen[n, i, j, k]
+                    end = ends[pixel]
+                    starts[end], values[end] = k * PATCH, maxima[n, i, j, k]
+                    ends[pixel] = end + 1
+                for pixel in range(4):
+                    end = ends[pixel]
+                    values[end], values[end + 1], values[end + 2] = 0, 0, 0
+                    at = (n * height + 2 * i + (pixel >> 1)) * width + (2 * j + (pixel & 1)) * depth
+                    for e in range(pixel * room, end, 4):
+                        _add_four(sums, at, width, given, PATCH, starts, values, e, 1, PATCH)
+
+
+@jitted
+def weights_of_bands(maxima, chosen, images, weights, biases, depth):
+    """`to_weights` of loops, likewise: four windows of a row at a time, for every channel."""
     number, rows, columns, channels = maxima.shape
     _, height, width = images.shape
     sums, given, zero = weights.reshape(weights.size), images.reshape(images.size), images.dtype.type(0)

@@ -1,7 +1,6 @@
 """A study's results, made from the reports of its cells alone, and what is asked of them."""
 
 from collections.abc import Callable, Mapping
-from statistics import fmean
 from typing import Any
 
 from engine import datasets, spread
@@ -198,7 +197,7 @@ def at_home(found: dict[str, Any]) -> int:
 
 
 def by_row(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each row: the drop at home, mean drop in the other columns (transfer), seconds, visibility.
+    """For each row: the drop at home, the other columns' mean, victim by victim (transfer), seconds, visibility.
 
     The attack's seconds are those of the cell that computed it: the others reused its poison.
     """
@@ -206,13 +205,13 @@ def by_row(found: dict[str, Any]) -> list[dict[str, Any]]:
     for r, _ in enumerate(names(found, "rows")):
         cells = [cell for cell in found["cells"] if cell["row"] == r]
         others = [*cells[:home], *cells[home + 1 :]]
-        moved = [cell["drop"]["mean"] for cell in others if cell["drop"] and cell["drop"]["mean"] is not None]
+        moved = [cell["drop"] for cell in others if cell["drop"] and cell["drop"]["mean"] is not None]
         seconds = [cell["attack_seconds"] for cell in cells if cell["attack_seconds"] is not None]
         summaries.append(
             {
                 "drop": cells[home]["drop"],
                 "control_drop": cells[home]["control_drop"],
-                "transfer": fmean(moved) if moved else None,
+                "transfer": spread.together(moved),
                 "attack_seconds": max(seconds) if seconds else None,
                 "cell": next((cell for cell in cells if cell["perturbation"]), cells[home]),
             }

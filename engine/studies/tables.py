@@ -134,10 +134,10 @@ def rivals(found: dict[str, Any], told: Callable[[dict[str, Any], str], list[str
     """
     columns = told(found, "columns")
     home, others = columns.pop(at_home(found)), ", ".join(columns)
-    transfer = [f"mean drop, {others}"] if others else []
+    transfer = [f"{'mean ' * (len(columns) > 1)}drop, {others}"] if others else []
     lines = [["attack", f"drop, {home}".rstrip(", "), "random noise", *transfer, "L2", "PSNR", "SSIM", "attack s"]]
     for name, row in zip(told(found, "rows"), by_row(found), strict=True):
-        moved = ["–" if row["transfer"] is None else f"{100 * row['transfer']:z.0f} %"] if transfer else []
+        moved = [percent(row["transfer"])] if transfer else []
         lines.append(
             [
                 name,
