@@ -108,7 +108,7 @@ class _Gradients(torch.autograd.Function):
         factors = [(x, w) for x, w in ((of_images, weight), (h, of_weights)) if x is not None and w is not None]
         maxima = pixels = slopes = None
         if wanted and factors:
-            images, weights = (_joined(each) for each in zip(*factors, strict=True))  # one sum, not two
+            images, weights = (_beside(each) for each in zip(*factors, strict=True))  # one sum, not two
             maxima = _ConvolvedAndPicked.apply(images, weights, of_biases, chosen)
         wants_images, wants_weights = wants_images and of_weights is not None, wants_weights and of_images is not None
         if wants_images or wants_weights:
@@ -117,8 +117,8 @@ class _Gradients(torch.autograd.Function):
         return maxima, pixels, slopes, None, None, None
 
 
-def _joined(each: Sequence[Tensor]) -> Tensor:
-    """Channels of one or two tensors, one behind the other; images last in memory where those of the first are."""
+def _beside(each: Sequence[Tensor]) -> Tensor:
+    """One or two tensors' channels, one behind the other; images last in memory where those of the first are."""
     if len(each) == 1:
         return each[0]
     if each[0].stride(0) == 1:

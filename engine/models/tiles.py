@@ -126,7 +126,11 @@ def picked_of_tiles(products, biases, picked, chosen, across):
 
 @njit(inline="always")
 def _outputs_of(products, k, tile, lines, outputs):
-    """The 4×4 outputs of a tile and a channel: outputs [4, 4, M]; lines [4, 8, M] hold what is between."""
+    """The 4×4 outputs of a tile and a channel: outputs [4, 4, M]; lines [4, 8, M] hold what is between.
+
+    Not [8, 4, M]: LLVM asks once for all u whether what the inner loop writes overlaps, and by ranges it then would, so
+    that nothing became vector instructions.
+    """
     for u in range(8):
         for m in range(outputs.shape[2]):
             lines[0, u, m], lines[1, u, m], lines[2, u, m], lines[3, u, m] = _outputs(
