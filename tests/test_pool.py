@@ -126,3 +126,12 @@ def test_what_workers_said_last_is_recorded_too() -> None:
             list(workers.finished(cast(Recorder, recorder), timeout=0.1))
     heard = len(recorder.said)
     assert heard == 20 - len(workers.unfinished) >= 10
+
+
+def test_what_no_recorder_can_do_is_refused_where_it_is_asked_for() -> None:
+    said = list[str]()
+    teller = pool.Teller(lambda name, *_: said.append(name))
+    with pytest.raises(AttributeError, match="'add_reuse'"):
+        teller.add_reuse("poison", 1.0)
+    teller.add_reused("poison", 1.0)
+    assert said == ["add_reused"]

@@ -64,6 +64,9 @@ class Teller(threading.local):
         self._detail: str | None = None
 
     def __getattr__(self, name: str) -> Callable[..., None]:
+        if not callable(getattr(Recorder, name, None)):
+            raise AttributeError(f"a recorder has no method {name!r}")
+
         def call(*arguments: Any, **named: Any) -> None:
             self.flush()
             self._send(name, arguments, named)
