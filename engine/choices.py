@@ -98,7 +98,7 @@ class DataSet(NamedTuple):
 
 _TEN = tuple("0123456789")
 _THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_DIGITS = "embedded digits (scikit-learn's 1 797 handwritten digits, 8×8 brought to 28×28), not MNIST"
+_DIGITS = "embedded digits (scikit-learn's 1,797 handwritten digits, 8×8 brought to 28×28), not MNIST"
 _CIFAR10 = "CIFAR-10 (60,000 photographs of ten kinds of things, 32×32 in colour)"
 DATASETS = {
     "mnist": DataSet("MNIST (70,000 handwritten digits, 28×28)", (1, 28, 28), 60_000, 10_000, _TEN),

@@ -38,10 +38,10 @@ def difference(one: Summary | None, other: Summary | None) -> Summary | None:
 
 
 def together(several: Sequence[Summary]) -> Summary | None:
-    """Their mean for each victim that all of them have; None where there is none."""
+    """Their mean for each victim that all of them have, with its number; None where there is none."""
     values = [_by_victim(found) for found in several]
     shared = sorted(set.intersection(*map(set, values))) if values else []
-    return summary([fmean(each[k] for each in values) for k in shared]) if shared else None
+    return summary([fmean(each[k] for each in values) for k in shared]) | {"victims": shared} if shared else None
 
 
 def among(found: Summary, other: Summary) -> Summary:

@@ -26,7 +26,7 @@ TERMS = {
     "control": "The same images, changed within the same budget but independently in each pixel: random noise, or the "
     "poison with shuffled signs. Shows the effect of changes without any common structure.",
     "δ (delta)": "What was added to an image: poisoned minus clean.",
-    "digits": "1 797 small images (8 × 8) that come with the program and need no download.",
+    "digits": "1,797 small images (8 × 8) that come with the program and need no download.",
     "ε (epsilon)": "The most by which any pixel of a training image may be changed (L∞).",
     "fine-tuning": "Training a finished network a little more, on other data.",
     "fork": "A new run that starts from the settings of another one, and remembers which.",

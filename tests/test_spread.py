@@ -60,6 +60,6 @@ def test_several_are_taken_together_over_the_victims_that_all_of_them_have() -> 
     some = spread.summary([0.4, 0.8]) | {"victims": [0, 2]}
     found = spread.together([spread.summary([0.1, 0.2, 0.3]), some])
     assert found is not None
-    assert found["seeds"] == pytest.approx([0.25, 0.55])
+    assert (found["seeds"], found["victims"]) == (pytest.approx([0.25, 0.55]), [0, 2])
     assert spread.together([]) is None
     assert spread.together([some, spread.summary([0.1]) | {"victims": [1]}]) is None

@@ -64,7 +64,7 @@ class Teller(threading.local):
         self._detail: str | None = None
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        if not callable(getattr(Recorder, name, None)):
+        if name not in vars(Recorder):
             raise AttributeError(f"a recorder has no method {name!r}")
 
         def call(*arguments: Any, **named: Any) -> None:

@@ -98,9 +98,10 @@ def loops(row: int) -> tuple[Callable[..., None], Callable[..., None]]:
 
 @jitted
 def images_of_bands(maxima, chosen, weights, images, depth):
-    """`to_images` of loops, where patches are bands: one run of PATCH numbers each, of which most have a gradient.
+    """`to_images` of loops, where patches are bands: one run of PATCH numbers each.
 
-    So those without one, which are hard to foretell, are put on a list as well, the fifth.
+    Most windows have a gradient, and which have none is hard to foretell: they get a list as well, a fifth, which
+    nobody reads.
     """
     number, rows, columns, channels = maxima.shape
     _, height, width = images.shape
@@ -128,7 +129,10 @@ def images_of_bands(maxima, chosen, weights, images, depth):
 
 @jitted
 def weights_of_bands(maxima, chosen, images, weights, biases, depth):
-    """`to_weights` of loops, likewise: four windows of a row at a time, for every channel."""
+    """`to_weights` of loops, likewise: four windows of a row at a time, those without a gradient with a 0.
+
+    So are windows that a row has not: what is read for them is the start of an earlier one.
+    """
     number, rows, columns, channels = maxima.shape
     _, height, width = images.shape
     sums, given, zero = weights.reshape(weights.size), images.reshape(images.size), images.dtype.type(0)

@@ -128,8 +128,8 @@ def picked_of_tiles(products, biases, picked, chosen, across):
 def _outputs_of(products, k, tile, lines, outputs):
     """The 4×4 outputs of a tile and a channel: outputs [4, 4, M]; lines [4, 8, M] hold what is between.
 
-    Not [8, 4, M]: LLVM asks once for all u whether what the inner loop writes overlaps, and by ranges it then would, so
-    that nothing became vector instructions.
+    Not [8, 4, M]: LLVM checks once for all u, by ranges, whether what the inner loop writes overlaps. There it always
+    would, and the loop without vector instructions would run.
     """
     for u in range(8):
         for m in range(outputs.shape[2]):

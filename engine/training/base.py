@@ -132,7 +132,7 @@ def fit(
         dtype=torch.float64,
         device=device,
     ).split(batches)
-    model.train()
+    model.train().requires_grad_()
     for epoch in range(trained, epochs):
         order = torch.randperm(len(data), generator=generator, device=device)
         minibatches = order[: batches * config.batch_size].unflatten(0, (batches, -1))
