@@ -8,7 +8,7 @@ from typing import NamedTuple
 import psutil
 
 from benchmarks.measure import Table, spread
-from engine import datasets, jobs
+from engine import datasets, jobs, poison_file
 from engine.config import Config
 from engine.costs import estimate
 from engine.overrides import with_overrides
@@ -58,16 +58,24 @@ def follow(config: Config, root: Path, *, memory: bool = False) -> Followed:
 
 
 def quick(rounds: int) -> Table:
-    """The quick preset from an empty directory to its report, and then with another epsilon."""
+    """The quick preset from an empty directory to its report, then with another epsilon, then from its poison."""
     config = PRESETS["quick"].config
-    asked = {"quick, from nothing": config, "then another ε": with_overrides(config, ["threat.epsilon=0.05"])}
-    found: dict[str, list[dict[str, float]]] = {what: [] for what in asked}
+    found: dict[str, list[dict[str, float]]] = {}
+
+    def timed(what: str, *settings: str) -> Run:
+        each = with_overrides(config, settings)
+        seconds, run = follow(each, root).seconds, Run(root / run_id(each))
+        found.setdefault(what, []).append({"command": seconds, **run.need_report()["seconds"]})
+        return run
+
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as root:
-            for what, each in asked.items():
-                seconds = follow(each, Path(root)).seconds
-                report = Run(Path(root) / run_id(each)).need_report()
-                found[what].append({"command": seconds, **report["seconds"]})
+        with tempfile.TemporaryDirectory() as name:
+            root = Path(name)
+            first = timed("quick, from nothing")
+            timed("then another ε", "threat.epsilon=0.05")
+            start = poison_file.starting_from(first, root)
+            timed("then another ε, from the first run's poison", "threat.epsilon=0.15", *start)
+            timed("the same with random noise alone", "threat.epsilon=0.07", 'controls=["random_noise"]', *start)
     rows = [
         (what, *(spread([one[part] for one in each]) for part in ("command", "total", "poison", "train", "certify")))
         for what, each in found.items()

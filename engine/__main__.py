@@ -11,10 +11,10 @@ from typing import Any
 
 from engine import datasets, grid, index, jobs, poison_file, records, worker
 from engine.choices import ARMS
-from engine.config import Config, ConfigError, dataset_name
+from engine.config import ConfigError, dataset_name
 from engine.costs import estimate, expected_device
 from engine.exhibit import small_copy
-from engine.follow import BAD_INPUT, OK, add_data_root, telling, values, wait_for
+from engine.follow import BAD_INPUT, OK, add_data_root, foretold, telling, values, wait_for
 from engine.overrides import parse, with_overrides
 from engine.presets import PRESETS, WIDTH, find_preset, kept_at_another_sigma
 from engine.records import Run, RunNotFound
@@ -58,7 +58,13 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     run = command("run", _run, "Run one experiment; its report goes to standard output, progress to standard error.")
-    run.add_argument("--preset", default="quick", metavar="NAME", help=f"one of {', '.join(PRESETS)} (default: quick)")
+    base = run.add_mutually_exclusive_group()
+    base.add_argument("--preset", default="quick", metavar="NAME", help=f"one of {', '.join(PRESETS)} (default: quick)")
+    base.add_argument(
+        "--start-from",
+        metavar="ID",
+        help="the settings of a finished run, and PACD from its poison in fewer upper steps",
+    )
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field, dotted; repeatable")
     add_data_root(run)
     run.add_argument("--json", action="store_true", help="print report.json instead of a summary")
@@ -157,16 +163,27 @@ def _work(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = with_overrides(find_preset(options.preset).config, options.set)
+    preset, base, start, parent = options.preset, find_preset(options.preset).config, [], None
+    if options.start_from:
+        parent = records.find(options.runs_root, options.start_from)
+        start, base = poison_file.starting_from(parent, options.runs_root), parent.config
+        preset = known if (known := parent.request.get("preset")) in PRESETS else preset
+    config = with_overrides(base, [*start, *options.set])
     data_root = options.data_root
     jobs.check(config, runs_root=options.runs_root, data_root=data_root)
-    if said := kept_at_another_sigma(options.preset, config):
+    if said := kept_at_another_sigma(preset, config):
         print(f"note: {said}", file=sys.stderr)
     if options.dry_run:
-        print(json.dumps(_dry_run(config, data_root=data_root), indent=1))
+        print(json.dumps(foretold(config, data_root=data_root), indent=1))
         return OK
     datasets.fetch(config.dataset, data_root)
-    run = jobs.submit(config, runs_root=options.runs_root, data_root=data_root, preset=options.preset)
+    run = jobs.submit(
+        config,
+        runs_root=options.runs_root,
+        data_root=data_root,
+        preset=preset,
+        forked_from=parent.id if parent else None,
+    )
     if (code := wait_for(run)) == OK:
         _print_report(run, form="json" if options.json else "text")
     return code
@@ -177,21 +194,6 @@ def _fetch(options: argparse.Namespace) -> int:
     datasets.fetch(options.dataset, root)
     print(f"{datasets.describe(options.dataset)}: on this machine ({root})")
     return OK
-
-
-def _dry_run(config: Config, *, data_root: Path) -> dict:
-    device, dataset = expected_device(), config.dataset
-    shape, classes = datasets.shape(dataset, data_root), len(datasets.class_names(dataset, data_root))
-    expected = estimate(config, device=device, shape=shape, classes=classes)
-    return {
-        "run_id": records.run_id(config),
-        "config": config.model_dump(mode="json"),
-        "estimate": {
-            "seconds": round(expected.seconds),
-            "memory_bytes": round(expected.memory_bytes),
-            "device": device,
-        },
-    }
 
 
 def _print_report(run: Run, *, form: str, n: int | None = None) -> None:

@@ -45,6 +45,7 @@ class AttackTraits(NamedTuple):
     bilevel: bool = False  # whether it solves the linear system
     changes_pixels: bool = True
     changes_labels: bool = False  # and so is not clean-label
+    may_start_from_file: bool = False  # of an earlier poison
 
     @property
     def surrogates(self) -> bool:
@@ -54,7 +55,7 @@ class AttackTraits(NamedTuple):
 
 ATTACK_TRAITS: dict[str, AttackTraits] = dict.fromkeys(get_args(AttackName), AttackTraits()) | {
     "none": AttackTraits(changes_pixels=False),
-    "pacd": AttackTraits(derivatives=2, bilevel=True),
+    "pacd": AttackTraits(derivatives=2, bilevel=True, may_start_from_file=True),
     "universal": AttackTraits(derivatives=2, bilevel=True),
     "gradient-matching": AttackTraits(derivatives=2),
     "error-minimising": AttackTraits(derivatives=1),

@@ -180,7 +180,8 @@ class AttackConfig(Settings):
     )
     file: str = Field(
         default="",
-        description="SHA-256 of a poison file that was brought here (attack from-file; empty for all others)",
+        description="SHA-256 of a poison file that was brought here: from-file's poison; where pacd starts, scaled to "
+        "epsilon (if empty, at the clean images); empty for all others",
     )
 
     @property
@@ -189,10 +190,11 @@ class AttackConfig(Settings):
 
     @model_validator(mode="after")
     def _file_and_name(self) -> "AttackConfig":
-        if not re.fullmatch("[0-9a-f]{64}" if self.name == "from-file" else "", self.file):
+        sha256, optional = "[0-9a-f]{64}", "?" * self.traits.may_start_from_file
+        if not re.fullmatch(f"({sha256}){optional}" if self.name == "from-file" or optional else "", self.file):
             raise ValueError(
-                f"attack.file must be the SHA-256 of a poison file for attack from-file, and empty for all others, "
-                f"got attack {self.name} and file {self.file!r}"
+                f"attack.file must be the SHA-256 of a poison file for attack from-file, that or empty for pacd, and "
+                f"empty for all others, got attack {self.name} and file {self.file!r}"
             )
         return self
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from engine import datasets, jobs
-from engine.config import ConfigError
-from engine.records import Record, Run
+from engine.config import Config, ConfigError
+from engine.costs import estimate, expected_device
+from engine.records import Record, Run, run_id
 from engine.report.sentences import time_left
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -35,6 +36,22 @@ def values(option: str, text: str, kind: type[Value]) -> list[Value]:
     except ValueError:
         numbers = "whole numbers" if kind is int else "numbers"
         raise ConfigError(f"{option} must be {numbers} separated by commas, got {text!r}") from None
+
+
+def foretold(config: Config, *, data_root: Path) -> dict:
+    """What --dry-run prints: the run's id and configuration, and what it will take."""
+    device, dataset = expected_device(), config.dataset
+    shape, classes = datasets.shape(dataset, data_root), len(datasets.class_names(dataset, data_root))
+    expected = estimate(config, device=device, shape=shape, classes=classes)
+    return {
+        "run_id": run_id(config),
+        "config": config.model_dump(mode="json"),
+        "estimate": {
+            "seconds": round(expected.seconds),
+            "memory_bytes": round(expected.memory_bytes),
+            "device": device,
+        },
+    }
 
 
 def wait_for(run: Run) -> int:

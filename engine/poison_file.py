@@ -104,19 +104,31 @@ def kept(sha256: str, runs_root: Path) -> PoisonFile:
     return poison
 
 
+def starting_from(run: Run, runs_root: Path) -> list[str]:
+    """What to set so that PACD starts from this run's poison, which is kept for that. Raises: PoisonFileRefused.
+
+    Half a surrogate's life of upper steps is enough where only the budget changed (docs/solvers.md has the evidence).
+    """
+    poison = of_run(run)
+    keep(poison, runs_root)
+    steps = max(1, run.config.attack.restart_every // 2)
+    return ["attack.name=pacd", f"attack.file={poison.sha256}", f"attack.upper_steps={steps}"]
+
+
 def check(config: Config, *, runs_root: Path, data_root: Path) -> None:
-    """That the file an attack asks for is here, is of images like these, and keeps the budget; nothing for others.
+    """That the file an attack asks for is here, is of images like these, and keeps the budget, which it need not where
+    it is only a start; nothing for others.
 
     Raises: ConfigError.
     """
-    if config.attack.name != "from-file":
+    if not config.attack.file:
         return
     try:
         poison = kept(config.attack.file, runs_root)
         _check_shape(poison, config.dataset, data_root)
     except (PoisonFileRefused, datasets.DatasetUnavailable) as error:
         raise ConfigError(f"attack.file: {error}") from None
-    if poison.largest_change > config.threat.epsilon + TOLERANCE:
+    if config.attack.name == "from-file" and poison.largest_change > config.threat.epsilon + TOLERANCE:
         raise ConfigError(
             f"threat.epsilon must be at least {_smallest_budget(poison)} for this poison file, got "
             f"{config.threat.epsilon:g}"

@@ -5,11 +5,15 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import jobs, records
+from engine import jobs, poison_file, records
+from engine.overrides import with_overrides
+from engine.poison_format import PoisonFileRefused
 from engine.records import Run, RunNotFound
 from engine.report import commands, wording
 from pages import _form, _links, _shared
 from pages._form import PARENT
+
+PROBLEM = "start from problem"  # of the session: why a run's poison could not be taken
 
 
 def publishing(run: Run) -> None:
@@ -59,6 +63,20 @@ def parent_id() -> str | None:
     return st.session_state.get(PARENT)
 
 
+def start_from(run: Run) -> None:
+    """Callback: the form's attack starts from this run's poison."""
+    st.session_state.pop(PROBLEM, None)
+    try:
+        settings = poison_file.starting_from(run, _shared.runs_root())
+    except (PoisonFileRefused, OSError) as error:
+        st.session_state[PROBLEM] = f"Its poison cannot be taken: {error}."
+        return
+    changed = with_overrides(run.config, settings)
+    for text in settings:
+        name = text.partition("=")[0]
+        st.session_state[_form.key_of(name)] = commands.value_of(changed, name)
+
+
 def forget() -> None:
     """Callback: the form is no longer a fork."""
     st.session_state.pop(PARENT, None)
@@ -89,6 +107,17 @@ def what_changed() -> None:
             st.dataframe(table, hide_index=True, alt="Settings that differ from the run that this is a fork of")
         else:
             st.caption("Nothing has changed yet, so this would be the same run.")
+        if parent.config.attack.traits.may_start_from_file and parent.status().state == "done":
+            st.button(
+                "Start from its poison",
+                on_click=start_from,
+                args=(parent,),
+                key="start from",
+                icon=":material/fast_forward:",
+                help="For another ε: PACD starts from that run's poison, scaled, and needs a few upper steps only.",
+            )
+        if problem := st.session_state.get(PROBLEM):
+            st.error(problem)
         st.button("Discard fork link", on_click=forget, key="forget fork", icon=":material/link_off:")
 
 

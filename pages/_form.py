@@ -141,9 +141,8 @@ def take_procedure(head: str) -> None:
 
 
 def take_attack() -> None:
-    """Callback: only one attack takes a file."""
-    if chosen("attack.name") != "from-file":
-        st.session_state[key_of("attack.file")] = ""
+    """Callback: what a file is to one attack it is not to another."""
+    st.session_state[key_of("attack.file")] = ""
 
 
 def take_dataset() -> None:

@@ -71,7 +71,8 @@ def form() -> None:
         st.markdown("**Network and optimisation**")
         _form.widgets(VICTIMS, columns=2)
         _form.widgets(training, columns=2)
-    with part("How the attack computes", *(computing := below("attack"))):
+    starting = ["attack.file"] if ATTACK_TRAITS[name].may_start_from_file else []
+    with part("How the attack computes", *(computing := [*below("attack"), *starting])):
         if at_once:
             st.caption(f"{attack}: made at once, so these settings do not matter.")
         _form.widgets(computing, columns=2)

@@ -160,13 +160,14 @@ def test_a_value_out_of_bounds_is_refused_in_one_line_that_names_field_and_value
 
 @pytest.mark.parametrize(
     "overrides",
-    [["attack.name=from-file"], ["attack.file=" + "0" * 64], ["attack.name=pacd", "attack.file=" + "a" * 64]]
+    [["attack.name=from-file"], ["attack.file=" + "0" * 63], ["attack.name=universal", "attack.file=" + "a" * 64]]
     + [["attack.name=from-file", f"attack.file={file}"] for file in ("poison.npz", '"' + "0" * 63 + '"', "A" * 64)],
 )
-def test_a_poison_file_belongs_to_the_attack_from_a_file_and_to_no_other(overrides):
-    with pytest.raises(ConfigError, match="attack from-file, and empty for all others"):
+def test_a_poison_file_belongs_to_the_attacks_from_a_file_and_pacd_and_to_no_other(overrides):
+    with pytest.raises(ConfigError, match="attack from-file, that or empty for pacd"):
         with_overrides(CONFIG, overrides)
-    with_overrides(CONFIG, ["attack.name=from-file", "attack.file=" + "0" * 64])
+    for attack in ("from-file", "pacd"):
+        with_overrides(CONFIG, [f"attack.name={attack}", "attack.file=" + "0" * 64])
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,11 @@ def test_a_configuration_is_checked_before_it_is_run(tiny: Tiny, tmp_path: Path)
     check()
     with pytest.raises(ConfigError, match=r"threat.epsilon must be at least 0\.1 "):
         check("threat.epsilon=0.05")
-    for typed in (["attack.name=from-file"], [f"attack.file={poison.sha256}"], ["attack.file=../../etc/passwd"]):
+    for typed in (
+        ["attack.name=from-file"],
+        ["attack.name=universal", f"attack.file={poison.sha256}"],
+        ["attack.file=../../etc/passwd"],
+    ):
         with pytest.raises(ConfigError, match=r"attack\.file"):
             tiny(*typed)
 

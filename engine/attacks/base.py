@@ -24,7 +24,7 @@ class AttackProblem:
     procedure: Procedure  # how the attacker believes that victims are trained, at which sigma
     augmentation: str = "none"
     each: ParallelMap = map  # an executor's, to compute parts of a loss side by side
-    given: Tensor | None = None  # [P, C, H, W]: changes that come from a file
+    given: Tensor | None = None  # [P, C, H, W]: changes that come from a file, within the budget
     part: int | None = None  # noisy images in such a part; None: all in one
     state: State | None = None  # of a record: the same attack goes on behind that step as if it had never ended
 

@@ -50,7 +50,8 @@ class PerImage:
     def __init__(self, problem: AttackProblem, config: AttackConfig) -> None:
         self._x_clean, self._epsilon, self._rate = problem.x_clean, problem.epsilon, config.poison_learning_rate
         self._positions = config.poison_batch if config.poison_moments == "position" else None
-        self._x_poison = self._x_clean.clone()
+        start = torch.zeros_like(self._x_clean) if problem.given is None else problem.given
+        self._x_poison = updated_poison(self._x_clean, self._x_clean, start, epsilon=self._epsilon)
         self.restart()
 
     def images(self, rows: Tensor) -> Tensor:
@@ -96,6 +97,8 @@ class Surrogate:
 
 def pacd(problem: AttackProblem, config: AttackConfig, seed: int) -> Iterator[AttackRecord]:
     """Optimises the pixels of each image of the class, yielding after every upper step.
+
+    It starts at the clean images, or at changes that the problem gives.
 
     Raises: as `optimise`.
     Departs: all surrogates live equally long, where the authors' first lives one epoch less; a diverged surrogate is

@@ -40,11 +40,13 @@ PART = 100  # noisy images in such a part: what fits the cache
 def with_file(
     problem: Problem, config: Config, *, runs_root: Path, recorder: Recorder
 ) -> tuple[Problem, Tensor | None]:
-    """(The problem with a poison file's images, as far as this run has them, as those that may change; their delta).
+    """(The problem, changes [P, C, H, W] of the images that may change) where the attack has a poison file.
 
-    Of any other attack, the problem as it is and None.
+    Where the file is the poison, those of its images that this run has are the ones that may change. Where the attack
+    starts from it, its changes are scaled so that the largest is epsilon; images that it has not start clean.
+    Without a file, the problem as it is and None.
     """
-    if config.attack.name != "from-file":
+    if not config.attack.file:
         return problem, None
     file, training = poison_file.kept(config.attack.file, runs_root), problem.training
     positions, changes = poison_file.within_run(
@@ -57,11 +59,21 @@ def with_file(
     chosen = torch.from_numpy(positions).to(training.images.device)
     x_clean = training.images[chosen].cpu().numpy()
     delta, cut = poison_file.within_pixels(changes, x_clean, rounding=file.rounding)
+    given = torch.from_numpy(delta).to(training.images.device)
+    scale = config.threat.epsilon / (file.largest_change or 1.0)
+    starts = config.attack.name != "from-file"
     recorder.add_event(
         f"poison file: {len(positions)} of its {len(file.indices)} images are in this run's training set and may "
-        "change" + (f"; {cut} values were cut by at most {file.rounding:.2g}, the file's rounding" if cut else "")
+        "change"
+        + (f"; {cut} values were cut by at most {file.rounding:.2g}, the file's rounding" if cut else "")
+        + (f"; the attack starts from their changes times {scale:.3g}" if starts else "")
     )
-    return replace(problem, poison_indices=chosen), torch.from_numpy(delta).to(training.images.device)
+    if not starts:
+        return replace(problem, poison_indices=chosen), given
+    start = torch.zeros_like(training.images[problem.poison_indices])
+    place = {position: row for row, position in enumerate(problem.poison_indices.tolist())}
+    start[[place[position] for position in positions.tolist()]] = given * scale
+    return problem, start
 
 
 def pose_attack(

@@ -306,6 +306,8 @@ def _capability(config: Config, attack: wording.Attack, target: str) -> str:
     which = f"{threat.poison_fraction:.0%} of the training images of {target}{held}"
     if config.attack.name == "from-file":
         which = f"those images of a file that are among {which}"
+    elif config.attack.file:
+        which += ", starting from an earlier poison"
     if config.attack.traits.changes_labels:
         return f"**Capability**: {attack.name.partition(' (')[0]} on {which}: {attack.changes}; no pixel changes."
     return (
