@@ -63,7 +63,7 @@ def quick(rounds: int) -> Table:
     found: dict[str, list[dict[str, float]]] = {}
 
     def timed(what: str, *settings: str) -> Run:
-        each = with_overrides(config, settings)
+        each = with_overrides(config, list(settings))
         seconds, run = follow(each, root).seconds, Run(root / run_id(each))
         found.setdefault(what, []).append({"command": seconds, **run.need_report()["seconds"]})
         return run
@@ -75,7 +75,7 @@ def quick(rounds: int) -> Table:
             timed("then another ε", "threat.epsilon=0.05")
             start = poison_file.starting_from(first, root)
             timed("then another ε, from the first run's poison", "threat.epsilon=0.15", *start)
-            timed("the same with random noise alone", "threat.epsilon=0.07", 'controls=["random_noise"]', *start)
+            timed("the same, random noise the only control", "threat.epsilon=0.07", 'controls=["random_noise"]', *start)
     rows = [
         (what, *(spread([one[part] for one in each]) for part in ("command", "total", "poison", "train", "certify")))
         for what, each in found.items()
