@@ -1,7 +1,8 @@
 """`python -m benchmarks.another_epsilon`: what-ifs that change only ε, by an attack from the beginning and by one that
 starts from the first run's poison: how long each takes, and what its poison takes from victims.
 
-Each digit and seed has a new folder of runs. `python -m benchmarks quick` has the seconds of whole runs.
+Each digit and seed has a new folder of runs. The second attack at an ε finds the random noise's victims of the first,
+which helps its seconds a little; `python -m benchmarks quick` has those of whole runs.
 """
 
 import argparse

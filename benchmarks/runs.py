@@ -75,7 +75,12 @@ def quick(rounds: int) -> Table:
             timed("then another ε", "threat.epsilon=0.05")
             start = poison_file.starting_from(first, root)
             timed("then another ε, from the first run's poison", "threat.epsilon=0.15", *start)
-            timed("the same, random noise the only control", "threat.epsilon=0.07", 'controls=["random_noise"]', *start)
+            timed(
+                "a third ε, from there too, random noise the only control",
+                "threat.epsilon=0.07",
+                'controls=["random_noise"]',
+                *start,
+            )
     rows = [
         (what, *(spread([one[part] for one in each]) for part in ("command", "total", "poison", "train", "certify")))
         for what, each in found.items()

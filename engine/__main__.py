@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     base.add_argument(
         "--start-from",
         metavar="ID",
-        help="the settings of a finished run, and PACD from its poison in fewer upper steps",
+        help="the settings of a finished run of PACD, and its poison as the start of the attack, of fewer upper steps",
     )
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field, dotted; repeatable")
     add_data_root(run)
@@ -124,9 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("--seed", type=int, default=0)
     add_data_root(certify)
 
-    poison = command(
-        "poison-file", _poison_file, "Check a poison that somebody brings, and keep it for attack from-file."
-    )
+    poison = command("poison-file", _poison_file, "Check a poison that somebody brings, and keep it for attacks.")
     poison.add_argument(
         "file",
         metavar="FILE",

@@ -105,14 +105,20 @@ def kept(sha256: str, runs_root: Path) -> PoisonFile:
 
 
 def starting_from(run: Run, runs_root: Path) -> list[str]:
-    """What to set so that PACD starts from this run's poison, which is kept for that. Raises: PoisonFileRefused.
+    """What to set so that PACD starts from the poison of a finished run of PACD, which is kept for that.
 
-    Half a surrogate's life of upper steps is enough where only the budget changed (docs/solvers.md has the evidence).
+    Half a surrogate's life of upper steps is enough where only the budget changed (docs/solvers.md, for `quick`).
+    Raises: PoisonFileRefused.
     """
+    attack, state = run.config.attack, run.status().state
+    if state != "done" or not attack.traits.may_start_from_file:
+        raise PoisonFileRefused(
+            f"PACD starts from the poison of a finished run of PACD, and run {run.id} (attack {attack.name}) is {state}"
+        )
     poison = of_run(run)
     keep(poison, runs_root)
-    steps = max(1, run.config.attack.restart_every // 2)
-    return ["attack.name=pacd", f"attack.file={poison.sha256}", f"attack.upper_steps={steps}"]
+    steps = min(attack.upper_steps, max(1, attack.restart_every // 2))
+    return [f"attack.file={poison.sha256}", f"attack.upper_steps={steps}"]
 
 
 def check(config: Config, *, runs_root: Path, data_root: Path) -> None:

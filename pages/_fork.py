@@ -54,6 +54,7 @@ def fork_button(run: Run) -> None:
 
 def fork(run: Run) -> None:
     """Callback: the run's settings in the form, which from now on says what differs."""
+    forget()
     _form.fill_from_run(run)
     st.session_state[PARENT] = run.id
 
@@ -80,6 +81,7 @@ def start_from(run: Run) -> None:
 def forget() -> None:
     """Callback: the form is no longer a fork."""
     st.session_state.pop(PARENT, None)
+    st.session_state.pop(PROBLEM, None)
 
 
 def what_changed() -> None:
@@ -107,18 +109,19 @@ def what_changed() -> None:
             st.dataframe(table, hide_index=True, alt="Settings that differ from the run that this is a fork of")
         else:
             st.caption("Nothing has changed yet, so this would be the same run.")
-        if parent.config.attack.traits.may_start_from_file and parent.status().state == "done":
-            st.button(
-                "Start from its poison",
-                on_click=start_from,
-                args=(parent,),
-                key="start from",
-                icon=":material/fast_forward:",
-                help="For another ε: PACD starts from that run's poison, scaled, and needs a few upper steps only.",
-            )
+        with st.container(horizontal=True):
+            if parent.config.attack.traits.may_start_from_file and parent.status().state == "done":
+                st.button(
+                    "Start from its poison",
+                    on_click=start_from,
+                    args=(parent,),
+                    key="start from",
+                    icon=":material/fast_forward:",
+                    help="For another ε: PACD starts from that run's poison, scaled, and needs a few upper steps only.",
+                )
+            st.button("Discard fork link", on_click=forget, key="forget fork", icon=":material/link_off:")
         if problem := st.session_state.get(PROBLEM):
             st.error(problem)
-        st.button("Discard fork link", on_click=forget, key="forget fork", icon=":material/link_off:")
 
 
 def differs(name: str, before: Any) -> bool:

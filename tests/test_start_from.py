@@ -10,6 +10,7 @@ import pytest
 from engine import poison_file, records
 from engine.config import Config
 from engine.data import load
+from engine.poison_format import PoisonFileRefused
 from engine.records import GALLERY, Run
 from tests.app import EXAMPLE, button, opened, own_copy, words
 from tests.commanding import main
@@ -32,18 +33,27 @@ def poison_in(run: Run) -> dict[int, np.ndarray]:
     return dict(zip(found["indices"].tolist(), found["delta"], strict=True))
 
 
-@pytest.mark.parametrize("epsilon", [LARGE, SMALL / 2])
+@pytest.mark.parametrize(
+    ("epsilon", "typed"),
+    [
+        (LARGE, "seed=0"),
+        (SMALL / 2, "seed=0"),
+        (LARGE, "threat.poison_fraction=0.4"),
+        (LARGE, "threat.attacker_share=0.5"),
+    ],
+)
 def test_the_attack_starts_at_the_earlier_changes_scaled_to_the_budget_and_cut_at_the_pixel_range(
-    epsilon: float, made: Run, tiny: Tiny, work_here: Callable[..., Run], runs_root: Path, tmp_path: Path
+    epsilon: float, typed: str, made: Run, tiny: Tiny, work_here: Callable[..., Run], runs_root: Path, tmp_path: Path
 ) -> None:
     start = poison_file.starting_from(made, runs_root)
-    run = work_here(tiny("controls=[]", f"threat.epsilon={epsilon}", *start, *STILL), runs_root)
+    run = work_here(tiny("controls=[]", f"threat.epsilon={epsilon}", typed, *start, *STILL), runs_root)
     images = load("digits", tmp_path, train=True).images.numpy()
     largest = poison_file.of_run(made).largest_change
-    found = poison_in(run)
-    for number, delta in poison_in(made).items():
-        expected = (images[number] + delta * (epsilon / largest)).clip(0, 1) - images[number]
-        np.testing.assert_allclose(found[number], expected, atol=1e-6)
+    earlier, found = poison_in(made), poison_in(run)
+    assert len(found) > 5
+    for number, delta in found.items():
+        expected = (images[number] + earlier[number] * (epsilon / largest)).clip(0, 1) - images[number]
+        np.testing.assert_allclose(delta, expected, atol=1e-6)
     assert run.report is not None
     assert f"starts from their changes times {epsilon / largest:.3g}" in run.report["events"][0]
 
@@ -87,9 +97,21 @@ def test_the_command_line_takes_the_settings_of_a_run_and_starts_from_its_poison
     assert (code, len(error.splitlines())) == (2, 1)
 
 
-def test_a_run_without_poison_cannot_be_started_from(
+def test_a_run_without_poison_or_of_another_attack_or_unfinished_cannot_be_started_from(
     made: Run, capsys: pytest.CaptureFixture[str], runs_root: Path
 ) -> None:
+    config, status = (made.read_json(name) for name in ("config.json", "status.json"))
+    assert config
+    assert status
+    for name, content in (
+        ("status.json", status | {"state": "cancelled"}),
+        ("config.json", config | {"attack": config["attack"] | {"name": "universal"}}),
+    ):
+        made.write_json(name, content)
+        with pytest.raises(PoisonFileRefused, match="of a finished run of PACD"):
+            poison_file.starting_from(Run(made.directory), runs_root)
+        made.write_json("status.json", status)
+    made.write_json("config.json", config)
     (made.directory / "poison.safetensors").unlink()
     code, _, error = main(capsys, "run", "--start-from", made.id, "--runs-root", runs_root, "--dry-run")
     assert (code, error) == (2, f"error: run {made.id} has no poison\n")

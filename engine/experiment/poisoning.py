@@ -43,8 +43,8 @@ def with_file(
     """(The problem, changes [P, C, H, W] of the images that may change) where the attack has a poison file.
 
     Where the file is the poison, those of its images that this run has are the ones that may change. Where the attack
-    starts from it, its changes are scaled so that the largest is epsilon; images that it has not start clean.
-    Without a file, the problem as it is and None.
+    starts from it, its changes are scaled so that the file's largest is epsilon; images that it has not start clean.
+    Without a file, the problem as it is and None. Raises: PoisonFileRefused, as within_run and within_pixels.
     """
     if not config.attack.file:
         return problem, None
