@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _trials(digit: int, seed: int, epsilons: list[float]) -> list[Trial]:
-    """For each ε the attack of all upper steps, and that which starts from the poison of the first ε."""
+    """For each ε the attack of all upper steps, and that which starts from the poison of quick's own ε."""
     config, found = PRESETS["quick"].config, []
     asked = ['controls=["random_noise"]', f"threat.target_class={digit}", f"seed={seed}"]
     with tempfile.TemporaryDirectory() as name:

@@ -118,7 +118,7 @@ def starting_from(run: Run, runs_root: Path) -> list[str]:
     poison = of_run(run)
     keep(poison, runs_root)
     steps = min(attack.upper_steps, max(1, attack.restart_every // 2))
-    return [f"attack.file={poison.sha256}", f"attack.upper_steps={steps}"]
+    return ["attack.name=pacd", f"attack.file={poison.sha256}", f"attack.upper_steps={steps}"]
 
 
 def check(config: Config, *, runs_root: Path, data_root: Path) -> None:

@@ -122,6 +122,7 @@ def test_a_fork_starts_from_its_parents_poison_in_one_click(place: Path, submitt
     test = opened("pages/poison.py", run=parent.id)
     button(test, "Copy its settings into the form").click().run()
     test.number_input(key="field threat.epsilon").set_value(0.05).run()
+    test.selectbox(key="field attack.name").set_value("watermark").run()  # then back to PACD, which alone starts so
     button(test, "Start from its poison").click().run()
     digest = poison_file.of_run(parent).sha256
     assert f"--set attack.file={digest}" in words(test)
