@@ -1,9 +1,8 @@
-"""`python -m benchmarks.published_recipe`: a victim trained as the published baselines' own script has it, in plain torch.
+"""`python -m benchmarks.published_recipe`: a victim by the published baselines' recipe in plain torch.
 
 No code of the engine trains it: torch's layers, first weights and SGD, all 60 000 images with the last partial
-minibatch, and the first rate for an epoch more. The engine's counts of votes certify it, as they do its
-own victims, so a difference between the two is one of training. About an hour of one core for
-each seed.
+minibatch, and the first rate for an epoch more. The engine's counts of votes certify it, as they do its own victims, so
+a difference between the two is one of training. About an hour of one core for each seed.
 """
 
 import argparse

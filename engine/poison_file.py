@@ -122,8 +122,8 @@ def starting_from(run: Run, runs_root: Path) -> list[str]:
 
 
 def check(config: Config, *, runs_root: Path, data_root: Path) -> None:
-    """That the file an attack asks for is here, is of images like these, and keeps the budget, which it need not where
-    it is only a start; nothing for others.
+    """That the file an attack asks for is here, is of images like these and of the target class, where the data set is
+    here already, and keeps the budget, which it need not where it is only a start; nothing for other attacks.
 
     Raises: ConfigError.
     """
@@ -132,6 +132,8 @@ def check(config: Config, *, runs_root: Path, data_root: Path) -> None:
     try:
         poison = kept(config.attack.file, runs_root)
         _check_shape(poison, config.dataset, data_root)
+        if datasets.available(config.dataset, data_root):
+            _check_class(_labels(poison, config.dataset, data_root), config.threat.target_class)
     except (PoisonFileRefused, datasets.DatasetUnavailable) as error:
         raise ConfigError(f"attack.file: {error}") from None
     if config.attack.name == "from-file" and poison.largest_change > config.threat.epsilon + TOLERANCE:
@@ -147,17 +149,13 @@ def fit(poison: PoisonFile, dataset: str, data_root: Path) -> Fit:
     Raises: PoisonFileRefused, where it is none: of another shape, of several classes, or leaving the pixel range.
     """
     _check_shape(poison, dataset, data_root)
-    images, labels = datasets.read(dataset, data_root, train=True)
-    if poison.indices[-1] >= len(labels):
-        raise PoisonFileRefused(
-            f"indices must be below {len(labels)}, the training images of {dataset}, got {poison.indices[-1]}"
-        )
-    classes = np.unique(labels[poison.indices])
+    classes = np.unique(_labels(poison, dataset, data_root))
     if len(classes) > 1:
         raise PoisonFileRefused(
             f"a poison changes images of one class, the target class; these are of {len(classes)} classes of {dataset}"
         )
-    within_pixels(poison.delta, images[poison.indices], rounding=poison.rounding)
+    images = datasets.read_training_images(dataset, data_root, poison.indices)
+    within_pixels(poison.delta, images, rounding=poison.rounding)
     return Fit(int(classes[0]), _smallest_budget(poison))
 
 
@@ -191,8 +189,7 @@ def within_run(
     """
     present = np.isin(poison.indices, original)
     positions = np.searchsorted(original, poison.indices[present])
-    if others := int((labels[positions] != target_class).sum()):
-        raise PoisonFileRefused(f"the poison file changes {others} training images outside target class {target_class}")
+    _check_class(labels[positions], target_class)
     may = np.isin(positions, allowed)
     if not may.any():
         raise PoisonFileRefused(f"none of the poison file's {len(poison.indices)} images may change in this run")
@@ -213,6 +210,21 @@ def _check_shape(poison: PoisonFile, dataset: str, data_root: Path) -> None:
             f"an image of {dataset} is {_times(shape)} (channels × height × width); the poison file has "
             f"{_times(poison.delta.shape[1:])}"
         )
+
+
+def _labels(poison: PoisonFile, dataset: str, data_root: Path) -> np.ndarray:
+    """[P]: of its images. Raises: PoisonFileRefused, where the data set has not as many; DatasetUnavailable."""
+    labels = datasets.training_labels(dataset, data_root)
+    if poison.indices[-1] >= len(labels):
+        raise PoisonFileRefused(
+            f"indices must be below {len(labels)}, the training images of {dataset}, got {poison.indices[-1]}"
+        )
+    return labels[poison.indices]
+
+
+def _check_class(labels: np.ndarray, target_class: int) -> None:
+    if others := int((labels != target_class).sum()):
+        raise PoisonFileRefused(f"the poison file changes {others} training images outside target class {target_class}")
 
 
 def _times(shape: tuple[int, ...]) -> str:

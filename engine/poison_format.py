@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load
 
-LARGEST_FILE = 20 * 2**20  # bytes; .streamlit/config.toml lets no more through
+LARGEST_FILE = 100 * 2**20  # bytes: 20 million values of float32 and more; .streamlit/config.toml allows browsers less
 LARGEST_HEADER = 2**16  # bytes
 MOST_VALUES = 20_000_000  # of delta: the 5 000 images of a class of CIFAR-10 have 15 million
 LARGEST_SIDE = 224  # pixels

@@ -7,7 +7,7 @@ import streamlit as st
 from engine import datasets, poison_file, records
 from engine.datasets import DatasetUnavailable
 from engine.poison_file import PoisonFile
-from engine.poison_format import LARGEST_FILE, PoisonFileRefused
+from engine.poison_format import PoisonFileRefused
 from engine.records import RunNotFound
 from pages import _form, _shared
 
@@ -17,7 +17,7 @@ UPLOAD, RUN, SAID = "poison file", "poison of run", "poison file said"
 def widgets() -> None:
     """Uploader, run field, and what came of them."""
     st.file_uploader(
-        f"Poison file (safetensors or npz, at most {LARGEST_FILE >> 20} MB)",
+        f"Poison file (safetensors or npz, at most {st.get_option('server.maxUploadSize')} MB)",
         type=["safetensors", "npz"],
         key=UPLOAD,
         on_change=take_upload,

@@ -101,7 +101,7 @@ def test_it_is_kept_by_the_hash_of_its_file_and_a_change_is_noticed(tmp_path: Pa
 
 SOUND = {"delta": DELTA, "indices": INDICES}
 REFUSED = {
-    "at most 20 MB": b"\0" * (20 * 2**20 + 1),
+    "at most 100 MB": b"\0" * (100 * 2**20 + 1),
     "neither": b"",
     "this is neither": b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
     "header of the safetensors file cannot be read": tensors(b"{nonsense"),
@@ -228,6 +228,8 @@ def test_a_configuration_is_checked_before_it_is_run(tiny: Tiny, tmp_path: Path)
     check()
     with pytest.raises(ConfigError, match=r"threat.epsilon must be at least 0\.1 "):
         check("threat.epsilon=0.05")
+    with pytest.raises(ConfigError, match=r"attack.file: .* outside target class 3"):
+        check("threat.target_class=3")
     for typed in (
         ["attack.name=from-file"],
         ["attack.name=universal", f"attack.file={poison.sha256}"],

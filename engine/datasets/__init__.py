@@ -89,6 +89,17 @@ def read_training_images(dataset: str, root: Path, indices: np.ndarray) -> np.nd
     return module.read_training_images(path, indices)
 
 
+def training_labels(dataset: str, root: Path) -> np.ndarray:
+    """int64 [N], as read has them, of a folder without reading its images.
+
+    Raises: DatasetUnavailable if they are not there, damaged or unfit.
+    """
+    own = folder_of(dataset, root)
+    if own is None:
+        return read(dataset, root, train=True)[1]
+    return np.array([label for _, label in folder.contents(own).files[True]], np.int64)
+
+
 def check(config: Config, root: Path) -> None:
     """That a folder of images has what the configuration asks of it, before any work starts.
 
