@@ -304,12 +304,16 @@ def test_one_crop_for_a_batch_is_one_for_its_clean_images_and_another_for_its_po
         *(("smoothadv", "cg", "lenet-narrow"), ("gaussian", "cg", "resnet8")),  # draws held; running statistics
     ],
 )
-@pytest.mark.parametrize("shared", [False, True])
-def test_an_attack_goes_on_behind_any_step_as_if_it_had_never_stopped(name, solver, surrogate, shared):
-    training = load("digits", Path("/nowhere"), train=True).select(torch.arange(200))
-    training = replace(training, images=training.images[..., 6:22, 6:22])
-    changes: dict = {} if surrogate == "lenet-narrow" else dict(training=training, validation=training.of_class(TARGET))
-    indices = ((changes or {"training": TRAINING})["training"].labels == TARGET).nonzero().squeeze(1)
+@pytest.mark.parametrize("how", ["per image", "shared by the class", "from an earlier poison"])
+def test_an_attack_goes_on_behind_any_step_as_if_it_had_never_stopped(name, solver, surrogate, how):
+    training, changes = TRAINING, {}
+    if surrogate != "lenet-narrow":
+        training = load("digits", Path("/nowhere"), train=True).select(torch.arange(200))
+        training = replace(training, images=training.images[..., 6:22, 6:22])
+        changes = dict(training=training, validation=training.of_class(TARGET))
+    indices = (training.labels == TARGET).nonzero().squeeze(1)
+    if how == "from an earlier poison":
+        changes["given"] = EPSILON / 2 * (0.5 - training.images[indices]).sign()
     config = CONFIG.model_copy(update=dict(linear_solver=solver, surrogate=surrogate, clean_batch=8))
 
     def seen(record: AttackRecord) -> str:  # in which nan is nan
@@ -317,7 +321,7 @@ def test_an_attack_goes_on_behind_any_step_as_if_it_had_never_stopped(name, solv
 
     def begun(state: State | None) -> Iterator[AttackRecord]:
         problem = posed(procedure=procedure(name), indices=indices, state=state, **changes)
-        return (universal if shared else attack.pacd)(problem, config, 0)
+        return (universal if how == "shared by the class" else attack.pacd)(problem, config, 0)
 
     whole, states = [], []
     for record in begun(None):
