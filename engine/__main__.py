@@ -203,7 +203,7 @@ def _print_report(run: Run, *, form: str, n: int | None = None) -> None:
         table = table.drop(columns="estimation_votes")  # which are of all draws
         report |= build_report(table, config, class_names=report["class_names"])
     if form == "csv":
-        print(certificates_csv(table).rstrip())
+        print(certificates_csv(table, run).rstrip())
     elif form == "json":
         print(json.dumps(report))
     else:
@@ -297,13 +297,18 @@ def _certify(options: argparse.Namespace) -> int:
         progress=telling("certified"),
         **{name: getattr(options, name) for name in names},
     )
+    asked = {name: getattr(options, name) for name in ("arm", "victim", "n0", "n", "alpha", "precision", "seed")}
+    settings, no_more = {"run": run.id, "sigma": run.config.sigma} | asked, []
+    if options.radius is not None:  # whoever stopped at it has no radius of its own
+        settings, no_more = settings | {"certified_at": options.radius}, ["prediction", "radius"]
     done: list[Any] = []
     for part in parts:
-        print(part.to_csv(index=False, header=not done).rstrip(), flush=True)
+        line = part.drop(columns=no_more).assign(**settings)
+        print(line.to_csv(index=False, header=not done).rstrip(), flush=True)
         done.append(part)
     table = pd.concat(done)
     draws, told = table["draws"].mean(), f"ACR {metrics.average_certified_radius(table):.3f} (L2)"
-    if options.radius:
+    if options.radius is not None:
         share = metrics.certified_accuracy(table, np.array([options.radius]))[0]
         told = f"{share:.1%} correct and certified at {options.radius:g} (L2)"
     print(

@@ -58,9 +58,11 @@ class Looks(NamedTuple):
 class Certificates(NamedTuple):
     """Of N images."""
 
+    selected_class: np.ndarray  # int64 [N], which the selection draws chose
+    n_top: np.ndarray  # int64 [N], votes for it among the estimation draws
+    draws: np.ndarray  # int64 [N], estimation draws that were made
     prediction: np.ndarray  # int64 [N], the smoothed classifier's answers, ABSTAIN included
     radius: np.ndarray  # float64 [N], L2, pixel units
-    draws: np.ndarray  # int64 [N], estimation draws that these took
 
 
 def certify(
@@ -121,7 +123,7 @@ def certify(
     else:
         p_lower = lower_confidence_bound(n_top, n=n, alpha=alpha)
     radii = radius_of(p_lower, sigma=sigma)
-    return Certificates(np.where(radii > 0, selected, ABSTAIN), radii, draws)
+    return Certificates(selected, n_top, draws, np.where(radii > 0, selected, ABSTAIN), radii)
 
 
 def check(*, sigma: float, n0: int, n: int, alpha: float, precision: float | None, radius: float | None) -> None:

@@ -265,7 +265,7 @@ def exports(run: Run) -> None:
         disabled=report is None, help="Every number of the run.",
     )  # fmt: skip
     buttons.download_button(
-        "Certificates (CSV)", lambda: certificates_csv(run.need_certificates()).encode(),
+        "Certificates (CSV)", lambda: certificates_csv(run.need_certificates(), run).encode(),
         f"{run.id}-certificates.csv", "text/csv",
         disabled=not has_certificates, help="A row per arm, victim and test image, with its votes.",
     )  # fmt: skip

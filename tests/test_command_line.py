@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from engine import follow, jobs
@@ -270,6 +271,12 @@ def test_certificates_are_printed_with_their_votes(smoke: SimpleNamespace, capsy
     assert [list(map(int, row["estimation_votes"].split())) for row in rows] == list(
         map(list, kept["estimation_votes"])
     )
+    averages = pd.DataFrame(rows).astype({"correct_radius": float}).query("label == '8'").groupby("arm")
+    for arm, radii in averages["correct_radius"]:
+        assert radii.mean() == pytest.approx(smoke.report["arms"][arm]["average_certified_radius"]["target"]["mean"])
+    config, known = smoke.run.config, ("run", "seed", "sigma", "alpha")
+    expected = (smoke.run.id, *map(str, (config.seed, config.sigma, config.certification.alpha)))
+    assert {tuple(row[name] for name in known) for row in rows} == {expected}
     code, text, _ = main(capsys, *arguments, "--n", "50")
     fewer = next(csv.DictReader(io.StringIO(text)))
     assert fewer["n"] == "50"

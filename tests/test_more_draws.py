@@ -1,5 +1,7 @@
 """Certifying a finished run's victims again: the same answers as CERTIFY's, with fewer draws where that is enough."""
 
+import csv
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine import __main__, follow
-from engine.certification import ABSTAIN, radius_cap
+from engine.certification import ABSTAIN, certified_radius, radius_cap
 from engine.experiment import more_draws
 from engine.experiment.more_draws import certify_again
 from engine.experiment.victims import VictimUnavailable
@@ -135,9 +137,35 @@ def test_the_command_prints_a_row_for_each_image(smoke: SimpleNamespace, capsys:
     typed = ["certify", smoke.run.id, "--runs-root", str(smoke.root), "--n", "400", "--precision", "0.3"]
     assert __main__.main(typed) == 0
     printed = capsys.readouterr()
-    lines = printed.out.strip().splitlines()
-    assert lines[0] == "image,label,weight,prediction,radius,draws"
-    assert len(lines) == 21
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    assert len(rows) == 20
+    assert {"label", "weight", "selected_class", "n_top", "draws", "prediction", "radius"} < rows[0].keys()
+    settings = {"run": smoke.run.id, "arm": "poisoned", "victim": "0", "sigma": "0.25", "n0": "100", "n": "400"}
+    assert all(row.items() >= (settings | {"alpha": "0.001", "precision": "0.3", "seed": "0"}).items() for row in rows)
     assert "20 images, poisoned victim 0: ACR" in printed.err
     assert __main__.main([*typed, "--radius", "0.1"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_fewer_draws_the_counts_printed_give_every_radius_again(
+    smoke: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert __main__.main(["certify", smoke.run.id, "--runs-root", str(smoke.root), "--n", "400"]) == 0
+    for row in csv.DictReader(io.StringIO(capsys.readouterr().out)):
+        n_top, n, sigma, alpha = int(row["n_top"]), int(row["n"]), float(row["sigma"]), float(row["alpha"])
+        assert certified_radius(n_top, n=n, sigma=sigma, alpha=alpha) == pytest.approx(float(row["radius"]), rel=1e-12)
+
+
+def test_whoever_asks_for_one_radius_is_told_of_no_other(
+    smoke: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A few draws that settle a no would pass for an abstention, and those of a yes for a small radius."""
+    typed = ["certify", smoke.run.id, "--runs-root", str(smoke.root), "--n", "400", "--radius", "0.1"]
+    assert __main__.main(typed) == 0
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    assert {"prediction", "radius"}.isdisjoint(rows[0])
+    assert {row["certified_at"] for row in rows} == {"0.1"}
+    right = [row["certified"] == "True" and row["selected_class"] == row["label"] for row in rows]
+    assert f"{sum(right) / len(rows):.1%} correct and certified at 0.1" in printed.err
+    assert 0 < sum(right) < len(rows)

@@ -20,7 +20,7 @@ from pages import _lesson_effect
 NO_EFFECT = "With 3 victims the drop cannot be told from 0 (95 %: −27 to 57 %)."
 NO_MORE = "With 3 victims the drop cannot be told from random noise's (95 %: −10 to 10 points more)."
 SO_FEW = "That is too few victims to tell whether the poison takes anything beyond that."
-NO_DIFFERENCE = "Random noise of the same ε makes no difference that can be told"
+NOISE, UNSURE = "Random noise of the same ε", ", which cannot be told from 0."
 ONE = "One pair of victims cannot say how sure that is."
 
 
@@ -57,15 +57,15 @@ def test_classes_without_a_report_have_the_names_of_the_folder_that_the_run_was_
     [
         ((0.46, 0.07), (0.10, 0.02), "**46 ± 7 % less**. Random noise of the same ε takes 10 ± 2 %.", ""),
         ((0.15, 0.17), None, "**15 ± 17 % less**.", NO_EFFECT),
-        ((0.15, 0.17), (0.02, 0.17), f"**15 ± 17 % less**. {NO_DIFFERENCE} (2 ± 17 %).", ""),  # paired
+        ((0.15, 0.17), (0.02, 0.17), f"**15 ± 17 % less**. {NOISE} takes 2 ± 17 %{UNSURE}", ""),  # paired
         ((0.47, 0.01), (0.47, 0.05), "**47 ± 1 % less**. Random noise of the same ε takes 47 ± 5 %.", NO_MORE),
         ((0.30, 0.60), (0.10, 0.02), "Random noise of the same ε takes 10 ± 2 %.", SO_FEW),
         ((0.30, None), (0.10, None), "**30 % less**. Random noise of the same ε takes 10 %.", ONE),
         ((0.30, 0.02), None, "**30 ± 2 % less**.", ""),
-        ((-0.05, 0.02), (-0.01, 0.02), f"**5 ± 2 % more**. {NO_DIFFERENCE} (−1 ± 2 %).", ""),
-        ((0.30, 0.02), (-0.001, 0.01), f"**30 ± 2 % less**. {NO_DIFFERENCE} (0 ± 1 %).", ""),
-        ((0.30, None), (-0.004, None), f"**30 % less**. {NO_DIFFERENCE} (0 %).", ONE),
-        ((-0.05, 0.02), (-0.03, 0.02), "**5 ± 2 % more**. Random noise of the same ε adds 3 ± 2 %.", ""),
+        ((-0.05, 0.02), (-0.01, 0.02), f"**5 ± 2 % more**. {NOISE} adds 1 ± 2 %{UNSURE}", ""),
+        ((0.30, 0.02), (-0.001, 0.01), f"**30 ± 2 % less**. {NOISE} takes 0 ± 1 %{UNSURE}", ""),
+        ((0.30, None), (-0.004, None), f"**30 % less**. {NOISE} takes 0 %.", ONE),
+        ((-0.05, 0.02), (-0.03, 0.02), f"**5 ± 2 % more**. {NOISE} adds 3 ± 2 %{UNSURE}", ""),
     ],
 )
 def test_a_headline_says_how_sure_it_is(
@@ -74,6 +74,14 @@ def test_a_headline_says_how_sure_it_is(
     text = sentences.headline(report(poisoned, noise))
     assert said in text
     assert text.endswith(more or said)
+
+
+def test_what_noise_takes_is_told_from_0_by_its_interval_over_victims_not_by_their_spread() -> None:
+    found = report((0.30, 0.02), None)
+    found["relative_drop"]["random_noise"] = spread.summary([0.0, 0.1] * 5)  # 5 ± 5 %: 1 to 9
+    assert f"{NOISE} takes 5 ± 5 % (10 of" not in (text := sentences.headline(found))
+    assert f"{NOISE} takes 5 ± 5 %" in text
+    assert UNSURE not in text
 
 
 def told(clean: list[float], poisoned: list[float]) -> str:

@@ -36,10 +36,11 @@ def certify_again(
 ) -> Iterator[pd.DataFrame]:
     """Certificates of the run's test images by the arm's k-th victim under fresh noise, a few images at a time.
 
-    Columns: image, label, weight (as in the run's own table), prediction (ABSTAIN included), radius (L2, pixel units;
-    too large with probability ≤ alpha for each image), draws. With neither precision nor radius all n draws are made,
-    as CERTIFY does. The images of a group share their noise, as in the run, and come one group after the other; an
-    image's noise does not depend on which others are asked.
+    Columns: image, label, weight (as in the run's own table), those of sequential.Certificates (the radius L2 in pixel
+    units, too large with probability ≤ alpha for each image) and, where a radius is asked, whether it is `certified`,
+    which is then all that prediction and radius are good for: an image of which that is settled gets no more draws.
+    With neither precision nor radius all n draws are made, as CERTIFY does. The images of a group share their noise, as
+    in the run, and come one group after the other; an image's noise does not depend on which others are asked.
     Args:
         images: only these of the run's test images, by number, of whatever class.
         all_classes: not only the target class.
@@ -85,7 +86,8 @@ def certify_again(
             generator=stream(seed, "certified again", int(part["image"].iloc[0]) % GROUPS),
         )
         made(1.0)
-        return part[["image", "label", "weight"]].reset_index(drop=True).assign(**found._asdict())
+        answers = found._asdict() | ({} if radius is None else {"certified": found.radius >= radius})
+        return part[["image", "label", "weight"]].reset_index(drop=True).assign(**answers)
 
     return _side_by_side(certified, parts)
 

@@ -12,6 +12,7 @@ from engine.choices import ARMS
 from engine.config import Config
 from engine.datasets import class_in_words
 from engine.overrides import with_overrides
+from engine.records import Run
 from engine.spread import Summary
 
 SCOPES = ("target", "all")
@@ -147,14 +148,20 @@ def with_draws(table: pd.DataFrame, config: Config, n: int) -> tuple[pd.DataFram
     return metrics.recertify(table, sigma=config.sigma, alpha=config.certification.alpha, n=n), fewer
 
 
-def certificates_csv(table: pd.DataFrame) -> str:
-    """A certificate table as CSV (its columns: metrics.py), votes for each class as numbers with spaces between."""
+def certificates_csv(table: pd.DataFrame, run: Run) -> str:
+    """A run's certificate table as CSV, with what is needed to read it alone: run, seed, sigma, alpha, correct_radius.
+
+    Its other columns: metrics.py. A wrong answer has a radius, too; the ACR is the mean of correct_radius. Votes for
+    each class are numbers with spaces between.
+    """
     votes = {
         name: [" ".join(map(str, each)) for each in table[name]]
         for name in ("selection_votes", "estimation_votes")
         if name in table
     }
-    return table.assign(**votes).to_csv(index=False)
+    config, radii = run.config, metrics.correct_radius(table)
+    known = dict(run=run.id, seed=config.seed, sigma=config.sigma, alpha=config.certification.alpha)
+    return table.assign(**votes, correct_radius=radii, **known).to_csv(index=False)
 
 
 def losses(table: pd.DataFrame) -> pd.DataFrame:

@@ -101,10 +101,13 @@ def headline(report: dict[str, Any]) -> str:
         share = f"averaged over pairs of victims of the same seed, however, {share}"
     noise, control = report["relative_drop"].get("random_noise"), ""
     if noise and noise["mean"] is not None:
-        takes, pairs = "takes" if noise["mean"] >= 0 else "adds", of_pairs(len(noise["seeds"]), config["victim_seeds"])
-        control = f" Random noise of the same ε {takes} {_size(noise)}{pairs}."
-        if abs(noise["mean"]) <= max(noise["sd"] or 0, 0.005):  # 0 within its spread, or when rounded
-            control = f" Random noise of the same ε makes no difference that can be told ({typeset(noise)}){pairs}."
+        takes, pairs = (
+            "adds" if noise["mean"] < -0.005 else "takes",
+            of_pairs(len(noise["seeds"]), config["victim_seeds"]),
+        )
+        limits = spread.interval(noise)
+        unsure = ", which cannot be told from 0" if limits and limits[0] <= 0 <= limits[1] else ""
+        control = f" Random noise of the same ε {takes} {_size(noise)}{pairs}{unsure}."
     beyond = spread.difference(drop, noise)  # the surer of the two where there is a control: victims are paired
     if len(drop["seeds"]) == 1:
         control += " One pair of victims cannot say how sure that is."
