@@ -118,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("--n0", type=int, default=100, help="selection draws (default: 100)")
     certify.add_argument("--alpha", type=float, default=0.001, help="failure probability (default: 0.001)")
     certify.add_argument(
-        "--precision", type=float, help="stop once the radius is within this share of what all n draws would give"
+        "--precision",
+        type=float,
+        help="stop once the radius is very likely within this share of what all n draws would give",
     )
     certify.add_argument("--radius", type=float, help="stop once it is known whether this L2 radius is certified")
     certify.add_argument("--seed", type=int, default=0)

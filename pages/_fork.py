@@ -117,7 +117,8 @@ def what_changed() -> None:
                     args=(parent,),
                     key="start from",
                     icon=":material/fast_forward:",
-                    help="For another ε: PACD starts from that run's poison, scaled, and needs a few upper steps only.",
+                    help="For another ε: PACD starts from that run's poison, scaled, and takes a few upper steps only. "
+                    "Measured with quick and Gaussian augmentation alone.",
                 )
             st.button("Discard fork link", on_click=forget, key="forget fork", icon=":material/link_off:")
         if problem := st.session_state.get(PROBLEM):

@@ -112,6 +112,16 @@ def drops(table: pd.DataFrame, config: Config) -> dict[str, dict[str, Any]]:
     }
 
 
+READING = {  # what the numbers of a report are, for whoever has nothing but its file
+    "average_certified_radius": "L2, pixel units of [0, 1]; a wrong or abstaining answer counts as 0",
+    "relative_drop": "share of the clean victims' ACR of the target class that an arm's lack; below 0 they have more",
+    "mean, sd": "over victims; sd is the sample standard deviation",
+    "seeds": "the value of each victim seed, 0, 1, 2 … or those named by victims",
+    "config.seed": "of the whole protocol; config.victim_seeds says how many victims each arm has",
+    "config.certification.alpha": "for each image, the probability that its radius is too large is at most this",
+}
+
+
 def build_report(
     table: pd.DataFrame, config: Config, *, class_names: Sequence[str] = (), **facts: Any
 ) -> dict[str, Any]:
@@ -129,6 +139,7 @@ def build_report(
     settings = config.certification
     return {
         **facts,
+        "reading": READING,
         "config": config.model_dump(mode="json"),
         "class_names": list(class_names),
         "target_name": class_in_words(config.dataset, config.threat.target_class, class_names),
