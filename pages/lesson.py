@@ -193,6 +193,7 @@ if shown is None:
     st.stop()
 _lesson_votes.check_link(shown)
 keep_predictions(shown)
-show(header(shown), shown)
+step = header(shown)
+show(step, shown)
 if "teachers" not in hidden:
-    _lesson_teacher.for_teachers(STEPS, shown)
+    _lesson_teacher.for_teachers(STEPS, step, shown)

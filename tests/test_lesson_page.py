@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.special import ndtr, ndtri
@@ -253,14 +254,31 @@ def test_a_teachers_link_hides_what_it_says_and_keeps_answers() -> None:
 
 def test_the_link_for_teachers_opens_what_it_names() -> None:
     test = opened(PAGE, step="3")
-    test.selectbox(key="lesson_link_step").set_value(2).run()
+    chosen_for_link(test).set_value(2).run()
     test.multiselect(key="lesson_link_hide").set_value(["nav", "sidebar"]).run()
-    link = next(code.value for code in test.code if code.value.startswith("/lesson?"))
+    link = link_of(test)
     assert link.startswith("/lesson?step=2&hide=nav,sidebar&")
     query = dict(part.split("=") for part in link.partition("?")[2].split("&"))
     again = opened(PAGE, **query)
     assert not again.error
     assert again.title[0].value == STEPS[1].title
+
+
+def test_the_link_for_teachers_follows_the_step_and_takes_no_slider_of_another() -> None:
+    test = opened(PAGE)
+    for number in (1, 2, 3, 4):
+        assert chosen_for_link(test).value == number
+        given = re.findall(r"[?&](\w+)=", link_of(test))
+        assert given == ["step", *STEPS[number - 1].values]
+        test = button(test, "Next").click().run()
+
+
+def chosen_for_link(test: AppTest) -> Any:
+    return next(found for found in test.selectbox if found.label == "Step")
+
+
+def link_of(test: AppTest) -> str:
+    return next(code.value for code in test.code if code.value.startswith("/lesson?"))
 
 
 # --- sheets, glossary ---
