@@ -24,13 +24,17 @@ from pages import _comparison, _export, _fork, _form, _links, _live, _shared
 # --- queue ---
 
 
-def queue() -> None:
-    """Active runs in the order in which they compute."""
-    active = [row for row in _shared.run_rows() if row["state"] in ACTIVE]
-    if st.session_state.get("seen queue", 0) and not active:
-        st.session_state["seen queue"] = 0
+def states_of(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Ids and states of the active ones: where one of them changes, so does the whole page."""
+    return [(row["id"], row["state"]) for row in rows if row["state"] in ACTIVE]
+
+
+def queue(seen: list[tuple[str, str]]) -> None:
+    """Active runs in the order in which they compute. Args: seen: those that the rest of the page shows."""
+    rows = _shared.run_rows()
+    if states_of(rows) != seen:
         st.rerun()
-    st.session_state["seen queue"] = len(active)
+    active = [row for row in rows if row["state"] in ACTIVE]
     if not active:
         st.caption("Nothing is computing or waiting.")
         return
@@ -323,9 +327,9 @@ st.title("Runs")
 if text := st.session_state.pop("runs problem", None):
     st.error(text)
 all_rows = _shared.run_rows()
-is_busy = any(row["state"] in ACTIVE for row in all_rows)
+active_now = states_of(all_rows)
 st.header("Queue")
-st.fragment(queue, run_every="2s" if is_busy else None)()
+st.fragment(queue, run_every="2s" if active_now else None)(active_now)
 st.header("History")
 history(all_rows)
 st.header("Compare")
