@@ -60,13 +60,18 @@ def progress(run: Run, status: Status) -> None:
             0.0, f"{STATES['queued']}: {ahead} run{'s' * (ahead != 1)} before this one; one run computes at a time"
         )
     elif status.state == "running":
-        eta = sentences.time_left(status.eta_seconds)
-        stopping = ", stopping at its next step" if (run.directory / "cancel").exists() else ""
-        st.progress(status.fraction, f"{STATES['running']}: {status.fraction:.0%}, {status.phase}{eta}{stopping}")
+        words = f"{STATES['running']}: {status.fraction:.0%}, {status.phase}{time_left(run, status)}"
+        st.progress(status.fraction, words)
         if status.detail:
             st.caption(_links.plainly(detail_words(run, status.detail)))
     for event in status.events:
         st.warning(_links.plainly(event))
+
+
+def time_left(run: Run, status: Status) -> str:
+    """The end of a run's line of progress."""
+    asked = (run.directory / "cancel").exists()
+    return ", stopping at its next step" if asked else sentences.time_left(status.eta_seconds)
 
 
 def detail_words(run: Run, detail: str) -> str:

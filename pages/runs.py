@@ -42,7 +42,7 @@ def queue(seen: list[tuple[str, str]]) -> None:
         run = _shared.run_of(row)
         status = run.status()
         words = "computing" if status.state == "running" else f"position {place} in the queue"
-        left = sentences.time_left(status.eta_seconds)
+        left = _live.time_left(run, status)
         st.progress(status.fraction, f"{_links.plainly(_shared.row_label(row))}: {words}{left}")
         with st.container(horizontal=True, vertical_alignment="center"):
             _shared.watch_link(run)

@@ -7,6 +7,8 @@ import pytest
 
 from engine.overrides import with_overrides
 from engine.presets import PRESETS
+from engine.records import Run
+from engine.status import Status
 from engine.studies import kinds, process
 from pages import _comparison, _shared
 from tests.app import EXAMPLE, button, opened, own_copy
@@ -48,6 +50,22 @@ def test_the_history_follows_when_an_active_run_changes_its_state(
     run, states = own_copy(place), iter([before])
     monkeypatch.setattr(_shared, "run_rows", lambda: [_shared.row_of(run) | {"state": next(states, after)}])
     assert list(opened("pages/runs.py").dataframe[0].value["state"]) == [after]
+
+
+@pytest.mark.parametrize("page", ["runs", "poison"])
+def test_a_run_that_was_cancelled_is_said_to_stop_and_not_how_long_it_will_take(
+    place: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    run = own_copy(place)
+    monkeypatch.setattr(Run, "status", lambda self: Status("running", phase="attack", fraction=0.4, eta_seconds=65.0))
+
+    def line() -> str:
+        return opened(f"pages/{page}.py", run=run.id).get("progress")[0].proto.text
+
+    assert line().endswith(", about 65 s left")
+    (run.directory / "cancel").touch()
+    assert line().endswith(", stopping at its next step")
+    assert "left" not in line()
 
 
 def test_a_comparison_stands_under_the_history(place: Path) -> None:
