@@ -36,7 +36,10 @@ def links(steps: Sequence[Step], shown: int, run: Run) -> None:
         "Append it to this app's address. It carries the open run and the step's sliders that are on screen. Hiding is "
         "no lock: anyone who edits the address can see everything."
     )
-    st.caption("On a small projector, close the sidebar («): the lesson then uses the full width.")
+    st.caption(
+        "On a small projector, close the sidebar («): the lesson then uses the full width. Page Down at the end of a "
+        "step leads to the next one, Page Up at its top to the one before."
+    )
 
 
 def query_of(number: int, *, values: Sequence[str], hide: Sequence[str], answers_hidden: bool, run: Run) -> str:

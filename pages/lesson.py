@@ -80,11 +80,11 @@ def choose_step() -> int:
     st.session_state["lesson step"] = number
     back.button(
         "Back", on_click=move, args=(-1,), disabled=number == 1, key="lesson_back", icon=":material/arrow_back:",
-        width="stretch", help="Also: Page Up, at the top of the page",
+        width="stretch",
     )  # fmt: skip
     forward.button(
         "Next", on_click=move, args=(1,), disabled=number == len(STEPS), key="lesson_next",
-        icon=":material/arrow_forward:", width="stretch", help="Also: Page Down, at the bottom of the page",
+        icon=":material/arrow_forward:", width="stretch",
     )  # fmt: skip
     return number
 

@@ -85,6 +85,12 @@ def test_next_and_back_walk_through_all_steps_and_predictions_are_kept() -> None
     assert not test.exception
 
 
+def test_no_tooltip_covers_the_progress_and_the_keys_are_said() -> None:
+    test = opened(PAGE)
+    assert [button(test, label).help for label in ("Back", "Next")] == ["", ""]
+    assert words(test).count("Page Down") == 1
+
+
 def test_predictions_outlive_a_refresh() -> None:
     test = predict(opened(PAGE), 0)
     number = step_of("Now real images")
