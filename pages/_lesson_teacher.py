@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 from urllib.parse import urlencode
 
 import streamlit as st
 
 from engine.records import Run
-from pages import _lesson_sheet, _shared
+from pages import _lesson_sheet, _links, _shared
 from pages._lesson_link import HIDEABLE
 from pages._lesson_steps import Step
 
@@ -44,12 +45,11 @@ def links(steps: Sequence[Step], shown: int, run: Run) -> None:
 
 def query_of(number: int, *, values: Sequence[str], hide: Sequence[str], answers_hidden: bool, run: Run) -> str:
     """Of the link to a step, with the values that the widgets of these keys have now."""
-    query: dict[str, object] = {"step": number}
+    query: dict[str, Any] = {"step": number}
     query |= {"hide": ",".join(hide)} if hide else {}
     query |= {"answers": "hidden"} if answers_hidden else {}
-    query |= {"run": run.id} if run != _shared.example_run() else {}
     query |= {key: st.session_state[key] for key in values if st.session_state.get(key) is not None}
-    return urlencode(query, safe=",")
+    return urlencode(query, safe=",") if run == _shared.example_run() else _links.with_run(query, run)
 
 
 def sheets(steps: Sequence[Step], run: Run) -> None:

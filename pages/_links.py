@@ -176,8 +176,13 @@ def query_of(run: Run | None) -> str:
         values[name] = [allowed.get(each, each) if isinstance(allowed, Mapping) else each for each in several]
     if run is None:
         return f"?{urlencode(values, doseq=True)}" if values else ""
+    return f"?{with_run(values, run)}"
+
+
+def with_run(query: dict[str, Any], run: Run) -> str:
+    """The query, and what another machine needs to open the run or to compute it."""
     made = commands.query(*commands.asked_for(run))
-    return f"?{urlencode(values | {RUN: run.id}, doseq=True)}&{made}"
+    return f"{urlencode(query | {RUN: run.id}, doseq=True, safe=',')}&{made}"
 
 
 # --- a link to a run that is not here ---

@@ -23,7 +23,7 @@ CORRECT = ":green-badge[✓ correct]"
 
 def run_to_show() -> Run | None:
     """The open run if it is finished and shows an attack on images, else the example that comes with the project."""
-    run = _shared.chosen_run()
+    run = _shared.chosen_run(instead="The lesson uses the example instead.")
     if run is None or suits(run):
         return run or _shared.example_run()
     st.info(

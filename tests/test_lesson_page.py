@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from scipy.special import ndtr, ndtri
@@ -12,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from engine.figures import lesson
 from engine.html_report import marked
 from engine.overrides import with_overrides
+from engine.presets import PRESETS
 from engine.records import GALLERY, Run
 from pages import _comparison, _glossary, _lesson_sheet
 from pages._lesson_steps import STEPS
@@ -277,6 +280,25 @@ def test_the_link_for_teachers_follows_the_step_and_takes_no_slider_of_another()
         given = re.findall(r"[?&](\w+)=", link_of(test))
         assert given == ["step", *STEPS[number - 1].values]
         test = button(test, "Next").click().run()
+
+
+def test_another_machine_can_compute_the_run_of_a_teachers_link(place: Path) -> None:
+    run = own_copy(place, config=with_overrides(PRESETS["smoke"].config, ["seed=5", "threat.epsilon=0.2"]))
+    query = dict(parse_qsl(link_of(opened(PAGE, run=run.id)).partition("?")[2]))
+    assert query["run"] == run.id
+    shutil.rmtree(run.directory)
+    there = opened(PAGE, **query)
+    button(there, "Compute it here").click().run()
+    assert there.session_state["go to form"] == {"preset": "smoke", "threat.epsilon": "0.2", "seed": "5"}
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [(PAGE, "The lesson uses the example instead."), ("pages/start.py", "The example is shown here instead.")],
+)
+def test_where_the_example_stands_in_for_a_run_that_is_not_here_that_is_said(page: str, said: str) -> None:
+    assert said in words(opened(page, run="0123456789abcdef"))
+    assert said not in words(opened(page, run=EXAMPLE))
 
 
 def chosen_for_link(test: AppTest) -> Any:
