@@ -14,7 +14,7 @@ from engine.report import commands, sentences, wording
 from engine.report.numbers import of_scope
 from engine.studies import results
 from pages import _links, _shared
-from pages._show import chart
+from pages._export import chart_and_data
 
 ASPECTS = {  # field → its words, of all that runs must agree in to be set side by side
     "dataset": "data set",
@@ -133,7 +133,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
     tables = [of_scope(_shared.read_certificates(run), "target", run.config) for run in runs]
     caps = [float((run.report or {}).get("radius_cap", 0)) for run in runs]
     figure = several_runs(dict(zip(labels, zip(tables, caps, strict=True), strict=True)))
-    chart(figure, "comparison")
+    chart_and_data(figure, "comparison")
     st.caption(
         "Target class, mean over victim seeds. Colour and marker: the run. Solid: clean victims, drawn once where runs "
         "share them; dashed: poisoned. "

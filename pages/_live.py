@@ -15,6 +15,7 @@ from engine.records import Run
 from engine.report import sentences, wording
 from engine.status import Status
 from pages import _images, _links, _shared
+from pages._export import chart_and_data
 from pages._show import chart
 
 STATES = {
@@ -94,7 +95,8 @@ def losses(run: Run) -> None:
         st.caption(f"{attack.name}: made at once, in a single step, so there are no losses to watch.")
     elif found:
         figure = attack_losses(found, run.config.attack.restart_every)
-        chart(figure, f"losses {run.id}")
+        show = chart if run.status().active else chart_and_data  # a button that is drawn every second flickers
+        show(figure, f"losses {run.id}")
         st.caption(
             "Upper loss: the soft radius of the target class, which the attacker drives down. Lower loss: the "
             "surrogate's training loss. Curves that this attack does not have are left out."

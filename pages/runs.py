@@ -289,7 +289,8 @@ def exports(run: Run) -> None:
         help="All files: settings, poison, weights, votes, certificates, log.",
     )  # fmt: skip
     st.caption(
-        "Single figures: the camera in a figure's corner saves it as SVG, and the button below it its data as CSV."
+        "Single figures: the camera in a figure's corner saves it as SVG. The button below a chart, but in the lesson, "
+        "saves its data as CSV."
     )
     st.markdown("**The same from the command line**")
     st.code(commands.command(*commands.asked_for(run)), language=None, wrap_lines=True)
