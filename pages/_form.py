@@ -1,6 +1,7 @@
 """The form of the Poison page: every field of the configuration is a widget, and a query parameter of its name."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -227,16 +228,14 @@ def _must_be(name: str) -> str:
 def widget(name: str) -> None:
     """The widget of one field. `config` checks what comes of it."""
     field, annotation = _field(name)
-    last = name.rpartition(".")[2]
-    labels = wording.SETTING_NAMES if name.rpartition(".")[0] in HEADS else wording.FIELD_NAMES
-    label = labels.get(name, labels.get(last, last))
+    about, words = field.description or name.rpartition(".")[2], partial(value_words, name)
     options: dict[str, Any] = dict(
-        label=label, key=key_of(name), help=f"{field.description or last} (`{name}`)", persist_state="session"
+        label=wording.field_name(name), key=key_of(name), help=f"{about} (`{name}`)", persist_state="session"
     )
     if name == "controls":
-        st.pills(options=list(wording.CONTROL_NAMES), selection_mode="multi", format_func=_plain(name), **options)
+        st.pills(options=list(wording.CONTROL_NAMES), selection_mode="multi", format_func=words, **options)
     elif name == "dataset":
-        st.selectbox(options=known_datasets(), format_func=wording.dataset_name, on_change=take_dataset, **options)
+        st.selectbox(options=known_datasets(), format_func=words, on_change=take_dataset, **options)
     elif name == "threat.target_class":
         dataset = chosen("dataset")
         names = class_names(dataset)
@@ -246,14 +245,14 @@ def widget(name: str) -> None:
         unset = [None] if name in OPTIONAL else []
         options |= dict(placeholder="as the victims")
         st.selectbox(
-            options=[*unset, *PROCEDURES], format_func=_plain(name), on_change=take_procedure, args=(name,), **options
+            options=[*unset, *PROCEDURES], format_func=words, on_change=take_procedure, args=(name,), **options
         )
     elif name == "attack.name":
         choices = list(get_args(annotation))
-        st.selectbox(options=choices, format_func=_plain(name), on_change=take_attack, **options)
+        st.selectbox(options=choices, format_func=words, on_change=take_attack, **options)
     elif get_origin(annotation) is Literal:
         unset = [None] if name in OPTIONAL else []
-        st.selectbox(options=[*unset, *get_args(annotation)], format_func=_plain(name), **options)
+        st.selectbox(options=[*unset, *get_args(annotation)], format_func=words, **options)
     elif annotation is bool:
         st.checkbox(**options)
     elif annotation is str:
@@ -304,9 +303,15 @@ def training_images(dataset: str) -> int | None:
         return None
 
 
-def _plain(name: str) -> Any:
-    names = PLAIN.get(name, {})
-    return lambda value: "as the victims" if value is None else names.get(value, value)
+def value_words(name: str, value: Any) -> str:
+    """A field's value as its widget shows it."""
+    if isinstance(value, tuple | list):
+        return ", ".join(value_words(name, each) for each in value) or "none"
+    if value is None:
+        return "as the victims" if name in OPTIONAL else "–"
+    if name == "dataset":
+        return wording.dataset_name(value)
+    return str(PLAIN.get(name, {}).get(value, value))
 
 
 def _number(name: str, annotation: Any, options: dict[str, Any]) -> None:

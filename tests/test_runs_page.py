@@ -1,5 +1,6 @@
 """The Runs page: queue, history, notes, comparison, export."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,6 +106,31 @@ def test_runs_that_differ_only_in_the_attack_are_comparable(place: Path) -> None
     assert any(success.value.startswith("Comparable") for success in test.success)
     (chart,) = test.get("plotly_chart")
     assert "ε = 0.05: poisoned" in chart.proto.alt  # by what differs, and nothing else
+
+
+def test_a_comparison_says_in_words_what_differs(place: Path) -> None:
+    typed = ["procedure=macer", "architecture=lenet", "controls=[]", "attack.procedure=smoothadv"]
+    one, two = (
+        own_copy(place, config=with_overrides(PRESETS["smoke"].config, ["seed=7", *more])) for more in ([], typed)
+    )
+    test = opened("pages/runs.py", compare=f"{one.id},{two.id}")
+    assert not test.exception
+    table = next(each.value for each in test.dataframe if "field" in each.value)
+    rows = {field: values for field, *values in table.to_numpy().tolist()}
+    assert rows["Victims' training procedure"] == ["Gaussian augmentation", "MACER"]
+    assert rows["Noise draws per image"] == ["1", "16"]
+    assert rows["Procedure it assumes"] == ["as the victims", "SmoothAdv"]
+    assert rows["Noise draws per image it assumes"] == ["–", "4"]
+    assert rows["Victims' architecture"] == ["LeNet, narrow (8-16-100)", "LeNet (20-50-500)"]
+    assert rows["Controls (arms beside clean and poisoned)"] == ["Random noise, Shuffled signs", "none"]
+    (chart,) = test.get("plotly_chart")
+    assert "LeNet (20-50-500), MACER, SmoothAdv: poisoned" in chart.proto.alt
+    assert not [field for field in rows if re.search(r"\w\.\w|_", field)]
+
+
+def test_the_data_sets_of_a_comparison_have_their_names() -> None:
+    configs = [PRESETS[name].config for name in ("quick", "smoke")]
+    assert _comparison.incomparable(configs)["dataset"] == "different data set: MNIST, embedded digits"
 
 
 def test_runs_of_different_seeds_are_to_be_compared_with_care(place: Path) -> None:
