@@ -1,5 +1,6 @@
 """The form of the Poison page: every field of the configuration is a widget, and a query parameter of its name."""
 
+import re
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ PLAIN = {  # code name → plain name, of choices
     "attack.name": {name: attack.name for name, attack in wording.ATTACKS.items()},
     "controls": wording.CONTROL_NAMES,
 }
+_DOTTED = sorted((name for name in NAMES if "." in name), key=len, reverse=True)
+_NAMED = re.compile("|".join([*map(re.escape, _DOTTED), r"^\w+"]))  # elsewhere "seed" may be the word
 _LIMITS = {"ge": "from", "gt": "above", "le": "up to", "lt": "below"}  # as pydantic calls them
 STEPS = {"threat.epsilon": 0.01, "threat.poison_fraction": 0.1, "threat.attacker_share": 0.1, "sigma": 0.125}
 STEPS |= {"attack.sigma": 0.125}
@@ -202,14 +205,15 @@ def _field_named(text: str) -> str:
 
 
 def _problem_in_words(text: str) -> str:
-    name = _field_named(text)
-    if name not in wording.FIELD_NAMES:
-        return text
-    label = wording.FIELD_NAMES[name].partition(" (")[0]
-    _, colon, given = text.rpartition(", got ")
-    if colon and text.startswith(f"{name}: input should be") and (must := _must_be(name)):
-        return f"{label} must be {must}, got {given}"
-    return f"{label}{text.removeprefix(name)}"
+    name, (_, found, given) = _field_named(text), text.rpartition(", got ")
+    if found and name in NAMES and text.startswith(f"{name}: input should be") and (must := _must_be(name)):
+        text = f"{name} must be {must}, got {given}"
+    return _NAMED.sub(_label, text)
+
+
+def _label(named: re.Match[str]) -> str:
+    name = named[0]
+    return wording.field_name(name).partition(" (")[0] if name in NAMES else name
 
 
 def _must_be(name: str) -> str:
@@ -217,9 +221,10 @@ def _must_be(name: str) -> str:
     field, annotation = _field(name)
     kind = {int: "a whole number", float: "a number"}.get(annotation, "")
     limits = {word: getattr(each, word) for each in field.metadata for word in _LIMITS if hasattr(each, word)}
+    limits = {word: f"{limit:{',d' if annotation is int else 'g'}}" for word, limit in limits.items()}
     if {"ge", "le"} <= set(limits):
-        return kind and f"{kind} between {limits['ge']:g} and {limits['le']:g}"
-    return kind and f"{kind} {' and '.join(f'{_LIMITS[word]} {limit:g}' for word, limit in limits.items())}".strip()
+        return kind and f"{kind} between {limits['ge']} and {limits['le']}"
+    return kind and f"{kind} {' and '.join(f'{_LIMITS[word]} {limit}' for word, limit in limits.items())}".strip()
 
 
 # --- its widgets ---
