@@ -21,6 +21,9 @@ from engine.records import Run
 from engine.report import commands
 
 RUN = "run"  # the id of the open run
+WORD_JOINER = "\u2060"  # is not seen
+_READ = re.compile(r"[\\`*_~$<>&#|\[]|^[-+]")  # as signs of Markdown
+_FOUND = re.compile(r"(?<=:)(?=\S)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)  # in what is read: links, emoji, icons
 MOST_NAMED = 12  # values that a sentence counts up
 CONFIGURATION = ("preset", *field_names())
 PAGES_WITHOUT_RUN = ("explore", "studies")  # their addresses say all by themselves
@@ -86,8 +89,10 @@ def refuse(name: str, text: str, allowed: str) -> None:
 
 
 def plainly(text: str) -> str:
-    """Text from an address as Markdown without links and images, which would make the browser call elsewhere."""
-    return re.sub(r"[\\\[]", r"\\\g<0>", text)
+    """Markdown that shows a text of somebody's as it is: without links and images, most of all, by which the browser
+    would call elsewhere.
+    """
+    return _READ.sub(r"\\\g<0>", _FOUND.sub(WORD_JOINER, text))
 
 
 def refuse_unknown(path: str) -> None:
