@@ -105,12 +105,10 @@ def test_a_name_stands_as_it_was_typed_wherever_markdown_shows_it(place: Path) -
     said = _links.plainly(NAME)
     assert not SIGNS.search(said)
     assert re.sub(rf"\\(?=\W|_)|{_links.WORD_JOINER}", "", said) == NAME
-    shown = [
-        opened("app.py", run=run.id).sidebar.caption[0].value,
-        opened("pages/poison.py", run=run.id).header[0].value,
-    ]
-    assert all(text.startswith(f"{said} · ") for text in shown)
-    assert NAME in opened("app.py", run=run.id).sidebar.selectbox[0].options[0]  # no Markdown there
+    sidebar = opened("app.py", run=run.id).sidebar
+    for shown in (sidebar.caption[0], opened("pages/poison.py", run=run.id).header[0]):
+        assert shown.value.startswith(f"{said} · ")
+    assert NAME in sidebar.selectbox[0].options[0]  # no Markdown there
 
 
 def test_what_a_field_allows_is_taken() -> None:

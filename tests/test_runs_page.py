@@ -33,6 +33,18 @@ def test_renaming_starring_and_deleting(place: Path) -> None:
     assert any("is deleted" in news.value for news in test.toast)
 
 
+def test_a_note_that_was_not_saved_is_kept_with_its_run(place: Path) -> None:
+    one, two = (own_copy(place, config=with_overrides(PRESETS["smoke"].config, [f"seed={k}"])) for k in (7, 8))
+    test = opened("pages/runs.py", run=one.id)
+    assert not test.text_area(key=f"note {one.id}").proto.form_id  # a form keeps it from the server until it is saved
+    test.text_area(key=f"note {one.id}").set_value("Too bright.").run()
+    for run, note in ((two, ""), (one, "Too bright.")):
+        test.session_state["run"] = run.id
+        assert test.run().text_area(key=f"note {run.id}").value == note
+    button(test, "Save").click().run()
+    assert one.notes["note"] == "Too bright."
+
+
 def test_the_history_shows_how_notes_begin(place: Path) -> None:
     run = own_copy(place)
     assert "note" not in opened("pages/runs.py").dataframe[0].value
