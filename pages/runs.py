@@ -245,10 +245,12 @@ def open_run_section(run: Run) -> None:
 def notes_form(run: Run) -> None:
     """No st.form, which leaves what was typed and not saved in the browser: it would be lost with the page."""
     notes = run.notes
+    for field, value in (("name", notes["name"]), ("star", bool(notes["starred"])), ("note", notes["note"])):
+        st.session_state.setdefault(f"{field} {run.id}", value)
     with st.container(border=True):
-        st.text_input("Name", value=notes["name"], max_chars=80, key=f"name {run.id}", persist_state="session")
-        st.checkbox("Starred", value=bool(notes["starred"]), key=f"star {run.id}", persist_state="session")
-        st.text_area("Note", value=notes["note"], max_chars=2000, key=f"note {run.id}", persist_state="session")
+        st.text_input("Name", max_chars=80, key=f"name {run.id}", persist_state="session")
+        st.checkbox("Starred", key=f"star {run.id}", persist_state="session")
+        st.text_area("Note", max_chars=2000, key=f"note {run.id}", persist_state="session")
         st.button("Save", key=f"save {run.id}", on_click=save_notes, args=(run,), icon=":material/save:")
 
 
