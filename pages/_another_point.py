@@ -10,7 +10,7 @@ from engine.grid import Point
 from engine.overrides import parse
 from engine.records import Run
 from engine.report import sentences, wording
-from pages import _grid, _live, _shared
+from pages import _form, _grid, _live, _shared
 
 LABELS = ("Noise level σ (pixel units)", "Budget ε (L∞, pixel units)")
 
@@ -37,7 +37,7 @@ def another_point() -> None:
     try:
         config = parse(grid.config_of(point).model_dump())
     except ConfigError as error:
-        st.error(f"This cannot be computed: {error}.")
+        st.error(f"This cannot be computed: {_form.in_words(error)}.")
         return
     found = _grid.points().get(point)
     run = Run(_shared.runs_root() / records.run_id(config))

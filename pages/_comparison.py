@@ -13,8 +13,8 @@ from engine.records import Run
 from engine.report import commands, sentences, wording
 from engine.report.numbers import of_scope
 from engine.studies import results
-from pages import _links, _shared
-from pages._show import chart
+from pages import _form, _links, _shared
+from pages._export import chart_and_data
 
 ASPECTS = {  # field → its words, of all that runs must agree in to be set side by side
     "dataset": "data set",
@@ -42,36 +42,39 @@ def incomparable(configs: Sequence[Config]) -> dict[str, str]:
     """Why numbers of these runs must not be set side by side, by ASPECTS that differ; empty where they may be."""
     reasons = {}
     for aspect, words in ASPECTS.items():
-        different = list(dict.fromkeys(str(_value(config, aspect)) for config in configs))
+        different = list(dict.fromkeys(_aspect(config, aspect) for config in configs))
         if len(different) > 1:
             reasons[aspect] = f"different {words}: {', '.join(different)}"
     return reasons
 
 
+def _aspect(config: Config, aspect: str) -> str:
+    return wording.procedure_line(config.procedure) if aspect == "procedure" else _value(config, aspect)
+
+
 def labels_of(runs: Sequence[Run], configs: Sequence[Config]) -> list[str]:
     """The runs by what differs between them, three settings at most, and by their ids where that is not enough."""
-    values = [commands.values_of(config) for config in configs]
-    different = [name for name in values[0] if len({str(each[name]) for each in values}) > 1][:3]
-    labels = [", ".join(_setting(config, name) for name in different) for config in configs]
+    different = [name for name in commands.NAMES if len({_value(config, name) for config in configs}) > 1]
+    heads = [name for name in different if name.rpartition(".")[0] not in different]  # not how procedures are set
+    labels = [", ".join(_setting(config, name) for name in heads[:3]) for config in configs]
     if len(set(labels)) < len(labels):
         labels = [f"{label} ({run.id[:4]})".strip() for run, label in zip(runs, labels, strict=True)]
     return labels
 
 
 def _setting(config: Config, name: str) -> str:
-    value = commands.value_of(config, name)
+    """The value, and of what it is where that needs saying."""
+    value, words = commands.value_of(config, name), _value(config, name)
     if name == "threat.target_class":
-        return class_in_words(config.dataset, value)
+        return words
     if name in results.PLAIN and isinstance(value, str | int | float):
         return results.PLAIN[name](str(value))
-    return f"{wording.FIELD_NAMES.get(name, name).partition(' (')[0]} {_in_words(value)}"
+    return f"{wording.field_name(name).partition(' (')[0]} {words}"
 
 
-def _value(config: Config, aspect: str) -> Any:
-    if aspect == "procedure":
-        return wording.procedure_line(config.procedure)
-    value = commands.value_of(config, aspect)
-    return wording.ARCHITECTURE_NAMES[value] if aspect == "architecture" else value
+def _value(config: Config, name: str) -> str:
+    value = commands.value_of(config, name)
+    return class_in_words(config.dataset, value) if name == "threat.target_class" else _form.value_words(name, value)
 
 
 def asked() -> list[str]:
@@ -133,7 +136,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
     tables = [of_scope(_shared.read_certificates(run), "target", run.config) for run in runs]
     caps = [float((run.report or {}).get("radius_cap", 0)) for run in runs]
     figure = several_runs(dict(zip(labels, zip(tables, caps, strict=True), strict=True)))
-    chart(figure, "comparison")
+    chart_and_data(figure, "comparison")
     st.caption(
         "Target class, mean over victim seeds. Colour and marker: the run. Solid: clean victims, drawn once where runs "
         "share them; dashed: poisoned. "
@@ -145,29 +148,24 @@ def comparison(rows: list[dict[str, Any]]) -> None:
 
 def differences(runs: Sequence[Run], configs: Sequence[Config], *, only_different: bool) -> None:
     """Settings, environment and headline numbers, a column per run, under its id: what else its label says is a row."""
-    columns = [commands.values_of(config) for config in configs]
     facts: list[tuple[str, Callable[[Run], Any]]] = [
         ("device", lambda run: run.environment.get("device")),
         ("torch", lambda run: run.environment.get("torch")),
         ("commit", lambda run: run.environment.get("commit")),
         ("state", lambda run: run.status().state),
     ]
-    rows = [(wording.FIELD_NAMES.get(name, name), [column[name] for column in columns]) for name in columns[0]]
-    rows += [(name, [fact(run) for run in runs]) for name, fact in facts]
+    rows = [(wording.field_name(name), [_value(config, name) for config in configs]) for name in commands.NAMES]
+    rows += [(name, [str(fact(run)) for run in runs]) for name, fact in facts]
     if only_different:
-        rows = [(name, values) for name, values in rows if len({str(value) for value in values}) > 1]
+        rows = [(name, values) for name, values in rows if len(set(values)) > 1]
     for arm in ("clean", "poisoned"):
         rows.append((f"ACR {arm} (L2, mean ± sd)", [acr_of(run, arm) for run in runs]))
     drops = [((run.report or {}).get("relative_drop") or {}).get("poisoned") for run in runs]
     rows.append(("drop in ACR, poisoned (mean ± sd)", [sentences.percent(drop) for drop in drops]))
     heads = ["field", *(f"run {run.id}" for run in runs)]
-    table = pd.DataFrame([[name, *map(_in_words, values)] for name, values in rows], columns=heads)
+    table = pd.DataFrame([[name, *values] for name, values in rows], columns=heads)
     st.dataframe(table, hide_index=True, height="content", alt="Settings and headline numbers of the compared runs.")
     st.caption("ACR and its drop: of the target class.")
-
-
-def _in_words(value: Any) -> str:
-    return ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def acr_of(run: Run, arm: str) -> str:

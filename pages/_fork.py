@@ -97,7 +97,7 @@ def what_changed() -> None:
         st.warning(f"The run {identifier} that this was forked from is gone, so this is no longer a fork.")
         return
     rows = [
-        (wording.FIELD_NAMES.get(name, name), _text(value), _text(_form.given(name)))
+        (wording.field_name(name), _form.value_words(name, value), _form.value_words(name, _form.given(name)))
         for name, value in before.items()
         if differs(name, value)
     ]
@@ -155,7 +155,3 @@ def compare(*identifiers: str) -> None:
     """Callback: these runs under Compare, on the same page."""
     st.session_state["compare"] = list(identifiers)
     st.toast("[Go to the comparison](#compare).", icon=":material/compare_arrows:")
-
-
-def _text(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, tuple | list) else "as the victims" if value is None else str(value)

@@ -1,6 +1,8 @@
 """The form of the Poison page: every field of the configuration is a widget, and a query parameter of its name."""
 
+import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -30,6 +32,8 @@ PLAIN = {  # code name → plain name, of choices
     "attack.name": {name: attack.name for name, attack in wording.ATTACKS.items()},
     "controls": wording.CONTROL_NAMES,
 }
+_DOTTED = sorted((name for name in NAMES if "." in name), key=len, reverse=True)
+_NAMED = re.compile("|".join([*map(re.escape, _DOTTED), r"^\w+"]))  # elsewhere "seed" may be the word
 _LIMITS = {"ge": "from", "gt": "above", "le": "up to", "lt": "below"}  # as pydantic calls them
 STEPS = {"threat.epsilon": 0.01, "threat.poison_fraction": 0.1, "threat.attacker_share": 0.1, "sigma": 0.125}
 STEPS |= {"attack.sigma": 0.125}
@@ -201,14 +205,15 @@ def _field_named(text: str) -> str:
 
 
 def _problem_in_words(text: str) -> str:
-    name = _field_named(text)
-    if name not in wording.FIELD_NAMES:
-        return text
-    label = wording.FIELD_NAMES[name].partition(" (")[0]
-    _, colon, given = text.rpartition(", got ")
-    if colon and text.startswith(f"{name}: input should be") and (must := _must_be(name)):
-        return f"{label} must be {must}, got {given}"
-    return f"{label}{text.removeprefix(name)}"
+    name, (_, found, given) = _field_named(text), text.rpartition(", got ")
+    if found and name in NAMES and text.startswith(f"{name}: input should be") and (must := _must_be(name)):
+        text = f"{name} must be {must}, got {given}"
+    return _NAMED.sub(_label, text)
+
+
+def _label(named: re.Match[str]) -> str:
+    name = named[0]
+    return wording.field_name(name).partition(" (")[0] if name in NAMES else name
 
 
 def _must_be(name: str) -> str:
@@ -216,9 +221,10 @@ def _must_be(name: str) -> str:
     field, annotation = _field(name)
     kind = {int: "a whole number", float: "a number"}.get(annotation, "")
     limits = {word: getattr(each, word) for each in field.metadata for word in _LIMITS if hasattr(each, word)}
+    limits = {word: f"{limit:{',d' if annotation is int else 'g'}}" for word, limit in limits.items()}
     if {"ge", "le"} <= set(limits):
-        return kind and f"{kind} between {limits['ge']:g} and {limits['le']:g}"
-    return kind and f"{kind} {' and '.join(f'{_LIMITS[word]} {limit:g}' for word, limit in limits.items())}".strip()
+        return kind and f"{kind} between {limits['ge']} and {limits['le']}"
+    return kind and f"{kind} {' and '.join(f'{_LIMITS[word]} {limit}' for word, limit in limits.items())}".strip()
 
 
 # --- its widgets ---
@@ -227,16 +233,14 @@ def _must_be(name: str) -> str:
 def widget(name: str) -> None:
     """The widget of one field. `config` checks what comes of it."""
     field, annotation = _field(name)
-    last = name.rpartition(".")[2]
-    labels = wording.SETTING_NAMES if name.rpartition(".")[0] in HEADS else wording.FIELD_NAMES
-    label = labels.get(name, labels.get(last, last))
+    about, words = field.description or name.rpartition(".")[2], partial(value_words, name)
     options: dict[str, Any] = dict(
-        label=label, key=key_of(name), help=f"{field.description or last} (`{name}`)", persist_state="session"
+        label=wording.field_name(name), key=key_of(name), help=f"{about} (`{name}`)", persist_state="session"
     )
     if name == "controls":
-        st.pills(options=list(wording.CONTROL_NAMES), selection_mode="multi", format_func=_plain(name), **options)
+        st.pills(options=list(wording.CONTROL_NAMES), selection_mode="multi", format_func=words, **options)
     elif name == "dataset":
-        st.selectbox(options=known_datasets(), format_func=wording.dataset_name, on_change=take_dataset, **options)
+        st.selectbox(options=known_datasets(), format_func=words, on_change=take_dataset, **options)
     elif name == "threat.target_class":
         dataset = chosen("dataset")
         names = class_names(dataset)
@@ -246,14 +250,14 @@ def widget(name: str) -> None:
         unset = [None] if name in OPTIONAL else []
         options |= dict(placeholder="as the victims")
         st.selectbox(
-            options=[*unset, *PROCEDURES], format_func=_plain(name), on_change=take_procedure, args=(name,), **options
+            options=[*unset, *PROCEDURES], format_func=words, on_change=take_procedure, args=(name,), **options
         )
     elif name == "attack.name":
         choices = list(get_args(annotation))
-        st.selectbox(options=choices, format_func=_plain(name), on_change=take_attack, **options)
+        st.selectbox(options=choices, format_func=words, on_change=take_attack, **options)
     elif get_origin(annotation) is Literal:
         unset = [None] if name in OPTIONAL else []
-        st.selectbox(options=[*unset, *get_args(annotation)], format_func=_plain(name), **options)
+        st.selectbox(options=[*unset, *get_args(annotation)], format_func=words, **options)
     elif annotation is bool:
         st.checkbox(**options)
     elif annotation is str:
@@ -304,9 +308,15 @@ def training_images(dataset: str) -> int | None:
         return None
 
 
-def _plain(name: str) -> Any:
-    names = PLAIN.get(name, {})
-    return lambda value: "as the victims" if value is None else names.get(value, value)
+def value_words(name: str, value: Any) -> str:
+    """A field's value as its widget shows it."""
+    if isinstance(value, tuple | list):
+        return ", ".join(value_words(name, each) for each in value) or "none"
+    if value is None:
+        return "as the victims" if name in OPTIONAL else "–"
+    if name == "dataset":
+        return wording.dataset_name(value)
+    return str(PLAIN.get(name, {}).get(value, value))
 
 
 def _number(name: str, annotation: Any, options: dict[str, Any]) -> None:

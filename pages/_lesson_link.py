@@ -11,7 +11,6 @@ HIDEABLE = {
     "controls": "the sliders and buttons of the view, which then stays as the link sets it",
     "teachers": "the part for teachers",
 }
-VALUES = ("lesson_image", "lesson_sigma", "lesson_draws", "lesson_n", "lesson_alpha")  # keys of widgets of the views
 
 
 def hidden() -> frozenset[str]:

@@ -18,6 +18,7 @@ class Step:
     view: Callable[[Run, bool], None]
     question: Callable[[Run], Question]
     formula: str = ""  # one click away
+    values: tuple[str, ...] = ()  # keys of the view's widgets that a link sets
     wide: bool = False  # whether the view needs the page's whole width
 
 
@@ -36,6 +37,7 @@ STEPS = (
         _lesson_questions.noise,
         r"A noisy copy is $x + \sigma z$, where $z$ holds a standard normal number for every pixel. The victim $f$ "
         r"answers $f(x + \sigma z)$.",
+        values=("lesson_image", "lesson_sigma"),
     ),
     Step(
         "Let them vote",
@@ -46,6 +48,7 @@ STEPS = (
         _lesson_questions.voting,
         r"$g(x) = \arg\max_c\, P[f(x + \sigma z) = c]$. If $k$ of $n$ draws vote for class $c$, then $k/n$ estimates "
         r"that probability, with a standard error of at most $1/(2\sqrt n)$.",
+        values=("lesson_image", "lesson_draws"),
     ),
     Step(
         "From votes to a radius",
@@ -59,6 +62,7 @@ STEPS = (
         r"Clopper–Pearson: $p_{\text{lower}} = \mathrm{Beta}^{-1}(\alpha; k, n-k+1)$. Cohen et al. (2019): "
         r"$R = \sigma\,\Phi^{-1}(p_{\text{lower}})$ if $p_{\text{lower}} > 1/2$, else abstain. $\Phi^{-1}$ is the "
         r"quantile function of the standard normal distribution: a share $p$ of it lies below $\Phi^{-1}(p)$.",
+        values=("lesson_image", "lesson_n", "lesson_alpha"),
     ),
     Step(
         "Why train with noise?",

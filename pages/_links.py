@@ -21,6 +21,9 @@ from engine.records import Run
 from engine.report import commands
 
 RUN = "run"  # the id of the open run
+WORD_JOINER = "\u2060"  # is not seen
+_READ = re.compile(r"[\\`*_~$<>&#|\[]|^[-+]")  # as signs of Markdown
+_FOUND = re.compile(r"(?<=:)(?=\S)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)  # in what is read: links, emoji, icons
 MOST_NAMED = 12  # values that a sentence counts up
 CONFIGURATION = ("preset", *field_names())
 PAGES_WITHOUT_RUN = ("explore", "studies")  # their addresses say all by themselves
@@ -86,8 +89,10 @@ def refuse(name: str, text: str, allowed: str) -> None:
 
 
 def plainly(text: str) -> str:
-    """Text from an address as Markdown without links and images, which would make the browser call elsewhere."""
-    return re.sub(r"[\\\[]", r"\\\g<0>", text)
+    """Markdown that shows a text of somebody's as it is: without links and images, most of all, by which the browser
+    would call elsewhere.
+    """
+    return _READ.sub(r"\\\g<0>", _FOUND.sub(WORD_JOINER, text))
 
 
 def refuse_unknown(path: str) -> None:
@@ -176,8 +181,13 @@ def query_of(run: Run | None) -> str:
         values[name] = [allowed.get(each, each) if isinstance(allowed, Mapping) else each for each in several]
     if run is None:
         return f"?{urlencode(values, doseq=True)}" if values else ""
+    return f"?{with_run(values, run)}"
+
+
+def with_run(query: dict[str, Any], run: Run) -> str:
+    """The query, and what another machine needs to open the run or to compute it."""
     made = commands.query(*commands.asked_for(run))
-    return f"?{urlencode(values | {RUN: run.id}, doseq=True)}&{made}"
+    return f"{urlencode(query | {RUN: run.id}, doseq=True, safe=',')}&{made}"
 
 
 # --- a link to a run that is not here ---

@@ -15,6 +15,7 @@ from engine.records import Run
 from engine.report import sentences, wording
 from engine.status import Status
 from pages import _images, _links, _shared
+from pages._export import chart_and_data
 from pages._show import chart
 
 STATES = {
@@ -60,13 +61,18 @@ def progress(run: Run, status: Status) -> None:
             0.0, f"{STATES['queued']}: {ahead} run{'s' * (ahead != 1)} before this one; one run computes at a time"
         )
     elif status.state == "running":
-        eta = sentences.time_left(status.eta_seconds)
-        stopping = ", stopping at its next step" if (run.directory / "cancel").exists() else ""
-        st.progress(status.fraction, f"{STATES['running']}: {status.fraction:.0%}, {status.phase}{eta}{stopping}")
+        words = f"{STATES['running']}: {status.fraction:.0%}, {status.phase}{time_left(run, status)}"
+        st.progress(status.fraction, words)
         if status.detail:
             st.caption(_links.plainly(detail_words(run, status.detail)))
     for event in status.events:
         st.warning(_links.plainly(event))
+
+
+def time_left(run: Run, status: Status) -> str:
+    """The end of a run's line of progress."""
+    asked = (run.directory / "cancel").exists()
+    return ", stopping at its next step" if asked else sentences.time_left(status.eta_seconds)
 
 
 def detail_words(run: Run, detail: str) -> str:
@@ -89,7 +95,8 @@ def losses(run: Run) -> None:
         st.caption(f"{attack.name}: made at once, in a single step, so there are no losses to watch.")
     elif found:
         figure = attack_losses(found, run.config.attack.restart_every)
-        chart(figure, f"losses {run.id}")
+        show = chart if run.status().active else chart_and_data  # a button that is drawn every second flickers
+        show(figure, f"losses {run.id}")
         st.caption(
             "Upper loss: the soft radius of the target class, which the attacker drives down. Lower loss: the "
             "surrogate's training loss. Curves that this attack does not have are left out."

@@ -9,6 +9,7 @@ from engine.figures.style import ARM_STYLE
 from engine.records import Run
 from engine.report import sentences
 from pages import _certificate, _images, _poisoned, _selection, _shared
+from pages._export import chart_and_data
 from pages._show import chart, picture
 
 
@@ -56,6 +57,6 @@ def _test(run: Run, image: int, victim: int | None) -> None:
     if len(one):
         votes, chain = st.columns(2, gap="medium")
         with votes:
-            chart(vote_histogram(one, sentences.class_names_of(run)), "pinned_votes")
+            chart_and_data(vote_histogram(one, sentences.class_names_of(run)), "pinned_votes")
         with chain:
             _certificate.from_votes_to_radius(one, run.config, sentences.class_names_of(run))

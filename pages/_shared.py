@@ -93,10 +93,12 @@ def find_chosen() -> Run | None:
     return run
 
 
-def chosen_run(title: str = "") -> Run | None:
+def chosen_run(title: str = "", *, instead: str = "") -> Run | None:
     """As `find_chosen`; but None, with a plain warning, where there is no such run: never silently another one.
 
-    Args: title: of the page, where it is not drawn yet.
+    Args:
+        title: of the page, where it is not drawn yet.
+        instead: says that the page shows the example then.
     """
     need_frame()
     try:
@@ -105,9 +107,10 @@ def chosen_run(title: str = "") -> Run | None:
         if title:
             st.title(title)
         text = _links.plainly(" ".join(str(error).split())[:300])
-        st.warning(f"{text[0].upper()}{text[1:]}. Choose another in the sidebar.")
+        example = example_run()
+        st.warning(f"{text[0].upper()}{text[1:]}. Choose another in the sidebar.{f' {instead}' * bool(example)}")
         _links.offer(str(st.session_state.get(RUN_PARAMETER) or st.query_params.get(RUN_PARAMETER)).strip().lower())
-        if example_run() is not None:
+        if example is not None:
             st.button("Open the example", on_click=choose, args=("",), icon=":material/open_in_new:")
         return None
 

@@ -16,7 +16,7 @@ from engine.grid import Point
 from engine.overrides import parse
 from engine.records import Run
 from engine.report import commands, sentences, wording
-from pages import _another_point, _drops, _grid, _images, _links, _one_image, _shared
+from pages import _another_point, _drops, _form, _grid, _images, _links, _one_image, _shared
 from pages._export import chart_and_data
 from pages._show import picture
 
@@ -72,7 +72,8 @@ def arrives(known: dict[Point, Run]) -> bool:
     try:
         _grid.go_to(asked(start))
     except ConfigError as error:
-        st.error(f"This link asks for a point that cannot be: {_links.plainly(str(error))}.", icon=":material/error:")
+        words = _links.plainly(_form.in_words(error))
+        st.error(f"This link asks for a point that cannot be: {words}.", icon=":material/error:")
         _grid.go_to(start)
     st.session_state["explore address"] = address
     return True

@@ -19,6 +19,7 @@ from pages import (
     _test_images,
     _victims,
 )
+from pages._export import chart_and_data
 from pages._show import chart
 
 KINDS = ("training", "test")
@@ -86,7 +87,7 @@ def training() -> None:
     votes_for_both(asked, pair, k)
     st.header("Without noise")
     told = {victim.arm: _victims.answers(victim, pair) for victim in asked}
-    chart(
+    chart_and_data(
         images.shares_by_class(
             {name: {arm: found[place] for arm, found in told.items()} for place, name in enumerate(PAIR)},
             names,
@@ -121,7 +122,7 @@ def votes_for_both(asked: list[_victims.Victim], pair: np.ndarray, k: int) -> No
         for name, image in zip(PAIR, pair, strict=True)
     }
     rows = [(name, row) for name, table in tables.items() for row in table.itertuples()]
-    chart(
+    chart_and_data(
         images.shares_by_class(
             {name: {row.arm: row.estimation_votes / n for row in table.itertuples()} for name, table in tables.items()},
             names,
@@ -178,7 +179,7 @@ def test() -> None:
     one = rows[rows["victim"] == victim]
     votes, chain = st.columns(2, gap="medium")
     with votes:
-        chart(images.vote_histogram(one, names), "image_recorded")
+        chart_and_data(images.vote_histogram(one, names), "image_recorded")
         st.caption(
             "As recorded: each arm's victim saw the same noisy copies. ★: the class that earlier draws selected."
         )

@@ -8,6 +8,7 @@ from engine import datasets
 from engine.figures import attack, images, pictures
 from engine.report import sentences, wording
 from pages import _images, _links, _one_image, _pinned, _poisoned, _selection, _shared, _test_images, _wall
+from pages._export import chart_and_data
 from pages._poisoned import Poison
 from pages._show import chart, picture
 
@@ -49,7 +50,7 @@ def one_image() -> None:
         scale = pictures.enlargement(map_only.shape[0], pixels=280)
         caption = f"δ of poison image {k}, {poison.when(k)}. {words}."
         picture(map_only, scale=scale, caption=caption, text=f"Change of poison image {k}")
-        chart(poison.histogram(), "perturbations")
+        chart_and_data(poison.histogram(), "perturbations")
     clean = poison.originals()[k]
     triple(poison, k, limit, words)
     compare, numbers = st.columns([2, 3], gap="large")
@@ -57,7 +58,7 @@ def one_image() -> None:
         _one_image.comparator(clean, clean + poison.change(k), k)
     with numbers:
         _one_image.numbers_of(run, k, poison.measured(finished=True))
-    chart(poison.histogram(), "perturbations")
+    chart_and_data(poison.histogram(), "perturbations")
     st.caption(
         "All pixels (and colour channels) of all finished poison images. An attack that uses up its budget piles up at "
         "±ε. The middle bar holds pixels that (almost) did not change, such as a black background, which cannot become "
@@ -112,7 +113,7 @@ def evolution() -> None:
     if records and records[-1]["steps"] == 1:
         st.info(f"{wording.attack_of(config).name}: made at once, in a single step. There are no steps to watch.")
     elif records:
-        chart(attack.attack_losses(records, config.attack.restart_every), "losses")
+        chart_and_data(attack.attack_losses(records, config.attack.restart_every), "losses")
         st.caption(
             "Upper loss: the attacker's, the soft radius of the target class on held-out images; it should go down. It "
             "is a loss, not a certificate. Lower loss: the surrogate's training loss. Relative residual: how far the "

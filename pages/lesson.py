@@ -23,7 +23,7 @@ CORRECT = ":green-badge[✓ correct]"
 
 def run_to_show() -> Run | None:
     """The open run if it is finished and shows an attack on images, else the example that comes with the project."""
-    run = _shared.chosen_run()
+    run = _shared.chosen_run(instead="The lesson uses the example instead.")
     if run is None or suits(run):
         return run or _shared.example_run()
     st.info(
@@ -80,11 +80,11 @@ def choose_step() -> int:
     st.session_state["lesson step"] = number
     back.button(
         "Back", on_click=move, args=(-1,), disabled=number == 1, key="lesson_back", icon=":material/arrow_back:",
-        width="stretch", help="Also: Page Up, at the top of the page",
+        width="stretch",
     )  # fmt: skip
     forward.button(
         "Next", on_click=move, args=(1,), disabled=number == len(STEPS), key="lesson_next",
-        icon=":material/arrow_forward:", width="stretch", help="Also: Page Down, at the bottom of the page",
+        icon=":material/arrow_forward:", width="stretch",
     )  # fmt: skip
     return number
 
@@ -193,6 +193,7 @@ if shown is None:
     st.stop()
 _lesson_votes.check_link(shown)
 keep_predictions(shown)
-show(header(shown), shown)
+step = header(shown)
+show(step, shown)
 if "teachers" not in hidden:
-    _lesson_teacher.for_teachers(STEPS, shown)
+    _lesson_teacher.for_teachers(STEPS, step, shown)

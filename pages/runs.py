@@ -24,13 +24,17 @@ from pages import _comparison, _export, _fork, _form, _links, _live, _shared
 # --- queue ---
 
 
-def queue() -> None:
-    """Active runs in the order in which they compute."""
-    active = [row for row in _shared.run_rows() if row["state"] in ACTIVE]
-    if st.session_state.get("seen queue", 0) and not active:
-        st.session_state["seen queue"] = 0
+def states_of(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Ids and states of the active ones: where one of them changes, so does the whole page."""
+    return [(row["id"], row["state"]) for row in rows if row["state"] in ACTIVE]
+
+
+def queue(seen: list[tuple[str, str]]) -> None:
+    """Active runs in the order in which they compute. Args: seen: those that the rest of the page shows."""
+    rows = _shared.run_rows()
+    if states_of(rows) != seen:
         st.rerun()
-    st.session_state["seen queue"] = len(active)
+    active = [row for row in rows if row["state"] in ACTIVE]
     if not active:
         st.caption("Nothing is computing or waiting.")
         return
@@ -38,7 +42,7 @@ def queue() -> None:
         run = _shared.run_of(row)
         status = run.status()
         words = "computing" if status.state == "running" else f"position {place} in the queue"
-        left = sentences.time_left(status.eta_seconds)
+        left = _live.time_left(run, status)
         st.progress(status.fraction, f"{_links.plainly(_shared.row_label(row))}: {words}{left}")
         with st.container(horizontal=True, vertical_alignment="center"):
             _shared.watch_link(run)
@@ -239,12 +243,15 @@ def open_run_section(run: Run) -> None:
 
 
 def notes_form(run: Run) -> None:
+    """No st.form, which leaves what was typed and not saved in the browser: it would be lost with the page."""
     notes = run.notes
-    with st.form(f"notes {run.id}"):
-        st.text_input("Name", value=notes["name"], max_chars=80, key=f"name {run.id}")
-        st.checkbox("Starred", value=bool(notes["starred"]), key=f"star {run.id}")
-        st.text_area("Note", value=notes["note"], max_chars=2000, key=f"note {run.id}")
-        st.form_submit_button("Save", on_click=save_notes, args=(run,), icon=":material/save:")
+    for field, value in (("name", notes["name"]), ("star", bool(notes["starred"])), ("note", notes["note"])):
+        st.session_state.setdefault(f"{field} {run.id}", value)
+    with st.container(border=True):
+        st.text_input("Name", max_chars=80, key=f"name {run.id}", persist_state="session")
+        st.checkbox("Starred", key=f"star {run.id}", persist_state="session")
+        st.text_area("Note", max_chars=2000, key=f"note {run.id}", persist_state="session")
+        st.button("Save", key=f"save {run.id}", on_click=save_notes, args=(run,), icon=":material/save:")
 
 
 def deletion(run: Run, *, active: bool) -> None:
@@ -285,7 +292,8 @@ def exports(run: Run) -> None:
         help="All files: settings, poison, weights, votes, certificates, log.",
     )  # fmt: skip
     st.caption(
-        "Single figures: the camera in a figure's corner saves it as SVG, and the button below it its data as CSV."
+        "Single figures: the camera in a figure's corner saves it as SVG. The button below a chart, but in the lesson, "
+        "saves its data as CSV."
     )
     st.markdown("**The same from the command line**")
     st.code(commands.command(*commands.asked_for(run)), language=None, wrap_lines=True)
@@ -323,9 +331,9 @@ st.title("Runs")
 if text := st.session_state.pop("runs problem", None):
     st.error(text)
 all_rows = _shared.run_rows()
-is_busy = any(row["state"] in ACTIVE for row in all_rows)
+active_now = states_of(all_rows)
 st.header("Queue")
-st.fragment(queue, run_every="2s" if is_busy else None)()
+st.fragment(queue, run_every="2s" if active_now else None)(active_now)
 st.header("History")
 history(all_rows)
 st.header("Compare")

@@ -37,7 +37,7 @@ TEXTS = {
 
 def story_of() -> Run | None:
     """The open run if it is finished, else the example that comes with the project."""
-    run = _shared.chosen_run()
+    run = _shared.chosen_run(instead="The example is shown here instead.")
     if run is not None and run.status().state == "done" and run.report:
         return run
     if run is not None:

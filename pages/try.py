@@ -13,7 +13,8 @@ from engine.figures.images import shares_by_class
 from engine.handwriting import PictureRefused
 from engine.report import sentences
 from pages import _canvas, _certificate, _images, _links, _selection, _shared, _test_images, _victims
-from pages._show import chart, picture
+from pages._export import chart_and_data
+from pages._show import picture
 
 DRAW, UPLOAD, PICK = "Draw", "Upload a picture", "A test image"
 DRAWS = (10, 20, 50, 100, 200, 400, 1000, 2000)
@@ -178,7 +179,7 @@ def votes_and_radii(image: np.ndarray, rows: pd.DataFrame, *, n0: int, n: int, a
             quantity="share of the noise draws",
             selected={("this image", row.arm): row.selected_class for row in rows.itertuples()},
         )
-        chart(figure, "try_votes")
+        chart_and_data(figure, "try_votes")
         rng = np.random.default_rng([seed, 1])
         _images.noisy_row(image, "What the victims vote on: the image", sigma=config.sigma, rng=rng)
     with right:

@@ -163,10 +163,10 @@ def test_the_ends_of_each_procedure_open_by_their_links(point: Point) -> None:
 @pytest.mark.parametrize(
     ("field", "text", "said"),
     [
-        ("epsilon", "7", "threat.epsilon"),
-        ("epsilon", "nan", "epsilon"),
+        ("epsilon", "7", "Budget ε must be a number between 0 and 1"),
+        ("epsilon", "nan", "Budget ε"),
         ("epsilon", "much", "epsilon must be a number"),
-        ("sigma", "-1", "sigma"),
+        ("sigma", "-1", "Noise level σ"),
         ("digit", "12", "digit must be a whole number from 0 to 9"),
         ("digit", "8.5", "digit must be a whole number from 0 to 9"),
         ("procedure", "<script>", "procedure must be one of"),
@@ -202,6 +202,15 @@ def test_any_other_point_is_computed_for_real(
     assert not test.exception
     assert submitted == [grid.config_of(Point("gaussian", 8, 0.5, 0.17))]
     assert any("Cancel" in each.label for each in test.button)
+
+
+def test_a_point_that_cannot_be_is_refused_in_the_words_of_the_form() -> None:
+    said = "Budget ε must be a number between 0 and 1, got -1.0."
+    test = opened(PAGE, epsilon="-1")
+    assert [error.value for error in test.error] == [f"This link asks for a point that cannot be: {said}"]
+    test = opened(PAGE)
+    next(each for each in test.number_input if each.key == "other_epsilon").set_value(-1.0).run()
+    assert [error.value for error in test.error] == [f"This cannot be computed: {said}"]
 
 
 def test_without_mnist_nothing_can_be_started_and_the_changes_are_still_shown() -> None:

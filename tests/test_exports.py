@@ -1,6 +1,7 @@
 """What can be taken away: the data of each figure as CSV, a run's images as PNG."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,9 +9,10 @@ import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
-from engine import html_report
+from engine import html_report, records
 from engine.figures import data as figure_data
 from engine.records import GALLERY, Run
+from engine.status import Status
 from pages import _export
 from tests.app import EXAMPLE, opened, own_copy
 
@@ -74,6 +76,35 @@ def test_each_figure_of_these_pages_offers_its_data(page: str, least: int) -> No
     assert not test.exception
     labels = [button.proto.label for button in test.get("download_button")]
     assert labels.count("Data (CSV)") == len(test.get("plotly_chart")) >= least
+
+
+@pytest.mark.parametrize(
+    ("page", "query", "keys"),
+    [
+        ("runs", {"compare": ",".join(run.id for run in records.all_runs(GALLERY))}, ["comparison"]),
+        ("inspect", {}, ["perturbations"]),
+        ("inspect", {"view": "Over the attack's steps"}, ["losses"]),
+        ("image", {"kind": "training"}, ["image_votes", "image_confidence"]),
+        ("image", {"kind": "test"}, ["image_recorded"]),
+        ("poison", {}, [f"losses {EXAMPLE}"]),
+        ("try", {"try_source": "A test image"}, ["try_votes"]),
+    ],
+)
+def test_charts_among_pictures_offer_their_data(place: Path, page: str, query: dict[str, str], keys: list[str]) -> None:
+    own_copy(place)
+    test = opened(f"pages/{page}.py", run=EXAMPLE, **query)
+    assert not test.exception
+    offered = [each.proto.id for each in test.get("download_button") if each.proto.label == "Data (CSV)"]
+    assert [each.rpartition("-data ")[2] for each in offered] == keys
+
+
+def test_a_chart_that_is_drawn_every_second_has_no_button_that_would_flicker(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "status", lambda self: Status("running", phase="attack"))
+    test = opened("pages/poison.py", run=own_copy(place).id)
+    assert len(test.get("plotly_chart")) == 1
+    assert "Data (CSV)" not in [each.proto.label for each in test.get("download_button")]
 
 
 @pytest.mark.usefixtures("place")

@@ -82,7 +82,7 @@ def test_an_optional_setting_that_a_fork_empties_is_a_change(place: Path) -> Non
     test.selectbox(key="field attack.procedure").set_value("as the victims").run()
     assert "--set attack.procedure=null" in words(test)
     (table,) = [frame.value for frame in test.dataframe if list(frame.value.columns) == ["setting", "original", "here"]]
-    assert table.to_numpy().tolist() == [["Procedure it assumes", "macer-pacd", "as the victims"]]
+    assert table.to_numpy().tolist() == [["Procedure it assumes", "MACER as PACD ran it", "as the victims"]]
     assert not test.exception
 
 

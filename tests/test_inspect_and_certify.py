@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from engine import records
 from engine.records import GALLERY, Run
 from engine.status import Status
-from tests.app import EXAMPLE, PROJECT
+from tests.app import EXAMPLE, PROJECT, opened, own_copy, words
 
 RUN = Run(GALLERY / EXAMPLE)
 VIEWS = ["Image by image", "All poisoned images", "Over the attack's steps", "Test images by radius lost"]
@@ -141,3 +142,13 @@ def test_without_the_data_set_what_needs_no_images_is_shown(copied, monkeypatch,
     app = page("certify", copied)
     assert len(app.metric) == 3
     assert any("begin{aligned}" in shown.value for shown in app.markdown)
+
+
+def test_a_run_without_certificates_can_be_watched_from_certify(place: Path) -> None:
+    run = own_copy(place)
+    run.write_status(Status("queued", submitted=time.time()))
+    (run.directory / "certificates.parquet").unlink()
+    test = opened("pages/certify.py", run=run.id)
+    assert not test.exception
+    assert "has no certificates yet" in words(test)
+    assert "Watch it" in words(test)

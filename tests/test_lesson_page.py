@@ -2,7 +2,10 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from scipy.special import ndtr, ndtri
@@ -11,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from engine.figures import lesson
 from engine.html_report import marked
 from engine.overrides import with_overrides
+from engine.presets import PRESETS
 from engine.records import GALLERY, Run
 from pages import _comparison, _glossary, _lesson_sheet
 from pages._lesson_steps import STEPS
@@ -82,6 +86,12 @@ def test_next_and_back_walk_through_all_steps_and_predictions_are_kept() -> None
     assert button(test, "Back").disabled
     assert "✗ your answer" in words(test)
     assert not test.exception
+
+
+def test_no_tooltip_covers_the_progress_and_the_keys_are_said() -> None:
+    test = opened(PAGE)
+    assert [button(test, label).help for label in ("Back", "Next")] == ["", ""]
+    assert words(test).count("Page Down") == 1
 
 
 def test_predictions_outlive_a_refresh() -> None:
@@ -253,14 +263,50 @@ def test_a_teachers_link_hides_what_it_says_and_keeps_answers() -> None:
 
 def test_the_link_for_teachers_opens_what_it_names() -> None:
     test = opened(PAGE, step="3")
-    test.selectbox(key="lesson_link_step").set_value(2).run()
+    chosen_for_link(test).set_value(2).run()
     test.multiselect(key="lesson_link_hide").set_value(["nav", "sidebar"]).run()
-    link = next(code.value for code in test.code if code.value.startswith("/lesson?"))
+    link = link_of(test)
     assert link.startswith("/lesson?step=2&hide=nav,sidebar&")
     query = dict(part.split("=") for part in link.partition("?")[2].split("&"))
     again = opened(PAGE, **query)
     assert not again.error
     assert again.title[0].value == STEPS[1].title
+
+
+def test_the_link_for_teachers_follows_the_step_and_takes_no_slider_of_another() -> None:
+    test = opened(PAGE)
+    for number in (1, 2, 3, 4):
+        assert chosen_for_link(test).value == number
+        given = re.findall(r"[?&](\w+)=", link_of(test))
+        assert given == ["step", *STEPS[number - 1].values]
+        test = button(test, "Next").click().run()
+
+
+def test_another_machine_can_compute_the_run_of_a_teachers_link(place: Path) -> None:
+    run = own_copy(place, config=with_overrides(PRESETS["smoke"].config, ["seed=5", "threat.epsilon=0.2"]))
+    query = dict(parse_qsl(link_of(opened(PAGE, run=run.id)).partition("?")[2]))
+    assert query["run"] == run.id
+    shutil.rmtree(run.directory)
+    there = opened(PAGE, **query)
+    button(there, "Compute it here").click().run()
+    assert there.session_state["go to form"] == {"preset": "smoke", "threat.epsilon": "0.2", "seed": "5"}
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [(PAGE, "The lesson uses the example instead."), ("pages/start.py", "The example is shown here instead.")],
+)
+def test_where_the_example_stands_in_for_a_run_that_is_not_here_that_is_said(page: str, said: str) -> None:
+    assert said in words(opened(page, run="0123456789abcdef"))
+    assert said not in words(opened(page, run=EXAMPLE))
+
+
+def chosen_for_link(test: AppTest) -> Any:
+    return next(found for found in test.selectbox if found.label == "Step")
+
+
+def link_of(test: AppTest) -> str:
+    return next(code.value for code in test.code if code.value.startswith("/lesson?"))
 
 
 # --- sheets, glossary ---

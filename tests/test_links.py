@@ -75,7 +75,7 @@ def test_values_that_fields_do_not_allow_are_refused_by_their_names(
     said = [error.value for error in test.error]
     assert len(said) == len(asked)
     for name, (text, allowed) in asked.items():
-        start = f"This link asks for {name}={text[:40]!r}, but {name} must be {allowed}"
+        start = f"This link asks for {name}={_links.plainly(repr(text[:40]))}, but {name} must be {allowed}"
         assert [each.startswith(start) for each in said].count(True) == 1, name
 
 
@@ -93,6 +93,22 @@ def test_no_text_of_an_address_makes_the_browser_call_elsewhere(page: str, name:
     assert not test.exception
     assert "[x](http" in words(test)
     assert not re.search(r"(?<!\\)\[x\]\(", words(test))
+
+
+NAME = "cost $5 vs $6 for eps *best* `x` <b> :smile: #1 ~~a~~ __b__ a|b &amp; http://a.org www.example.org me@a.org"
+SIGNS = re.compile(r"(?<!\\)[*_~$<>&#|`\[]|(?<!\\):\w|://|www\.|\w@")
+
+
+def test_a_name_stands_as_it_was_typed_wherever_markdown_shows_it(place: Path) -> None:
+    run = own_copy(place)
+    run.write_json("notes.json", {"name": NAME, "starred": False, "note": ""})
+    said = _links.plainly(NAME)
+    assert not SIGNS.search(said)
+    assert re.sub(rf"\\(?=\W|_)|{_links.WORD_JOINER}", "", said) == NAME
+    sidebar = opened("app.py", run=run.id).sidebar
+    for shown in (sidebar.caption[0], opened("pages/poison.py", run=run.id).header[0]):
+        assert shown.value.startswith(f"{said} · ")
+    assert NAME in sidebar.selectbox[0].options[0]  # no Markdown there
 
 
 def test_what_a_field_allows_is_taken() -> None:

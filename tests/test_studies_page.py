@@ -16,7 +16,7 @@ from engine.presets import PRESETS
 from engine.records import GALLERY
 from engine.status import Status
 from engine.studies import exhibits, kinds, process, results
-from pages import _chosen_study
+from pages import _chosen_study, _links
 from tests.app import button, words
 from tests.test_study_tables import fake_report, with_reports
 
@@ -145,7 +145,8 @@ def test_a_study_of_a_folder_that_is_not_there_is_told_so_before_its_start(place
     test.text_area(key="new settings").set_value("dataset=folder:nothing").run()
     assert not test.exception
     (error,) = test.error
-    assert error.value.startswith(f"This study cannot be run: {place / 'data' / 'nothing'} is not there")
+    folder = _links.plainly(str(place / "data" / "nothing"))
+    assert error.value.startswith(f"This study cannot be run: {folder} is not there")
     assert "Start the study" not in [each.label for each in test.button]
 
 

@@ -147,6 +147,12 @@ KIND_NAMES = {  # of studies
 }
 
 
+def field_name(name: str) -> str:
+    """A field of a configuration, as in a form."""
+    head, _, last = name.rpartition(".")
+    return FIELD_NAMES.get(name, SETTING_NAMES.get(last, name) + " it assumes" * (head == "attack.procedure"))
+
+
 def dataset_name(dataset: str) -> str:
     """As in a list: without what is in brackets; a folder of one's own by its name."""
     known = DATASETS.get(dataset)
