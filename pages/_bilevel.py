@@ -230,4 +230,4 @@ def _captions(state: State, playing: bool) -> None:
 
 def _drop(value: float, clean: float) -> str:
     change = 1 - value / clean
-    return f"radius {abs(change):.0%} {'smaller' if change >= 0 else 'larger'}"
+    return f"radius {sentences.of_hundred(abs(change))} {'smaller' if change >= 0 else 'larger'}"

@@ -9,11 +9,12 @@ import streamlit as st
 from engine.certification import ABSTAIN, radius_cap
 from engine.figures.style import ARM_STYLE
 from engine.records import Run
+from engine.report import sentences
 from pages import _links, _selection, _shared, _victims
 
 MOST, SELECTING = 10_000, 100  # n and n0: a second or two of a visitor's patience
 PRECISION = 0.05  # of the radius, relatively
-AT, NEAR = "Certified at radius r?", f"Radius within {PRECISION:.0%}?"
+AT, NEAR = "Certified at radius r?", f"Radius within {sentences.of_hundred(PRECISION)}?"
 
 
 @st.fragment
@@ -52,7 +53,7 @@ def until_settled(run: Run, image: int, shape: tuple[int, ...], victim: int, nam
             {"arm": ARM_STYLE[each.arm].name, "answer so far": "none" if answer == ABSTAIN else names[answer]}
             | ({f"certified at {radius:g}": "yes" if bound >= radius else "no"} if question == AT else {})
             | {"radius so far": f"{bound:.3f}", "settled": "yes" if draws < MOST else "all draws used"}
-            | {"draws": f"{draws:,}", f"of {MOST:,}": f"{draws / MOST:.1%}"}
+            | {"draws": f"{draws:,}", f"of {MOST:,}": sentences.of_hundred(draws / MOST, 1)}
         )
     st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Answer, radius and number of draws by arm")
     st.caption(

@@ -21,7 +21,7 @@ def cards(report: dict[str, Any], what_if: str = "") -> None:
             meaning = (
                 "1 − ACR / ACR of the clean victim of the same seed, target class; mean ± standard deviation over "
                 f"{sentences.several(len(found['seeds']), 'victim seed')}. Seed by seed: "
-                f"{', '.join(f'{value:.1%}' for value in found['seeds'])}."
+                f"{', '.join(sentences.of_hundred(value, 1) for value in found['seeds'])}."
             )
         place.metric(
             f"Drop in ACR, {ARM_STYLE[arm].name}",

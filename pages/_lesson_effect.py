@@ -81,7 +81,7 @@ def training(run: Run, revealed: bool) -> None:
     st.markdown(
         f"Average certified radius of {'all classes' if scope == 'all' else sentences.target_of(run)} (L2): "
         f"**{sentences.with_spread(noisy)}** with noise in training, **{sentences.with_spread(plain)}** without: "
-        f"{gain:+.0%}."
+        f"{'+' * (gain > 0)}{sentences.of_hundred(gain)}."
         + ("" if gain > 0 else " Here it gained nothing: how much it gains depends on the data, σ and training time.")
     )
     single = " and ".join(name for name, table in tables.items() if table["victim"].nunique() == 1)
@@ -240,7 +240,11 @@ LINKS = """
 def _attacker(config: Config) -> str:
     """How much this run's attacker has in its hands, and knows of victims."""
     share = config.threat.poison_fraction * config.threat.attacker_share
-    of_class = "the images of a whole class" if share == 1 else f"{share:.0%} of the training images of a class"
+    of_class = (
+        "the images of a whole class"
+        if share == 1
+        else f"{sentences.of_hundred(share)} of the training images of a class"
+    )
     if not config.attack.traits.surrogates:
         return f"This one controls {of_class}."
     wrong = sentences.taken_wrongly(config)

@@ -10,6 +10,7 @@ import streamlit as st
 from engine import records
 from engine.overrides import differences
 from engine.records import GALLERY, GRID, Run
+from engine.report.sentences import of_hundred
 from pages import _shared
 from pages._comparison import incomparable
 
@@ -57,8 +58,8 @@ def of_defence(field: str, value: Any) -> str:
     if field == "training.squeezing":
         return SQUEEZING.get(value, str(value))
     return {
-        "sigma": f"noise σ = {value}", "threat.attacker_share": f"attacker supplies {value:.0%} of all images",
-        "threat.poison_fraction": f"attacker changes {value:.0%} of the class",
+        "sigma": f"noise σ = {value}", "threat.attacker_share": f"attacker supplies {of_hundred(value)} of all images",
+        "threat.poison_fraction": f"attacker changes {of_hundred(value)} of the class",
     }[field]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from engine.figures import lesson, pictures
 from engine.figures.images import vote_histogram
 from engine.records import Run
 from engine.report import sentences
+from engine.report.sentences import of_hundred
 from pages import _images, _links, _selection, _shared, _victims
 from pages._show import chart, picture
 from pages._victims import Victim
@@ -188,8 +189,13 @@ def voting(run: Run) -> None:
     shares = [float(votes[top] / votes.sum()) for _, votes in polls]
     chart(lesson.with_polls(vote_histogram(row, subject.class_names), top, shares), "lesson_votes")
     st.markdown(
-        f"**{estimation[top]} of {counted}** copies voted for {subject.name(top)}: {estimation[top] / counted:.1%}."
-        + (f" The last {len(shares)} draws: {min(shares):.1%} to {max(shares):.1%}." if len(shares) > 1 else "")
+        f"**{estimation[top]} of {counted}** copies voted for {subject.name(top)}: "
+        f"{of_hundred(estimation[top] / counted, 1)}."
+        + (
+            f" The last {len(shares)} draws: {of_hundred(min(shares), 1)} to {of_hundred(max(shares), 1)}."
+            if len(shares) > 1
+            else ""
+        )
     )
     st.caption(
         f"Test image {subject.image}, σ = {run.config.sigma:g}. Lines beside the bar: the shares with the last {POLLS} "
@@ -232,7 +238,7 @@ def radius(run: Run, revealed: bool) -> None:
     chart(lesson.cloud(p_lower, moved, sigma=sigma, cap=cap if revealed else 0, widest=widest), "lesson_cloud")
     if found:
         st.markdown(
-            f"At least **{p_lower:.1%}** of the cloud is on this side (α = {alpha:g}). It must move "
+            f"At least **{of_hundred(p_lower, 1)}** of the cloud is on this side (α = {alpha:g}). It must move "
             f"**{ndtri(p_lower):.2f} σ** before less than half is left: **R = {found:.3f}**. A flat boundary this near "
             "is the worst case; any other lets the image move at least as far."
         )

@@ -61,7 +61,7 @@ def progress(run: Run, status: Status) -> None:
             0.0, f"{STATES['queued']}: {ahead} run{'s' * (ahead != 1)} before this one; one run computes at a time"
         )
     elif status.state == "running":
-        words = f"{STATES['running']}: {status.fraction:.0%}, {status.phase}{time_left(run, status)}"
+        words = f"{STATES['running']}: {sentences.of_hundred(status.fraction)}, {status.phase}{time_left(run, status)}"
         st.progress(status.fraction, words)
         if status.detail:
             st.caption(_links.plainly(detail_words(run, status.detail)))

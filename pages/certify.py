@@ -192,7 +192,7 @@ def estimates(table: pd.DataFrame) -> pd.DataFrame:
                 else f"{100 * row.drop:z.0f} % ({100 * row.drop_low:z.0f} to {100 * row.drop_high:z.0f})",
                 "ACR": f"{row.acr:.3f} ({row.acr_low:.3f}–{row.acr_high:.3f})",
                 "accuracy": f"{100 * row.accuracy:.0f} % ({100 * row.accuracy_low:.0f}–{100 * row.accuracy_high:.0f})",
-                "abstain": f"{row.abstains:.0%}",
+                "abstain": sentences.of_hundred(row.abstains),
             }
             for arm, row in zip(found.index, found.itertuples(), strict=True)
         ]

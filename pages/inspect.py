@@ -95,7 +95,7 @@ def all_images() -> None:
         }[shown]()
         hover = [
             f"poison image {row.number} (training image {row.training_image})<br>L∞ {row.linf:.4f}, L2 {row.l2:.3f}<br>"
-            f"SSIM {row.ssim:.3f}, {row.changed_share:.0%} of pixels changed"
+            f"SSIM {row.ssim:.3f}, {sentences.of_hundred(row.changed_share)} of pixels changed"
             for row in part.itertuples()
         ]
         _wall.wall(tiles, numbers, hover, "poison_wall", "training")
@@ -135,7 +135,7 @@ def mosaics(poison: Poison, steps: list[int], records: dict[int, dict[str, Any]]
     if facts := records.get(step):
         st.markdown(
             f"After step **{step}** of {facts['steps']}: mean |δ| **{facts['mean_size']:.4f}** (pixel units), "
-            f"**{facts['share_at_epsilon']:.0%}** of pixels at the budget ε, over all poison images."
+            f"**{sentences.of_hundred(facts['share_at_epsilon'])}** of pixels at the budget ε, over all poison images."
         )
     now = poison.delta[: _poisoned.recorded(run)]
     scale = pictures.enlargement(now.shape[2], pixels=_images.TILE)

@@ -84,14 +84,9 @@ def state_words(row: dict[str, Any]) -> str:
     return row["state"] + (", example" if row["example"] else ", published" if row["published"] else "")
 
 
-def whole_percent(share: float | None) -> float | None:
+def in_percent(share: float | None) -> int | None:
     """Rounded: a drop's spread over victims is of whole per cents."""
-    return None if share is None else round(share, 2)
-
-
-def in_percent(share: float | None) -> float | None:
-    """For a format of "±", which has no percentages."""
-    return None if share is None else 100 * share
+    return None if share is None else round(100 * share)
 
 
 def first_words(note: str) -> str | None:
@@ -111,9 +106,9 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
         "ε (L∞)": [row["epsilon"] for row in rows],
         "σ": [row["sigma"] for row in rows],
         "seed": seeds,
-        "drop": [whole_percent(row["drop_poisoned"]) for row in rows],
+        "drop": [in_percent(row["drop_poisoned"]) for row in rows],
         "drop sd": [in_percent(row["sd_poisoned"]) for row in rows],
-        "noise": [whole_percent(row["drop_random_noise"]) for row in rows],
+        "noise": [in_percent(row["drop_random_noise"]) for row in rows],
         "noise sd": [in_percent(row["sd_random_noise"]) for row in rows],
         "note": [first_words(row["note"]) for row in rows],
         "started": [_shared.moment(row["submitted"]) for row in rows],
@@ -134,7 +129,7 @@ def history(everything: list[dict[str, Any]]) -> None:
     shared = {name: columns[name][0] for name in settings if len(rows) > 1 and len(set(columns[name])) == 1}
     empty = () if any(columns["note"]) else ("note",)
     number, key = st.column_config.NumberColumn, f"history {show}"
-    spread = number("±", format="± %.0f%%", help="Standard deviation over pairs of victims of the same seed.")
+    spread = number("±", format="± %.0f %%", help="Standard deviation over pairs of victims of the same seed.")
     st.session_state["history ids"] = [row["id"] for row in rows]
     found = st.dataframe(
         pd.DataFrame({name: values for name, values in columns.items() if name not in empty and name not in shared}),
@@ -147,11 +142,11 @@ def history(everything: list[dict[str, Any]]) -> None:
         column_config={
             "ε (L∞)": number(format="%g"),
             "σ": number(format="%g"),
-            "drop": number("drop in ACR", format="percent", help="Of poisoned victims, target class, mean over seeds."),
+            "drop": number("drop in ACR", format="%.0f %%", help="Of poisoned victims, target class, mean over seeds."),
             "drop sd": spread,
             "noise sd": spread,
             "noise": number(
-                "random noise", format="percent", help="Drop in ACR under random noise of the same ε (L∞)."
+                "random noise", format="%.0f %%", help="Drop in ACR under random noise of the same ε (L∞)."
             ),
             "victims": number("victims per arm"),
             "n": number(help="Draws for each certificate."),

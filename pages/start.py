@@ -115,7 +115,7 @@ def images_changed(run: Run) -> str:
     if share == 1:
         which = "all" if poison is None else f"all {count}"
         return f"**{which} images of {target}** among the {run.config.data.train_size:,} training images"
-    return f"**{count} {images}** ({share:.0%} of those that the victims see)"
+    return f"**{count} {images}** ({sentences.of_hundred(share)} of those that the victims see)"
 
 
 def worth_less(report: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from engine.figures import pictures
 from engine.figures.images import shares_by_class
 from engine.handwriting import PictureRefused
 from engine.report import sentences
+from engine.report.sentences import of_hundred
 from pages import _canvas, _certificate, _images, _links, _selection, _shared, _test_images, _victims
 from pages._export import chart_and_data
 from pages._show import picture
@@ -160,7 +161,7 @@ def compared(rows: pd.DataFrame) -> None:
     clean, poisoned = by_arm["clean"], by_arm["poisoned"]
     if clean.prediction == poisoned.prediction != ABSTAIN:
         change = poisoned.radius / clean.radius - 1
-        words = f"{abs(change):.0%} {'smaller' if change < 0 else 'larger'}" if round(change, 2) else "the same"
+        words = f"{of_hundred(abs(change))} {'smaller' if change < 0 else 'larger'}" if round(change, 2) else "the same"
         st.markdown(f"For this image, the poisoned victim's certified radius is **{words}**.")
     elif clean.prediction != poisoned.prediction:
         st.markdown("The two victims **disagree** on this image.")
@@ -238,5 +239,5 @@ with right:
         st.header("How the victims classify it")
         rows = _victims.certificates(asked, image, sigma=config.sigma, n0=n0, n=n, alpha=alpha, seed=seed)
         compared(rows)
-        st.caption(f"Each certificate holds with probability ≥ 1 − α = {1 - alpha:.2%}, for this one image.")
+        st.caption(f"Each certificate holds with probability ≥ 1 − α = {of_hundred(1 - alpha, 2)}, for this one image.")
 votes_and_radii(image, rows, n0=n0, n=n, alpha=alpha, seed=seed)

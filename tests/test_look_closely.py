@@ -285,7 +285,7 @@ def test_a_test_image_gets_no_more_draws_than_a_question_takes() -> None:
     test = opened(IMAGE, run=EXAMPLE, kind="test", number="7", draw_radius="0.1")
     assert not errors(test)
     assert "draws" not in test.dataframe[-1].value.columns  # nothing is drawn unasked
-    for press, wanted in (("Certified at radius r?", dict(radius=0.1)), ("Radius within 5%?", dict(precision=0.05))):
+    for press, wanted in (("Certified at radius r?", dict(radius=0.1)), ("Radius within 5 %?", dict(precision=0.05))):
         test.segmented_control(key="draw_question").set_value(press).run()
         button(test, "Draw").click().run()
         rows = test.dataframe[-1].value.set_index("arm")

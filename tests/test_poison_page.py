@@ -225,8 +225,8 @@ def test_the_threat_card_tells_shares_beliefs_fine_tuning_and_missing_controls()
     typed = ["threat.attacker_share=0.25", "threat.poison_fraction=0.5", "training.fine_tune_epochs=3", "controls=[]"]
     typed += ["architecture=mlp"]
     card = " ".join(sentences.threat_model(with_overrides(PRESETS["smoke"].config, typed), "digit 8"))
-    assert "25% of the training data" in card
-    assert "50% of the training images of digit 8 in its hands" in card
+    assert "25 % of the training data" in card
+    assert "50 % of the training images of digit 8 in its hands" in card
     assert "fine-tuned on it for 3 epochs" in card
     assert "has to transfer" in card
     assert "**Controls**: none" in card

@@ -139,7 +139,7 @@ def test_another_threat_model_is_not_the_papers_setting(override: str, is_it: bo
     ("overrides", "said"),
     [
         ([], "This one controls the images of a whole class and knows how victims train."),
-        (["threat.poison_fraction=0.5"], "This one controls 50% of the training images of a class and knows how"),
+        (["threat.poison_fraction=0.5"], "This one controls 50 % of the training images of a class and knows how"),
         (["attack.sigma=1"], "knows how victims train, except for their noise level."),
         (["attack.name=brightness"], "This one controls the images of a whole class."),
     ],

@@ -37,7 +37,9 @@ def test_a_summary_has_the_interval_of_each_drop_over_images(smoke: SimpleNamesp
     )
     row = found.loc["poisoned"]
     assert row.drop_low < row["drop"] < row.drop_high
-    assert f"poisoned {row.drop_low:z.0%} to {row.drop_high:z.0%}, " in tables.summary(smoke.report, found)
+    assert f"poisoned {100 * row.drop_low:z.0f} to {100 * row.drop_high:z.0f} %, " in tables.summary(
+        smoke.report, found
+    )
 
 
 def test_a_summary_says_of_how_many_pairs_a_drop_is(smoke: SimpleNamespace) -> None:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from engine.figures.style import FAINT, GREY, SIGNED_SCALE, finish
+from engine.report.sentences import of_hundred
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def perturbation_histogram(delta: np.ndarray, epsilon: float) -> go.Figure:
     figure.update_xaxes(title_text="change of a pixel δ (pixel units of [0, 1])", range=[-1.12 * limit, 1.12 * limit])
     figure.update_yaxes(title_text="share of pixels", tickformat=".0%")
     images = len(delta)
-    text = f"{unchanged:.0%} of pixels unchanged, {at_limit:.0%} at the budget ε = {epsilon:g} (L∞)"
+    text = f"{of_hundred(unchanged)} of pixels unchanged, {of_hundred(at_limit)} at the budget ε = {epsilon:g} (L∞)"
     return finish(
         figure,
         "How much the pixels change",

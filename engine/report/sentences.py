@@ -41,6 +41,11 @@ def percent(share: dict[str, Any] | None, digits: int = 0) -> str:
     return f"{100 * share['mean']:z.{digits}f}{spread} %"
 
 
+def of_hundred(value: float, digits: int = 0) -> str:
+    """A plain share, as "46 %"."""
+    return f"{100 * value:z.{digits}f} %"
+
+
 def typeset(share: dict[str, Any] | None) -> str:
     """`percent` with a minus sign, for texts and figures."""
     return percent(share).replace("-", "−")
@@ -187,7 +192,7 @@ def dataset_words(config: Config) -> str:
 def settings_line(run: Run) -> str:
     """What was asked for, in one line."""
     config, threat, attack = run.config, run.config.threat, wording.attack_of(run.config)
-    share = "" if threat.attacker_share == 1 else f", attacker's share {threat.attacker_share:.0%}"
+    share = "" if threat.attacker_share == 1 else f", attacker's share {of_hundred(threat.attacker_share)}"
     epochs = config.training.fine_tune_epochs
     victims = (
         f"{wording.procedure_line(config.procedure)}, {wording.ARCHITECTURE_NAMES[config.architecture]}, "
@@ -197,7 +202,7 @@ def settings_line(run: Run) -> str:
         return f"{dataset_words(config)}; no attack; victims: {victims}; seed {config.seed}."
     return (
         f"{dataset_words(config)}; {attack.name} on {target_of(run)}, ε = {threat.epsilon:g} (L∞, pixel units of "
-        f"[0, 1]), poison fraction {threat.poison_fraction:.0%}{share}; victims: {victims}; seed {config.seed}."
+        f"[0, 1]), poison fraction {of_hundred(threat.poison_fraction)}{share}; victims: {victims}; seed {config.seed}."
     )
 
 
@@ -288,7 +293,7 @@ def taken_wrongly(config: Config) -> dict[str, str]:
 
 def _knowledge(config: Config) -> str:
     share = config.threat.attacker_share
-    data = "the training data" if share == 1 else f"{share:.0%} of the training data"
+    data = "the training data" if share == 1 else f"{of_hundred(share)} of the training data"
     if not config.attack.traits.surrogates:
         return f"**Knowledge**: {data}, labels included; nothing of how victims train, and no test image."
     differs = [f"{what} ({is_so})" for what, is_so in taken_wrongly(config).items()]
@@ -306,7 +311,7 @@ def _knowledge(config: Config) -> str:
 def _capability(config: Config, attack: wording.Attack, target: str) -> str:
     threat = config.threat
     held = "" if threat.attacker_share == 1 else " in its hands"
-    which = f"{threat.poison_fraction:.0%} of the training images of {target}{held}"
+    which = f"{of_hundred(threat.poison_fraction)} of the training images of {target}{held}"
     if config.attack.name == "from-file":
         which = f"those images of a file that are among {which}"
     elif config.attack.file:

@@ -7,7 +7,7 @@ from engine.choices import CONTROLS
 from engine.config import Config
 from engine.records import Run
 from engine.report.commands import asked_for, values_of
-from engine.report.sentences import drop_of, is_the_papers, several, victims_line, with_spread
+from engine.report.sentences import drop_of, is_the_papers, of_hundred, several, victims_line, with_spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ def summary(report: dict[str, Any], found: "pd.DataFrame | None" = None) -> str:
         )
     lines += ["", *filter(None, [victims_line(report)])]
     if found is not None and (shown := found.dropna(subset=["drop"])).shape[0]:
-        told = (f"{arm} {row.drop_low:z.0%} to {row.drop_high:z.0%}" for arm, row in shown.iterrows())
+        told = (f"{arm} {100 * row.drop_low:z.0f} to {of_hundred(row.drop_high)}" for arm, row in shown.iterrows())
         lines.append(f"Over test images, for these very victims, as if each had noise of its own: {', '.join(told)}.")
     lines += [
         f"± is the standard deviation over victims. Radii are capped at {report['radius_cap']:.3f} by n and alpha.",

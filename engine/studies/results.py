@@ -8,7 +8,7 @@ from engine.config import Config, lower_level
 from engine.overrides import with_overrides
 from engine.records import Run
 from engine.report import wording
-from engine.report.sentences import is_the_papers
+from engine.report.sentences import is_the_papers, of_hundred
 from engine.studies.process import StudyRecord
 from engine.studies.study import Cell, place_name
 
@@ -24,7 +24,7 @@ PLAIN: dict[str, Callable[[str], str]] = {  # by the field that an axis sets
     "attack.sigma": "σ = {}".format,
     "sigma": "σ = {}".format,
     "threat.epsilon": "ε = {}".format,
-    "threat.poison_fraction": lambda name: f"{float(name):.0%} poisoned".replace("%", " %"),
+    "threat.poison_fraction": lambda name: f"{of_hundred(float(name))} poisoned",
     "seed": lambda name: name if name.startswith("seed") else f"seed {name}",
 }
 
