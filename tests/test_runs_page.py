@@ -90,9 +90,9 @@ def test_a_comparison_stands_under_the_history(place: Path) -> None:
 def test_the_history_shows_a_drops_spread_beside_it(place: Path) -> None:
     run = own_copy(place)
     table, drops = opened("pages/runs.py").dataframe[0].value, run.need_report()["relative_drop"]
-    assert list(table["drop sd"]) == [100 * drops["poisoned"]["sd"]]
-    assert list(table["noise sd"]) == [100 * drops["random_noise"]["sd"]]
-    assert list(table["drop"]) == [round(drops["poisoned"]["mean"], 2)]  # a number, by which to sort
+    assert list(table["drop sd"]) == [round(100 * drops["poisoned"]["sd"])]
+    assert list(table["noise sd"]) == [round(100 * drops["random_noise"]["sd"])]
+    assert list(table["drop"]) == [round(100 * drops["poisoned"]["mean"])]  # a number, by which to sort
 
 
 def test_examples_cannot_be_deleted() -> None:
