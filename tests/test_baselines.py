@@ -78,6 +78,7 @@ def test_all_shipped_baselines_are_still_asked_for():
         for images, *more in (
             *([974], [974, "victim_seeds=2"], [400], [80, "training.epochs=9"]),
             [974, "victim_seeds=2", "architecture=lenet-torch", "certification.n=10000"],
+            [974, "victim_seeds=2", "training.epochs=93", "certification.n=10000"],
         )
     }
     assert {run.id for run in all_runs(PROJECT / "gallery" / "baselines")} <= asked
