@@ -62,13 +62,13 @@ def victim() -> nn.Module:
     return train(0, 3000, procedure="gaussian", epochs=3, batch_size=50)
 
 
-def votes(model: nn.Module, images: Tensor, *, n: int, seed: int) -> Votes:
+def votes(model: nn.Module, images: Tensor, *, n: int, seed: int, sigma: float = SIGMA) -> Votes:
     """Of images [N, C, H, W] in groups that share their noise."""
     group_of = torch.arange(len(images)) % GROUPS
     *_, found = count_votes(
         model,
         images,
-        sigma=SIGMA,
+        sigma=sigma,
         n0=N0,
         n=n,
         num_classes=10,

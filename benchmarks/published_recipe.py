@@ -14,15 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import plain
+from benchmarks import ours, plain
 from benchmarks.measure import Table, machine, tell
 from engine import datasets
 from engine.certification import certified_radius
 from engine.models.lenet import LeNet
-from engine.streams import stream
-from engine.votes import BLOCK, GROUPS, count_votes
 
-DIGIT, N0, ALPHA = 8, 100, 0.001
+DIGIT = 8
 
 
 def main() -> None:
@@ -74,28 +72,17 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, sigma: float, epo
 
 def correct_radii(model: nn.Module, images: Tensor, *, sigma: float, n: int, seed: int) -> np.ndarray:
     """[N]: certified radii of images [N, 1, 28, 28] of the digit, 0 where another class or none is certified."""
-    group_of = torch.arange(len(images)) % GROUPS
-    *_, votes = count_votes(
-        as_ours(model),
-        images,
-        sigma=sigma,
-        n0=N0,
-        n=n,
-        num_classes=10,
-        block=BLOCK["cpu"],
-        groups=((torch.where(group_of == k)[0], stream(seed, "published recipe", k)) for k in range(GROUPS)),
-        screened=True,
-    )
-    radii = certified_radius(votes.n_top.numpy(), n=n, sigma=sigma, alpha=ALPHA)
+    votes = ours.votes(as_ours(model), images, n=n, seed=seed, sigma=sigma)
+    radii = certified_radius(votes.n_top.numpy(), n=n, sigma=sigma, alpha=ours.ALPHA)
     return np.where(votes.selected_class.numpy() == DIGIT, radii, 0.0)
 
 
 def as_ours(model: nn.Module) -> LeNet:
     """The plain LeNet's weights in the engine's, whose flattened pixels have their channels last."""
-    ours, weights = LeNet((1, 28, 28), 10), [w.detach().clone() for w in model.parameters()]
+    network, weights = LeNet((1, 28, 28), 10), [w.detach().clone() for w in model.parameters()]
     weights[4] = weights[4].unflatten(1, (50, 4, 4)).permute(0, 2, 3, 1).flatten(1)
-    ours.load_state_dict(dict(zip(ours.state_dict(), weights, strict=True)))
-    return ours.eval()
+    network.load_state_dict(dict(zip(network.state_dict(), weights, strict=True)))
+    return network.eval()
 
 
 if __name__ == "__main__":

@@ -299,14 +299,10 @@ def _certify(options: argparse.Namespace) -> int:
         progress=telling("certified"),
         **{name: getattr(options, name) for name in names},
     )
-    asked = {name: getattr(options, name) for name in ("arm", "victim", "n0", "n", "alpha", "precision", "seed")}
-    settings, no_more = {"run": run.id, "sigma": run.config.sigma} | asked, []
-    if options.radius is not None:  # whoever stopped at it has no radius of its own
-        settings, no_more = settings | {"certified_at": options.radius}, ["prediction", "radius"]
+    unanswered = [] if options.radius is None else ["prediction", "radius"]  # of images that stopped at a question
     done: list[Any] = []
     for part in parts:
-        line = part.drop(columns=no_more).assign(**settings)
-        print(line.to_csv(index=False, header=not done).rstrip(), flush=True)
+        print(part.drop(columns=unanswered).to_csv(index=False, header=not done).rstrip(), flush=True)
         done.append(part)
     table = pd.concat(done)
     draws, told = table["draws"].mean(), f"ACR {metrics.average_certified_radius(table):.3f} (L2)"

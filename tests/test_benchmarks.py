@@ -10,7 +10,19 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, earlier, gpu, measure, ours, parts, plain, stages, startup, vectorised
+from benchmarks import (
+    ceilings,
+    earlier,
+    gpu,
+    measure,
+    ours,
+    parts,
+    plain,
+    published_recipe,
+    stages,
+    startup,
+    vectorised,
+)
 from benchmarks.measure import Comparison, Side
 from engine import records
 from engine.attacks.levels import upper_loss
@@ -260,3 +272,23 @@ def test_stages_are_counted_for_the_runs_that_the_docs_name(monkeypatch: pytest.
         assert names[:2] == [attack, training]
     with pytest.raises(ConfigError, match="stages are counted for the attack"):
         stages.stages(records.find(root, "d3df"), {})
+
+
+def test_a_victim_of_plain_code_answers_the_same_in_the_engines_layout():
+    images, model = torch.rand(20, 1, 28, 28), plain.lenet()
+    with torch.no_grad():
+        torch.testing.assert_close(published_recipe.as_ours(model)(images), model(images))
+
+
+def test_plain_code_learns_by_the_published_recipe():
+    """Each class is a block of white of its own: chance is a tenth."""
+    labels = torch.arange(1000) % 10
+    images = torch.zeros(1000, 1, 28, 28)
+    for row, label in enumerate(labels.tolist()):
+        images[row, 0, 2 * label : 2 * label + 8, 2 * label : 2 * label + 8] = 1
+    model = plain.lenet()
+    published_recipe.train(model, images, labels, sigma=0.25, epochs=20)
+    assert (model(images).argmax(1) == labels).float().mean() > 0.9
+    radii = published_recipe.correct_radii(model, images[labels == 8][:5], sigma=0.25, n=1000, seed=0)
+    assert (radii > 0).all()
+    assert (published_recipe.correct_radii(model, images[labels == 3][:5], sigma=0.25, n=1000, seed=0) == 0).all()

@@ -37,8 +37,9 @@ def certify_again(
     """Certificates of the run's test images by the arm's k-th victim under fresh noise, a few images at a time.
 
     Columns: image, label, weight (as in the run's own table), those of sequential.Certificates (the radius L2 in pixel
-    units, too large with probability ≤ alpha for each image) and, where a radius is asked, whether it is `certified`,
-    which is then all that prediction and radius are good for: an image of which that is settled gets no more draws.
+    units, too large with probability ≤ alpha for each image), and what they depend on: run, arm, victim, sigma, n0, n,
+    alpha, precision, seed. Where a radius is asked, also `certified_at`, which radius, and whether it is `certified`;
+    an image of which that is settled gets no more draws, so its prediction and radius are good for nothing else.
     With neither precision nor radius all n draws are made, as CERTIFY does. The images of a group share their noise, as
     in the run, and come one group after the other; an image's noise does not depend on which others are asked.
     Args:
@@ -53,6 +54,8 @@ def certify_again(
     config, table = run.config, run.need_certificates()
     settings: dict[str, Any] = dict(sigma=config.sigma, n0=n0, n=n, alpha=alpha, precision=precision, radius=radius)
     sequential.check(**settings)
+    known_of = {"run": run.id, "arm": arm, "victim": k, **settings, "seed": seed}
+    del known_of["radius"]  # which is the answers'
     known = table.drop_duplicates("image").sort_values("image")
     if images is not None:
         if strange := sorted({*images} - {*known["image"]}):
@@ -86,8 +89,8 @@ def certify_again(
             generator=stream(seed, "certified again", int(part["image"].iloc[0]) % GROUPS),
         )
         made(1.0)
-        answers = found._asdict() | ({} if radius is None else {"certified": found.radius >= radius})
-        return part[["image", "label", "weight"]].reset_index(drop=True).assign(**answers)
+        asked = {} if radius is None else {"certified_at": radius, "certified": found.radius >= radius}
+        return part[["image", "label", "weight"]].reset_index(drop=True).assign(**found._asdict(), **known_of, **asked)
 
     return _side_by_side(certified, parts)
 
