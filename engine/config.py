@@ -217,7 +217,7 @@ class TrainingConfig(Settings):
     precision: Literal["float32", "fast"] = Field(
         default="float32",
         description="of victims' arithmetic; fast: products in bfloat16 where the processor or GPU has it (env.json "
-        "says), and on a GPU all others, the attack's too, in TF32",
+        "says; of a LeNet on a CPU those of its linear layers), and on a GPU all others, the attack's too, in TF32",
     )
     fine_tune_epochs: int = Field(
         default=0,

@@ -25,7 +25,7 @@ from engine.replay import ParallelMap, gpu_lock
 from engine.smoothing import Classifier, gaussian_noise
 from engine.streams import stream
 
-BLOCK = {"cpu": 250, "cuda": 10_000}  # noisy copies at once: what fits the cache, what fills the card
+BLOCK = {"cpu": 256, "cuda": 10_000}  # noisy copies at once: what fits the cache, in whole vectors; what fills the card
 IN_FLOAT64 = 1_000  # of them at once: large images would fill the memory of a card
 CALIBRATED = 512  # noisy copies on which a quicker network's error is measured
 SAFETY = 4.0  # a margin below this many times the largest error seen is computed again in float32

@@ -106,6 +106,18 @@ def test_autocast_keeps_to_torch():
     assert torch.autograd.grad(logits.float().sum(), x)[0].dtype == torch.float32
 
 
+def test_a_lenets_convolutions_are_float32s_under_autocast_too_and_so_are_their_derivatives():
+    layer = nn.Conv2d(20, 50, 5)
+    x = torch.rand(50, 20, 12, 12, generator=stream(0, "x")).requires_grad_()
+    plain = convolved_and_pooled(layer, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = convolved_and_pooled(layer, x)
+    given = x, layer.weight, layer.bias
+    slopes = (torch.autograd.grad(h.square().sum(), given) for h in (plain, found))
+    assert torch.equal(found, plain)
+    assert all(torch.equal(*pair) for pair in zip(*slopes, strict=True))
+
+
 def pooled_by_torch(h: Tensor) -> Tensor:
     return F.relu(F.max_pool2d(h, 2))
 

@@ -67,7 +67,7 @@ def loops(row: int) -> tuple[Callable[..., None], Callable[..., None]]:
                         values[end : end + 3] = 0
                         at = (n * height + 2 * i + (pixel >> 1)) * width + (2 * j + (pixel & 1)) * depth
                         for e in range(first, end, 4):
-                            _add_four(sums, at, width, given, row, starts, values, e, side, row)
+                            _add_four(sums, at, width, given, row, starts, values, e, 1, side, row)
 
     def to_weights(maxima: Any, chosen: Any, images: Any, weights: Any, biases: Any, depth: int) -> None:
         """… its weights [K, side, row] and biases [K], filled; images: [N, H, W · depth]."""
@@ -91,7 +91,7 @@ def loops(row: int) -> tuple[Callable[..., None], Callable[..., None]]:
                             end += 1
                 values[end : end + 3] = 0
                 for e in range(0, end, 4):
-                    _add_four(sums, k * side * row, row, given, width, starts, values, e, side, row)
+                    _add_four(sums, k * side * row, row, given, width, starts, values, e, 1, side, row)
 
     return jitted(to_images), jitted(to_weights)
 
@@ -124,7 +124,7 @@ def images_of_bands(maxima, chosen, weights, images, depth):
                     values[end], values[end + 1], values[end + 2] = 0, 0, 0
                     at = (n * height + 2 * i + (pixel >> 1)) * width + (2 * j + (pixel & 1)) * depth
                     for e in range(pixel * room, end, 4):
-                        _add_four(sums, at, width, given, PATCH, starts, values, e, 1, PATCH)
+                        _add_four(sums, at, width, given, PATCH, starts, values, e, 1, 1, PATCH)
 
 
 @jitted
@@ -148,18 +148,19 @@ def weights_of_bands(maxima, chosen, images, weights, biases, depth):
                     for k in range(channels):
                         pixel = chosen[n, i, j, k]
                         row, column = 2 * i + ((pixel & 3) >> 1), 2 * j + (pixel & 1)
-                        starts[4 * k + w] = (n * height + row) * width + column * depth
-                        values[4 * k + w] = maxima[n, i, j, k] if pixel != NONE else zero
-                        biases[k] += values[4 * k + w]
+                        starts[w * channels + k] = (n * height + row) * width + column * depth
+                        values[w * channels + k] = maxima[n, i, j, k] if pixel != NONE else zero
+                        biases[k] += values[w * channels + k]
                 for k in range(channels):
-                    _add_four(sums, k * PATCH, PATCH, given, width, starts, values, 4 * k, 1, PATCH)
+                    _add_four(sums, k * PATCH, PATCH, given, width, starts, values, k, channels, 1, PATCH)
 
 
 @njit(inline="always")
-def _add_four(sums, at, stride, given, step, starts, values, e, side, row):
+def _add_four(sums, at, stride, given, step, starts, values, e, apart, side, row):
     """Adds patches `e` to `e + 3`, times their values, to that at `at`: rows are a stride apart there, a step here."""
-    a, b, c, d = starts[e], starts[e + 1], starts[e + 2], starts[e + 3]
-    p, q, r, s = values[e], values[e + 1], values[e + 2], values[e + 3]
+    f, g, h = e + apart, e + 2 * apart, e + 3 * apart
+    a, b, c, d = starts[e], starts[f], starts[g], starts[h]
+    p, q, r, s = values[e], values[f], values[g], values[h]
     there, stride, step = np.uintp(at), np.uintp(stride), np.uintp(step)
     for _ in range(side):
         for t in range(row):
