@@ -37,12 +37,13 @@ class _ConvolvedAndPooled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if _is_quicker(h):
-            from engine.models import winograd
+        from engine.models import winograd
 
+        if _is_quicker(h):
             maxima, chosen = winograd.convolved_and_pooled(h, weight, bias)
         else:
-            maxima, chosen = chosen_maxima(F.conv2d(h.to(memory_format=torch.channels_last), weight, bias))
+            maxima, which = chosen_maxima(F.conv2d(h.to(memory_format=torch.channels_last), weight, bias))
+            chosen = winograd.turned(which)
         ctx.save_for_backward(h, weight, chosen)
         return maxima
 
@@ -59,12 +60,12 @@ class _ConvolvedAndPicked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor) -> Tensor:
         ctx.save_for_backward(h, weight, chosen)
-        if _is_quicker(h):
-            from engine.models import winograd
+        from engine.models import winograd
 
+        if _is_quicker(h):
             return winograd.convolved_and_picked(h, weight, bias, chosen)
         outputs = F.conv2d(h, weight, bias)
-        return Picked.apply(outputs, chosen, outputs.shape)
+        return Picked.apply(outputs, winograd.images_first(chosen), outputs.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -83,24 +84,10 @@ class _Gradients(torch.autograd.Function):
     def forward(
         ctx: Any, gradient: Tensor, h: Tensor, weight: Tensor, chosen: Tensor, of_images: bool, of_layer: bool
     ) -> tuple[Tensor | None, ...]:
-        from engine.models.gradients import loops
-        from engine.models.patches import Bands, Rows
-
         ctx.save_for_backward(gradient, h, weight, chosen)
         ctx.set_materialize_grads(False)
-        layout = (Bands if h.shape[1] == 1 else Rows)(h.shape, weight.shape)
-        runs = layout.from_weights(weight)
-        to_images, to_weights = loops(runs.shape[2])
-        given = array_of(gradient), chosen.numpy()
-        pixels = slopes = biases = None
-        if of_images:
-            rows = layout.empty(h)
-            to_images(*given, runs.numpy(), rows.numpy(), layout.depth)
-            pixels = layout.to_images(rows)
-        if of_layer:
-            sums, biases = torch.empty_like(runs), weight.new_empty(len(weight))
-            to_weights(*given, layout.from_images(h).numpy(), sums.numpy(), biases.numpy(), layout.depth)
-            slopes = layout.to_weights(sums)
+        pixels = _of_images(gradient, weight, chosen, h.shape) if of_images else None
+        slopes, biases = _of_layer(gradient, h, weight.shape, chosen) if of_layer else (None, None)
         return pixels, slopes, biases
 
     @staticmethod
@@ -119,6 +106,34 @@ class _Gradients(torch.autograd.Function):
             images, weights = h if of_images is None else of_images, weight if of_weights is None else of_weights
             pixels, slopes, _ = _Gradients.apply(gradient, images, weights, chosen, wants_images, wants_weights)
         return maxima, pixels, slopes, None, None, None
+
+
+def _of_images(gradient: Tensor, weight: Tensor, chosen: Tensor, shape: torch.Size) -> Tensor:
+    from engine.models import winograd
+    from engine.models.gradients import loops
+    from engine.models.patches import Rows
+
+    if shape[1] == 1:
+        return winograd.gradient_of_pixels(gradient, weight, chosen, shape)
+    layout = Rows(shape, weight.shape)
+    runs, rows = layout.from_weights(weight), layout.empty(gradient)
+    to_images, _ = loops(runs.shape[2])
+    to_images(array_of(gradient), winograd.images_first(chosen).numpy(), runs.numpy(), rows.numpy(), layout.depth)
+    return layout.to_images(rows)
+
+
+def _of_layer(gradient: Tensor, h: Tensor, shape: torch.Size, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Of weights of this shape and of biases."""
+    from engine.models import winograd
+    from engine.models.gradients import loops, weights_of_bands
+    from engine.models.patches import Bands, Rows
+
+    layout = (Bands if h.shape[1] == 1 else Rows)(h.shape, shape)
+    runs, biases = layout.empty_runs(h), h.new_empty(shape[0])
+    to_weights = weights_of_bands if h.shape[1] == 1 else loops(runs.shape[2])[1]
+    given = array_of(gradient), winograd.images_first(chosen).numpy(), layout.from_images(h).numpy()
+    to_weights(*given, runs.numpy(), biases.numpy(), layout.depth)
+    return layout.to_weights(runs), biases
 
 
 def _beside(each: Sequence[Tensor]) -> Tensor:

@@ -94,6 +94,50 @@ def picked_of_outputs(images, kernels, biases, picked, chosen):
                         picked[i, j + n, k, m] = value if which == pixel else images.dtype.type(0)
 
 
+@jitted
+def spread_maxima(maxima, chosen, kernels, images):
+    """From the gradient of maxima [H', W', K, M] of such outputs to that of images [H, W, M] of one channel, filled.
+
+    Args:
+        kernels: [K, 7, 5], with a row of zeros before and behind.
+    """
+    rows, columns, filters, draws = maxima.shape
+    zero = images.dtype.type(0)
+    pixels = np.empty((4, draws), images.dtype)  # a window's, of which one has the gradient
+    patch = np.empty((6, 6, draws), images.dtype)  # of a window: column by column, see tiles._outputs_of
+    images[:] = 0
+    for i in range(rows):
+        for j in range(columns):
+            patch[:] = 0
+            for k in range(filters):
+                for m in range(draws):
+                    value, which = maxima[i, j, k, m], np.int32(chosen[i, j, k, m])
+                    pixels[0, m] = value if which == np.int32(0) else zero
+                    pixels[1, m] = value if which == np.int32(1) else zero
+                    pixels[2, m] = value if which == np.int32(2) else zero
+                    pixels[3, m] = value if which == np.int32(3) else zero
+                for y in range(6):
+                    a, b, c, d, e = _row(kernels, k, y + 1)  # that the upper two pixels have there
+                    f, g, h, o, t = _row(kernels, k, y)  # that the lower two have
+                    for m in range(draws):
+                        p, q, r, s = pixels[0, m], pixels[1, m], pixels[2, m], pixels[3, m]
+                        patch[0, y, m] += a * p + f * r
+                        patch[1, y, m] += b * p + a * q + g * r + f * s
+                        patch[2, y, m] += c * p + b * q + h * r + g * s
+                        patch[3, y, m] += d * p + c * q + o * r + h * s
+                        patch[4, y, m] += e * p + d * q + t * r + o * s
+                        patch[5, y, m] += e * q + t * s
+            for y in range(6):
+                for x in range(6):
+                    for m in range(draws):
+                        images[2 * i + y, 2 * j + x, m] += patch[x, y, m]
+
+
+@njit(inline="always")
+def _row(kernels, k, y):
+    return kernels[k, y, 0], kernels[k, y, 1], kernels[k, y, 2], kernels[k, y, 3], kernels[k, y, 4]
+
+
 @njit(inline="always")
 def _sum_windows(sums, images, kernels, i, j, k):
     """The outputs of windows (i, j) and (i, j + 1), row by row → sums [8, M]."""

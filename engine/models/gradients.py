@@ -36,11 +36,8 @@ def loops(row: int) -> tuple[Callable[..., None], Callable[..., None]]:
     Both take maxima and chosen: [N, H' // 2, W' // 2, K], the second as kernels.choose gives it. A patch is `side` rows
     of an image, as far apart as the image is wide, from `depth` · its left pixel on; the weights of a channel are as
     many rows, one behind the other. To what is filled four patches are added at a time: it is read and written once for
-    them all. A row may be longer than its patch: weights end in zeros or in numbers without a meaning there, and behind
-    the images there must be memory.
+    them all.
     """
-    if row == PATCH:
-        return images_of_bands, weights_of_bands
 
     def to_images(maxima: Any, chosen: Any, weights: Any, images: Any, depth: int) -> None:
         """… its images [N, H, W · depth], filled; weights: [K, side, row]."""
@@ -97,41 +94,11 @@ def loops(row: int) -> tuple[Callable[..., None], Callable[..., None]]:
 
 
 @jitted
-def images_of_bands(maxima, chosen, weights, images, depth):
-    """`to_images` of loops, where patches are bands: one run of PATCH numbers each.
-
-    Most windows have a gradient, and which have none is hard to foretell: they get a list as well, a fifth, which
-    nobody reads.
-    """
-    number, rows, columns, channels = maxima.shape
-    _, height, width = images.shape
-    sums, given, room = images.reshape(images.size), weights.reshape(weights.size), channels + 3
-    starts, values = np.zeros(5 * room, np.uintp), np.zeros(5 * room, images.dtype)
-    ends = np.zeros(5, np.intp)
-    sums[:] = 0
-    for n in range(number):
-        for i in range(rows):
-            for j in range(columns):
-                for pixel in range(5):
-                    ends[pixel] = pixel * room
-                for k in range(channels):
-                    pixel = chosen[n, i, j, k]
-                    end = ends[pixel]
-                    starts[end], values[end] = k * PATCH, maxima[n, i, j, k]
-                    ends[pixel] = end + 1
-                for pixel in range(4):
-                    end = ends[pixel]
-                    values[end], values[end + 1], values[end + 2] = 0, 0, 0
-                    at = (n * height + 2 * i + (pixel >> 1)) * width + (2 * j + (pixel & 1)) * depth
-                    for e in range(pixel * room, end, 4):
-                        _add_four(sums, at, width, given, PATCH, starts, values, e, 1, 1, PATCH)
-
-
-@jitted
 def weights_of_bands(maxima, chosen, images, weights, biases, depth):
-    """`to_weights` of loops, likewise: four windows of a row at a time, those without a gradient with a 0.
+    """`to_weights` of loops, where patches are bands: one run of PATCH numbers each, behind which there is memory.
 
-    So are windows that a row has not: what is read for them is the start of an earlier one.
+    Most windows have a gradient, and which have none is hard to foretell: four of a row are added at a time, those
+    without one times 0. So are windows that a row has not: what is read for them is the start of an earlier one.
     """
     number, rows, columns, channels = maxima.shape
     _, height, width = images.shape

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from engine.models.gradients import PATCH
 
@@ -26,6 +25,10 @@ class Rows:
 
     def from_weights(self, weights: Tensor) -> Tensor:
         return weights.permute(0, 2, 3, 1).flatten(2).contiguous()
+
+    def empty_runs(self, like: Tensor) -> Tensor:
+        filters, channels, side, _ = self.weights
+        return like.new_empty(filters, side, side * channels)
 
     def to_weights(self, runs: Tensor) -> Tensor:
         return runs.unflatten(2, (-1, self.depth)).permute(0, 3, 1, 2)
@@ -48,8 +51,7 @@ class Rows:
 class Bands:
     """For one channel: a row for each of a patch's upper pixels, with the `side` pixels from there down of each column.
 
-    So a patch is one run. It is padded to PATCH: what follows in memory is read, and multiplied by weights of 0 or
-    added to those of no pixel.
+    So a patch is one run. It is padded to PATCH: what follows in memory is read, and added to weights of no pixel.
     """
 
     images: torch.Size
@@ -59,9 +61,8 @@ class Bands:
     def depth(self) -> int:
         return self.weights[2]
 
-    def from_weights(self, weights: Tensor) -> Tensor:
-        columns = weights.mT.flatten(2)
-        return pad(columns, (0, PATCH - columns.shape[2]))
+    def empty_runs(self, like: Tensor) -> Tensor:
+        return like.new_empty(self.weights[0], 1, PATCH)
 
     def to_weights(self, runs: Tensor) -> Tensor:
         side = self.depth
@@ -71,12 +72,6 @@ class Bands:
         bands = self.empty(images)
         bands.unflatten(2, (-1, self.depth)).copy_(images.squeeze(1).unfold(1, self.depth, 1))
         return bands
-
-    def to_images(self, rows: Tensor) -> Tensor:
-        images, height = rows.new_zeros(self.images), rows.shape[1]
-        for below, pixels in enumerate(rows.unflatten(2, (-1, self.depth)).unbind(3)):
-            images[:, 0, below : below + height] += pixels
-        return images
 
     def empty(self, like: Tensor) -> Tensor:
         n, _, height, width = self.images

@@ -4,14 +4,15 @@ Errors are about a millionth of the largest output. Those of one channel are fir
 are last in memory in both, [H, W, C, M], since their loops go over them. Importing it takes half a second, for Numba.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from engine.models import tiles
-from engine.models.first_layer import Direct
+from engine.models.first_layer import Direct, spread_maxima
 from engine.models.kernels import SIDE
 
 PART = 200  # images whose tiles a CPU's cache holds
@@ -52,18 +53,34 @@ class Tiled:
 
 
 def convolved_and_pooled(h: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(ReLU of the maxima of outputs at h [M, C, H, W], images last in memory; which they were [M, H', W', K])."""
+    """(ReLU of the maxima of outputs at h [M, C, H, W], images last in memory; which they were [H', W', K, M])."""
     convolution = _convolution(weight, bias)
     parts = [convolution.maxima(images_last(some)) for some in h.split(PART)]
     maxima, chosen = (_joined(each) for each in zip(*parts, strict=True))
-    return maxima.permute(3, 2, 0, 1), images_first(chosen)
+    return maxima.permute(3, 2, 0, 1), chosen
 
 
 def convolved_and_picked(h: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor) -> Tensor:
-    """The outputs at h that were chosen [M, H', W', K] before, or 0, images last in memory."""
-    convolution, parts = _convolution(weight, bias), zip(h.split(PART), chosen.split(PART), strict=True)
-    picked = [convolution.picked(images_last(some), _turned(which)) for some, which in parts]
+    """The outputs at h that were chosen [H', W', K, M] before, or 0, images last in memory."""
+    convolution = _convolution(weight, bias)
+    picked = [convolution.picked(images_last(some), which) for some, which in _parts(h, chosen)]
     return _joined(picked).permute(3, 2, 0, 1)
+
+
+def gradient_of_pixels(gradient: Tensor, weight: Tensor, chosen: Tensor, shape: torch.Size) -> Tensor:
+    """From the gradient [M, K, H', W'] of the maxima, as chosen, to that of images [M, 1, H, W]: of one channel."""
+    kernels, pixels = pad(weight.squeeze(1), (0, 0, 1, 1)), gradient.new_empty(shape)
+    for (some, which), found in zip(_parts(gradient, chosen), pixels.split(PART), strict=True):
+        images = gradient.new_empty(*shape[2:], len(some))
+        spread_maxima(images_last(some).numpy(), which.numpy(), kernels.numpy(), images.numpy())
+        found.copy_(images.permute(2, 0, 1)[:, None])
+    return pixels
+
+
+def _parts(h: Tensor, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of [M, …] and [H', W', K, M]."""
+    for some, which in zip(h.split(PART), chosen.split(PART, dim=3), strict=True):
+        yield some, which.contiguous()
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -78,7 +95,7 @@ def _convolution(weight: Tensor, bias: Tensor | None) -> Tiled | Direct:
 def images_last(h: Tensor) -> Tensor:
     """[M, C, H, W] → [H, W, C, M]."""
     last = h.permute(2, 3, 1, 0)
-    return last.contiguous() if last.stride(3) == 1 else _turned(h.permute(0, 2, 3, 1))
+    return last.contiguous() if last.stride(3) == 1 else turned(h.permute(0, 2, 3, 1))
 
 
 def images_first(h: Tensor) -> Tensor:
@@ -86,6 +103,6 @@ def images_first(h: Tensor) -> Tensor:
     return h.flatten(0, 2).t().contiguous().unflatten(1, h.shape[:3])
 
 
-def _turned(h: Tensor) -> Tensor:
+def turned(h: Tensor) -> Tensor:
     """[M, H, W, C] → [H, W, C, M]; torch turns a matrix block by block."""
     return h.flatten(1).t().contiguous().unflatten(0, h.shape[1:])
