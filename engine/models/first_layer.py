@@ -111,7 +111,8 @@ def spread_maxima(maxima, chosen, kernels, images):
             patch[:] = 0
             for k in range(filters):
                 for m in range(draws):
-                    value, which = maxima[i, j, k, m], np.int32(chosen[i, j, k, m])
+                    value = maxima[i, j, k, m]
+                    which = np.int32(chosen[i, j, k, m])  # as wide as values, where Numba would make it twice as wide
                     pixels[0, m] = value if which == np.int32(0) else zero
                     pixels[1, m] = value if which == np.int32(1) else zero
                     pixels[2, m] = value if which == np.int32(2) else zero
