@@ -53,8 +53,8 @@ _FASTER = (
     "more in the surrogate than in the victims",
     "Adam's moments of the poison belong to images, not to positions in the minibatch (attack.poison_moments)",
     "victims see fewer images, train for fewer epochs with a higher learning rate that falls to zero, with products in "
-    "bfloat16 where the processor has them, and are certified on fewer test images with fewer draws, so their radii "
-    "are smaller and capped lower",
+    "bfloat16 where the processor has them (on a CPU those of linear layers), and are certified on fewer test images "
+    "with fewer draws, so their radii are smaller and capped lower",
 )
 
 _FASTER_SMOOTHADV = (

@@ -16,7 +16,7 @@ MANY = 16  # images from which on loops over images are worth it
 def convolved_and_pooled(layer: nn.Conv2d, h: Tensor) -> Tensor:
     """pooled(convolved(layer, h)); on a CPU a LeNet's two convolutions have derivatives of our own.
 
-    They are in float32 under autocast as well: that takes no longer than torch's in bfloat16, even with AMX.
+    They are in float32 under autocast as well: torch's in bfloat16 depend on matrix units (AMX) that others may use.
     """
     if h.device.type == "cpu" and layer.kernel_size == (5, 5):
         from engine.models.gradients import ROWS
@@ -32,7 +32,7 @@ class _ConvolvedAndPooled(torch.autograd.Function):
 
     At most one in four has a gradient, and none where ReLU is 0, which is most often; torch is given all the zeros and
     multiplies them. Here each output that has a gradient adds its rows of weights or of images, in an order of its own,
-    in a fraction of the time.
+    in a fraction of the time; but images of one channel, whose rows are short, get theirs with the zeros.
     """
 
     @staticmethod
@@ -59,9 +59,9 @@ class _ConvolvedAndPicked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor) -> Tensor:
-        ctx.save_for_backward(h, weight, chosen)
         from engine.models import winograd
 
+        ctx.save_for_backward(h, weight, chosen)
         if _is_quicker(h):
             return winograd.convolved_and_picked(h, weight, bias, chosen)
         outputs = F.conv2d(h, weight, bias)
@@ -109,6 +109,7 @@ class _Gradients(torch.autograd.Function):
 
 
 def _of_images(gradient: Tensor, weight: Tensor, chosen: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of images of this shape."""
     from engine.models import winograd
     from engine.models.gradients import loops
     from engine.models.patches import Rows
@@ -123,14 +124,15 @@ def _of_images(gradient: Tensor, weight: Tensor, chosen: Tensor, shape: torch.Si
 
 
 def _of_layer(gradient: Tensor, h: Tensor, shape: torch.Size, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Of weights of this shape and of biases."""
+    """The gradients of weights of this shape and of biases."""
     from engine.models import winograd
     from engine.models.gradients import loops, weights_of_bands
     from engine.models.patches import Bands, Rows
 
-    layout = (Bands if h.shape[1] == 1 else Rows)(h.shape, shape)
+    of_one_channel = shape[1] == 1
+    layout = (Bands if of_one_channel else Rows)(h.shape, shape)
     runs, biases = layout.empty_runs(h), h.new_empty(shape[0])
-    to_weights = weights_of_bands if h.shape[1] == 1 else loops(runs.shape[2])[1]
+    to_weights = weights_of_bands if of_one_channel else loops(runs.shape[2])[1]
     given = array_of(gradient), winograd.images_first(chosen).numpy(), layout.from_images(h).numpy()
     to_weights(*given, runs.numpy(), biases.numpy(), layout.depth)
     return layout.to_weights(runs), biases

@@ -1,7 +1,8 @@
-"""Convolutions of 5×5 of few channels, alone or with 2×2 pooling behind them: loops compiled by Numba.
+"""Convolutions of 5×5 of few channels, alone or with 2×2 pooling behind them, and the gradient of images of one.
 
-torch's takes longer where images have one channel, and is not laid out as winograd.py has it: images, or noise draws,
-last in memory. Four outputs of a row are summed at a time, from eight pixels; a row must have as many.
+They are loops compiled by Numba: torch's convolution takes longer where images have one channel, and is not laid out as
+winograd.py has it: images, or noise draws, last in memory. Four outputs of a row are summed at a time, from eight
+pixels; a row must have as many.
 """
 
 import numpy as np
